@@ -1,0 +1,1 @@
+"""The `porestream` command: thin, with lazy imports."""

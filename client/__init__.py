@@ -1,0 +1,1 @@
+"""What instruments and lab pipelines import."""

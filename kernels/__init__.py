@@ -1,0 +1,1 @@
+"""Bases to alignments: references, indexes and aligners behind one protocol."""

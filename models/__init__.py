@@ -1,0 +1,1 @@
+"""Signal to bases: formats, scaling, chunking, networks, CRF decoding. Speaks arrays; knows no server."""

@@ -1,0 +1,1 @@
+"""The wire contract, porestream.v1: generated stubs."""
