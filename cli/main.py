@@ -1,0 +1,47 @@
+"""The `porestream` command. Subcommands are imported when they are used: `--help` must not wait for torch."""
+
+import importlib
+from importlib.metadata import version as installed_version
+
+import click
+
+_COMMANDS = {
+    "call": ("porestream.cli.call", "Call and align POD5 files into a BAM or SAM."),
+    "serve": ("porestream.cli.serve", "Serve basecalling and alignment over gRPC."),
+}
+
+
+class _LazyGroup(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        command = getattr(importlib.import_module(_COMMANDS[cmd_name][0]), cmd_name)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in _COMMANDS.items()])
+
+
+def _print_version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        click.echo(f"porestream {installed_version('porestream')}")
+        ctx.exit()
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--version", is_flag=True, expose_value=False, is_eager=True, callback=_print_version, help="Show the version.")
+def main() -> None:
+    """Nanopore signal in, basecalled and aligned reads out.
+
+    \b
+    Call a run on this machine:
+        porestream call run.pod5 --model MODEL_DIR --reference ref.fasta -o calls.bam
+    Serve instruments and pipelines, and call through the server:
+        porestream serve --model MODEL_DIR --reference ref.fasta --listen 0.0.0.0:50051
+        porestream call run.pod5 --server HOST:50051 --reference ref.fasta -o calls.bam
+    """

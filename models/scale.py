@@ -1,0 +1,76 @@
+"""Counts of the instrument's ADC to the normalised signal that the networks were trained on, and the leader's trimming.
+
+Dimensions: S samples.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+_QUANTILES = (0.2, 0.9)
+_SHIFT_FACTOR, _SCALE_FACTOR = 0.51, 0.53
+_MIN_SHIFT, _MIN_SCALE = 10.0, 1.0
+
+_TRIM_WINDOW_SAMPLES = 40
+_TRIM_THRESHOLD = 2.4
+_TRIM_HITS = 3
+_TRIM_MIN_SAMPLES = 10
+_TRIM_MAX_SAMPLES = 8000
+
+
+@dataclass(frozen=True, slots=True)
+class Scaling:
+    """normalised = (adc - shift) / scale; both in ADC counts."""
+
+    shift: float
+    scale: float
+
+    def apply(self, signal_S: npt.NDArray[np.int16]) -> npt.NDArray[np.float32]:
+        """The normalised signal, float32."""
+        normalised_S = signal_S.astype(np.float32)
+        normalised_S -= np.float32(self.shift)
+        normalised_S *= np.float32(1.0 / self.scale)
+        return normalised_S
+
+
+def quantile_scaling(signal_S: npt.NDArray[np.int16]) -> Scaling:
+    """Shift and scale of a read from its 20% and 90% quantiles, as dorado takes them (models trained with "quantile").
+
+    The quantile q of n counts is the value at index int(q (n - 1)) of the sorted read, found by counting; no
+    interpolation. shift = max(10, 0.51 (q20 + q90)), scale = max(1, 0.53 (q90 - q20)).
+
+    Raises
+    ------
+    ValueError
+        An empty signal.
+    """
+    if signal_S.size == 0:
+        raise ValueError("an empty signal has no scale")
+    low = int(signal_S.min())
+    cumulative = np.cumsum(np.bincount(signal_S.astype(np.int32) - low))
+    qa, qb = (low + int(np.searchsorted(cumulative, int(q * (signal_S.size - 1)), side="right")) for q in _QUANTILES)
+    return Scaling(max(_MIN_SHIFT, _SHIFT_FACTOR * (qa + qb)), max(_MIN_SCALE, _SCALE_FACTOR * (qb - qa)))
+
+
+def leader_samples(signal_S: npt.NDArray[np.int16], scaling: Scaling) -> int:
+    """How many samples at the read's start are open pore and leader, to be trimmed.
+
+    Windows of 40 samples, from sample 10 on, within the first min(8000, S / 2): once one has more than three samples
+    above 2.4 (normalised), the leader's peak is seen, and it ends with the first window from there on whose last
+    sample is back below. Without a peak, or without an end to it, 10 samples are trimmed. The rule is dorado's.
+    """
+    limit = min(_TRIM_MAX_SAMPLES, signal_S.size // 2)
+    windows = (limit - _TRIM_MIN_SAMPLES) // _TRIM_WINDOW_SAMPLES
+    if windows <= 0:
+        return min(_TRIM_MIN_SAMPLES, signal_S.size // 2)
+    span = signal_S[_TRIM_MIN_SAMPLES : _TRIM_MIN_SAMPLES + windows * _TRIM_WINDOW_SAMPLES]
+    high_WS = (scaling.apply(span) > _TRIM_THRESHOLD).reshape(windows, _TRIM_WINDOW_SAMPLES)
+    peaks = np.flatnonzero(high_WS.sum(axis=1) > _TRIM_HITS)
+    if peaks.size == 0:
+        return _TRIM_MIN_SAMPLES
+    ends = np.flatnonzero(~high_WS[peaks[0] :, -1])
+    if ends.size == 0:
+        return _TRIM_MIN_SAMPLES
+    end = _TRIM_MIN_SAMPLES + int(peaks[0] + ends[0] + 1) * _TRIM_WINDOW_SAMPLES
+    return end if end < limit else _TRIM_MIN_SAMPLES

@@ -1,0 +1,216 @@
+"""Build, start and drain a server."""
+
+import asyncio
+import ctypes
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import grpc
+import structlog
+import torch
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from prometheus_client import REGISTRY, start_http_server
+
+from porestream.kernels.aligner import Aligner, load_reference, preset_for_model
+from porestream.models.basecaller import Basecaller
+from porestream.models.bundle import load_bundle
+from porestream.models.decode import _default_cache_dir as default_cache_dir
+from porestream.server.budget import MemoryBudget
+from porestream.server.metrics import Ledger, ServerCollector
+from porestream.server.pipeline import Pipeline
+from porestream.server.rpc import MAX_MESSAGE_BYTES, BasecallService, Engine
+from porestream.server.scheduler import Scheduler
+from porestream.server.settings import Settings, SettingsError
+from porestream.v1 import porestream_pb2 as pb
+from porestream.v1 import porestream_pb2_grpc as pb_grpc
+
+log = structlog.get_logger()
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
+_SERVICE = pb.DESCRIPTOR.services_by_name["BasecallService"].full_name
+
+
+def build_engine(settings: Settings) -> Engine:
+    """Load models and references, compile, warm up, and start the workers.
+
+    Raises
+    ------
+    ValueError
+        A model, reference or setting cannot be used; the message names it.
+    """
+    torch.set_num_threads(1)
+    _tune_allocator()
+    cache_dir = settings.cache_dir or default_cache_dir()
+    budget = MemoryBudget(settings.memory_budget, settings.max_streams)
+    basecallers: dict[str, Basecaller] = {}
+    for directory in settings.model:
+        started_s = time.monotonic()
+        bundle = load_bundle(directory)
+        if bundle.name in basecallers:
+            raise SettingsError(f"two models are called {bundle.name!r}: streams could not tell them apart")
+        caller = basecallers[bundle.name] = Basecaller(bundle, settings.precision, cache_dir)
+        caller.warm_up()
+        log.info(
+            "model loaded",
+            model=bundle.name,
+            precision=caller.precision,
+            sha256=bundle.sha256.hex(),
+            seconds=round(time.monotonic() - started_s, 2),
+        )
+    aligners = _load_references(settings, list(basecallers), cache_dir)
+    scheduler = Scheduler(settings.batch_size, settings.batch_delay_s, budget.decoded_bytes)
+    pipeline = Pipeline(basecallers, aligners, scheduler, settings.worker_count)
+    pipeline.start()
+    return Engine(
+        basecallers,
+        aligners,
+        pipeline,
+        budget,
+        Ledger(),
+        max_streams=settings.max_streams,
+        max_read_samples=min(settings.max_read_samples, budget.decoded_bytes // 4),
+        queued_samples=scheduler.queued_samples,
+    )
+
+
+def _load_references(settings: Settings, models: list[str], cache_dir: Path) -> dict[tuple[str, str], Aligner]:
+    presets = settings.preset or sorted({preset_for_model(model) for model in models})
+    aligners: dict[tuple[str, str], Aligner] = {}
+    for path in settings.reference:
+        for preset in presets:
+            started_s = time.monotonic()
+            aligner = load_reference(path, preset=preset, cache_dir=cache_dir, threads=settings.worker_count)
+            key = (aligner.reference.name, preset)
+            if key in aligners:
+                raise SettingsError(f"two references are called {key[0]!r}: streams could not tell them apart")
+            aligners[key] = aligner
+            log.info(
+                "reference loaded",
+                reference=key[0],
+                preset=preset,
+                sequences=len(aligner.reference.sequences),
+                seconds=round(time.monotonic() - started_s, 2),
+            )
+    return aligners
+
+
+async def serve(settings: Settings, ready: Callable[[str], None], *, until_stdin_closes: bool = False) -> None:
+    """Serve until SIGTERM or SIGINT, then drain.
+
+    Parameters
+    ----------
+    settings
+        What to serve.
+    ready
+        Called with the bound address once streams are accepted.
+    until_stdin_closes
+        Also end, at once, when standard input closes: the server belongs to the process that holds the other end.
+    """
+    engine = build_engine(settings)
+    service = BasecallService(engine)
+    server = grpc.aio.server(
+        options=[
+            ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+            ("grpc.max_send_message_length", -1),
+            ("grpc.so_reuseport", 0),  # a second server on the port must fail, not share it
+            ("grpc.keepalive_time_ms", 60_000),
+            ("grpc.http2.max_pings_without_data", 0),
+        ],
+    )
+    pb_grpc.add_BasecallServiceServicer_to_server(service, server)
+    health_service = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
+    reflection.enable_server_reflection((_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+    try:
+        port = server.add_insecure_port(settings.listen)
+    except RuntimeError as error:
+        raise SettingsError(f"cannot listen on {settings.listen}: is it taken, or not an address here?") from error
+    address = settings.listen if settings.listen.startswith("unix:") else f"{settings.listen.rpartition(':')[0]}:{port}"
+    collector = _start_metrics(settings, engine, service)
+    await server.start()
+    for name in ("", _SERVICE):
+        await health_service.set(name, health_pb2.HealthCheckResponse.SERVING)
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    orphaned = asyncio.Event()
+    if until_stdin_closes:
+        loop.add_reader(sys.stdin.fileno(), lambda: _end_of_stdin(loop, stop, orphaned))
+    log.info("serving", address=address, workers=settings.worker_count, version=version("porestream"))
+    ready(address)
+
+    await stop.wait()
+    grace_s = 0.0 if orphaned.is_set() else settings.grace_s
+    log.info("draining", streams=service.stream_count, grace_s=grace_s)
+    await health_service.enter_graceful_shutdown()
+    await service.drain(grace_s)
+    await server.stop(grace=0.5)
+    await asyncio.to_thread(engine.pipeline.close)
+    if collector is not None:
+        REGISTRY.unregister(collector)
+    log.info("stopped", reads_received=engine.ledger.server.received, reads_called=engine.ledger.server.called)
+
+
+def _end_of_stdin(loop: asyncio.AbstractEventLoop, stop: asyncio.Event, orphaned: asyncio.Event) -> None:
+    if not os.read(sys.stdin.fileno(), 4096):
+        loop.remove_reader(sys.stdin.fileno())
+        orphaned.set()
+        stop.set()
+
+
+def _start_metrics(settings: Settings, engine: Engine, service: BasecallService) -> ServerCollector | None:
+    if not settings.metrics_port:
+        return None
+    collector = ServerCollector(
+        engine.ledger,
+        {
+            "porestream_streams": ("Streams being served", lambda: service.stream_count),
+            "porestream_queued_samples": ("Samples of reads that wait or are called", engine.queued_samples),
+            "porestream_memory_budget_bytes": ("The memory budget", lambda: engine.budget.total_bytes),
+            "porestream_memory_charged_bytes": (
+                "Signal, results and unused credit charged to streams",
+                engine.budget.charged_bytes,
+            ),
+        },
+    )
+    try:
+        start_http_server(settings.metrics_port, settings.metrics_host)
+    except OSError as error:
+        where = f"{settings.metrics_host}:{settings.metrics_port}"
+        raise SettingsError(f"cannot serve metrics on {where}: {error.strerror}") from error
+    REGISTRY.register(collector)
+    return collector
+
+
+def _tune_allocator() -> None:
+    """Keep freed batches for the next one: glibc would hand each 30 MB array back to the kernel and fault it in again.
+
+    Two arenas bound what threads hoard.
+    """
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        libc.mallopt(_M_MMAP_THRESHOLD, 1 << 30)
+        libc.mallopt(_M_TRIM_THRESHOLD, 256 << 20)
+        libc.mallopt(_M_ARENA_MAX, 4)
+
+
+def configure_logging(log_format: str) -> None:
+    """Structured logs on stderr: JSON lines, or text for people."""
+    as_text = log_format == "text" or (log_format == "auto" and sys.stderr.isatty())
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.dict_tracebacks if not as_text else structlog.dev.set_exc_info,
+            structlog.dev.ConsoleRenderer() if as_text else structlog.processors.JSONRenderer(),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )

@@ -1,0 +1,117 @@
+"""Memory as a budget: how much signal each stream may have on the server.
+
+Half of the budget holds signal and unsent results of all streams; a quarter holds reads that are being called, decoded;
+the rest is room for messages in transit and the allocator. Every stream is guaranteed an equal share of half of the
+signal memory. The other half is a pool: a stream may take from it as long as it holds no more of it than is still free
+(Choudhury and Hahne, dynamic thresholds, 1998), so one greedy stream can never take all of it from the others.
+"""
+
+from typing import Protocol
+
+BYTES_PER_CREDIT_SAMPLE = 4
+"""What a sample that was granted but not yet received is counted as: int16, padded for small chunks' overhead."""
+
+MAX_CHUNK_SAMPLES = 131_072
+MIN_CHUNK_CREDIT_SAMPLES = 1024
+CHUNK_OVERHEAD_BYTES = 256
+READ_OVERHEAD_BYTES = 1024
+
+
+class BudgetError(ValueError):
+    """The memory budget cannot serve so many streams."""
+
+
+class Account(Protocol):
+    """A stream, as the budget sees it."""
+
+    def longest_open_read(self) -> int:
+        """Bytes held by its largest open read; 0: none."""
+
+    def reject_longest_open_read(self, reason: str) -> None:
+        """End that read as REJECTED and give its memory back."""
+
+    def is_busy(self) -> bool:
+        """Whether it holds complete reads, which will give memory back by themselves."""
+
+    def memory_was_freed(self) -> None:
+        """Try again to extend the credit, but not at once: whoever frees memory is in the middle of something."""
+
+
+class MemoryBudget:
+    """Shares `total_bytes` among at most `max_streams` streams.
+
+    Raises
+    ------
+    BudgetError
+        Where a stream's guaranteed share would not hold two of the largest chunks.
+    """
+
+    def __init__(self, total_bytes: int, max_streams: int) -> None:
+        self.total_bytes = total_bytes
+        self.signal_bytes = total_bytes // 2
+        self.decoded_bytes = total_bytes // 4
+        self.share_bytes = self.signal_bytes // 2 // max_streams
+        self.pool_bytes = self.signal_bytes - self.share_bytes * max_streams
+        self._charges: dict[Account, int] = {}
+        self._lent_bytes = 0  # of the pool
+        self._waiting: set[Account] = set()
+        needed = 2 * MAX_CHUNK_SAMPLES * BYTES_PER_CREDIT_SAMPLE
+        if self.share_bytes < needed:
+            raise BudgetError(
+                f"a memory budget of {total_bytes} bytes is too small for {max_streams} streams: it takes at least "
+                f"{4 * needed * max_streams} bytes, or at most {total_bytes // (4 * needed)} streams"
+            )
+
+    def open(self, account: Account) -> None:
+        """Admit a stream."""
+        self._charges[account] = 0
+
+    def close(self, account: Account) -> None:
+        """Forget a stream; its memory is free for the others."""
+        self._waiting.discard(account)
+        self.charge(account, -self._charges[account])
+        del self._charges[account]
+
+    def charge(self, account: Account, change_bytes: int) -> None:
+        """Book that the stream holds more, or less. Who waits for memory is told of less."""
+        before = self._borrowed(account)
+        self._charges[account] += change_bytes
+        self._lent_bytes += self._borrowed(account) - before
+        if change_bytes < 0 and self._waiting:
+            waiting, self._waiting = self._waiting, set()
+            for other in waiting:
+                other.memory_was_freed()
+
+    def charged_bytes(self, account: Account | None = None) -> int:
+        """What one stream, or all of them, are charged for: signal, unsent results, credit not yet used."""
+        return self._charges[account] if account else sum(self._charges.values())
+
+    def room_bytes(self, account: Account, *, starving: bool) -> int:
+        """How much more the stream may take; of the pool, all that is free where it is `starving`."""
+        free = self.pool_bytes - self._lent_bytes
+        own = max(0, self.share_bytes - self._charges[account])
+        return own + max(0, free if starving else (free - self._borrowed(account)) // 2)
+
+    def wait(self, account: Account) -> None:
+        """Have the stream told when memory is freed."""
+        self._waiting.add(account)
+
+    def evict_for(self, account: Account) -> bool:
+        """Make room for a stream that has nothing to do but wait for signal. Whether room was made.
+
+        Where a holder of the pool has complete reads, memory comes back by itself, and the stream waits. Else all is
+        held by open reads, none of which may ever fit: the longest of them is rejected.
+        """
+        holders = [other for other in self._charges if self._borrowed(other) or other is account]
+        if any(other.is_busy() for other in holders):
+            return False
+        victim = max(holders, key=lambda other: other.longest_open_read())
+        if not victim.longest_open_read():
+            return False
+        victim.reject_longest_open_read(
+            f"too long: the server's memory budget of {self.total_bytes} bytes cannot hold it beside other open reads"
+        )
+        return True
+
+    def _borrowed(self, account: Account) -> int:
+        return max(0, self._charges[account] - self.share_bytes)

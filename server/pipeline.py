@@ -1,0 +1,183 @@
+"""A complete read's way to its result, top to bottom, and the workers that walk it.
+
+One worker a core, each single-threaded: the network, the decoder and the mapper release the GIL, so that workers do not
+wait for each other, and small batches stay in the core's own cache.
+
+Dimensions: S samples, B bases.
+"""
+
+import threading
+import time
+from collections.abc import Hashable, Mapping
+
+import numpy as np
+import numpy.typing as npt
+import structlog
+import torch
+
+from porestream.kernels.aligner import Aligner
+from porestream.models.basecaller import ROWS, Basecaller
+from porestream.models.chunk import stitch
+from porestream.models.decode import Decoded
+from porestream.models.quality import mean_qscore
+from porestream.models.scale import Scaling
+from porestream.server.metrics import STAGE_SECONDS, observe_batch
+from porestream.server.reads import CalledPart, InputFault, ReadResult, Status, Timings
+from porestream.server.scheduler import Batch, Job, Scheduler, Task
+
+log = structlog.get_logger()
+
+
+class Pipeline:
+    """Calls and aligns the reads that are submitted, and delivers each one's result from a worker's thread."""
+
+    def __init__(
+        self,
+        basecallers: Mapping[str, Basecaller],
+        aligners: Mapping[tuple[str, str], Aligner],
+        scheduler: Scheduler,
+        workers: int,
+    ) -> None:
+        self._basecallers, self._aligners, self._scheduler = basecallers, aligners, scheduler
+        self._threads = [
+            threading.Thread(target=self._work, name=f"worker-{number}", daemon=True) for number in range(workers)
+        ]
+
+    def start(self) -> None:
+        """Start the workers."""
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, job: Job) -> None:
+        """Queue a complete read."""
+        self._scheduler.submit(job)
+
+    def cancel(self, stream: Hashable) -> None:
+        """Forget a stream's reads."""
+        self._scheduler.cancel(stream)
+
+    def close(self) -> None:
+        """Stop the workers after what they are doing."""
+        self._scheduler.close()
+        for thread in self._threads:
+            thread.join()
+
+    def _work(self) -> None:
+        torch.set_num_threads(1)
+        while (work := self._scheduler.take()) is not None:
+            if isinstance(work, Job):
+                self._prepare(work)
+            else:
+                self._call(work)
+
+    def _prepare(self, job: Job) -> None:
+        """Decode the signal, scale it, plan its chunks."""
+        job.started_s = time.monotonic()
+        try:
+            job.signal_S = np.concatenate([piece.decode() for piece in job.read.pieces])
+            job.read.pieces.clear()
+            basecaller = self._basecallers[job.settings.model]
+            try:
+                job.scaling, job.trimmed_samples, plan = basecaller.prepare(job.signal_S)
+            except ValueError as error:
+                raise InputFault(str(error)) from error
+            job.signal_S = job.signal_S[job.trimmed_samples :]
+            job.decoded, job.missing, job.plan = [None] * len(plan.starts), len(plan.starts), plan
+        except InputFault as fault:
+            self._end(job, Status.REJECTED, str(fault))
+        except Exception as error:  # one read's failure must not end the worker
+            log.exception("read failed", stage="prepare", read_id=job.read.name)
+            self._end(job, Status.FAILED, f"{type(error).__name__}: {error}")
+        else:
+            STAGE_SECONDS.labels("prepare").observe(time.monotonic() - job.started_s)
+            self._scheduler.prepared(job)
+
+    def _call(self, batch: Batch) -> None:
+        """Basecall one batch; finish the reads whose last chunk it held."""
+        observe_batch(batch)
+        for first in range(0, len(batch.tasks), ROWS):
+            group = batch.tasks[first : first + ROWS]
+            started_s = time.monotonic()
+            results = self._call_group(batch, group)
+            STAGE_SECONDS.labels("basecall").observe(time.monotonic() - started_s)
+            for task, result in zip(group, results, strict=True):
+                job = task.job
+                if isinstance(result, Exception):
+                    self._end(job, Status.FAILED, f"{type(result).__name__}: {result}")
+                    continue
+                job.decoded[task.index] = result
+                if self._scheduler.called_one(job):
+                    self._finish(job)
+
+    def _call_group(self, batch: Batch, tasks: list[Task]) -> list[Decoded | Exception]:
+        basecaller = self._basecallers[batch.model]
+        chunks = [_chunk_of(task) for task in tasks]
+        try:
+            return [*basecaller.call(chunks, batch.samples)]
+        except Exception as error:  # try again one by one: a bad chunk must not take the others with it
+            log.exception("batch failed", stage="basecall", chunks=len(tasks))
+            if len(tasks) == 1:
+                return [error]
+            return [result for task in tasks for result in self._call_group(batch, [task])]
+
+    def _finish(self, job: Job) -> None:
+        """Stitch the chunks, align the bases, deliver."""
+        called_s = time.monotonic()
+        assert job.plan is not None
+        assert job.scaling is not None
+        assert job.read.calibration is not None
+        try:
+            decoded = [chunk for chunk in job.decoded if chunk is not None]
+            bases_B, qualities_B, moves_T = stitch(
+                job.plan, [(chunk.bases_B, chunk.qualities_B, chunk.moves_T) for chunk in decoded]
+            )
+            sequence = bases_B.tobytes().decode("ascii")
+            aligner = self._aligners.get((job.settings.reference, job.settings.preset))
+            alignments = aligner.align(job.read.name, sequence, md=job.settings.emit_md) if aligner else []
+            aligned_s = time.monotonic()
+            STAGE_SECONDS.labels("align").observe(aligned_s - called_s)
+            quality = mean_qscore(qualities_B)
+            offset_adc, scale_pa = job.read.calibration
+            filtered = quality < job.settings.min_mean_qscore
+            result = ReadResult(
+                job.read.read_id,
+                job.read.channel,
+                Status.FILTERED if filtered else Status.CALLED,
+                f"mean Q {quality:.2f} is below {job.settings.min_mean_qscore:g}" if filtered else "",
+                job.read.samples,
+                scaling_midpoint_pa=(job.scaling.shift + offset_adc) * scale_pa,
+                scaling_dispersion_pa=job.scaling.scale * scale_pa,
+                part=CalledPart(
+                    sequence,
+                    qualities_B,
+                    moves_T,
+                    quality,
+                    job.trimmed_samples,
+                    job.plan.stride,
+                    alignments,
+                ),
+                timings=Timings(
+                    queue_s=job.started_s - job.submitted_s,
+                    basecall_s=called_s - job.started_s,
+                    align_s=aligned_s - called_s,
+                    total_s=time.monotonic() - job.submitted_s,
+                ),
+            )
+        except Exception as error:  # one read's failure must not end the worker
+            log.exception("read failed", stage="finish", read_id=job.read.name)
+            self._end(job, Status.FAILED, f"{type(error).__name__}: {error}")
+        else:
+            if self._scheduler.done(job):
+                job.deliver(result)
+
+    def _end(self, job: Job, status: Status, detail: str) -> None:
+        if self._scheduler.done(job):
+            job.deliver(ReadResult(job.read.read_id, job.read.channel, status, detail, job.read.samples))
+
+
+def _chunk_of(task: Task) -> tuple[npt.NDArray[np.int16], Scaling, int]:
+    job = task.job
+    assert job.plan is not None
+    assert job.signal_S is not None
+    assert job.scaling is not None
+    return job.signal_S, job.scaling, job.plan.starts[task.index]

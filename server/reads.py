@@ -1,0 +1,210 @@
+"""The values that travel through the server: chunks in, results out. No protobuf, no model, no transport."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import NamedTuple
+from uuid import UUID
+
+import google_crc32c
+import numpy as np
+import numpy.typing as npt
+import zstandard
+from pod5.signal_tools import vbz_decompress_signal
+
+from porestream.kernels.aligner import Alignment
+
+
+class Encoding(Enum):
+    """How a chunk's samples are stored."""
+
+    INT16_LE = 1
+    VBZ = 2
+
+
+class Status(Enum):
+    """What became of a read."""
+
+    CALLED = "called"
+    FILTERED = "filtered"
+    REJECTED = "rejected"
+    FAILED = "failed"
+
+
+class Priority(Enum):
+    """Scheduling class; the value is the head start that others have over it, in samples of service."""
+
+    LIVE = 0
+    STANDARD = 8_000_000
+    BULK = 64_000_000
+
+
+class InputFault(Exception):
+    """The input's fault: the read is REJECTED with this message, the stream goes on."""
+
+
+class Calibration(NamedTuple):
+    """current_pa = (adc + offset_adc) * scale_pa_per_adc."""
+
+    offset_adc: float
+    scale_pa_per_adc: float
+
+
+class SignalPiece(NamedTuple):
+    """Consecutive samples of a read as they were received, still encoded."""
+
+    encoding: Encoding
+    signal: bytes
+    sample_count: int
+    crc32c: int  # 0: absent
+
+    def decode(self) -> npt.NDArray[np.int16]:
+        """The samples, int16.
+
+        Raises
+        ------
+        InputFault
+            Undecodable, of another length than claimed, or another checksum than claimed.
+        """
+        if self.encoding is Encoding.VBZ:
+            samples = _decode_vbz(self.signal, self.sample_count)
+        elif len(self.signal) != 2 * self.sample_count:
+            raise InputFault(f"{len(self.signal)} bytes of int16 signal do not make {self.sample_count} samples")
+        else:
+            samples = np.frombuffer(self.signal, dtype="<i2")
+        if self.crc32c and (actual := google_crc32c.value(samples.tobytes())) != self.crc32c:
+            raise InputFault(f"checksum mismatch: signal has CRC-32C {actual:08x}, the chunk says {self.crc32c:08x}")
+        return samples
+
+
+def _decode_vbz(signal: bytes, sample_count: int) -> npt.NDArray[np.int16]:
+    if sample_count == 0:
+        return np.empty(0, np.int16)
+    try:
+        # The decoder allocates what the frame claims, so the claim is checked first.
+        if not 0 < zstandard.frame_content_size(signal) <= max_encoded_bytes(sample_count):
+            raise InputFault(f"undecodable VBZ: its frame does not hold {sample_count} samples")
+        return vbz_decompress_signal(np.frombuffer(signal, np.uint8), sample_count)
+    except (zstandard.ZstdError, RuntimeError, ValueError) as error:
+        raise InputFault(f"undecodable VBZ: {error}") from error
+
+
+def max_encoded_bytes(sample_count: int) -> int:
+    """The most bytes that any encoding needs for so many samples (VBZ: two bytes and a control bit each, and a frame)."""
+    return 2 * sample_count + sample_count // 8 + 512
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """One message's share of a read."""
+
+    read_id: bytes
+    channel: int
+    first_sample: int
+    piece: SignalPiece
+    calibration: Calibration | None
+    end_of_read: bool
+
+
+@dataclass(slots=True, eq=False)
+class OpenRead:
+    """A read whose signal is still coming."""
+
+    read_id: bytes
+    channel: int
+    calibration: Calibration | None
+    pieces: list[SignalPiece] = field(default_factory=list)
+    samples: int = 0
+    held_bytes: int = 0
+
+    @property
+    def name(self) -> str:
+        """The read id as text."""
+        return str(UUID(bytes=self.read_id))
+
+    def append(self, chunk: Chunk) -> None:
+        """Take the next chunk.
+
+        Raises
+        ------
+        InputFault
+            The chunk does not follow the samples so far.
+        """
+        if chunk.first_sample != self.samples:
+            kind = "gap" if chunk.first_sample > self.samples else "overlap"
+            raise InputFault(f"{kind}: a chunk begins at sample {chunk.first_sample}, {self.samples} were received")
+        self.pieces.append(chunk.piece)
+        self.samples += chunk.piece.sample_count
+
+    def check_complete(self) -> None:
+        """Raise InputFault unless the read can be called."""
+        if self.samples == 0:
+            raise InputFault("empty: the read has no samples")
+        if self.calibration is None:
+            raise InputFault("calibration missing: a read's first chunk must carry it")
+        offset, scale = self.calibration
+        if not (math.isfinite(offset) and math.isfinite(scale) and scale > 0):
+            raise InputFault(f"calibration unusable: offset {offset}, scale {scale} pA")
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Where a read's time went, in seconds."""
+
+    queue_s: float = 0.0
+    basecall_s: float = 0.0
+    align_s: float = 0.0
+    total_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class CalledPart:
+    """One called sequence; B bases, T time steps."""
+
+    sequence: str
+    qualities_B: npt.NDArray[np.uint8]
+    moves_T: npt.NDArray[np.uint8]
+    mean_qscore: float
+    trimmed_samples: int
+    stride: int
+    alignments: list[Alignment]
+
+
+@dataclass(frozen=True, slots=True)
+class ReadResult:
+    """Everything that became of one read."""
+
+    read_id: bytes
+    channel: int
+    status: Status
+    detail: str
+    signal_samples: int
+    scaling_midpoint_pa: float = 0.0
+    scaling_dispersion_pa: float = 0.0
+    part: CalledPart | None = None
+    timings: Timings = Timings()
+
+    @property
+    def size_bytes(self) -> int:
+        """Roughly what it takes in memory."""
+        if self.part is None:
+            return 512
+        cigars = sum(alignment.cigar.nbytes + len(alignment.md) + 256 for alignment in self.part.alignments)
+        return 512 + 2 * len(self.part.sequence) + self.part.moves_T.nbytes + cigars
+
+
+@dataclass(frozen=True, slots=True)
+class CallSettings:
+    """What one stream asked for, resolved to what this server has."""
+
+    model: str
+    reference: str
+    preset: str
+    priority: Priority
+    min_mean_qscore: float
+    emit_moves: bool
+    emit_md: bool
+
+
+Deliver = Callable[[ReadResult], None]

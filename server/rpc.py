@@ -1,0 +1,440 @@
+"""The gRPC face of the server: the only file that sees protobuf. Decodes, validates, encodes."""
+
+import asyncio
+import math
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+
+import grpc
+import structlog
+from google.protobuf.duration_pb2 import Duration
+
+from porestream.kernels.aligner import Aligner, preset_for_model
+from porestream.models.basecaller import Basecaller, device_class
+from porestream.server import reads
+from porestream.server.budget import MAX_CHUNK_SAMPLES, MIN_CHUNK_CREDIT_SAMPLES, MemoryBudget
+from porestream.server.metrics import Books, Ledger, StreamBooks
+from porestream.server.pipeline import Pipeline
+from porestream.server.session import (
+    MAX_OPEN_READS,
+    Beat,
+    CreditGrant,
+    Drain,
+    Output,
+    Results,
+    Session,
+    StreamFault,
+)
+from porestream.v1 import porestream_pb2 as pb
+from porestream.v1 import porestream_pb2_grpc as pb_grpc
+
+log = structlog.get_logger()
+
+MAX_MESSAGE_BYTES = 1 << 20
+_WRITE_TIMEOUT_S = 60.0
+_DEFAULT_HEARTBEAT_S = 5.0
+_DEFAULT_STATS_INTERVAL_S = 5.0
+
+_ENCODINGS = {
+    pb.SIGNAL_ENCODING_INT16_LE: reads.Encoding.INT16_LE,
+    pb.SIGNAL_ENCODING_VBZ: reads.Encoding.VBZ,
+}
+_PRIORITIES = {
+    pb.PRIORITY_UNSPECIFIED: reads.Priority.STANDARD,
+    pb.PRIORITY_LIVE: reads.Priority.LIVE,
+    pb.PRIORITY_STANDARD: reads.Priority.STANDARD,
+    pb.PRIORITY_BULK: reads.Priority.BULK,
+}
+_STATUSES = {
+    reads.Status.CALLED: pb.READ_STATUS_CALLED,
+    reads.Status.FILTERED: pb.READ_STATUS_FILTERED,
+    reads.Status.REJECTED: pb.READ_STATUS_REJECTED,
+    reads.Status.FAILED: pb.READ_STATUS_FAILED,
+}
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What all streams share."""
+
+    basecallers: dict[str, Basecaller]
+    aligners: dict[tuple[str, str], Aligner]
+    pipeline: Pipeline
+    budget: MemoryBudget
+    ledger: Ledger
+    max_streams: int
+    max_read_samples: int
+    queued_samples: Callable[[], int]
+
+
+class BasecallService(pb_grpc.BasecallServiceServicer):
+    """porestream.v1.BasecallService on an engine."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._sessions: set[Session] = set()
+        self._draining = False
+        self._empty = asyncio.Event()
+        self._empty.set()
+
+    async def drain(self, grace_s: float) -> None:
+        """Send every stream away; returns when they are gone, or after the grace."""
+        self._draining = True
+        for session in self._sessions:
+            session.drain(grace_s)
+        try:
+            await asyncio.wait_for(self._empty.wait(), grace_s)
+        except TimeoutError:
+            log.warning("streams cut off after the grace", streams=len(self._sessions), grace_s=grace_s)
+
+    @property
+    def stream_count(self) -> int:
+        """Streams being served."""
+        return len(self._sessions)
+
+    # StreamReads
+
+    async def StreamReads(  # noqa: N802
+        self,
+        request_iterator: AsyncIterator[pb.StreamReadsRequest],
+        context: grpc.aio.ServicerContext[pb.StreamReadsRequest, pb.StreamReadsResponse],
+    ) -> None:
+        """Serve one stream."""
+        session: Session | None = None
+        receiver: asyncio.Task[None] | None = None
+        try:
+            first = await anext(aiter(request_iterator), None)
+            if first is None:
+                raise StreamFault("INVALID_ARGUMENT", "the stream ended before its first message")
+            session = self._open(first)
+            receiver = asyncio.create_task(self._receive(session, request_iterator))
+            await context.write(pb.StreamReadsResponse(opened=pb.StreamOpened(caller=self._identity(first.open))))
+            async for output in session.outputs():
+                await asyncio.wait_for(context.write(_encode_output(output, session.settings)), _WRITE_TIMEOUT_S)
+        except StreamFault as fault:
+            log.info("stream ended", status=fault.code, reason=str(fault))
+            await context.abort(grpc.StatusCode[fault.code], str(fault))
+        except TimeoutError:
+            log.info("stream ended", status="DEADLINE_EXCEEDED", reason="the client does not read")
+            await context.abort(
+                grpc.StatusCode.DEADLINE_EXCEEDED, f"the client took nothing for {_WRITE_TIMEOUT_S:.0f} s"
+            )
+        finally:
+            if receiver is not None:
+                receiver.cancel()
+            if session is not None:
+                session.close()
+                self._sessions.discard(session)
+                if not self._sessions:
+                    self._empty.set()
+
+    def _open(self, request: pb.StreamReadsRequest) -> Session:
+        if request.WhichOneof("message") != "open":
+            raise StreamFault("INVALID_ARGUMENT", "the first message of a stream must be `open`")
+        opening = request.open
+        if self._draining:
+            raise StreamFault("UNAVAILABLE", "this server is shutting down")
+        if len(self._sessions) >= self._engine.max_streams:
+            raise StreamFault("RESOURCE_EXHAUSTED", f"all {self._engine.max_streams} streams are taken")
+        if opening.purpose == pb.STREAM_PURPOSE_DECISIONS:
+            raise StreamFault("UNIMPLEMENTED", "purpose DECISIONS is not served yet")
+        if not opening.run.run_id:
+            raise StreamFault("INVALID_ARGUMENT", "open.run.run_id is empty: results are told apart by it")
+        settings = self._settings(opening.options)
+        _check_expected(opening.expected, self._identity(opening))
+        heartbeat_s = _seconds(opening.heartbeat_interval) or _DEFAULT_HEARTBEAT_S
+        if not 1 <= heartbeat_s <= 30:
+            raise StreamFault("INVALID_ARGUMENT", f"heartbeat_interval is {heartbeat_s:g} s; it must be 1-30 s")
+        session = Session(
+            settings,
+            self._engine.pipeline,
+            self._engine.budget,
+            StreamBooks(self._engine.ledger, opening.run.run_id),
+            max_read_samples=self._engine.max_read_samples,
+            heartbeat_s=heartbeat_s,
+        )
+        self._sessions.add(session)
+        self._empty.clear()
+        log.info("stream opened", model=settings.model, reference=settings.reference, preset=settings.preset)
+        return session
+
+    def _settings(self, options: pb.CallOptions) -> reads.CallSettings:
+        engine = self._engine
+        model = options.model
+        if model in ("", "auto"):
+            if len(engine.basecallers) > 1:
+                raise StreamFault("INVALID_ARGUMENT", f"name a model: there are {', '.join(engine.basecallers)}")
+            model = next(iter(engine.basecallers))
+        if model not in engine.basecallers:
+            raise StreamFault("NOT_FOUND", f"no model {model!r} here; there are {', '.join(engine.basecallers)}")
+        preset = ""
+        if options.reference:
+            presets = [preset for name, preset in engine.aligners if name == options.reference]
+            if not presets:
+                known = ", ".join(sorted({name for name, _ in engine.aligners})) or "none"
+                raise StreamFault("NOT_FOUND", f"no reference {options.reference!r} here; there are: {known}")
+            preset = options.preset or preset_for_model(model)
+            if not options.preset and preset not in presets:
+                preset = presets[0]
+            if preset not in presets:
+                raise StreamFault(
+                    "NOT_FOUND", f"no preset {preset!r} for {options.reference!r}; there are: {', '.join(presets)}"
+                )
+        if options.priority not in _PRIORITIES:
+            raise StreamFault("INVALID_ARGUMENT", f"unknown priority {options.priority}")
+        if not math.isfinite(options.min_mean_qscore):
+            raise StreamFault("INVALID_ARGUMENT", f"min_mean_qscore is {options.min_mean_qscore}")
+        return reads.CallSettings(
+            model,
+            options.reference,
+            preset,
+            _PRIORITIES[options.priority],
+            options.min_mean_qscore,
+            options.emit_moves,
+            options.emit_md,
+        )
+
+    def _identity(self, opening: pb.OpenStream) -> pb.CallerIdentity:
+        settings = self._settings(opening.options)
+        basecaller = self._engine.basecallers[settings.model]
+        aligner = self._engine.aligners.get((settings.reference, settings.preset))
+        return pb.CallerIdentity(
+            model=settings.model,
+            model_sha256=basecaller.bundle.sha256,
+            reference=settings.reference,
+            reference_sha256=bytes.fromhex(aligner.reference.sha256) if aligner else b"",
+            precision=basecaller.precision,
+            device_class=device_class(basecaller.precision),
+            version=version("porestream"),
+            preset=settings.preset,
+        )
+
+    async def _receive(self, session: Session, requests: AsyncIterator[pb.StreamReadsRequest]) -> None:
+        """Feed the session until the client has no more to say. Whatever goes wrong ends the stream with a status."""
+        next_batch = 1
+        try:
+            async for request in requests:
+                session.heard()
+                kind = request.WhichOneof("message")
+                if kind == "signal":
+                    if request.signal.batch_seq != next_batch:
+                        raise StreamFault(
+                            "INVALID_ARGUMENT", f"batch_seq is {request.signal.batch_seq}, {next_batch} was expected"
+                        )
+                    next_batch += 1
+                    for chunk in request.signal.chunks:
+                        session.receive(_decode_chunk(chunk))
+                elif kind == "result_ack":
+                    session.acknowledge(request.result_ack.result_seq)
+                elif kind == "half_close":
+                    session.half_close()
+                elif kind == "open":
+                    raise StreamFault("INVALID_ARGUMENT", "`open` must be a stream's first message only")
+                elif kind is None:
+                    raise StreamFault("INVALID_ARGUMENT", "a message of a kind that this server does not know")
+            session.requests_ended()
+        except StreamFault as fault:
+            session.fail(fault)
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:  # the stream must end, not hang
+            log.exception("stream failed")
+            session.fail(StreamFault("INTERNAL", f"{type(error).__name__}: {error}"))
+
+    # GetServerInfo, WatchStats
+
+    async def GetServerInfo(  # noqa: N802
+        self,
+        request: pb.GetServerInfoRequest,
+        context: grpc.aio.ServicerContext[pb.GetServerInfoRequest, pb.GetServerInfoResponse],
+    ) -> pb.GetServerInfoResponse:
+        """What this server has and allows."""
+        engine = self._engine
+        references: dict[str, pb.Reference] = {}
+        for (name, preset), aligner in engine.aligners.items():
+            reference = references.setdefault(name, pb.Reference(name=name))
+            reference.presets.append(preset)
+            if not reference.sequences:
+                reference.sequences.extend(
+                    pb.ReferenceSequence(name=sequence.name, length=sequence.length, md5=sequence.md5 or "")
+                    for sequence in aligner.reference.sequences
+                )
+        return pb.GetServerInfoResponse(
+            version=version("porestream"),
+            device="cpu",
+            models=[_encode_model(name, basecaller) for name, basecaller in engine.basecallers.items()],
+            references=list(references.values()),
+            encodings=list(_ENCODINGS),
+            limits=pb.Limits(
+                max_message_bytes=MAX_MESSAGE_BYTES,
+                max_chunk_samples=MAX_CHUNK_SAMPLES,
+                max_read_samples=engine.max_read_samples,
+                memory_budget_bytes=engine.budget.total_bytes,
+                max_streams=engine.max_streams,
+                max_open_reads=MAX_OPEN_READS,
+                min_chunk_credit_samples=MIN_CHUNK_CREDIT_SAMPLES,
+            ),
+        )
+
+    async def WatchStats(  # noqa: N802
+        self,
+        request: pb.WatchStatsRequest,
+        context: grpc.aio.ServicerContext[pb.WatchStatsRequest, pb.WatchStatsResponse],
+    ) -> None:
+        """Throughput until the caller leaves or the server does."""
+        interval_s = _seconds(request.interval) or _DEFAULT_STATS_INTERVAL_S
+        if not 1 <= interval_s <= 60:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"interval is {interval_s:g} s; it must be 1-60 s")
+        samples = bases = 0
+        before_s = 0.0
+        while not self._draining:
+            books = self._engine.ledger.find_run(request.run_id) if request.run_id else self._engine.ledger.server
+            if books is None:
+                await context.abort(grpc.StatusCode.NOT_FOUND, f"no run {request.run_id!r} was seen here")
+                return
+            now_s = time.monotonic()
+            elapsed_s = now_s - before_s if before_s else math.inf
+            response = _encode_stats(books)
+            response.samples_per_second = (books.samples - samples) / elapsed_s
+            response.bases_per_second = (books.bases - bases) / elapsed_s
+            response.backlog.FromNanoseconds(int(self._backlog_s() * 1e9))
+            await context.write(response)
+            samples, bases, before_s = books.samples, books.bases, now_s
+            await asyncio.sleep(interval_s)
+
+    def _backlog_s(self) -> float:
+        rates = [rate for caller in self._engine.basecallers.values() for rate in caller.bundle.chemistry.sample_rates_hz]
+        return self._engine.queued_samples() / (min(rates) if rates else 4000)
+
+
+def _check_expected(expected: pb.CallerIdentity, actual: pb.CallerIdentity) -> None:
+    for field, value in expected.ListFields():
+        mine = getattr(actual, field.name)
+        if value != mine:
+            shown = [v.hex() if isinstance(v, bytes) else v for v in (value, mine)]
+            raise StreamFault(
+                "FAILED_PRECONDITION", f"another caller than expected: {field.name} {shown[0]!r}, here it is {shown[1]!r}"
+            )
+
+
+def _decode_chunk(chunk: pb.ReadChunk) -> reads.Chunk:
+    if len(chunk.read_id) != 16:
+        raise StreamFault("INVALID_ARGUMENT", f"read_id has {len(chunk.read_id)} bytes; a UUID has 16")
+    encoding = _ENCODINGS.get(chunk.encoding)
+    if encoding is None:
+        raise StreamFault("INVALID_ARGUMENT", f"unknown signal encoding {chunk.encoding}")
+    calibration = chunk.calibration
+    return reads.Chunk(
+        chunk.read_id,
+        chunk.channel,
+        chunk.first_sample,
+        reads.SignalPiece(encoding, chunk.signal, chunk.sample_count, chunk.signal_crc32c),
+        reads.Calibration(calibration.offset_adc, calibration.scale_pa_per_adc) if chunk.HasField("calibration") else None,
+        chunk.end_of_read,
+    )
+
+
+def _encode_output(output: Output, settings: reads.CallSettings) -> pb.StreamReadsResponse:
+    match output:
+        case CreditGrant(max_total_samples):
+            return pb.StreamReadsResponse(credit=pb.Credit(max_total_samples=max_total_samples))
+        case Results(first_seq, results):
+            batch = pb.ResultBatch(
+                first_result_seq=first_seq, results=[_encode_result(result, settings) for result in results]
+            )
+            return pb.StreamReadsResponse(results=batch)
+        case Drain(grace_s):
+            return pb.StreamReadsResponse(go_away=pb.GoAway(grace=_duration(grace_s), reason="DRAIN"))
+        case Beat():
+            response = pb.StreamReadsResponse()
+            response.heartbeat.sent_at.GetCurrentTime()
+            return response
+
+
+def _encode_result(result: reads.ReadResult, settings: reads.CallSettings) -> pb.ReadResult:
+    timings = result.timings
+    message = pb.ReadResult(
+        read_id=result.read_id,
+        channel=result.channel,
+        status=_STATUSES[result.status],
+        detail=result.detail,
+        signal_samples=result.signal_samples,
+        scaling_midpoint=result.scaling_midpoint_pa,
+        scaling_dispersion=result.scaling_dispersion_pa,
+        timings=pb.Timings(
+            queue=_duration(timings.queue_s),
+            basecall=_duration(timings.basecall_s),
+            align=_duration(timings.align_s),
+            total=_duration(timings.total_s),
+        ),
+    )
+    if (part := result.part) is not None:
+        message.parts.add(
+            read_id=result.read_id,
+            sequence=part.sequence,
+            qualities=part.qualities_B.tobytes(),
+            mean_qscore=part.mean_qscore,
+            samples=result.signal_samples,
+            trimmed_samples=part.trimmed_samples,
+            model_stride=part.stride,
+            moves=part.moves_T.tobytes() if settings.emit_moves else b"",
+            alignments=[
+                pb.Alignment(
+                    flag=alignment.flag,
+                    reference_name=alignment.reference_name,
+                    reference_start=alignment.reference_start,
+                    reference_end=alignment.reference_end,
+                    mapping_quality=alignment.mapping_quality,
+                    cigar=alignment.cigar.tolist(),
+                    score=alignment.score,
+                    edit_distance=alignment.edit_distance,
+                    md=alignment.md,
+                    divergence=alignment.divergence,
+                )
+                for alignment in part.alignments
+            ],
+        )
+    return message
+
+
+def _encode_model(name: str, basecaller: Basecaller) -> pb.Model:
+    chemistry = basecaller.bundle.chemistry
+    return pb.Model(
+        name=name,
+        weights_sha256=basecaller.bundle.sha256,
+        pore=chemistry.pore,
+        molecule=chemistry.molecule,
+        bases_per_second=chemistry.bases_per_second,
+        sample_rates_hz=chemistry.sample_rates_hz,
+        stride_samples=basecaller.bundle.config.stride,
+        loaded=True,
+    )
+
+
+def _encode_stats(books: Books) -> pb.WatchStatsResponse:
+    response = pb.WatchStatsResponse(
+        attempts_received=books.received,
+        attempts_called=books.called,
+        attempts_filtered=books.filtered,
+        attempts_rejected=books.rejected,
+        attempts_failed=books.failed,
+        attempts_abandoned=books.abandoned,
+        attempts_open=books.open,
+        reads_aligned=books.aligned,
+        samples_received=books.samples,
+        bases_called=books.bases,
+    )
+    response.as_of.GetCurrentTime()
+    return response
+
+
+def _seconds(duration: Duration) -> float:
+    return float(duration.seconds + duration.nanos / 1e9)
+
+
+def _duration(seconds: float) -> Duration:
+    duration = Duration()
+    duration.FromNanoseconds(int(seconds * 1e9))
+    return duration

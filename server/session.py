@@ -1,0 +1,394 @@
+"""One stream: its order, open reads, credit, results, acknowledgements, drain and end.
+
+Lives on the event loop; only `_deliver` is called from the workers' threads. Knows neither protobuf nor gRPC: it takes
+values, and its outputs are values.
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from uuid import UUID
+
+import structlog
+
+from porestream.server.budget import (
+    BYTES_PER_CREDIT_SAMPLE,
+    CHUNK_OVERHEAD_BYTES,
+    MAX_CHUNK_SAMPLES,
+    MIN_CHUNK_CREDIT_SAMPLES,
+    READ_OVERHEAD_BYTES,
+    MemoryBudget,
+)
+from porestream.server.metrics import StreamBooks
+from porestream.server.pipeline import Pipeline
+from porestream.server.reads import (
+    CallSettings,
+    Chunk,
+    InputFault,
+    OpenRead,
+    ReadResult,
+    Status,
+    max_encoded_bytes,
+)
+from porestream.server.scheduler import Job
+
+log = structlog.get_logger()
+
+MAX_OPEN_READS = 16_384
+_WINDOW_SAMPLES = 2_000_000  # credit that a stream is given ahead, memory permitting
+_BACKLOG_SAMPLES = 8_000_000  # complete reads of a stream beyond which its credit waits
+_RESULTS_A_MESSAGE = 64
+_RESULT_MESSAGE_BYTES = 1 << 20
+
+
+class StreamFault(Exception):
+    """The stream is to end with this status (a name of grpc.StatusCode) and message."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@dataclass(frozen=True, slots=True)
+class CreditGrant:
+    """The most samples that the client may send over the connection's life."""
+
+    max_total_samples: int
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """Results, numbered from `first_seq` without gaps."""
+
+    first_seq: int
+    results: list[ReadResult]
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """The server is going away: go on elsewhere."""
+
+    grace_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """Nothing happened for the heartbeat interval."""
+
+
+Output = CreditGrant | Results | Drain | Beat
+
+
+class Session:
+    """One RESULTS stream.
+
+    Parameters
+    ----------
+    settings
+        What the stream asked for.
+    pipeline, budget, books
+        Shared with the other streams, but for the books.
+    max_read_samples
+        Longer reads are rejected.
+    heartbeat_s
+        Longest silence of either side; four of them without a word from the client end the stream.
+    """
+
+    def __init__(
+        self,
+        settings: CallSettings,
+        pipeline: Pipeline,
+        budget: MemoryBudget,
+        books: StreamBooks,
+        *,
+        max_read_samples: int,
+        heartbeat_s: float,
+    ) -> None:
+        self.settings, self._pipeline, self._budget, self._books = settings, pipeline, budget, books
+        self._max_read_samples, self._heartbeat_s = max_read_samples, heartbeat_s
+        self._loop = asyncio.get_running_loop()
+        self._changed = asyncio.Event()
+        self._open: dict[bytes, OpenRead] = {}
+        self._refused: set[bytes] = set()  # already rejected, their end not yet received
+        self._running: dict[Job, int] = {}  # complete reads and the bytes they are charged for
+        self._running_samples = 0
+        self._unsent: deque[tuple[ReadResult, int]] = deque()
+        self._unacknowledged: deque[tuple[Status, bool]] = deque()
+        self._sent_seq = self._acknowledged_seq = 0
+        self._granted = self._used = self._announced = 0
+        self._half_closed = self._requests_ended = self._closed = False
+        self._drain: Drain | None = None
+        self._fault: StreamFault | None = None
+        self._heard_s = time.monotonic()
+        budget.open(self)
+        self.extend_credit()
+
+    # what the client says
+
+    def receive(self, chunk: Chunk) -> None:
+        """Take one chunk.
+
+        Raises
+        ------
+        StreamFault
+            The client broke the contract in a way that no single read can answer for.
+        """
+        if self._half_closed:
+            raise StreamFault("INVALID_ARGUMENT", "signal after half_close")
+        piece = chunk.piece
+        cost = max(piece.sample_count, MIN_CHUNK_CREDIT_SAMPLES)
+        if self._used + cost > self._granted and piece.sample_count <= MAX_CHUNK_SAMPLES:
+            raise StreamFault(
+                "RESOURCE_EXHAUSTED", f"credit exceeded: {self._used + cost} samples sent, {self._granted} granted"
+            )
+        cost = min(cost, self._granted - self._used)
+        self._used += cost
+        self._budget.charge(self, -cost * BYTES_PER_CREDIT_SAMPLE)
+        try:
+            self._take(chunk)
+        finally:
+            self.extend_credit()
+
+    def _take(self, chunk: Chunk) -> None:
+        if chunk.read_id in self._refused:
+            if chunk.end_of_read:
+                self._refused.discard(chunk.read_id)
+            return
+        read = self._open.get(chunk.read_id)
+        if read is None:
+            if len(self._open) + len(self._refused) >= MAX_OPEN_READS:
+                raise StreamFault("RESOURCE_EXHAUSTED", f"more than {MAX_OPEN_READS} reads are open")
+            read = self._open[chunk.read_id] = OpenRead(chunk.read_id, chunk.channel, chunk.calibration)
+            self._hold(read, READ_OVERHEAD_BYTES)
+            self._books.receive()
+        try:
+            _check_size(chunk)
+            read.append(chunk)
+            self._books.samples(chunk.piece.sample_count)
+            self._hold(read, len(chunk.piece.signal) + CHUNK_OVERHEAD_BYTES)
+            if read.samples > self._max_read_samples:
+                raise InputFault(f"too long: more than {self._max_read_samples} samples")
+            if chunk.end_of_read:
+                read.check_complete()
+                self._run(read)
+        except InputFault as fault:
+            self._reject(read, str(fault))
+            if not chunk.end_of_read:
+                self._refused.add(chunk.read_id)
+
+    def acknowledge(self, seq: int) -> None:
+        """The client has stored the results up to `seq`."""
+        if not self._acknowledged_seq <= seq <= self._sent_seq:
+            raise StreamFault("INVALID_ARGUMENT", f"result_ack {seq}: {self._sent_seq} results were sent")
+        while self._acknowledged_seq < seq:
+            self._acknowledged_seq += 1
+            status, aligned = self._unacknowledged.popleft()
+            self._books.close(status, aligned=aligned)
+            self._budget.charge(self, -CHUNK_OVERHEAD_BYTES)
+        self._changed.set()
+
+    def half_close(self) -> None:
+        """No more signal will come. Reads still open are rejected, or abandoned where this server asked to leave."""
+        self._half_closed = True
+        for read in list(self._open.values()):
+            if self._drain:
+                self._drop(read)
+                self._books.abandon(1)
+            else:
+                self._reject(read, "incomplete: the stream was half-closed before the read's end")
+        self._changed.set()
+
+    def requests_ended(self) -> None:
+        """The client closed its side: no acknowledgement will come either."""
+        self._requests_ended = True
+        if not self._half_closed:
+            for read in list(self._open.values()):
+                self._drop(read)
+                self._books.abandon(1)
+            self._half_closed = True
+        self._changed.set()
+
+    def heard(self) -> None:
+        """The client sent something."""
+        self._heard_s = time.monotonic()
+
+    # what the server says
+
+    async def outputs(self) -> AsyncIterator[Output]:
+        """What is to be sent, until the stream's end.
+
+        Raises
+        ------
+        StreamFault
+            The stream is to end with a status other than OK.
+        """
+        draining = False
+        while True:
+            if self._fault:
+                raise self._fault
+            if self._drain and not draining:
+                draining = True
+                yield self._drain
+            elif self._unsent:
+                yield self._next_results()
+                self.extend_credit()
+            elif self._granted > self._announced and not self._half_closed:
+                self._announced = self._granted
+                yield CreditGrant(self._granted)
+            elif self._is_finished():
+                if draining:
+                    raise StreamFault("UNAVAILABLE", "drained: go on with another server")
+                return
+            else:
+                self._changed.clear()
+                try:
+                    await asyncio.wait_for(self._changed.wait(), self._heartbeat_s)
+                except TimeoutError:
+                    yield Beat()
+            silent_s = time.monotonic() - self._heard_s
+            if silent_s > 4 * self._heartbeat_s and not self._requests_ended:
+                raise StreamFault("DEADLINE_EXCEEDED", f"the client was silent for {silent_s:.0f} s")
+
+    def _next_results(self) -> Results:
+        results: list[ReadResult] = []
+        size = 0
+        while self._unsent and len(results) < _RESULTS_A_MESSAGE and size < _RESULT_MESSAGE_BYTES:
+            result, charged = self._unsent.popleft()
+            size += charged
+            results.append(result)
+            aligned = bool(result.part and result.part.alignments)
+            self._unacknowledged.append((result.status, aligned))
+            self._budget.charge(self, CHUNK_OVERHEAD_BYTES - charged)
+        first = self._sent_seq + 1
+        self._sent_seq += len(results)
+        return Results(first, results)
+
+    def _is_finished(self) -> bool:
+        if self._open or self._running or self._unsent:
+            return False
+        return self._half_closed and (self._requests_ended or not self._unacknowledged)
+
+    def drain(self, grace_s: float) -> None:
+        """Tell the client to go on elsewhere; complete reads are finished."""
+        self._drain = Drain(grace_s)
+        self._changed.set()
+
+    def fail(self, fault: StreamFault) -> None:
+        """End the stream with a status."""
+        self._fault = self._fault or fault
+        self._changed.set()
+
+    def close(self) -> None:
+        """The stream is over, however it ended: forget all of it. Reads without an acknowledged result are abandoned."""
+        self._closed = True
+        self._pipeline.cancel(self)
+        self._books.abandon(len(self._open) + len(self._running) + len(self._unsent) + len(self._unacknowledged))
+        self._open.clear()
+        self._running.clear()
+        self._unsent.clear()
+        self._unacknowledged.clear()
+        self._budget.close(self)
+
+    # reads
+
+    def _run(self, read: OpenRead) -> None:
+        del self._open[read.read_id]
+        job = Job(self, self.settings, read, deliver=lambda result: self._deliver(job, result))
+        self._running[job] = read.held_bytes
+        self._running_samples += read.samples
+        self._pipeline.submit(job)
+
+    def _deliver(self, job: Job, result: ReadResult) -> None:
+        """Called from a worker's thread."""
+        self._loop.call_soon_threadsafe(self._finished, job, result)
+
+    def _finished(self, job: Job, result: ReadResult) -> None:
+        held = self._running.pop(job, None)
+        if held is None:  # the stream ended meanwhile
+            return
+        self._running_samples -= job.read.samples
+        self._books.finish(result)
+        self._emit(result, held)
+        self.extend_credit()
+
+    def _reject(self, read: OpenRead, reason: str) -> None:
+        log.info("read rejected", read_id=str(UUID(bytes=read.read_id)), reason=reason)
+        held = read.held_bytes
+        read.pieces.clear()
+        self._open.pop(read.read_id, None)
+        self._emit(ReadResult(read.read_id, read.channel, Status.REJECTED, reason, read.samples), held)
+
+    def _emit(self, result: ReadResult, held_bytes: int) -> None:
+        charged = result.size_bytes
+        self._budget.charge(self, charged - held_bytes)
+        self._unsent.append((result, charged))
+        self._changed.set()
+
+    def _hold(self, read: OpenRead, size: int) -> None:
+        read.held_bytes += size
+        self._budget.charge(self, size)
+
+    def _drop(self, read: OpenRead) -> None:
+        del self._open[read.read_id]
+        self._budget.charge(self, -read.held_bytes)
+
+    # memory: the Account of server/budget.py
+
+    def longest_open_read(self) -> int:
+        """Bytes held by the largest open read; 0: none."""
+        return max((read.held_bytes for read in self._open.values()), default=0)
+
+    def reject_longest_open_read(self, reason: str) -> None:
+        """Make room: that read ends as REJECTED, and what still comes of it is dropped."""
+        read = max(self._open.values(), key=lambda open_read: open_read.held_bytes)
+        self._reject(read, reason)
+        self._refused.add(read.read_id)
+
+    def is_busy(self) -> bool:
+        """Whether complete reads or unsent results are held, which give their memory back by themselves."""
+        return bool(self._running or self._unsent)
+
+    def memory_was_freed(self) -> None:
+        """Try again to extend the credit, soon."""
+        self._loop.call_soon(self.extend_credit)
+
+    def extend_credit(self) -> None:
+        """Let the client send more, if there is memory, and less than enough to do already.
+
+        While nothing is runnable the next chunk may always come, for the read that would make room may need it: if all
+        else fails, the longest open read is rejected.
+        """
+        if self._closed or self._half_closed or self._drain or self._running_samples > _BACKLOG_SAMPLES:
+            return
+        outstanding = self._granted - self._used
+        if outstanding >= _WINDOW_SAMPLES // 2:
+            return
+        self._grant(min(_WINDOW_SAMPLES - outstanding, self._room(starving=False)))
+        needed = MAX_CHUNK_SAMPLES - (self._granted - self._used)
+        if needed <= 0 or self.is_busy():
+            return
+        while self._room(starving=True) < needed:
+            if not self._budget.evict_for(self):
+                self._budget.wait(self)
+                return
+        self._grant(needed)
+
+    def _room(self, *, starving: bool) -> int:
+        return self._budget.room_bytes(self, starving=starving) // BYTES_PER_CREDIT_SAMPLE
+
+    def _grant(self, samples: int) -> None:
+        if samples < MAX_CHUNK_SAMPLES and self._granted - self._used + samples < MAX_CHUNK_SAMPLES:
+            return
+        self._granted += samples
+        self._budget.charge(self, samples * BYTES_PER_CREDIT_SAMPLE)
+        self._changed.set()
+
+
+def _check_size(chunk: Chunk) -> None:
+    piece = chunk.piece
+    if piece.sample_count > MAX_CHUNK_SAMPLES:
+        raise InputFault(f"a chunk claims {piece.sample_count} samples; at most {MAX_CHUNK_SAMPLES} may come at once")
+    if len(piece.signal) > max_encoded_bytes(piece.sample_count):
+        raise InputFault(f"a chunk of {piece.sample_count} samples has {len(piece.signal)} bytes of signal")

@@ -1,0 +1,141 @@
+"""Settings of `porestream serve`, from flags, the environment (PORESTREAM_*) and a TOML file, in this order of precedence."""
+
+import os
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+from porestream.kernels.aligner import PRESETS
+
+_PREFIX = "PORESTREAM_"
+_NOT_SETTINGS = {"PORESTREAM_CONFIG"}
+_SIZE = re.compile(r"^\s*(?P<number>\d+(\.\d+)?)\s*(?P<unit>[KMGT]?)(i?B)?\s*$", re.IGNORECASE)
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+class SettingsError(ValueError):
+    """A setting is unknown or unusable; the message names it."""
+
+
+class Settings(BaseSettings):
+    """What a server is started with. Each field's description is its help text."""
+
+    model_config = SettingsConfigDict(env_prefix=_PREFIX, extra="forbid", frozen=True)
+
+    model: list[Path] = Field(description="Model directory. Repeat for several; a stream names one by directory name.")
+    reference: list[Path] = Field(
+        default_factory=list,
+        description="FASTA (plain or gzipped) or minimap2 index. Repeat for several; a stream names one by file name.",
+    )
+    preset: list[str] = Field(
+        default_factory=list,
+        description="Alignment preset, map-ont or lr:hq. Default: what suits the models (fast: map-ont, others: lr:hq).",
+    )
+    listen: str = Field(default="127.0.0.1:50051", description="HOST:PORT or unix:PATH to serve gRPC on.")
+    metrics_port: int = Field(
+        default=0, ge=0, le=65535, description="Port of Prometheus metrics (/metrics), on 127.0.0.1; 0: none."
+    )
+    metrics_host: str = Field(default="127.0.0.1", description="Address that the metrics port is bound to.")
+    memory_budget: int = Field(
+        default=1 << 30,
+        description="Bytes (or 512M, 2G) that all streams' signal and results may take beside the idle server.",
+    )
+    max_streams: int = Field(default=64, ge=1, description="Streams served at once; more are turned away.")
+    max_read_samples: int = Field(default=50_000_000, ge=1, description="Longer reads are rejected, by name.")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        default="auto", description="Of the network. auto: bf16 where the processor computes it, else fp32."
+    )
+    batch_size: int = Field(default=16, ge=1, le=4096, description="Chunks called at a time by a worker.")
+    threads: int = Field(default=0, ge=0, description="Workers, each on one core. 0: one for every core.")
+    batch_delay_s: float = Field(
+        default=0.05, gt=0, le=10, description="Longest time in seconds that a chunk waits for its batch to fill."
+    )
+    grace_s: float = Field(default=30.0, ge=0, description="Seconds that streams have to finish after SIGTERM.")
+    cache_dir: Path | None = Field(
+        default=None, description="Where compiled code and reference indexes are kept. Default: the user's cache."
+    )
+    log_format: Literal["auto", "json", "text"] = Field(
+        default="auto", description="Of the log on stderr. auto: text on a terminal, else JSON lines."
+    )
+
+    @field_validator("memory_budget", mode="before")
+    @classmethod
+    def _size(cls, value: Any) -> Any:
+        if isinstance(value, str) and (match := _SIZE.match(value)):
+            return int(float(match["number"]) * _UNITS[match["unit"].upper()])
+        return value
+
+    @field_validator("model")
+    @classmethod
+    def _some_model(cls, value: list[Path]) -> list[Path]:
+        if not value:
+            raise ValueError("at least one model directory is needed")
+        return value
+
+    @field_validator("preset")
+    @classmethod
+    def _known_presets(cls, value: list[str]) -> list[str]:
+        if unknown := [preset for preset in value if preset not in PRESETS]:
+            raise ValueError(f"unknown preset {unknown[0]!r}: there are {', '.join(PRESETS)}")
+        return value
+
+    @property
+    def worker_count(self) -> int:
+        """Workers to start."""
+        return self.threads or len(os.sched_getaffinity(0))
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Flags before environment before file."""
+        sources = [init_settings, env_settings]
+        if config := os.environ.get("PORESTREAM_CONFIG"):
+            sources.append(TomlConfigSettingsSource(settings_cls, Path(config)))
+        return tuple(sources)
+
+
+def load_settings(flags: dict[str, Any], config: Path | None) -> Settings:
+    """Settings from the flags that were given, the environment, and a TOML file.
+
+    Raises
+    ------
+    SettingsError
+        An unknown setting anywhere, or a value that does not fit; the message names it.
+    """
+    if config is not None:
+        if not config.is_file():
+            raise SettingsError(f"{config}: no such file")
+        os.environ["PORESTREAM_CONFIG"] = str(config)
+    known = {_PREFIX + name.upper() for name in Settings.model_fields} | _NOT_SETTINGS
+    if unknown := sorted(name for name in os.environ if name.startswith(_PREFIX) and name not in known):
+        raise SettingsError(f"unknown setting in the environment: {', '.join(unknown)}")
+    try:
+        return Settings(**flags)
+    except ValueError as error:
+        raise SettingsError(_readable(error)) from error
+
+
+def _readable(error: ValueError) -> str:
+    from pydantic import ValidationError
+
+    if not isinstance(error, ValidationError):
+        return str(error)
+    lines = []
+    for problem in error.errors():
+        name = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            lines.append(f"unknown setting {name!r}")
+        elif problem["type"] == "missing":
+            lines.append(f"setting {name!r} is missing (--{name.replace('_', '-')})")
+        else:
+            lines.append(f"setting {name!r}: {problem['msg']} (got {problem['input']!r})")
+    return "; ".join(lines)
