@@ -1,0 +1,86 @@
+"""Speed of the CRF decoder on one core, by number of states: `python benchmarks/decode.py [--scores FILE.npy]`.
+
+Without a file of scores (T, N, C float32) they are made up: peaky as a network's are, with one transition that stands
+out at each block of a random path, and the rest lower and varying smoothly. How far the path stands out sets how full
+the beam is, and so the speed. It is chosen to match real scores of a fast model, which had 30 hypotheses and 41
+candidates above the cut at a step: here 30 and 48 at 64 states, 27 and 38 at 1,024.
+
+Prints the median of five runs, in thousand samples per core-second.
+"""
+
+import argparse
+import math
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from porestream.models.decode import Decoder, DecodeSettings
+
+RUNS = 5
+STATE_LENS = {64: 3, 256: 4, 1024: 5}
+
+
+def made_up_scores(T: int, N: int, state_len: int, seed: int = 1) -> npt.NDArray[np.float32]:
+    """Random peaky scores, (T, N, 4**(state_len + 1)) float32 within +-5; see the module's docstring."""
+    rng = np.random.default_rng(seed)
+    S = 4**state_len
+    noise_NC = rng.standard_normal((N, 4 * S), np.float32)
+    scores_TNC = np.empty((T, N, 4 * S), np.float32)
+    for t in range(T):
+        noise_NC = 0.8 * noise_NC + 0.6 * rng.standard_normal((N, 4 * S), np.float32)
+        scores_TNC[t] = 1.8 * noise_NC - 1.0
+    for row in range(N):
+        state = int(rng.integers(S))
+        for t in range(T):
+            if rng.random() < 0.45:
+                dropped, state = state // (S // 4), (4 * state) % S + int(rng.integers(4))
+                scores_TNC[t, row, 4 * state + dropped] += 4.0
+            scores_TNC[t, row, 4 * state : 4 * state + 4] += 0.8
+    return np.clip(scores_TNC, -5, 5)
+
+
+def measure(scores_TNC: npt.NDArray[np.float32], decoder: Decoder, stride: int) -> float:
+    """Thousand samples that one thread decodes in a second: the median of RUNS runs over all rows."""
+    T, N, _ = scores_TNC.shape
+    decoder(scores_TNC, 0)
+    speeds = []
+    for _ in range(RUNS):
+        start_s = time.perf_counter()
+        for row in range(N):
+            decoder(scores_TNC, row)
+        speeds.append(T * N * stride / (time.perf_counter() - start_s) / 1000)
+    return statistics.median(speeds)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Speed of the CRF decoder, thousand samples per core-second.")
+    parser.add_argument("--scores", type=Path, help="a network's scores, (T, N, C) float32 .npy")
+    parser.add_argument("--steps", type=int, default=2000, help="time steps of made-up scores (default 2000)")
+    parser.add_argument("--rows", type=int, default=8, help="rows decoded in a run (default 8)")
+    parser.add_argument("--stride", type=int, default=6, help="samples to a time step (default 6)")
+    parser.add_argument("--beam-width", type=int, default=DecodeSettings().beam_width)
+    arguments = parser.parse_args()
+
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    settings = DecodeSettings(beam_width=arguments.beam_width)
+    with tempfile.TemporaryDirectory() as cache:
+        if arguments.scores:
+            scores_TNC = np.ascontiguousarray(np.load(arguments.scores, mmap_mode="r")[:, : arguments.rows], np.float32)
+            state_len = round(math.log(scores_TNC.shape[2], 4)) - 1
+            batches = {4**state_len: scores_TNC}
+        else:
+            batches = {S: made_up_scores(arguments.steps, arguments.rows, L) for S, L in STATE_LENS.items()}
+        for states, scores_TNC in batches.items():
+            decoder = Decoder(round(math.log(states, 4)), settings, Path(cache))
+            speed = measure(scores_TNC, decoder, arguments.stride)
+            print(f"{states:5d} states  {speed:8.0f} k samples/core-s  {scores_TNC.shape} scores")
+
+
+if __name__ == "__main__":
+    main()
