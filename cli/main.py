@@ -45,3 +45,7 @@ def main() -> None:
         porestream serve --model MODEL_DIR --reference ref.fasta --listen 0.0.0.0:50051
         porestream call run.pod5 --server HOST:50051 --reference ref.fasta -o calls.bam
     """
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""`porestream call`."""
+
+import sys
+from pathlib import Path
+
+import click
+
+
+@click.command(short_help="Call and align POD5 files into a BAM or SAM.")
+@click.argument("reads", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="READS...")
+@click.option("--model", metavar="DIR|NAME", help="Model directory; with --server, the name of one of its models.")
+@click.option("--reference", metavar="FASTA|MMI|NAME", help="Align to this FASTA or minimap2 index; with --server, to one of its references. Default: no alignment.")
+@click.option("--preset", metavar="PRESET", help="Alignment preset, map-ont or lr:hq. Default: what suits the model (fast: map-ont, others: lr:hq).")
+@click.option("-o", "--output", default="-", metavar="OUT.bam|OUT.sam|-", help="Where records go. Default: -, standard output: SAM on a terminal, else uncompressed BAM.")
+@click.option("--server", metavar="HOST:PORT|unix:PATH", help="Call on this server. Default: one is started for this command.")
+@click.option("-b", "--batch-size", type=click.IntRange(1, 4096), metavar="N", help="Chunks that a worker calls at a time. Default: 16; does not change any base.")
+@click.option("-t", "--threads", type=click.IntRange(1), metavar="N", help="Workers, one core each. Default: one for every core.")
+@click.option("-n", "--max-reads", type=click.IntRange(1), metavar="N", help="Stop after N reads. Default: all.")
+@click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), help="Of the network. Default: auto (bf16 where the processor computes it).")
+@click.option("--emit-moves", is_flag=True, help="Write the mv tag: where in the signal each base is.")
+@click.option("--summary-json", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Write the final counts and rates to FILE.")
+@click.option("--cache-dir", type=click.Path(path_type=Path), metavar="DIR", help="Where compiled code and reference indexes are kept. Default: $XDG_CACHE_HOME/porestream or ~/.cache/porestream.")
+@click.pass_context
+def call(
+    ctx: click.Context,
+    reads: tuple[Path, ...],
+    model: str | None,
+    reference: str | None,
+    preset: str | None,
+    output: str,
+    server: str | None,
+    batch_size: int | None,
+    threads: int | None,
+    max_reads: int | None,
+    precision: str | None,
+    emit_moves: bool,
+    summary_json: Path | None,
+    cache_dir: Path | None,
+) -> None:
+    """Call and align the reads of POD5 files, or of folders of them, into a BAM or SAM.
+
+    \b
+    porestream call run.pod5 --model dna_r9.4.1_e8.1_fast@v3.4 --reference ref.fa -o calls.bam
+    porestream call pod5_folder/ --model MODEL_DIR | samtools sort -o sorted.bam
+
+    Records go to the output, everything else to standard error. Exit codes: 0 every read is accounted for (rejected
+    ones are listed), 2 wrong usage, 3 an input could not be read, 4 the server was lost, 5 reads are missing, 1 other
+    errors.
+    """
+    server_only = {"-b": batch_size, "-t": threads, "--precision": precision, "--cache-dir": cache_dir}
+    if server is None and model is None:
+        raise click.UsageError("--model is needed: a model directory (or --server, to call on a server)")
+    if server is not None and (given := [flag for flag, value in server_only.items() if value is not None]):
+        raise click.UsageError(f"{given[0]} is the server's to choose; give it to `porestream serve`")
+    if preset is not None and reference is None:
+        raise click.UsageError("--preset is about alignment, which needs --reference")
+
+    from porestream.cli.caller import Request, run_call
+
+    request = Request(
+        reads=reads,
+        model=model or "",
+        reference=reference or "",
+        preset=preset or "",
+        output=output,
+        server=server,
+        server_flags={"-b": batch_size, "-t": threads, "--precision": precision, "--cache-dir": cache_dir},
+        max_reads=max_reads,
+        emit_moves=emit_moves,
+        summary_json=summary_json,
+        command_line=" ".join(["porestream", *sys.argv[1:]]),
+    )
+    ctx.exit(run_call(request))

@@ -1,0 +1,169 @@
+"""What `porestream call` does: source, server, client, writer, summary."""
+
+import asyncio
+import sys
+from collections.abc import Iterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+from tqdm import tqdm
+
+from porestream.cli.embedded import embedded_server
+from porestream.client.client import BasecallClient
+from porestream.client.reads import ReadResult, ReadStatus, ServerInfo, SignalRead
+from porestream.client.records import RecordWriter, output_mode
+from porestream.client.sources import Pod5Source
+from porestream.client.stream import ServerLost, ServerRefused, StreamOptions
+from porestream.client.summary import Summary
+
+EXIT_FAILURE, EXIT_USAGE, EXIT_UNREADABLE, EXIT_SERVER_LOST, EXIT_UNBALANCED = 1, 2, 3, 4, 5
+_LISTED_PROBLEMS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """The command's arguments."""
+
+    reads: tuple[Path, ...]
+    model: str
+    reference: str
+    preset: str
+    output: str
+    server: str | None
+    server_flags: dict[str, object]
+    max_reads: int | None
+    emit_moves: bool
+    summary_json: Path | None
+    command_line: str
+
+
+def run_call(request: Request) -> int:
+    """Do it; returns the exit code."""
+    structlog.configure(
+        processors=[structlog.processors.add_log_level, structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())],
+        logger_factory=structlog.WriteLoggerFactory(file=_AboveProgress()),
+    )
+    try:
+        output_mode(request.output)
+        return asyncio.run(_call(request))
+    except ServerLost as error:
+        _say(f"Error: server lost: {error}")
+        return EXIT_SERVER_LOST
+    except (ServerRefused, OSError, ValueError) as error:
+        _say(f"Error: {error}")
+        return EXIT_FAILURE
+
+
+async def _call(request: Request) -> int:
+    source = Pod5Source(request.reads, request.max_reads)
+    for fault in source.file_faults:
+        _say(f"cannot read {fault.path}: {fault.reason}")
+    summary = Summary()
+    reported_faults = len(source.file_faults)
+    if source.total_reads:
+        async with AsyncExitStack() as stack:
+            address = request.server
+            if address is None:
+                address = await stack.enter_async_context(embedded_server(_server_flags(request)))
+            await _stream(request, source, address, summary)
+    summary.finish()
+    for fault in source.file_faults[reported_faults:]:
+        _say(f"cannot read {fault.path}: {fault.reason}")
+    for read_fault in source.read_faults:
+        _say(f"read {read_fault.read_id} of {read_fault.path} rejected: {read_fault.reason}")
+        summary.add_unreadable_read()
+    summary.files_unreadable = sorted({str(fault.path) for fault in source.file_faults})
+    _say(str(summary))
+    if request.summary_json is not None:
+        summary.write(request.summary_json)
+    if summary.missing:
+        _say(f"Error: the books do not balance: {summary.missing} reads have no result")
+        return EXIT_UNBALANCED
+    if source.file_faults:
+        _say(f"Error: {len(summary.files_unreadable)} of the inputs could not be read, or not to the end; see above")
+        return EXIT_UNREADABLE
+    return 0
+
+
+async def _stream(request: Request, source: Pod5Source, address: str, summary: Summary) -> None:
+    client = BasecallClient(
+        address,
+        StreamOptions(
+            model=Path(request.model).name if request.model else "",
+            reference=Path(request.reference).name if request.reference else "",
+            preset=request.preset,
+            emit_moves=request.emit_moves,
+        ),
+    )
+    info = await client.server_info()
+    writer: RecordWriter | None = None
+    problems = 0
+    summary.start_clock()
+    bar = tqdm(total=source.total_reads, unit="read", disable=not sys.stderr.isatty(), dynamic_ncols=True, smoothing=0.1)
+    results = client.call(_counted(source, summary))
+    try:
+        async for result in results:
+            if writer is None:  # the header needs to know who calls
+                writer = _open_writer(request, source, client, info)
+            # In a thread: whoever reads our output may be slow, and heartbeats must go on.
+            await asyncio.to_thread(writer.write, result)
+            summary.add(result)
+            if result.status in (ReadStatus.REJECTED, ReadStatus.FAILED):
+                problems += 1
+                if problems <= _LISTED_PROBLEMS:
+                    _say(f"read {result.info.read_id} {result.status.value}: {result.detail}")
+                elif problems == _LISTED_PROBLEMS + 1:
+                    _say("further rejected and failed reads are counted, not listed")
+            bar.update()
+            summary.finish()
+            bar.set_postfix_str(f"{summary.bases:,} bases, {summary.bases_per_second:,.0f} bases/s", refresh=False)
+    finally:
+        await results.aclose()
+        bar.close()
+        summary.reconnects = client.reconnects
+        if writer is not None:
+            await asyncio.to_thread(writer.close)
+
+
+def _open_writer(request: Request, source: Pod5Source, client: BasecallClient, info: ServerInfo) -> RecordWriter:
+    assert client.identity is not None
+    return RecordWriter(
+        request.output,
+        source.runs,
+        client.identity,
+        info.references.get(client.identity.reference, ()),
+        request.command_line,
+    )
+
+
+def _counted(source: Pod5Source, summary: Summary) -> Iterator[SignalRead]:
+    for read in source:
+        summary.reads_received += 1
+        yield read
+
+
+def _server_flags(request: Request) -> list[str]:
+    flags = ["--max-streams", "16", "--model", request.model]
+    for flag, value in (("--reference", request.reference), ("--preset", request.preset)):
+        if value:
+            flags += [flag, value]
+    for flag, value in request.server_flags.items():
+        if value is not None:
+            flags += [flag, str(value)]
+    return flags
+
+
+def _say(message: str) -> None:
+    tqdm.write(message, file=sys.stderr)
+
+
+class _AboveProgress:
+    """Lets log lines stand above the progress bar."""
+
+    def write(self, text: str) -> None:
+        tqdm.write(text.rstrip("\n"), file=sys.stderr)
+
+    def flush(self) -> None:
+        sys.stderr.flush()

@@ -1,0 +1,89 @@
+"""A private server for one command: another process, on a Unix socket in a folder that only this user can enter."""
+
+import asyncio
+import os
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import click
+import structlog
+
+log = structlog.get_logger()
+
+_MAX_RESTARTS = 3
+_STOP_TIMEOUT_S = 10.0
+
+
+@asynccontextmanager
+async def embedded_server(flags: Sequence[str]) -> AsyncIterator[str]:
+    """Start `porestream serve` with these flags; yields its address once it serves, and stops it in the end.
+
+    It is started again if it dies (the client sends its reads again), at most three times. It ends with this process,
+    however that ends, for it watches its standard input.
+
+    Raises
+    ------
+    click.ClickException
+        It does not start; the message is its own.
+    """
+    with tempfile.TemporaryDirectory(prefix="porestream-") as folder:
+        socket = Path(folder) / "socket"
+        log_file = Path(folder) / "log"
+        command = [sys.executable, "-m", "porestream.cli.main", "serve", "--until-stdin-closes", "--listen", f"unix:{socket}"]
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("PORESTREAM_")}
+
+        async def start() -> asyncio.subprocess.Process:
+            with log_file.open("ab") as sink:
+                process = await asyncio.create_subprocess_exec(
+                    *command,
+                    *flags,
+                    stdin=asyncio.subprocess.PIPE,
+                    stdout=asyncio.subprocess.PIPE,
+                    stderr=sink,
+                    env=environment,
+                    start_new_session=True,  # Ctrl-C is for this process, which stops the server when it is done
+                )
+            assert process.stdout is not None
+            if not await process.stdout.readline():
+                await process.wait()
+                raise click.ClickException(_last_words(log_file))
+            return process
+
+        process = await start()
+
+        async def supervise() -> None:
+            nonlocal process
+            for _ in range(_MAX_RESTARTS):
+                code = await process.wait()
+                log.warning("the embedded server died and is started again", exit_code=code)
+                socket.unlink(missing_ok=True)
+                process = await start()
+
+        supervisor = asyncio.create_task(supervise())
+        try:
+            yield f"unix:{socket}"
+        finally:
+            supervisor.cancel()
+            await asyncio.gather(supervisor, return_exceptions=True)
+            await _stop(process)
+
+
+async def _stop(process: asyncio.subprocess.Process) -> None:
+    if process.returncode is not None:
+        return
+    assert process.stdin is not None
+    process.stdin.close()
+    try:
+        await asyncio.wait_for(process.wait(), _STOP_TIMEOUT_S)
+    except TimeoutError:
+        process.kill()
+        await process.wait()
+
+
+def _last_words(log_file: Path) -> str:
+    lines = log_file.read_text(errors="replace").strip().splitlines()
+    errors = [line.removeprefix("Error: ") for line in lines if line.startswith("Error: ")]
+    return errors[-1] if errors else "the embedded server did not start:\n" + "\n".join(lines[-15:])

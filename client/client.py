@@ -1,0 +1,167 @@
+"""The client: asyncio, and a synchronous face."""
+
+import asyncio
+import threading
+from collections.abc import AsyncGenerator, Iterable, Iterator
+from typing import Self
+
+import grpc
+
+from porestream.client.reads import CallerIdentity, ReadResult, ServerInfo, SignalRead
+from porestream.client.stream import Delivery, RunStream, ServerLost, StreamOptions
+from porestream.client.wire import CHUNK_SAMPLES, EncodedRead, decode_server_info, encode_read
+from porestream.v1 import porestream_pb2 as pb
+from porestream.v1 import porestream_pb2_grpc as pb_grpc
+
+
+class BasecallClient:
+    """Has reads called by a server.
+
+    Parameters
+    ----------
+    target
+        HOST:PORT or unix:PATH.
+    options
+        What is asked of the server.
+
+    Examples
+    --------
+    >>> client = BasecallClient("localhost:50051")
+    >>> async for result in client.call(Pod5Source([Path("run.pod5")])):
+    ...     store(result)  # acknowledged when the loop comes back for the next
+    """
+
+    def __init__(self, target: str, options: StreamOptions | None = None) -> None:
+        self.target = target
+        self.options = options or StreamOptions()
+        self.identity: CallerIdentity | None = None
+        self.reconnects = 0
+
+    async def server_info(self, timeout_s: float = 10.0) -> ServerInfo:
+        """What the server has.
+
+        Raises
+        ------
+        ServerLost
+            It does not answer within `timeout_s`.
+        """
+        async with grpc.aio.insecure_channel(self.target) as channel:
+            stub = pb_grpc.BasecallServiceStub(channel)
+            try:
+                info = await stub.GetServerInfo(pb.GetServerInfoRequest(), timeout=timeout_s, wait_for_ready=True)
+            except grpc.aio.AioRpcError as error:
+                raise ServerLost(f"{self.target} does not answer: {error.code().name}: {error.details()}") from error
+        return decode_server_info(info)
+
+    async def call(self, reads: Iterable[SignalRead]) -> AsyncGenerator[ReadResult, None]:
+        """Have reads called; yields each one's result once, in the order in which they are ready.
+
+        A result is acknowledged when the consumer comes back for the next: store it before. Reads of several runs go
+        over a stream for each run. Broken connections are made anew; reads without a result are sent again.
+
+        Raises
+        ------
+        ServerRefused
+            The server will not serve this: no such model or reference, or another caller than before the break.
+        ServerLost
+            No server could be reached for `options.give_up_s`.
+        """
+        info = await self.server_info(self.options.give_up_s)
+        deliveries: asyncio.Queue[Delivery | None] = asyncio.Queue()  # bounded by the streams' windows
+        streams: dict[str, RunStream] = {}
+
+        async def feed(tasks: asyncio.TaskGroup) -> None:
+            chunk_samples = min(CHUNK_SAMPLES, info.max_chunk_samples)
+            iterator = iter(reads)
+            while (read := await asyncio.to_thread(_next_encoded, iterator, chunk_samples)) is not None:
+                run = read.info.run
+                if run.run_id not in streams:
+                    stream = RunStream(
+                        self.target, run, self.options, deliveries.put_nowait, info.min_chunk_credit_samples
+                    )
+                    streams[run.run_id] = stream
+                    tasks.create_task(stream.run())
+                await streams[run.run_id].put(read)
+            for stream in streams.values():
+                stream.end()
+
+        async def work() -> None:
+            try:
+                async with asyncio.TaskGroup() as tasks:
+                    tasks.create_task(feed(tasks))
+            finally:
+                deliveries.put_nowait(None)
+
+        worker = asyncio.create_task(work())
+        try:
+            while (delivery := await deliveries.get()) is not None:
+                result, stored = delivery
+                if result is not None:
+                    self.identity = self.identity or next(s.identity for s in streams.values() if s.identity)
+                    yield result
+                stored()
+            self.reconnects += sum(stream.reconnects for stream in streams.values())
+            await worker
+        except BaseExceptionGroup as group:
+            raise _first_error(group) from group
+        finally:
+            worker.cancel()
+            await asyncio.gather(worker, return_exceptions=True)
+
+
+class SyncBasecallClient:
+    """`BasecallClient` for code without asyncio; a context manager.
+
+    Examples
+    --------
+    >>> with SyncBasecallClient("localhost:50051") as client:
+    ...     for result in client.call(Pod5Source([Path("run.pod5")])):
+    ...         store(result)
+    """
+
+    def __init__(self, target: str, options: StreamOptions | None = None) -> None:
+        self._client = BasecallClient(target, options)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="porestream-client", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def server_info(self) -> ServerInfo:
+        """See `BasecallClient.server_info`."""
+        return asyncio.run_coroutine_threadsafe(self._client.server_info(), self._loop).result()
+
+    def call(self, reads: Iterable[SignalRead]) -> Iterator[ReadResult]:
+        """See `BasecallClient.call`."""
+        results = self._client.call(reads)
+
+        async def next_result() -> ReadResult | None:
+            return await anext(results, None)
+
+        try:
+            while (result := asyncio.run_coroutine_threadsafe(next_result(), self._loop).result()) is not None:
+                yield result
+        finally:
+            asyncio.run_coroutine_threadsafe(_close(results), self._loop).result()
+
+
+async def _close(results: AsyncGenerator[ReadResult, None]) -> None:
+    await results.aclose()
+
+
+def _next_encoded(reads: Iterator[SignalRead], chunk_samples: int) -> EncodedRead | None:
+    read = next(reads, None)
+    return encode_read(read, chunk_samples) if read is not None else None
+
+
+def _first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

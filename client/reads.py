@@ -1,0 +1,152 @@
+"""What goes in and what comes out: reads with their signal, and what became of them."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import Enum
+from uuid import UUID
+
+import numpy as np
+import numpy.typing as npt
+
+
+class ReadStatus(Enum):
+    """What became of a read. FILTERED is called, but below the least mean Q; REJECTED is the input's fault."""
+
+    CALLED = "called"
+    FILTERED = "filtered"
+    REJECTED = "rejected"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class RunInfo:
+    """One acquisition, as POD5 describes it."""
+
+    run_id: str
+    sample_rate_hz: int
+    flow_cell_id: str = ""
+    flow_cell_product_code: str = ""
+    sequencing_kit: str = ""
+    position: str = ""
+    sample_id: str = ""
+    experiment_id: str = ""
+    acquisition_start_time: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ReadInfo:
+    """One read without its signal. current_pa = (adc + offset_adc) * scale_pa_per_adc; start_sample since the run's start."""
+
+    read_id: UUID
+    run: RunInfo
+    offset_adc: float
+    scale_pa_per_adc: float
+    channel: int = 0
+    well: int = 0
+    read_number: int = 0
+    start_sample: int = 0
+    end_reason: str = ""
+    file_name: str = ""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SignalRead:
+    """A complete read: its facts and its signal_S, int16 ADC counts."""
+
+    info: ReadInfo
+    signal_S: npt.NDArray[np.int16]
+
+
+@dataclass(frozen=True, slots=True)
+class Alignment:
+    """One alignment: the fields of a SAM record. `cigar` in BAM's encoding (length << 4 | operation)."""
+
+    flag: int
+    reference_name: str
+    reference_start: int
+    reference_end: int
+    mapping_quality: int
+    cigar: tuple[int, ...]
+    score: int
+    edit_distance: int
+    md: str
+    divergence: float
+
+
+@dataclass(frozen=True, slots=True)
+class CalledPart:
+    """One called sequence.
+
+    Attributes
+    ----------
+    qualities
+        Phred, one byte a base, without +33.
+    moves
+        One byte a time step (0 or 1); empty unless asked for.
+    alignments
+        Primary first; empty: unmapped, or no reference.
+    """
+
+    read_id: UUID
+    sequence: str
+    qualities: bytes
+    mean_qscore: float
+    samples: int
+    trimmed_samples: int
+    stride_samples: int
+    moves: bytes
+    alignments: tuple[Alignment, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ReadResult:
+    """Everything that became of one read. `parts` is empty where it was rejected or failed; `detail` says why."""
+
+    info: ReadInfo
+    status: ReadStatus
+    detail: str
+    signal_samples: int
+    scaling_midpoint_pa: float
+    scaling_dispersion_pa: float
+    parts: tuple[CalledPart, ...]
+
+    @property
+    def is_aligned(self) -> bool:
+        """Whether any part has an alignment."""
+        return any(part.alignments for part in self.parts)
+
+
+@dataclass(frozen=True, slots=True)
+class CallerIdentity:
+    """What decides a read's bytes: equal identities give equal results."""
+
+    model: str
+    model_sha256: str
+    reference: str
+    reference_sha256: str
+    preset: str
+    precision: str
+    device_class: str
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReferenceSequence:
+    """One sequence of a reference; md5 as SAM's @SQ M5, empty where unknown."""
+
+    name: str
+    length: int
+    md5: str
+
+
+@dataclass(frozen=True, slots=True)
+class ServerInfo:
+    """What a server has."""
+
+    version: str
+    device: str
+    models: tuple[str, ...]
+    references: dict[str, tuple[ReferenceSequence, ...]]
+    max_chunk_samples: int
+    max_message_bytes: int
+    min_chunk_credit_samples: int

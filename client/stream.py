@@ -1,0 +1,345 @@
+"""One run's stream: sends reads within the server's credit, takes results, and survives broken connections.
+
+The client owns each read until its result is stored; after a break it sends every read again that has no result. What
+decides the bytes is pinned at the first connection: another server must be an equal one.
+"""
+
+import asyncio
+import random
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from uuid import UUID
+
+import grpc
+import structlog
+from google.protobuf.duration_pb2 import Duration
+
+from porestream.client.reads import CallerIdentity, ReadResult, ReadStatus, RunInfo
+from porestream.client.wire import EncodedRead, decode_identity, decode_result, encode_run
+from porestream.v1 import porestream_pb2 as pb
+from porestream.v1 import porestream_pb2_grpc as pb_grpc
+
+log = structlog.get_logger()
+
+_MESSAGE_BYTES = 256 << 10
+_FIRST_BACKOFF_S, _MAX_BACKOFF_S = 0.2, 5.0
+_CHANNEL_OPTIONS = (
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+    ("grpc.use_local_subchannel_pool", 1),  # a new channel tries at once, whatever an old one went through
+)
+_FINAL = {
+    grpc.StatusCode.INVALID_ARGUMENT,
+    grpc.StatusCode.NOT_FOUND,
+    grpc.StatusCode.FAILED_PRECONDITION,
+    grpc.StatusCode.PERMISSION_DENIED,
+    grpc.StatusCode.UNAUTHENTICATED,
+    grpc.StatusCode.UNIMPLEMENTED,
+}
+
+
+class ServerRefused(Exception):
+    """The server will not serve this stream, however often it is asked; the message is the server's."""
+
+
+class ServerLost(Exception):
+    """No server could be reached for too long, or connections broke again and again without a result."""
+
+
+@dataclass(frozen=True, slots=True)
+class StreamOptions:
+    """What is asked of the server, and how patient the client is.
+
+    Attributes
+    ----------
+    model, reference, preset
+        Names that the server has; empty: its only model, no alignment, the preset that suits the model.
+    min_mean_qscore
+        Reads below are FILTERED.
+    emit_moves, emit_md
+        Whether results carry moves and MD.
+    heartbeat_s
+        Longest silence of either side, 1-30 s.
+    window_samples
+        Reads sent ahead of stored results, in samples; what they take in memory, compressed, is about 0.7 bytes each.
+    give_up_s
+        How long a server may be out of reach.
+    max_fruitless_connections
+        How many connections in a row may break without any result.
+    """
+
+    model: str = ""
+    reference: str = ""
+    preset: str = ""
+    priority: int = pb.PRIORITY_STANDARD
+    min_mean_qscore: float = 0.0
+    emit_moves: bool = False
+    emit_md: bool = False
+    heartbeat_s: float = 5.0
+    window_samples: int = 16_000_000
+    give_up_s: float = 120.0
+    max_fruitless_connections: int = 10
+
+
+@dataclass(slots=True, eq=False)
+class _Connection:
+    """What is known of the current connection."""
+
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    credit: int = 0
+    used: int = 0
+    batch_seq: int = 0
+    stored_seq: int = 0
+    acknowledged_seq: int = 0
+    draining: bool = False
+    half_closed: bool = False
+    to_send: deque[EncodedRead] = field(default_factory=deque)
+    next_chunk: int = 0  # of the first read in `to_send`
+
+
+Delivery = tuple[ReadResult | None, Callable[[], None]]
+"""A result (None: a repetition, to be passed over) and what to call when it is stored."""
+
+
+class RunStream:
+    """Streams one run's reads to a server until every one has a stored result.
+
+    Parameters
+    ----------
+    target
+        HOST:PORT or unix:PATH.
+    run, options
+        What goes into `open`.
+    deliver
+        Takes each result, in order, with what to call when it is stored. Must not block.
+    min_chunk_credit_samples
+        What a chunk counts at least (the server's Limits).
+    """
+
+    def __init__(
+        self,
+        target: str,
+        run: RunInfo,
+        options: StreamOptions,
+        deliver: Callable[[Delivery], None],
+        min_chunk_credit_samples: int,
+    ) -> None:
+        self._target, self._run_info, self._options, self._deliver = target, run, options, deliver
+        self._min_chunk_samples = min_chunk_credit_samples
+        self._expected: pb.CallerIdentity | None = None
+        self._pending: OrderedDict[bytes, EncodedRead] = OrderedDict()  # without a result
+        self._window_used = 0  # samples of reads without a stored result
+        self._window_free = asyncio.Event()
+        self._window_free.set()
+        self._ended = False
+        self._connection: _Connection | None = None
+        self._results = 0
+        self._alive_s = time.monotonic()
+        self.reconnects = 0
+
+    @property
+    def identity(self) -> CallerIdentity | None:
+        """Who calls; None before the first connection."""
+        return decode_identity(self._expected) if self._expected else None
+
+    async def put(self, read: EncodedRead) -> None:
+        """Have a read called; waits while too much is under way."""
+        while self._window_used and self._window_used + read.samples > self._options.window_samples:
+            self._window_free.clear()
+            await self._window_free.wait()
+        if read.info.read_id.bytes in self._pending:
+            self._deliver((_duplicate(read), lambda: None))
+            return
+        self._window_used += read.samples
+        self._pending[read.info.read_id.bytes] = read
+        if self._connection:
+            self._connection.to_send.append(read)
+            self._connection.changed.set()
+
+    def end(self) -> None:
+        """No more reads will come."""
+        self._ended = True
+        if self._connection:
+            self._connection.changed.set()
+
+    async def run(self) -> None:
+        """Stream until all is done.
+
+        Raises
+        ------
+        ServerRefused, ServerLost
+            Why not; reads without a result are named in the message.
+        """
+        fruitless = 0
+        backoff_s = _FIRST_BACKOFF_S
+        while True:
+            before = self._results
+            try:
+                if await self._connect():
+                    return
+                fruitless, backoff_s = 0, _FIRST_BACKOFF_S  # sent away, not lost
+            except grpc.aio.AioRpcError as error:
+                if error.code() in _FINAL:
+                    raise ServerRefused(f"{error.code().name}: {error.details()}") from error
+                reached = error.code() != grpc.StatusCode.UNAVAILABLE or self._results > before
+                reason = f"{error.code().name}: {error.details()}"
+            except TimeoutError:
+                reached, reason = True, f"silent for {4 * self._options.heartbeat_s:g} s"
+            else:
+                reached, reason = True, "the server is going away"
+            self.reconnects += 1
+            if self._results > before:
+                fruitless, backoff_s = 0, _FIRST_BACKOFF_S
+            else:
+                fruitless += reached
+            out_of_reach_s = time.monotonic() - self._alive_s
+            if out_of_reach_s > self._options.give_up_s or fruitless >= self._options.max_fruitless_connections:
+                raise ServerLost(f"{self._target}: {reason}; {self._name_pending()}")
+            log.warning("connection lost, will try again", target=self._target, reason=reason, unfinished=len(self._pending))
+            await asyncio.sleep(backoff_s * random.uniform(0.5, 1.0))
+            backoff_s = min(2 * backoff_s, _MAX_BACKOFF_S)
+
+    async def _connect(self) -> bool:
+        """One connection's life. True: all is done; False: the server sent us away."""
+        async with grpc.aio.insecure_channel(self._target, options=_CHANNEL_OPTIONS) as channel:
+            call = pb_grpc.BasecallServiceStub(channel).StreamReads()
+            connection = _Connection(to_send=deque(self._pending.values()))
+            await call.write(pb.StreamReadsRequest(open=self._open_message()))
+            sender: asyncio.Task[None] | None = None
+            try:
+                while (response := await asyncio.wait_for(call.read(), 4 * self._options.heartbeat_s)) is not grpc.aio.EOF:
+                    self._alive_s = time.monotonic()
+                    if response.WhichOneof("message") == "opened":
+                        self._expected = self._expected or response.opened.caller
+                        connection.credit = response.opened.credit.max_total_samples
+                        connection.to_send = deque(self._pending.values())
+                        self._connection = connection
+                        sender = asyncio.create_task(self._send(call, connection))
+                    else:
+                        self._take(response, connection)
+                    if sender is not None and sender.done():
+                        sender.result()
+                if await call.code() != grpc.StatusCode.OK and not connection.draining:
+                    raise await _error_of(call)
+                return self._ended and not self._pending
+            except grpc.aio.AioRpcError:
+                if connection.draining:
+                    return False
+                raise
+            finally:
+                self._connection = None
+                call.cancel()
+                if sender is not None:
+                    sender.cancel()
+                    await asyncio.gather(sender, return_exceptions=True)
+
+    def _open_message(self) -> pb.OpenStream:
+        options = self._options
+        heartbeat = Duration()
+        heartbeat.FromMilliseconds(int(options.heartbeat_s * 1000))
+        return pb.OpenStream(
+            run=encode_run(self._run_info),
+            purpose=pb.STREAM_PURPOSE_RESULTS,
+            options=pb.CallOptions(
+                model=options.model,
+                reference=options.reference,
+                preset=options.preset,
+                priority=options.priority,  # type: ignore[arg-type]
+                min_mean_qscore=options.min_mean_qscore,
+                emit_moves=options.emit_moves,
+                emit_md=options.emit_md,
+            ),
+            expected=self._expected,
+            heartbeat_interval=heartbeat,
+        )
+
+    def _take(self, response: pb.StreamReadsResponse, connection: _Connection) -> None:
+        kind = response.WhichOneof("message")
+        if kind == "credit":
+            connection.credit = max(connection.credit, response.credit.max_total_samples)
+        elif kind == "results":
+            for seq, message in enumerate(response.results.results, response.results.first_result_seq):
+                self._take_result(seq, message, connection)
+        elif kind == "go_away":
+            connection.draining = True
+        connection.changed.set()
+
+    def _take_result(self, seq: int, message: pb.ReadResult, connection: _Connection) -> None:
+        read = self._pending.pop(message.read_id, None)
+        result = decode_result(message, read.info) if read else None
+        self._results += result is not None
+
+        def stored() -> None:
+            if read:
+                self._window_used -= read.samples
+                self._window_free.set()
+            connection.stored_seq = seq
+            connection.changed.set()
+
+        self._deliver((result, stored))
+
+    async def _send(self, call: grpc.aio.StreamStreamCall, connection: _Connection) -> None:
+        while True:
+            message = self._next_message(connection)
+            if message is None:
+                connection.changed.clear()
+                try:
+                    await asyncio.wait_for(connection.changed.wait(), self._options.heartbeat_s)
+                    continue
+                except TimeoutError:
+                    message = pb.StreamReadsRequest()
+                    message.heartbeat.sent_at.GetCurrentTime()
+            await call.write(message)
+
+    def _next_message(self, connection: _Connection) -> pb.StreamReadsRequest | None:
+        if connection.stored_seq > connection.acknowledged_seq:
+            connection.acknowledged_seq = connection.stored_seq
+            return pb.StreamReadsRequest(result_ack=pb.ResultAck(result_seq=connection.stored_seq))
+        if connection.half_closed:
+            return None
+        chunks = [] if connection.draining else self._next_chunks(connection)
+        if chunks:
+            connection.batch_seq += 1
+            request = pb.StreamReadsRequest(signal=pb.SignalBatch(batch_seq=connection.batch_seq, chunks=chunks))
+            request.signal.sent_at.GetCurrentTime()
+            return request
+        if connection.draining or (self._ended and not connection.to_send):
+            connection.half_closed = True
+            return pb.StreamReadsRequest(half_close=pb.HalfClose())
+        return None
+
+    def _next_chunks(self, connection: _Connection) -> list[pb.ReadChunk]:
+        """Chunks that fit into one message and the credit."""
+        chunks: list[pb.ReadChunk] = []
+        size = 0
+        while connection.to_send and size < _MESSAGE_BYTES:
+            read = connection.to_send[0]
+            chunk = read.chunks[connection.next_chunk]
+            cost = max(chunk.sample_count, self._min_chunk_samples)
+            if connection.used + cost > connection.credit:
+                break
+            connection.used += cost
+            chunks.append(chunk)
+            size += len(chunk.signal)
+            connection.next_chunk += 1
+            if connection.next_chunk == len(read.chunks):
+                connection.to_send.popleft()
+                connection.next_chunk = 0
+        return chunks
+
+    def _name_pending(self) -> str:
+        names = [str(UUID(bytes=read_id)) for read_id in list(self._pending)[:3]]
+        return f"{len(self._pending)} reads have no result ({', '.join(names)}{', ...' if len(self._pending) > 3 else ''})"
+
+
+def _duplicate(read: EncodedRead) -> ReadResult:
+    reason = "duplicate: a read of this id is already under way"
+    return ReadResult(read.info, ReadStatus.REJECTED, reason, read.samples, 0.0, 0.0, ())
+
+
+async def _error_of(call: grpc.aio.StreamStreamCall) -> grpc.aio.AioRpcError:
+    return grpc.aio.AioRpcError(
+        await call.code(), await call.initial_metadata(), await call.trailing_metadata(), await call.details()
+    )

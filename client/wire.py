@@ -1,0 +1,159 @@
+"""Between the client's values and protobuf."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from uuid import UUID
+
+import google_crc32c
+from pod5.signal_tools import vbz_compress_signal
+
+from porestream.client.reads import (
+    Alignment,
+    CalledPart,
+    CallerIdentity,
+    ReadInfo,
+    ReadResult,
+    ReadStatus,
+    ReferenceSequence,
+    RunInfo,
+    ServerInfo,
+    SignalRead,
+)
+from porestream.v1 import porestream_pb2 as pb
+
+CHUNK_SAMPLES = 65_536
+
+_STATUSES = {
+    pb.READ_STATUS_CALLED: ReadStatus.CALLED,
+    pb.READ_STATUS_FILTERED: ReadStatus.FILTERED,
+    pb.READ_STATUS_REJECTED: ReadStatus.REJECTED,
+    pb.READ_STATUS_FAILED: ReadStatus.FAILED,
+}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EncodedRead:
+    """A read as it goes over the wire; kept until its result is stored, so that it can be sent again."""
+
+    info: ReadInfo
+    samples: int
+    chunks: tuple[pb.ReadChunk, ...]
+
+
+def encode_read(read: SignalRead, chunk_samples: int = CHUNK_SAMPLES) -> EncodedRead:
+    """Cut a read into chunks and compress them (VBZ), with a checksum each."""
+    info = read.info
+    chunks = []
+    total = int(read.signal_S.size)
+    for first in range(0, total, chunk_samples) or (0,):
+        signal_S = read.signal_S[first : first + chunk_samples].astype("<i2", copy=False)
+        chunk = pb.ReadChunk(
+            read_id=info.read_id.bytes,
+            channel=info.channel,
+            well=info.well,
+            read_number=info.read_number,
+            start_sample=info.start_sample,
+            first_sample=first,
+            sample_count=signal_S.size,
+            encoding=pb.SIGNAL_ENCODING_VBZ,
+            signal=vbz_compress_signal(signal_S).tobytes(),
+            signal_crc32c=google_crc32c.value(signal_S.tobytes()),
+        )
+        if first == 0:
+            chunk.calibration.offset_adc = info.offset_adc
+            chunk.calibration.scale_pa_per_adc = info.scale_pa_per_adc
+        chunks.append(chunk)
+    chunks[-1].end_of_read = True
+    chunks[-1].end_reason = info.end_reason
+    return EncodedRead(info, total, tuple(chunks))
+
+
+def encode_run(run: RunInfo) -> pb.RunInfo:
+    """The run, for `open`."""
+    message = pb.RunInfo(
+        run_id=run.run_id,
+        flow_cell_id=run.flow_cell_id,
+        flow_cell_product_code=run.flow_cell_product_code,
+        sequencing_kit=run.sequencing_kit,
+        position=run.position,
+        sample_id=run.sample_id,
+        experiment_id=run.experiment_id,
+        sample_rate_hz=run.sample_rate_hz,
+    )
+    if run.acquisition_start_time is not None:
+        message.acquisition_start_time.FromDatetime(run.acquisition_start_time)
+    return message
+
+
+def decode_result(message: pb.ReadResult, info: ReadInfo) -> ReadResult:
+    """A read's result, with the facts that the client kept of it."""
+    return ReadResult(
+        info=info,
+        status=_STATUSES.get(message.status, ReadStatus.FAILED),
+        detail=message.detail,
+        signal_samples=message.signal_samples,
+        scaling_midpoint_pa=message.scaling_midpoint,
+        scaling_dispersion_pa=message.scaling_dispersion,
+        parts=tuple(_parts(message)),
+    )
+
+
+def _parts(message: pb.ReadResult) -> Iterator[CalledPart]:
+    for part in message.parts:
+        yield CalledPart(
+            read_id=UUID(bytes=part.read_id),
+            sequence=part.sequence,
+            qualities=part.qualities,
+            mean_qscore=part.mean_qscore,
+            samples=part.samples,
+            trimmed_samples=part.trimmed_samples,
+            stride_samples=part.model_stride,
+            moves=part.moves,
+            alignments=tuple(
+                Alignment(
+                    flag=alignment.flag,
+                    reference_name=alignment.reference_name,
+                    reference_start=alignment.reference_start,
+                    reference_end=alignment.reference_end,
+                    mapping_quality=alignment.mapping_quality,
+                    cigar=tuple(alignment.cigar),
+                    score=alignment.score,
+                    edit_distance=alignment.edit_distance,
+                    md=alignment.md,
+                    divergence=alignment.divergence,
+                )
+                for alignment in part.alignments
+            ),
+        )
+
+
+def decode_identity(message: pb.CallerIdentity) -> CallerIdentity:
+    """Who calls."""
+    return CallerIdentity(
+        model=message.model,
+        model_sha256=message.model_sha256.hex(),
+        reference=message.reference,
+        reference_sha256=message.reference_sha256.hex(),
+        preset=message.preset,
+        precision=message.precision,
+        device_class=message.device_class,
+        version=message.version,
+    )
+
+
+def decode_server_info(message: pb.GetServerInfoResponse) -> ServerInfo:
+    """What a server has."""
+    return ServerInfo(
+        version=message.version,
+        device=message.device,
+        models=tuple(model.name for model in message.models),
+        references={
+            reference.name: tuple(
+                ReferenceSequence(sequence.name, sequence.length, sequence.md5) for sequence in reference.sequences
+            )
+            for reference in message.references
+        },
+        max_chunk_samples=message.limits.max_chunk_samples,
+        max_message_bytes=message.limits.max_message_bytes,
+        min_chunk_credit_samples=message.limits.min_chunk_credit_samples,
+    )
