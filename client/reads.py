@@ -108,6 +108,7 @@ class ReadResult:
     signal_samples: int
     scaling_midpoint_pa: float
     scaling_dispersion_pa: float
+    scaling_strategy: str
     parts: tuple[CalledPart, ...]
 
     @property

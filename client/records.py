@@ -134,7 +134,7 @@ def _tags(result: ReadResult, part: CalledPart, model: str) -> list[tuple[str, A
         ("fn", info.file_name, "Z"),
         ("sm", result.scaling_midpoint_pa, "f"),
         ("sd", result.scaling_dispersion_pa, "f"),
-        ("sv", "quantile", "Z"),
+        ("sv", result.scaling_strategy, "Z"),
         ("dx", 0, "i"),
         ("RG", read_group(info.run, model), "Z"),
     ]

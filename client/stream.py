@@ -336,7 +336,7 @@ class RunStream:
 
 def _duplicate(read: EncodedRead) -> ReadResult:
     reason = "duplicate: a read of this id is already under way"
-    return ReadResult(read.info, ReadStatus.REJECTED, reason, read.samples, 0.0, 0.0, ())
+    return ReadResult(read.info, ReadStatus.REJECTED, reason, read.samples, 0.0, 0.0, "", ())
 
 
 async def _error_of(call: grpc.aio.StreamStreamCall) -> grpc.aio.AioRpcError:

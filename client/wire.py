@@ -94,6 +94,7 @@ def decode_result(message: pb.ReadResult, info: ReadInfo) -> ReadResult:
         signal_samples=message.signal_samples,
         scaling_midpoint_pa=message.scaling_midpoint,
         scaling_dispersion_pa=message.scaling_dispersion,
+        scaling_strategy=message.scaling_strategy,
         parts=tuple(_parts(message)),
     )
 

@@ -14,7 +14,7 @@ from porestream.models.bundle import ModelBundle
 from porestream.models.chunk import Chunker, ChunkPlan, cut
 from porestream.models.decode import Decoded, Decoder, DecodeSettings
 from porestream.models.network import Network
-from porestream.models.scale import Scaling, leader_samples, quantile_scaling
+from porestream.models.scale import STRATEGIES, Scaling, leader_samples
 
 ROWS = 16
 """Rows of the one shape in which batches are computed. Libraries choose their kernels by shape, and with them the last
@@ -58,7 +58,7 @@ class Basecaller:
         self.chunker = Chunker(config.chunk_size, config.overlap, config.stride)
         self._decoder = Decoder(
             config.state_len,
-            DecodeSettings(config.blank_score, config.quality_scale, config.quality_bias),
+            DecodeSettings(config.stay_score, config.quality_scale, config.quality_bias),
             cache_dir,
         )
         self._buffers = threading.local()
@@ -74,7 +74,7 @@ class Basecaller:
         stride = self.bundle.config.stride
         if signal_S.size < stride:
             raise ValueError(f"too short: {signal_S.size} samples, the model's stride is {stride}")
-        scaling = quantile_scaling(signal_S)
+        scaling = STRATEGIES[self.bundle.config.scaling](signal_S)
         trimmed = leader_samples(signal_S, scaling)
         return scaling, trimmed, self.chunker.plan(signal_S.size - trimmed)
 

@@ -14,10 +14,16 @@ from typing import Any
 import safetensors.torch
 import torch
 
+from porestream.models.scale import STRATEGIES
 from porestream.models.torchscript import read_tensor
 
 _NAME = re.compile(r"^(?P<molecule>dna|rna\d*)_(?P<pore>r[\d.]+)(_e[\d.]+)?(_(?P<speed>\d+)bps)?_(?P<kind>[a-z]+)@v")
 _LSTM_LAYERS = 5
+
+# What v3 directories leave open; docs/decisions/0002 has the measurements. dorado takes "quantile" and no correction:
+# `[scaling] strategy = "quantile"` and `[decoder] stay_score = 2.0` in config.toml give its choice.
+_V3_SCALING = "med_mad"
+_V3_STAY_CORRECTION = -0.5
 
 
 class ModelError(ValueError):
@@ -33,12 +39,13 @@ class ModelConfig:
     features: int
     first_conv_size: int
     score_scale: float
-    blank_score: float
+    stay_score: float
     state_len: int
     chunk_size: int
     overlap: int
     quality_scale: float
     quality_bias: float
+    scaling: str
 
     @property
     def score_count(self) -> int:
@@ -109,11 +116,12 @@ def _config(values: dict[str, Any], file: Path) -> ModelConfig:
     for key, only in (("rnn_type", "lstm"), ("activation", "swish")):
         if encoder.get(key, only) != only:
             raise ModelError(f"{file}: [encoder] {key} = {encoder[key]!r} is not supported; only {only!r} is")
-    strategy = values.get("scaling", {}).get("strategy", "quantile")
-    if strategy != "quantile":
-        raise ModelError(f"{file}: [scaling] strategy = {strategy!r} is not supported yet; only 'quantile' is")
+    scaling = values.get("scaling", {}).get("strategy", _V3_SCALING)
+    if scaling not in STRATEGIES:
+        raise ModelError(f"{file}: [scaling] strategy = {scaling!r} is not supported; {', '.join(STRATEGIES)} are")
     if "normalisation" in values or "standardisation" in values:
         raise ModelError(f"{file}: [normalisation] and [standardisation] are not supported yet")
+    decoder = values.get("decoder", {})
     basecaller, qscore = values.get("basecaller", {}), values.get("qscore", {})
     try:
         config = ModelConfig(
@@ -122,12 +130,13 @@ def _config(values: dict[str, Any], file: Path) -> ModelConfig:
             features=int(encoder["features"]),
             first_conv_size=int(encoder.get("first_conv_size", 4)),
             score_scale=float(encoder.get("scale", 5.0)),
-            blank_score=float(encoder.get("blank_score", 2.0)),
+            stay_score=float(decoder.get("stay_score", encoder.get("blank_score", 2.0) + _V3_STAY_CORRECTION)),
             state_len=int(values["global_norm"]["state_len"]),
             chunk_size=int(basecaller.get("chunksize", 10_000)),
             overlap=int(basecaller.get("overlap", 500)),
             quality_scale=float(qscore.get("scale", 1.0)),
             quality_bias=float(qscore.get("bias", 0.0)),
+            scaling=scaling,
         )
     except KeyError as error:
         raise ModelError(f"{file}: {error} is missing") from error

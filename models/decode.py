@@ -112,7 +112,7 @@ class Decoder:
         self.settings = settings
         self._neighbours_SK = _neighbours(state_len)
         self._threads = threading.local()
-        self._decode_row = _compiled(_default_cache_dir() if cache_dir is None else cache_dir)
+        self._decode_row = _compiled(default_cache_dir() if cache_dir is None else cache_dir)
 
     def __call__(self, scores_TNC: npt.NDArray[np.float32], row: int) -> Decoded:
         """Decode one row of a batch; the others are not looked at.
@@ -220,7 +220,7 @@ def _neighbours(state_len: int) -> npt.NDArray[np.int32]:
     return table_SK
 
 
-def _default_cache_dir() -> Path:
+def default_cache_dir() -> Path:
     home = os.environ.get("XDG_CACHE_HOME", "")  # relative paths are to be ignored: XDG Base Directory Specification
     return Path(home if os.path.isabs(home) else os.path.expanduser("~/.cache")) / "porestream"
 

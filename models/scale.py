@@ -11,6 +11,7 @@ import numpy.typing as npt
 _QUANTILES = (0.2, 0.9)
 _SHIFT_FACTOR, _SCALE_FACTOR = 0.51, 0.53
 _MIN_SHIFT, _MIN_SCALE = 10.0, 1.0
+_MAD_TO_SD = 1.4826
 
 _TRIM_WINDOW_SAMPLES = 40
 _TRIM_THRESHOLD = 2.4
@@ -35,7 +36,7 @@ class Scaling:
 
 
 def quantile_scaling(signal_S: npt.NDArray[np.int16]) -> Scaling:
-    """Shift and scale of a read from its 20% and 90% quantiles, as dorado takes them (models trained with "quantile").
+    """Shift and scale of a read from its 20% and 90% quantiles, as dorado takes them ("quantile").
 
     The quantile q of n counts is the value at index int(q (n - 1)) of the sorted read, found by counting; no
     interpolation. shift = max(10, 0.51 (q20 + q90)), scale = max(1, 0.53 (q90 - q20)).
@@ -45,12 +46,43 @@ def quantile_scaling(signal_S: npt.NDArray[np.int16]) -> Scaling:
     ValueError
         An empty signal.
     """
+    low, cumulative = _counts(signal_S)
+    qa, qb = (low + _at(cumulative, int(q * (signal_S.size - 1))) for q in _QUANTILES)
+    return Scaling(max(_MIN_SHIFT, _SHIFT_FACTOR * (qa + qb)), max(_MIN_SCALE, _SCALE_FACTOR * (qb - qa)))
+
+
+def med_mad_scaling(signal_S: npt.NDArray[np.int16]) -> Scaling:
+    """Shift and scale of a read from its median and its median absolute deviation ("med_mad").
+
+    shift = median, scale = max(1, 1.4826 MAD): the standard deviation, were the signal normal.
+
+    Raises
+    ------
+    ValueError
+        An empty signal.
+    """
+    low, cumulative = _counts(signal_S)
+    middle = (signal_S.size - 1) // 2
+    median = low + _at(cumulative, middle)
+    deviations = np.abs(signal_S.astype(np.int32) - median)
+    mad = _at(np.cumsum(np.bincount(deviations)), middle)
+    return Scaling(float(median), max(_MIN_SCALE, _MAD_TO_SD * mad))
+
+
+STRATEGIES = {"quantile": quantile_scaling, "med_mad": med_mad_scaling}
+
+
+def _counts(signal_S: npt.NDArray[np.int16]) -> tuple[int, npt.NDArray[np.int64]]:
+    """Smallest count, and how many samples are at most that, one more, two more..."""
     if signal_S.size == 0:
         raise ValueError("an empty signal has no scale")
     low = int(signal_S.min())
-    cumulative = np.cumsum(np.bincount(signal_S.astype(np.int32) - low))
-    qa, qb = (low + int(np.searchsorted(cumulative, int(q * (signal_S.size - 1)), side="right")) for q in _QUANTILES)
-    return Scaling(max(_MIN_SHIFT, _SHIFT_FACTOR * (qa + qb)), max(_MIN_SCALE, _SCALE_FACTOR * (qb - qa)))
+    return low, np.cumsum(np.bincount(signal_S.astype(np.int32) - low))
+
+
+def _at(cumulative: npt.NDArray[np.int64], index: int) -> int:
+    """The value at an index of the sorted samples."""
+    return int(np.searchsorted(cumulative, index, side="right"))
 
 
 def leader_samples(signal_S: npt.NDArray[np.int16], scaling: Scaling) -> int:

@@ -21,7 +21,7 @@ from prometheus_client import REGISTRY, start_http_server
 from porestream.kernels.aligner import Aligner, load_reference, preset_for_model
 from porestream.models.basecaller import Basecaller
 from porestream.models.bundle import load_bundle
-from porestream.models.decode import _default_cache_dir as default_cache_dir
+from porestream.models.decode import default_cache_dir
 from porestream.server.budget import MemoryBudget
 from porestream.server.metrics import Ledger, ServerCollector
 from porestream.server.pipeline import Pipeline

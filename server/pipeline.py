@@ -147,6 +147,7 @@ class Pipeline:
                 job.read.samples,
                 scaling_midpoint_pa=(job.scaling.shift + offset_adc) * scale_pa,
                 scaling_dispersion_pa=job.scaling.scale * scale_pa,
+                scaling_strategy=self._basecallers[job.settings.model].bundle.config.scaling,
                 part=CalledPart(
                     sequence,
                     qualities_B,

@@ -182,6 +182,7 @@ class ReadResult:
     signal_samples: int
     scaling_midpoint_pa: float = 0.0
     scaling_dispersion_pa: float = 0.0
+    scaling_strategy: str = ""
     part: CalledPart | None = None
     timings: Timings = Timings()
 

@@ -363,6 +363,7 @@ def _encode_result(result: reads.ReadResult, settings: reads.CallSettings) -> pb
         signal_samples=result.signal_samples,
         scaling_midpoint=result.scaling_midpoint_pa,
         scaling_dispersion=result.scaling_dispersion_pa,
+        scaling_strategy=result.scaling_strategy,
         timings=pb.Timings(
             queue=_duration(timings.queue_s),
             basecall=_duration(timings.basecall_s),

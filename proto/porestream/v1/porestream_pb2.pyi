@@ -281,7 +281,7 @@ class ResultAck(_message.Message):
     def __init__(self, result_seq: _Optional[int] = ...) -> None: ...
 
 class ReadResult(_message.Message):
-    __slots__ = ("read_id", "channel", "status", "detail", "signal_samples", "scaling_midpoint", "scaling_dispersion", "parts", "timings")
+    __slots__ = ("read_id", "channel", "status", "detail", "signal_samples", "scaling_midpoint", "scaling_dispersion", "parts", "timings", "scaling_strategy")
     READ_ID_FIELD_NUMBER: _ClassVar[int]
     CHANNEL_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
@@ -291,6 +291,7 @@ class ReadResult(_message.Message):
     SCALING_DISPERSION_FIELD_NUMBER: _ClassVar[int]
     PARTS_FIELD_NUMBER: _ClassVar[int]
     TIMINGS_FIELD_NUMBER: _ClassVar[int]
+    SCALING_STRATEGY_FIELD_NUMBER: _ClassVar[int]
     read_id: bytes
     channel: int
     status: ReadStatus
@@ -300,7 +301,8 @@ class ReadResult(_message.Message):
     scaling_dispersion: float
     parts: _containers.RepeatedCompositeFieldContainer[CalledRead]
     timings: Timings
-    def __init__(self, read_id: _Optional[bytes] = ..., channel: _Optional[int] = ..., status: _Optional[_Union[ReadStatus, str]] = ..., detail: _Optional[str] = ..., signal_samples: _Optional[int] = ..., scaling_midpoint: _Optional[float] = ..., scaling_dispersion: _Optional[float] = ..., parts: _Optional[_Iterable[_Union[CalledRead, _Mapping]]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ...) -> None: ...
+    scaling_strategy: str
+    def __init__(self, read_id: _Optional[bytes] = ..., channel: _Optional[int] = ..., status: _Optional[_Union[ReadStatus, str]] = ..., detail: _Optional[str] = ..., signal_samples: _Optional[int] = ..., scaling_midpoint: _Optional[float] = ..., scaling_dispersion: _Optional[float] = ..., parts: _Optional[_Iterable[_Union[CalledRead, _Mapping]]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., scaling_strategy: _Optional[str] = ...) -> None: ...
 
 class CalledRead(_message.Message):
     __slots__ = ("read_id", "split_start_sample", "sequence", "qualities", "mean_qscore", "samples", "trimmed_samples", "model_stride", "moves", "alignments")
