@@ -9,17 +9,55 @@ import click
 @click.command(short_help="Call and align POD5 files into a BAM or SAM.")
 @click.argument("reads", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="READS...")
 @click.option("--model", metavar="DIR|NAME", help="Model directory; with --server, the name of one of its models.")
-@click.option("--reference", metavar="FASTA|MMI|NAME", help="Align to this FASTA or minimap2 index; with --server, to one of its references. Default: no alignment.")
-@click.option("--preset", metavar="PRESET", help="Alignment preset, map-ont or lr:hq. Default: what suits the model (fast: map-ont, others: lr:hq).")
-@click.option("-o", "--output", default="-", metavar="OUT.bam|OUT.sam|-", help="Where records go. Default: -, standard output: SAM on a terminal, else uncompressed BAM.")
-@click.option("--server", metavar="HOST:PORT|unix:PATH", help="Call on this server. Default: one is started for this command.")
-@click.option("-b", "--batch-size", type=click.IntRange(1, 4096), metavar="N", help="Chunks that a worker calls at a time. Default: 16; does not change any base.")
-@click.option("-t", "--threads", type=click.IntRange(1), metavar="N", help="Workers, one core each. Default: one for every core.")
+@click.option(
+    "--reference",
+    metavar="FASTA|MMI|NAME",
+    help="Align to this FASTA or minimap2 index; with --server, to one of its references. Default: no alignment.",
+)
+@click.option(
+    "--preset",
+    metavar="PRESET",
+    help="Alignment preset, map-ont or lr:hq. Default: what suits the model (fast: map-ont, others: lr:hq).",
+)
+@click.option(
+    "-o",
+    "--output",
+    default="-",
+    metavar="OUT.bam|OUT.sam|-",
+    help="Where records go. Default: -, standard output: SAM on a terminal, else uncompressed BAM.",
+)
+@click.option(
+    "--server", metavar="HOST:PORT|unix:PATH", help="Call on this server. Default: one is started for this command."
+)
+@click.option(
+    "-b",
+    "--batch-size",
+    type=click.IntRange(1, 4096),
+    metavar="N",
+    help="Chunks that a worker calls at a time. Default: 16; does not change any base.",
+)
+@click.option(
+    "-t", "--threads", type=click.IntRange(1), metavar="N", help="Workers, one core each. Default: one for every core."
+)
 @click.option("-n", "--max-reads", type=click.IntRange(1), metavar="N", help="Stop after N reads. Default: all.")
-@click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), help="Of the network. Default: auto (bf16 where the processor computes it).")
+@click.option(
+    "--precision",
+    type=click.Choice(["auto", "fp32", "bf16"]),
+    help="Of the network. Default: auto (bf16 where the processor computes it).",
+)
 @click.option("--emit-moves", is_flag=True, help="Write the mv tag: where in the signal each base is.")
-@click.option("--summary-json", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Write the final counts and rates to FILE.")
-@click.option("--cache-dir", type=click.Path(path_type=Path), metavar="DIR", help="Where compiled code and reference indexes are kept. Default: $XDG_CACHE_HOME/porestream or ~/.cache/porestream.")
+@click.option(
+    "--summary-json",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write the final counts and rates to FILE.",
+)
+@click.option(
+    "--cache-dir",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Where compiled code and reference indexes are kept. Default: $XDG_CACHE_HOME/porestream or ~/.cache/porestream.",
+)
 @click.pass_context
 def call(
     ctx: click.Context,

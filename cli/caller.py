@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from porestream.cli.embedded import embedded_server
 from porestream.client.client import BasecallClient
-from porestream.client.reads import ReadResult, ReadStatus, ServerInfo, SignalRead
+from porestream.client.reads import ReadStatus, ServerInfo, SignalRead
 from porestream.client.records import RecordWriter, output_mode
 from porestream.client.sources import Pod5Source
 from porestream.client.stream import ServerLost, ServerRefused, StreamOptions
@@ -101,7 +101,9 @@ async def _stream(request: Request, source: Pod5Source, address: str, summary: S
     writer: RecordWriter | None = None
     problems = 0
     summary.start_clock()
-    bar = tqdm(total=source.total_reads, unit="read", disable=not sys.stderr.isatty(), dynamic_ncols=True, smoothing=0.1)
+    bar = tqdm(
+        total=source.total_reads, unit="read", disable=not sys.stderr.isatty(), dynamic_ncols=True, smoothing=0.1
+    )
     results = client.call(_counted(source, summary))
     try:
         async for result in results:

@@ -32,7 +32,15 @@ async def embedded_server(flags: Sequence[str]) -> AsyncIterator[str]:
     with tempfile.TemporaryDirectory(prefix="porestream-") as folder:
         socket = Path(folder) / "socket"
         log_file = Path(folder) / "log"
-        command = [sys.executable, "-m", "porestream.cli.main", "serve", "--until-stdin-closes", "--listen", f"unix:{socket}"]
+        command = [
+            sys.executable,
+            "-m",
+            "porestream.cli.main",
+            "serve",
+            "--until-stdin-closes",
+            "--listen",
+            f"unix:{socket}",
+        ]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PORESTREAM_")}
 
         async def start() -> asyncio.subprocess.Process:

@@ -9,23 +9,75 @@ import click
 
 
 @click.command(short_help="Serve basecalling and alignment over gRPC.")
-@click.option("--model", multiple=True, type=click.Path(path_type=Path), metavar="DIR", help="Model directory; repeat for several. Streams name one by its directory's name.")
-@click.option("--reference", multiple=True, type=click.Path(path_type=Path), metavar="FASTA|MMI", help="Reference to align to; repeat for several. Streams name one by its file's name.")
-@click.option("--preset", multiple=True, metavar="PRESET", help="Alignment preset: map-ont or lr:hq. Default: what suits each model (fast: map-ont, others: lr:hq).")
+@click.option(
+    "--model",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Model directory; repeat for several. Streams name one by its directory's name.",
+)
+@click.option(
+    "--reference",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="FASTA|MMI",
+    help="Reference to align to; repeat for several. Streams name one by its file's name.",
+)
+@click.option(
+    "--preset",
+    multiple=True,
+    metavar="PRESET",
+    help="Alignment preset: map-ont or lr:hq. Default: what suits each model (fast: map-ont, others: lr:hq).",
+)
 @click.option("--listen", metavar="HOST:PORT|unix:PATH", help="Where to serve gRPC. Default: 127.0.0.1:50051.")
 @click.option("--metrics-port", type=int, metavar="P", help="Port of Prometheus' /metrics. Default: none.")
 @click.option("--metrics-host", metavar="HOST", help="Address that the metrics port is bound to. Default: 127.0.0.1.")
-@click.option("--memory-budget", metavar="BYTES", help="What all streams' signal and results may take beside the idle server, in bytes or like 512M, 2G. Default: 1G.")
+@click.option(
+    "--memory-budget",
+    metavar="BYTES",
+    help="What all streams' signal and results may take beside the idle server, in bytes or like 512M, 2G. Default: 1G.",
+)
 @click.option("--max-streams", type=int, metavar="N", help="Streams served at once; more are turned away. Default: 64.")
 @click.option("--max-read-samples", type=int, metavar="N", help="Longer reads are rejected. Default: 50,000,000.")
-@click.option("--precision", metavar="auto|fp32|bf16", help="Of the network. Default: auto (bf16 where the processor computes it).")
-@click.option("-b", "--batch-size", type=int, metavar="N", help="Chunks that a worker calls at a time. Default: 16; does not change any base.")
+@click.option(
+    "--precision",
+    metavar="auto|fp32|bf16",
+    help="Of the network. Default: auto (bf16 where the processor computes it).",
+)
+@click.option(
+    "-b",
+    "--batch-size",
+    type=int,
+    metavar="N",
+    help="Chunks that a worker calls at a time. Default: 16; does not change any base.",
+)
 @click.option("-t", "--threads", type=int, metavar="N", help="Workers, one core each. Default: one for every core.")
-@click.option("--batch-delay-s", type=float, metavar="S", help="Longest time in seconds that a chunk waits for its batch to fill. Default: 0.05.")
-@click.option("--grace-s", type=float, metavar="S", help="Seconds that streams have to finish after SIGTERM. Default: 30.")
-@click.option("--cache-dir", type=click.Path(path_type=Path), metavar="DIR", help="Where compiled code and reference indexes are kept. Default: $XDG_CACHE_HOME/porestream or ~/.cache/porestream.")
-@click.option("--log-format", metavar="auto|json|text", help="Of the log on stderr. Default: auto (text on a terminal, else JSON lines).")
-@click.option("--config", type=click.Path(path_type=Path), metavar="TOML", help="File of settings: the flags' names with underscores.")
+@click.option(
+    "--batch-delay-s",
+    type=float,
+    metavar="S",
+    help="Longest time in seconds that a chunk waits for its batch to fill. Default: 0.05.",
+)
+@click.option(
+    "--grace-s", type=float, metavar="S", help="Seconds that streams have to finish after SIGTERM. Default: 30."
+)
+@click.option(
+    "--cache-dir",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Where compiled code and reference indexes are kept. Default: $XDG_CACHE_HOME/porestream or ~/.cache/porestream.",
+)
+@click.option(
+    "--log-format",
+    metavar="auto|json|text",
+    help="Of the log on stderr. Default: auto (text on a terminal, else JSON lines).",
+)
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    metavar="TOML",
+    help="File of settings: the flags' names with underscores.",
+)
 @click.option("--until-stdin-closes", is_flag=True, hidden=True, help="End with the process that started it.")
 def serve(config: Path | None, until_stdin_closes: bool, **flags: Any) -> None:
     """Serve basecalling and alignment over gRPC (porestream.v1), with health and reflection.
@@ -36,13 +88,19 @@ def serve(config: Path | None, until_stdin_closes: bool, **flags: Any) -> None:
     """
     from porestream.server.settings import SettingsError, load_settings
 
-    given = {name: list(value) if isinstance(value, tuple) else value for name, value in flags.items() if value not in (None, ())}
+    given = {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in flags.items()
+        if value not in (None, ())
+    }
     try:
         settings = load_settings(given, config)
         from porestream.server.app import configure_logging, serve
 
         configure_logging(settings.log_format)
-        asyncio.run(serve(settings, _announce if until_stdin_closes else _ignore, until_stdin_closes=until_stdin_closes))
+        asyncio.run(
+            serve(settings, _announce if until_stdin_closes else _ignore, until_stdin_closes=until_stdin_closes)
+        )
     except SettingsError as error:
         raise click.UsageError(str(error)) from error
     except ValueError as error:  # a model or reference that cannot be used

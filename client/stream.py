@@ -197,7 +197,9 @@ class RunStream:
             out_of_reach_s = time.monotonic() - self._alive_s
             if out_of_reach_s > self._options.give_up_s or fruitless >= self._options.max_fruitless_connections:
                 raise ServerLost(f"{self._target}: {reason}; {self._name_pending()}")
-            log.warning("connection lost, will try again", target=self._target, reason=reason, unfinished=len(self._pending))
+            log.warning(
+                "connection lost, will try again", target=self._target, reason=reason, unfinished=len(self._pending)
+            )
             await asyncio.sleep(backoff_s * random.uniform(0.5, 1.0))
             backoff_s = min(2 * backoff_s, _MAX_BACKOFF_S)
 
@@ -209,7 +211,9 @@ class RunStream:
             await call.write(pb.StreamReadsRequest(open=self._open_message()))
             sender: asyncio.Task[None] | None = None
             try:
-                while (response := await asyncio.wait_for(call.read(), 4 * self._options.heartbeat_s)) is not grpc.aio.EOF:
+                while (
+                    response := await asyncio.wait_for(call.read(), 4 * self._options.heartbeat_s)
+                ) is not grpc.aio.EOF:
                     self._alive_s = time.monotonic()
                     if response.WhichOneof("message") == "opened":
                         self._expected = self._expected or response.opened.caller
@@ -331,7 +335,9 @@ class RunStream:
 
     def _name_pending(self) -> str:
         names = [str(UUID(bytes=read_id)) for read_id in list(self._pending)[:3]]
-        return f"{len(self._pending)} reads have no result ({', '.join(names)}{', ...' if len(self._pending) > 3 else ''})"
+        return (
+            f"{len(self._pending)} reads have no result ({', '.join(names)}{', ...' if len(self._pending) > 3 else ''})"
+        )
 
 
 def _duplicate(read: EncodedRead) -> ReadResult:

@@ -88,7 +88,7 @@ class Basecaller:
         chunks
             Of each its (trimmed) read's signal_S, scaling, and first sample in it. At most ROWS.
         samples
-            The chunk length, one of the chunker's classes.
+            The chunk length, one of the chunker's.
 
         Returns
         -------
@@ -110,8 +110,8 @@ class Basecaller:
 
     def warm_up(self) -> None:
         """Call one batch of each shape, so that plans are built and memory is taken before the first read."""
-        for chunk_class in self.chunker.classes:
-            self.call([(np.zeros(chunk_class.samples, np.int16), Scaling(0.0, 1.0), 0)], chunk_class.samples)
+        for samples in self.chunker.lengths:
+            self.call([(np.zeros(samples, np.int16), Scaling(0.0, 1.0), 0)], samples)
 
     def _batch(self, samples: int) -> torch.Tensor:
         batches: dict[int, torch.Tensor] = self._buffers.__dict__.setdefault("batches", {})

@@ -1,4 +1,4 @@
-"""Cuts a read into overlapping chunks of few fixed lengths, and stitches what was called of them.
+"""Cuts a read into overlapping chunks of two fixed lengths, and stitches what was called of them.
 
 Dimensions: S samples, T time steps (S / stride), B bases.
 """
@@ -11,30 +11,18 @@ import numpy.typing as npt
 
 
 @dataclass(frozen=True, slots=True)
-class ChunkClass:
-    """One fixed chunk length and the overlap of neighbours, in samples; both multiples of the stride."""
+class Piece:
+    """One chunk of a read: its first sample, a multiple of the stride, and its length in samples."""
 
+    start: int
     samples: int
-    overlap: int
-
-    def starts(self, read_samples: int, stride: int) -> list[int]:
-        """First sample of each chunk, every one a multiple of the stride.
-
-        The last chunk is aligned to the read's end, rounded up to the stride (at most stride - 1 samples of padding).
-        A read that is shorter than a chunk has one, padded.
-        """
-        if read_samples <= self.samples:
-            return [0]
-        last = -(-(read_samples - self.samples) // stride) * stride
-        return [*range(0, last, self.samples - self.overlap), last]
 
 
 @dataclass(frozen=True, slots=True)
 class ChunkPlan:
     """How one read is cut; depends on its length alone, so a read's bases do not depend on its company."""
 
-    chunk_class: ChunkClass
-    starts: list[int]
+    pieces: list[Piece]
     read_samples: int
     stride: int
 
@@ -45,36 +33,48 @@ class ChunkPlan:
 
     def kept_steps(self) -> list[tuple[int, int]]:
         """Of each chunk the half-open range of its time steps that is kept: cut in the middle of every overlap."""
-        starts = [start // self.stride for start in self.starts]
-        chunk_steps = self.chunk_class.samples // self.stride
-        cuts = [
-            following + (start + chunk_steps - following) // 2
-            for start, following in zip(starts, starts[1:], strict=False)
-        ]
+        starts = [piece.start // self.stride for piece in self.pieces]
+        ends = [(piece.start + piece.samples) // self.stride for piece in self.pieces]
+        cuts = [(end + following) // 2 for end, following in zip(ends, starts[1:], strict=False)]
         bounds = [0, *cuts, self.steps]
-        return [
-            (low - start, high - start) for start, low, high in zip(starts, bounds, bounds[1:], strict=False)
-        ]
+        return [(low - start, high - start) for start, low, high in zip(starts, bounds, bounds[1:], strict=False)]
 
 
 class Chunker:
-    """The chunk lengths of a model, and the choice between them.
+    """The chunk lengths of a model, and the cut of a read into them.
 
-    Two classes: the model's own, and a quarter of it for reads that would waste most of a long chunk. A read takes
-    the class that computes fewer samples, the long one on a tie.
+    Two lengths: the model's own, and a quarter of it for short reads and the ends of long ones, which would waste most of
+    a long chunk.
     """
 
     def __init__(self, chunk_size: int, overlap: int, stride: int) -> None:
-        self.stride = stride
-        overlap = overlap // stride * stride
-        long = ChunkClass(chunk_size // stride * stride, overlap)
-        short = ChunkClass(chunk_size // 4 // stride * stride, overlap)
-        self.classes = (long, short) if short.samples >= 2 * overlap and short.samples > 0 else (long,)
+        self._stride = stride
+        self._long = chunk_size // stride * stride
+        self._short = chunk_size // 4 // stride * stride
+        self._overlap = overlap // stride * stride
+        self.lengths = (self._long, self._short) if self._short >= max(2 * self._overlap, 1) else (self._long,)
 
     def plan(self, read_samples: int) -> ChunkPlan:
-        """The cut of a read of `read_samples` (at least 1), after trimming."""
-        plans = [ChunkPlan(c, c.starts(read_samples, self.stride), read_samples, self.stride) for c in self.classes]
-        return min(plans, key=lambda plan: len(plan.starts) * plan.chunk_class.samples)
+        """The cut of a read of `read_samples` (at least 1), after trimming.
+
+        Long chunks as far as they go; the rest is one more, or short ones, whichever computes fewer samples. The last
+        chunk is aligned to the read's end, rounded up to the stride (at most stride - 1 samples of padding). A read that
+        is shorter than a chunk has one, padded.
+        """
+        step = self._long - self._overlap
+        count = max(0, (read_samples - self._overlap) // step)
+        pieces = [Piece(index * step, self._long) for index in range(count)]
+        rest = read_samples - count * step  # begins where the last long chunk's overlap does
+        if not count or rest > self._overlap:
+            ends = [self._end(rest, length) for length in self.lengths]
+            end = min(ends, key=lambda candidate: sum(piece.samples for piece in candidate))
+            pieces += [Piece(max(0, count * step + piece.start), piece.samples) for piece in end]
+        return ChunkPlan(pieces, read_samples, self._stride)
+
+    def _end(self, rest: int, length: int) -> list[Piece]:
+        """Chunks of one length over the last `rest` samples; starts may be negative, where a long chunk lies before."""
+        last = -(-(rest - length) // self._stride) * self._stride
+        return [Piece(start, length) for start in (*range(0, max(last, 0), length - self._overlap), last)]
 
 
 def cut(signal_S: npt.NDArray[np.int16], start: int, samples: int) -> npt.NDArray[np.int16]:

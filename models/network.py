@@ -9,6 +9,8 @@ from torch.nn import functional
 
 from porestream.models.bundle import ModelBundle
 
+_SLAB_STEPS = 200
+
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -30,13 +32,15 @@ class Network(nn.Module):
         self.stride, self.score_scale = config.stride, config.score_scale
         self.dtype = PRECISIONS[precision]
         sizes = ((1, config.first_conv_size, 5, 1), (config.first_conv_size, 16, 5, 1))
+        # Over images one pixel high, for these can have their channels last: as the LSTMs want them, and faster.
         self.convs = nn.ModuleList(
-            nn.Conv1d(ins, outs, winlen, stride=stride, padding=winlen // 2)
+            nn.Conv2d(ins, outs, (1, winlen), stride=(1, stride), padding=(0, winlen // 2))
             for ins, outs, winlen, stride in (*sizes, (16, config.features, config.winlen, config.stride))
         )
         self.rnns = nn.ModuleList(nn.LSTM(config.features, config.features) for _ in range(5))
         self.linear = nn.Linear(config.features, config.score_count)
-        self.load_state_dict({_our_name(name): tensor for name, tensor in bundle.tensors.items()})
+        self.load_state_dict(dict(_our_tensor(name, tensor) for name, tensor in bundle.tensors.items()))
+        self.convs.to(memory_format=torch.channels_last)
         self.convs[-1].to(self.dtype)
         self.rnns.to(self.dtype)
         self.linear.to(self.dtype)
@@ -56,20 +60,25 @@ class Network(nn.Module):
         torch.Tensor
             scores_TNC, float32, contiguous, within +-`score_scale`; C = new_state * 4 + dropped_base.
         """
-        x_NCS = batch_NS[:, None, :]
+        x_NC1S = batch_NS[:, None, None, :]
         for conv in self.convs:
-            x_NCS = functional.silu(conv(x_NCS.to(conv.weight.dtype)), inplace=True)
-        x_TNC = x_NCS.permute(2, 0, 1).contiguous()
+            x_NC1S = functional.silu(conv(x_NC1S.to(conv.weight.dtype)), inplace=True)
+        x_TNC = x_NC1S[:, :, 0].permute(2, 0, 1).contiguous()
         for layer, rnn in enumerate(self.rnns):
             reverse = layer % 2 == 0
             x_TNC = rnn(x_TNC.flip(0))[0].flip(0) if reverse else rnn(x_TNC)[0]
-        scores_TNC: torch.Tensor = self.linear(x_TNC).float().tanh_().mul_(self.score_scale)
+        scores_TNC = torch.empty(*x_TNC.shape[:2], self.linear.out_features)
+        for first in range(0, len(x_TNC), _SLAB_STEPS):  # a slab stays in the core's cache
+            slab = scores_TNC[first : first + _SLAB_STEPS]
+            slab.copy_(self.linear(x_TNC[first : first + _SLAB_STEPS])).tanh_().mul_(self.score_scale)
         return scores_TNC
 
 
-def _our_name(key: str) -> str:
+def _our_tensor(key: str, tensor: torch.Tensor) -> tuple[str, torch.Tensor]:
     """`2.conv.bias` -> `convs.2.bias`, `4.rnn.x` -> `rnns.0.x` (3 is the permutation), `9.linear.x` -> `linear.x`."""
     index, kind, rest = key.split(".")
     if kind == "linear":
-        return f"linear.{rest}"
-    return f"convs.{index}.{rest}" if kind == "conv" else f"rnns.{int(index) - 4}.{rest}"
+        return f"linear.{rest}", tensor
+    if kind == "conv":
+        return f"convs.{index}.{rest}", tensor.unsqueeze(2) if rest == "weight" else tensor
+    return f"rnns.{int(index) - 4}.{rest}", tensor

@@ -82,7 +82,7 @@ class Pipeline:
             except ValueError as error:
                 raise InputFault(str(error)) from error
             job.signal_S = job.signal_S[job.trimmed_samples :]
-            job.decoded, job.missing, job.plan = [None] * len(plan.starts), len(plan.starts), plan
+            job.decoded, job.missing, job.plan = [None] * len(plan.pieces), len(plan.pieces), plan
         except InputFault as fault:
             self._end(job, Status.REJECTED, str(fault))
         except Exception as error:  # one read's failure must not end the worker
@@ -181,4 +181,4 @@ def _chunk_of(task: Task) -> tuple[npt.NDArray[np.int16], Scaling, int]:
     assert job.plan is not None
     assert job.signal_S is not None
     assert job.scaling is not None
-    return job.signal_S, job.scaling, job.plan.starts[task.index]
+    return job.signal_S, job.scaling, job.plan.pieces[task.index].start

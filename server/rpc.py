@@ -305,7 +305,9 @@ class BasecallService(pb_grpc.BasecallServiceServicer):
             await asyncio.sleep(interval_s)
 
     def _backlog_s(self) -> float:
-        rates = [rate for caller in self._engine.basecallers.values() for rate in caller.bundle.chemistry.sample_rates_hz]
+        rates = [
+            rate for caller in self._engine.basecallers.values() for rate in caller.bundle.chemistry.sample_rates_hz
+        ]
         return self._engine.queued_samples() / (min(rates) if rates else 4000)
 
 
@@ -315,7 +317,8 @@ def _check_expected(expected: pb.CallerIdentity, actual: pb.CallerIdentity) -> N
         if value != mine:
             shown = [v.hex() if isinstance(v, bytes) else v for v in (value, mine)]
             raise StreamFault(
-                "FAILED_PRECONDITION", f"another caller than expected: {field.name} {shown[0]!r}, here it is {shown[1]!r}"
+                "FAILED_PRECONDITION",
+                f"another caller than expected: {field.name} {shown[0]!r}, here it is {shown[1]!r}",
             )
 
 
@@ -331,7 +334,9 @@ def _decode_chunk(chunk: pb.ReadChunk) -> reads.Chunk:
         chunk.channel,
         chunk.first_sample,
         reads.SignalPiece(encoding, chunk.signal, chunk.sample_count, chunk.signal_crc32c),
-        reads.Calibration(calibration.offset_adc, calibration.scale_pa_per_adc) if chunk.HasField("calibration") else None,
+        reads.Calibration(calibration.offset_adc, calibration.scale_pa_per_adc)
+        if chunk.HasField("calibration")
+        else None,
         chunk.end_of_read,
     )
 

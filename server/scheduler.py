@@ -21,7 +21,9 @@ import numpy.typing as npt
 from porestream.models.chunk import ChunkPlan
 from porestream.models.decode import Decoded
 from porestream.models.scale import Scaling
-from porestream.server.reads import CallSettings, Deliver, OpenRead
+from porestream.server.reads import CallSettings, Deliver, OpenRead, Priority
+
+_MAX_OVERTAKEN_S = 2.0
 
 
 @dataclass(slots=True, eq=False)
@@ -76,7 +78,8 @@ class Scheduler:
     batch_rows
         Chunks of a full batch.
     max_delay_s
-        How long a chunk may wait for its batch to fill.
+        How long a chunk may wait for its batch to fill while the workers have nothing else to do. Where full batches
+        of another length or model keep them busy, it is two seconds; for LIVE reads never longer than this.
     decoded_bytes
         Bound of the decoded signal of all reads that are being called; one read is always allowed.
     """
@@ -109,22 +112,21 @@ class Scheduler:
         """
         with self._changed:
             while not self._closed:
-                ready = min((tasks for tasks in self._ready.values() if tasks), default=None, key=lambda tasks: tasks[0])
-                full = min(
-                    (tasks for tasks in self._ready.values() if len(tasks) >= self._batch_rows),
-                    default=None,
-                    key=lambda tasks: tasks[0],
-                )
+                now_s = time.monotonic()
+                classes = sorted((tasks for tasks in self._ready.values() if tasks), key=lambda tasks: tasks[0])
+                full = next((tasks for tasks in classes if len(tasks) >= self._batch_rows), None)
+                late = min(classes, default=None, key=_oldest_s)
+                if late and now_s - _oldest_s(late) > self._patience_s(late) and late is not full:
+                    full = late
                 if self._fits() and (full is None or self._waiting[0][0] < full[0].key):
                     return self._start()
-                if full is not None:
+                if full:
                     return self._pop(full)
                 wait_s = None
-                if ready is not None:
-                    oldest = min((task for tasks in self._ready.values() for task in tasks), key=lambda t: t.ready_s)
-                    wait_s = oldest.ready_s + self._max_delay_s - time.monotonic()
+                if late:
+                    wait_s = _oldest_s(late) + self._max_delay_s - now_s
                     if wait_s <= 0:
-                        return self._pop(self._ready[_class_of(oldest.job)])
+                        return self._pop(late)
                 self._changed.wait(wait_s)
             return None
 
@@ -135,9 +137,9 @@ class Scheduler:
             self._preparing -= 1
             if job not in self._active:  # cancelled meanwhile
                 return
-            tasks = self._ready.setdefault(_class_of(job), [])
-            for index, start in enumerate(job.plan.starts):
-                key = job.tag + start + job.settings.priority.value
+            for index, piece in enumerate(job.plan.pieces):
+                tasks = self._ready.setdefault((job.settings.model, piece.samples), [])
+                key = job.tag + piece.start + job.settings.priority.value
                 heapq.heappush(tasks, Task(key, next(self._sequence), index, job))
             self._changed.notify_all()
 
@@ -193,10 +195,15 @@ class Scheduler:
     def _pop(self, tasks: list[Task]) -> Batch:
         taken = [heapq.heappop(tasks) for _ in range(min(self._batch_rows, len(tasks)))]
         self._now = max(self._now, max(task.key - task.job.settings.priority.value for task in taken))
-        model, samples = _class_of(taken[0].job)
-        return Batch(model, samples, taken)
+        first = taken[0].job
+        assert first.plan is not None
+        return Batch(first.settings.model, first.plan.pieces[taken[0].index].samples, taken)
+
+    def _patience_s(self, tasks: list[Task]) -> float:
+        """How long chunks wait for their batch to fill while full batches of others go before them."""
+        is_live = any(task.job.settings.priority is Priority.LIVE for task in tasks)
+        return self._max_delay_s if is_live else _MAX_OVERTAKEN_S
 
 
-def _class_of(job: Job) -> tuple[str, int]:
-    assert job.plan is not None
-    return job.settings.model, job.plan.chunk_class.samples
+def _oldest_s(tasks: list[Task]) -> float:
+    return min(task.ready_s for task in tasks)

@@ -1,0 +1,84 @@
+"""Cutting and stitching: every time step is kept once, and what a network that sees one step calls is the read's."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from porestream.models.chunk import Chunker, cut, stitch
+
+MODELS = [(12_000, 600, 6), (10_000, 500, 5), (4_000, 200, 6), (64, 16, 4), (60, 40, 5)]
+
+
+@given(st.sampled_from(MODELS), st.integers(1, 200_000))
+def test_every_step_is_kept_exactly_once(model: tuple[int, int, int], read_samples: int) -> None:
+    chunker = Chunker(*model)
+    plan = chunker.plan(read_samples)
+    stride = model[2]
+    kept = [
+        (piece.start // stride + low, piece.start // stride + high)
+        for piece, (low, high) in zip(plan.pieces, plan.kept_steps(), strict=True)
+    ]
+    assert kept[0][0] == 0
+    assert kept[-1][1] == plan.steps == -(-read_samples // stride)
+    assert all(end == following for (_, end), (following, _) in zip(kept, kept[1:], strict=False))
+    for piece, (low, high) in zip(plan.pieces, plan.kept_steps(), strict=True):
+        assert piece.start % stride == 0
+        assert piece.samples in chunker.lengths
+        assert 0 <= low < high <= piece.samples // stride
+
+
+@given(st.sampled_from(MODELS), st.integers(1, 100_000))
+def test_neighbours_overlap_by_at_least_the_models_overlap(model: tuple[int, int, int], read_samples: int) -> None:
+    plan = Chunker(*model).plan(read_samples)
+    overlap = model[1] // model[2] * model[2]
+    for piece, following in zip(plan.pieces, plan.pieces[1:], strict=False):
+        assert piece.start < following.start
+        assert piece.start + piece.samples - following.start >= overlap
+
+
+@pytest.mark.parametrize(
+    ("read_samples", "lengths"),
+    [
+        (1, [3000]),
+        (3000, [3000]),
+        (3001, [3000] * 2),
+        (9000, [3000] * 4),  # as much work as one long chunk
+        (12_000, [12_000]),
+        (12_001, [12_000, 3000]),
+        (23_400, [12_000] * 2),
+        (24_000, [12_000, 12_000, 3000]),
+    ],
+)
+def test_ends_take_short_chunks(read_samples: int, lengths: list[int]) -> None:
+    plan = Chunker(12_000, 600, 6).plan(read_samples)
+    if read_samples == 9000:
+        assert sum(piece.samples for piece in plan.pieces) == 12_000
+    else:
+        assert [piece.samples for piece in plan.pieces] == lengths
+
+
+@given(st.sampled_from(MODELS), st.integers(1, 60_000), st.integers(0, 2**32 - 1))
+def test_stitching_inverts_cutting(model: tuple[int, int, int], read_samples: int, seed: int) -> None:
+    """A caller that sees one time step at a time must call the same of the chunks as of the whole."""
+    rng = np.random.default_rng(seed)
+    stride = model[2]
+    signal_S = rng.integers(-500, 500, read_samples).astype(np.int16)
+    plan = Chunker(*model).plan(read_samples)
+
+    def call(chunk_S: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        first_T = chunk_S[: chunk_S.size // stride * stride].reshape(-1, stride)[:, 0].astype(np.int64)
+        moves_T = (first_T % 3 == 0).astype(np.uint8)
+        bases_B = np.frombuffer(b"ACGT", np.uint8)[first_T[moves_T == 1] % 4]
+        return bases_B, (first_T[moves_T == 1] % 50).astype(np.uint8), moves_T
+
+    padded = np.resize(signal_S, plan.steps * stride)
+    padded[read_samples:] = 0  # of a partial last step only its first sample counts here
+    whole = call(padded)
+    called = stitch(plan, [call(cut(signal_S, piece.start, piece.samples)) for piece in plan.pieces])
+    for expected, actual in zip(whole, called, strict=True):
+        np.testing.assert_array_equal(actual, expected)
+
+
+def test_short_reads_are_padded_by_repetition() -> None:
+    np.testing.assert_array_equal(cut(np.array([1, 2, 3], np.int16), 0, 8), [1, 2, 3, 1, 2, 3, 1, 2])
