@@ -56,7 +56,7 @@ import click
     "--cache-dir",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Where compiled code and reference indexes are kept. Default: $XDG_CACHE_HOME/porestream or ~/.cache/porestream.",
+    help="Where compiled code and indexes are kept. Default: $XDG_CACHE_HOME/porestream or ~/.cache/porestream.",
 )
 @click.pass_context
 def call(
@@ -102,7 +102,7 @@ def call(
         preset=preset or "",
         output=output,
         server=server,
-        server_flags={"-b": batch_size, "-t": threads, "--precision": precision, "--cache-dir": cache_dir},
+        server_flags={flag: str(value) for flag, value in server_only.items() if value is not None},
         max_reads=max_reads,
         emit_moves=emit_moves,
         summary_json=summary_json,

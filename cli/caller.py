@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO, cast
 
 import structlog
 from tqdm import tqdm
@@ -20,6 +21,7 @@ from porestream.client.summary import Summary
 
 EXIT_FAILURE, EXIT_USAGE, EXIT_UNREADABLE, EXIT_SERVER_LOST, EXIT_UNBALANCED = 1, 2, 3, 4, 5
 _LISTED_PROBLEMS = 20
+_EMBEDDED_STREAMS = 16  # runs in one call; each has a stream
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +34,7 @@ class Request:
     preset: str
     output: str
     server: str | None
-    server_flags: dict[str, object]
+    server_flags: dict[str, str]
     max_reads: int | None
     emit_moves: bool
     summary_json: Path | None
@@ -43,7 +45,7 @@ def run_call(request: Request) -> int:
     """Do it; returns the exit code."""
     structlog.configure(
         processors=[structlog.processors.add_log_level, structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())],
-        logger_factory=structlog.WriteLoggerFactory(file=_AboveProgress()),
+        logger_factory=structlog.WriteLoggerFactory(file=cast(TextIO, _AboveProgress())),
     )
     try:
         output_mode(request.output)
@@ -91,8 +93,8 @@ async def _stream(request: Request, source: Pod5Source, address: str, summary: S
     client = BasecallClient(
         address,
         StreamOptions(
-            model=Path(request.model).name if request.model else "",
-            reference=Path(request.reference).name if request.reference else "",
+            model=_name(request.model),
+            reference=_name(request.reference),
             preset=request.preset,
             emit_moves=request.emit_moves,
         ),
@@ -140,6 +142,11 @@ def _open_writer(request: Request, source: Pod5Source, client: BasecallClient, i
     )
 
 
+def _name(path: str) -> str:
+    """What the server calls a model or reference: the last part of its path."""
+    return Path(path).resolve().name if path else ""
+
+
 def _counted(source: Pod5Source, summary: Summary) -> Iterator[SignalRead]:
     for read in source:
         summary.reads_received += 1
@@ -147,13 +154,11 @@ def _counted(source: Pod5Source, summary: Summary) -> Iterator[SignalRead]:
 
 
 def _server_flags(request: Request) -> list[str]:
-    flags = ["--max-streams", "16", "--model", request.model]
-    for flag, value in (("--reference", request.reference), ("--preset", request.preset)):
+    given = {"--model": request.model, "--reference": request.reference, "--preset": request.preset}
+    flags = ["--max-streams", str(_EMBEDDED_STREAMS)]
+    for flag, value in (given | request.server_flags).items():
         if value:
             flags += [flag, value]
-    for flag, value in request.server_flags.items():
-        if value is not None:
-            flags += [flag, str(value)]
     return flags
 
 

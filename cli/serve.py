@@ -35,7 +35,7 @@ import click
 @click.option(
     "--memory-budget",
     metavar="BYTES",
-    help="What all streams' signal and results may take beside the idle server, in bytes or like 512M, 2G. Default: 1G.",
+    help="What all streams' signal and results may take beside the idle server: bytes, or like 512M, 2G. Default: 1G.",
 )
 @click.option("--max-streams", type=int, metavar="N", help="Streams served at once; more are turned away. Default: 64.")
 @click.option("--max-read-samples", type=int, metavar="N", help="Longer reads are rejected. Default: 50,000,000.")
@@ -65,7 +65,7 @@ import click
     "--cache-dir",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Where compiled code and reference indexes are kept. Default: $XDG_CACHE_HOME/porestream or ~/.cache/porestream.",
+    help="Where compiled code and indexes are kept. Default: $XDG_CACHE_HOME/porestream or ~/.cache/porestream.",
 )
 @click.option(
     "--log-format",

@@ -35,7 +35,10 @@ class RunInfo:
 
 @dataclass(frozen=True, slots=True)
 class ReadInfo:
-    """One read without its signal. current_pa = (adc + offset_adc) * scale_pa_per_adc; start_sample since the run's start."""
+    """One read without its signal.
+
+    current_pa = (adc + offset_adc) * scale_pa_per_adc; start_sample counts from the run's start.
+    """
 
     read_id: UUID
     run: RunInfo

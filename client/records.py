@@ -33,7 +33,7 @@ def header(
     sequences: Sequence[ReferenceSequence] = (),
     command_line: str = "",
 ) -> pysam.AlignmentHeader:
-    """The header: @HD, an @SQ for each reference sequence, an @RG for each run, and the @PG of the caller and aligner."""
+    """The header: @HD, an @SQ for each reference sequence, an @RG for each run, an @PG for caller and aligner."""
     caller = {
         "ID": "basecaller",
         "PN": "porestream",

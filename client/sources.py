@@ -84,7 +84,7 @@ class Pod5Source:
                 for run in reader.run_info_table.read_all().to_pylist():
                     info = _run_info(run)
                     self.runs.setdefault(info.run_id, info)
-        except Exception as error:  # whatever pod5 and Arrow raise for a file that is not one
+        except Exception as error:  # noqa: BLE001 - whatever pod5 and Arrow raise for a file that is not one
             self.file_faults.append(FileFault(path, _reason(error)))
             return False
         return True
@@ -95,11 +95,11 @@ class Pod5Source:
                 for record in reader.reads():
                     try:
                         read = self._convert(record, path)
-                    except Exception as error:  # one bad read must not end the file
+                    except Exception as error:  # noqa: BLE001 - one bad read must not end the file
                         self.read_faults.append(ReadFault(str(record.read_id), path, _reason(error)))
                     else:
                         yield read
-        except Exception as error:  # whatever pod5 and Arrow raise in the middle of a damaged file
+        except Exception as error:  # noqa: BLE001 - whatever pod5 and Arrow raise amid a damaged file
             self.file_faults.append(FileFault(path, f"not read to its end: {_reason(error)}"))
 
     def _convert(self, record: pod5.ReadRecord, path: Path) -> SignalRead:

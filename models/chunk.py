@@ -43,8 +43,8 @@ class ChunkPlan:
 class Chunker:
     """The chunk lengths of a model, and the cut of a read into them.
 
-    Two lengths: the model's own, and a quarter of it for short reads and the ends of long ones, which would waste most of
-    a long chunk.
+    Two lengths: the model's own, and a quarter of it for short reads and the ends of long ones, which would waste most
+    of a long chunk.
     """
 
     def __init__(self, chunk_size: int, overlap: int, stride: int) -> None:
@@ -58,8 +58,8 @@ class Chunker:
         """The cut of a read of `read_samples` (at least 1), after trimming.
 
         Long chunks as far as they go; the rest is one more, or short ones, whichever computes fewer samples. The last
-        chunk is aligned to the read's end, rounded up to the stride (at most stride - 1 samples of padding). A read that
-        is shorter than a chunk has one, padded.
+        chunk is aligned to the read's end, rounded up to the stride (at most stride - 1 samples of padding). A read
+        that is shorter than a chunk has one, padded.
         """
         step = self._long - self._overlap
         count = max(0, (read_samples - self._overlap) // step)

@@ -22,7 +22,7 @@ MAX_STATE_LEN = 6
 STAY_LIMIT = 10.0  # beyond it the scans' float32 products may underflow
 
 
-class NonFiniteScores(ValueError):  # noqa: N818
+class NonFiniteScores(ValueError):
     """A row of scores holds NaN or an infinity."""
 
 
@@ -73,9 +73,9 @@ class Decoded:
         1 for each time step that begins a base, uint8; the first is always 1, and their sum is the number of bases.
     """
 
-    bases_B: npt.NDArray[np.uint8]  # noqa: N815
-    qualities_B: npt.NDArray[np.uint8]  # noqa: N815
-    moves_T: npt.NDArray[np.uint8]  # noqa: N815
+    bases_B: npt.NDArray[np.uint8]
+    qualities_B: npt.NDArray[np.uint8]
+    moves_T: npt.NDArray[np.uint8]
 
 
 class Decoder:

@@ -40,7 +40,8 @@ class Network(nn.Module):
         self.rnns = nn.ModuleList(nn.LSTM(config.features, config.features) for _ in range(5))
         self.linear = nn.Linear(config.features, config.score_count)
         self.load_state_dict(dict(_our_tensor(name, tensor) for name, tensor in bundle.tensors.items()))
-        self.convs.to(memory_format=torch.channels_last)
+        for conv in self.convs:
+            conv.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing from torch's stubs
         self.convs[-1].to(self.dtype)
         self.rnns.to(self.dtype)
         self.linear.to(self.dtype)
@@ -61,8 +62,8 @@ class Network(nn.Module):
             scores_TNC, float32, contiguous, within +-`score_scale`; C = new_state * 4 + dropped_base.
         """
         x_NC1S = batch_NS[:, None, None, :]
-        for conv in self.convs:
-            x_NC1S = functional.silu(conv(x_NC1S.to(conv.weight.dtype)), inplace=True)
+        for conv, dtype in zip(self.convs, (torch.float32, torch.float32, self.dtype), strict=True):
+            x_NC1S = functional.silu(conv(x_NC1S.to(dtype)), inplace=True)
         x_TNC = x_NC1S[:, :, 0].permute(2, 0, 1).contiguous()
         for layer, rnn in enumerate(self.rnns):
             reverse = layer % 2 == 0

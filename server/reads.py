@@ -85,13 +85,14 @@ def _decode_vbz(signal: bytes, sample_count: int) -> npt.NDArray[np.int16]:
         # The decoder allocates what the frame claims, so the claim is checked first.
         if not 0 < zstandard.frame_content_size(signal) <= max_encoded_bytes(sample_count):
             raise InputFault(f"undecodable VBZ: its frame does not hold {sample_count} samples")
-        return vbz_decompress_signal(np.frombuffer(signal, np.uint8), sample_count)
+        samples: npt.NDArray[np.int16] = vbz_decompress_signal(np.frombuffer(signal, np.uint8), sample_count)
     except (zstandard.ZstdError, RuntimeError, ValueError) as error:
         raise InputFault(f"undecodable VBZ: {error}") from error
+    return samples
 
 
 def max_encoded_bytes(sample_count: int) -> int:
-    """The most bytes that any encoding needs for so many samples (VBZ: two bytes and a control bit each, and a frame)."""
+    """The most bytes that any encoding needs for so many samples (VBZ: two and a control bit each, and a frame)."""
     return 2 * sample_count + sample_count // 8 + 512
 
 

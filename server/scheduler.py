@@ -1,7 +1,7 @@
 """Many streams into full batches of fixed shape: priority, fairness, bounded delay.
 
-Start-time fair queueing (Goyal, Vin and Cheng, 1996), with samples as the unit of service: a stream's reads get tags that
-advance by their length, and the lowest tag goes first, so streams share the workers equally whatever they send. A
+Start-time fair queueing (Goyal, Vin and Cheng, 1996), with samples as the unit of service: a stream's reads get tags
+that advance by their length, and the lowest tag goes first, so streams share the workers equally whatever they send. A
 priority class is a head start in the same unit: LIVE goes before STANDARD, but a STANDARD read that has waited for
 8 million samples of service goes before new LIVE ones, so none starves.
 

@@ -281,7 +281,7 @@ class Session:
         self._changed.set()
 
     def close(self) -> None:
-        """The stream is over, however it ended: forget all of it. Reads without an acknowledged result are abandoned."""
+        """The stream is over, however it ended: reads without an acknowledged result are abandoned."""
         self._closed = True
         self._pipeline.cancel(self)
         self._books.abandon(len(self._open) + len(self._running) + len(self._unsent) + len(self._unacknowledged))

@@ -1,4 +1,4 @@
-"""Settings of `porestream serve`, from flags, the environment (PORESTREAM_*) and a TOML file, in this order of precedence."""
+"""Settings of `porestream serve`: flags go before the environment (PORESTREAM_*), that before a TOML file."""
 
 import os
 import re
@@ -32,7 +32,7 @@ class Settings(BaseSettings):
     )
     preset: list[str] = Field(
         default_factory=list,
-        description="Alignment preset, map-ont or lr:hq. Default: what suits the models (fast: map-ont, others: lr:hq).",
+        description="Alignment preset, map-ont or lr:hq. Default: what suits each model (fast: map-ont, else lr:hq).",
     )
     listen: str = Field(default="127.0.0.1:50051", description="HOST:PORT or unix:PATH to serve gRPC on.")
     metrics_port: int = Field(
