@@ -1,12 +1,95 @@
-# `make demo` and `make test` set up a virtual environment first; both work on a fresh Debian or Ubuntu machine.
+# `make demo` and `make test` set everything up first: a virtual environment in .venv, and on Debian and Ubuntu what that
+# needs of the system. `make help` lists the rest.
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-TORCH := $(shell grep -m1 '^torch==' requirements.lock)
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+TORCH_VERSION := $(shell sed -n 's/^torch==//p' requirements.lock)
+# Where the CPU build of torch is to be had. PyPI's own build for Linux brings CUDA.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+DATA ?= ../shared/data
 
-.PHONY: setup demo test lint bench compare-bonito stubs lock
+.PHONY: help system setup demo test lint typing bench compare-bonito stubs lock clean
+
+help:
+	@echo 'make demo            install, then call and align real reads'
+	@echo 'make test            install, then run the tests'
+	@echo 'make lint            ruff, mypy, import rules, wire contract'
+	@echo 'make bench           speed and memory, as Markdown tables'
+	@echo "make compare-bonito  scores and speed against bonito's own modules, in an environment of its own"
+	@echo 'make stubs           generate the stubs of the wire contract'
+	@echo 'make lock            pin the newest versions that fit pyproject.toml'
+
+# mappy is built from source: it needs a C compiler, and the headers of zlib and Python.
+system:
+	@missing=(); \
+	command -v gcc >/dev/null || missing+=(gcc libc6-dev); \
+	[ -e /usr/include/zlib.h ] || missing+=(zlib1g-dev); \
+	$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv); \
+	$(PYTHON) -c 'import os, sysconfig; os.stat(sysconfig.get_path("include") + "/Python.h")' 2>/dev/null \
+		|| missing+=(python3-dev); \
+	command -v samtools >/dev/null || missing+=(samtools); \
+	if [ $${#missing[@]} -gt 0 ]; then \
+		install="apt-get install -y --no-install-recommends $${missing[*]}"; \
+		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then apt-get update -qq && $$install; \
+		else echo "missing; please run: sudo $$install" >&2; exit 1; fi; \
+	fi
 
 setup: $(VENV)/.ready
+
+$(VENV)/.ready: pyproject.toml requirements.lock | system
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install -q 'torch==$(TORCH_VERSION)+cpu' 2>/dev/null \
+		|| $(PIP) install -q --extra-index-url $(TORCH_INDEX) 'torch==$(TORCH_VERSION)+cpu' \
+		|| { echo 'no CPU build of torch to be had: installing the default one' >&2; \
+		     $(PIP) install -q 'torch==$(TORCH_VERSION)'; }
+	$(PIP) install -q -c requirements.lock -e '.[dev]'
+	touch $@
+
+demo: setup
+	@[ -d $(DATA) ] || { echo 'make demo still needs the real reads of $(DATA), which are not here' >&2; exit 1; }
+	@echo 'Calling 100 real SARS-CoV-2 reads (R9.4.1) and aligning them; data and model are those of $(DATA).'
+	mkdir -p demo
+	$(BIN)/porestream call $(DATA)/sarscov2_r941/reads.pod5 --model $(DATA)/models/dna_r9.4.1_e8.1_fast@v3.4 \
+		--reference $(DATA)/sarscov2_r941/reference.fasta -o demo/unsorted.bam --summary-json demo/summary.json
+	samtools sort -o demo/calls.bam demo/unsorted.bam && samtools index demo/calls.bam && rm demo/unsorted.bam
+	@echo 'demo/calls.bam is sorted and indexed; the same for your own reads:'
+	@echo '  $(BIN)/porestream call READS.pod5 --model MODEL_DIR --reference REF.fasta -o calls.bam'
+
+test: setup
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: setup typing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/buf lint
+
+# mypy cannot follow an editable install's finder: symlinks show it the packages under their names.
+typing:
+	@mkdir -p .typing/porestream
+	@for d in server kernels models client cli; do ln -sfn ../../$$d .typing/porestream/$$d; done
+	@ln -sfn ../../proto/porestream/v1 .typing/porestream/v1
+
+bench: setup
+	$(BIN)/python benchmarks/run.py --data $(DATA)
+
+compare-bonito: setup
+	PYTHON=$(PYTHON) TORCH_VERSION=$(TORCH_VERSION) $(BIN)/python benchmarks/compare_bonito.py --data $(DATA)
+
+stubs: setup
+	$(BIN)/python -m grpc_tools.protoc -I proto --python_out=proto --pyi_out=proto --grpc_python_out=proto \
+		porestream/v1/porestream.proto
+
+lock:
+	rm -rf .lock-venv && $(PYTHON) -m venv .lock-venv
+	.lock-venv/bin/pip install -q $(if $(TORCH_VERSION),'torch==$(TORCH_VERSION)') && .lock-venv/bin/pip install -q -e '.[dev]'
+	{ echo '# Versions that were tested together: a constraints file for pip (-c). Made by `make lock`.'; \
+	  .lock-venv/bin/pip freeze --all --exclude-editable | grep -vE '^(pip|porestream)\b' | sed 's/+cpu$$//'; } > requirements.lock
+	rm -rf .lock-venv
+
+clean:
+	rm -rf $(VENV) .lock-venv .bonito-venv build dist demo *.egg-info .typing
