@@ -1,0 +1,381 @@
+"""Sessions under a memory budget, with a pipeline that answers when the test says so: no stall, no overrun, no loss."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from uuid import UUID
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from porestream.server.budget import (
+    BYTES_PER_CREDIT_SAMPLE,
+    MAX_CHUNK_SAMPLES,
+    MIN_CHUNK_CREDIT_SAMPLES,
+    BudgetError,
+    MemoryBudget,
+)
+from porestream.server.metrics import Books, Ledger, StreamBooks
+from porestream.server.reads import (
+    CalledPart,
+    CallSettings,
+    Calibration,
+    Chunk,
+    Encoding,
+    Priority,
+    ReadResult,
+    SignalPiece,
+    Status,
+)
+from porestream.server.scheduler import Job
+from porestream.server.session import MAX_OPEN_READS, Beat, CreditGrant, Drain, Results, Session, StreamFault
+
+SETTINGS = CallSettings("model", "", "", Priority.STANDARD, 0.0, False, False)
+MIB = 1 << 20
+
+
+class HeldPipeline:
+    """Holds jobs until they are finished by hand."""
+
+    def __init__(self) -> None:
+        self.jobs: list[Job] = []
+
+    def submit(self, job: Job) -> None:
+        self.jobs.append(job)
+
+    def cancel(self, stream: object) -> None:
+        self.jobs = [job for job in self.jobs if job.stream is not stream]
+
+    def finish(self, index: int = 0) -> None:
+        job = self.jobs.pop(index % len(self.jobs))
+        bases = job.read.samples // 10
+        part = CalledPart("A" * bases, np.zeros(bases, np.uint8), np.zeros(bases * 2, np.uint8), 9.0, 10, 6, [])
+        job.deliver(ReadResult(job.read.read_id, 1, Status.CALLED, "", job.read.samples, part=part))
+
+
+@dataclass
+class Client:
+    """Sends reads within the credit and notes what comes back."""
+
+    session: Session
+    reads: list[int]  # samples of each, by read id
+    open_at_once: int = 1
+    chunk_samples: int = MAX_CHUNK_SAMPLES
+    acknowledging: bool = True
+    credit: int = 0
+    used: int = 0
+    sent: dict[int, int] = field(default_factory=dict)
+    results: dict[int, ReadResult] = field(default_factory=dict)
+    outputs: list[object] = field(default_factory=list)
+    last_seq: int = 0
+    turn: int = 0
+    fault: StreamFault | None = None
+    ended: bool = False
+
+    async def listen(self) -> None:
+        try:
+            async for output in self.session.outputs():
+                self.session.heard()
+                self.outputs.append(output)
+                if isinstance(output, CreditGrant):
+                    self.credit = output.max_total_samples
+                elif isinstance(output, Results):
+                    assert output.first_seq == self.last_seq + 1
+                    self.last_seq += len(output.results)
+                    for result in output.results:
+                        read = UUID(bytes=result.read_id).int
+                        assert read not in self.results, "a second result"
+                        self.results[read] = result
+                    if self.acknowledging:
+                        self.session.acknowledge(self.last_seq)
+            self.ended = True
+        except StreamFault as fault:
+            self.fault = fault
+
+    def unfinished(self) -> list[int]:
+        return [read for read, samples in enumerate(self.reads) if self.sent.get(read, -1) < samples]
+
+    def send(self) -> bool:
+        """Send one chunk of one of the open reads in turn, if the credit allows."""
+        candidates = self.unfinished()[: self.open_at_once]
+        if not candidates:
+            return False
+        read = candidates[self.turn % len(candidates)]
+        first = max(self.sent.get(read, 0), 0)
+        count = min(self.chunk_samples, self.reads[read] - first)
+        cost = max(count, MIN_CHUNK_CREDIT_SAMPLES)
+        if self.used + cost > self.credit:
+            return False
+        self.turn += 1
+        self.used += cost
+        self.sent[read] = first + count
+        self.session.receive(chunk(read, first, count, end=first + count == self.reads[read]))
+        return True
+
+
+def chunk(read: int, first: int, count: int, *, end: bool = False, signal: bytes | None = None) -> Chunk:
+    signal = bytes(2 * count) if signal is None else signal
+    calibration = Calibration(0.0, 0.2) if first == 0 else None
+    return Chunk(UUID(int=read).bytes, 1, first, SignalPiece(Encoding.INT16_LE, signal, count, 0), calibration, end)
+
+
+async def settle() -> None:
+    for _ in range(12):
+        await asyncio.sleep(0)
+
+
+def balanced(books: Books) -> bool:
+    closed = books.called + books.filtered + books.rejected + books.failed + books.abandoned
+    return books.received == closed + books.open
+
+
+def make_session(budget: MemoryBudget, pipeline: HeldPipeline, ledger: Ledger, limit: int = 50_000_000) -> Session:
+    return Session(
+        SETTINGS,
+        pipeline,  # type: ignore[arg-type]
+        budget,
+        StreamBooks(ledger, "run"),
+        max_read_samples=limit,
+        heartbeat_s=30.0,
+    )
+
+
+streams = st.lists(
+    st.tuples(
+        st.lists(st.sampled_from([0, 1, 700, 5_000, 131_072, 300_000, 900_000, 3_000_000]), min_size=1, max_size=6),
+        st.integers(1, 6),  # reads open at once
+        st.sampled_from([4_000, 65_536, MAX_CHUNK_SAMPLES]),
+        st.booleans(),  # acknowledging
+    ),
+    min_size=1,
+    max_size=3,
+)
+
+
+@given(streams, st.randoms(use_true_random=False))
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+def test_no_legal_stream_stalls_and_memory_stays_in_budget(plans, random) -> None:  # type: ignore[no-untyped-def]
+    async def simulate() -> None:
+        budget = MemoryBudget(12 * MIB, 3)
+        pipeline, ledger = HeldPipeline(), Ledger()
+        clients = [
+            Client(make_session(budget, pipeline, ledger), reads, at_once, samples, acknowledging)
+            for reads, at_once, samples, acknowledging in plans
+        ]
+        listeners = [asyncio.create_task(client.listen()) for client in clients]
+        while any(len(client.results) < len(client.reads) for client in clients):
+            await settle()
+            actions = [client.send for client in clients]
+            if pipeline.jobs:
+                actions.append(lambda: pipeline.finish(random.randrange(8)) is None)
+            random.shuffle(actions)
+            progressed = any(action() for action in actions)
+            if not progressed:
+                before = [(client.credit, len(client.results)) for client in clients]
+                await settle()
+                after = [(client.credit, len(client.results)) for client in clients]
+                missing = [len(client.reads) - len(client.results) for client in clients]
+                assert before != after or not any(missing), f"stalled: {after}, missing {missing}"
+            assert balanced(ledger.server)
+            assert budget.charged_bytes() <= budget.signal_bytes + 2 * MIB  # a result may outweigh its signal a little
+        for client in clients:
+            client.session.acknowledge(client.last_seq)
+            client.session.half_close()
+        await asyncio.wait_for(asyncio.gather(*listeners), 5)
+        for client, (reads, *_) in zip(clients, plans, strict=True):
+            assert client.fault is None
+            for read, samples in enumerate(reads):
+                result = client.results[read]
+                assert result.status is Status.CALLED or result.detail.startswith(("too long", "empty"))
+                assert samples or result.status is Status.REJECTED
+            client.session.close()
+        assert budget.charged_bytes() == 0
+        assert balanced(ledger.server)
+        assert ledger.server.open == 0
+
+    asyncio.run(simulate())
+
+
+def run(scenario: Callable[[MemoryBudget, HeldPipeline, Ledger], object], budget_mib: int = 12) -> None:
+    async def main() -> None:
+        await scenario(MemoryBudget(budget_mib * MIB, 3), HeldPipeline(), Ledger())  # type: ignore[misc]
+
+    asyncio.run(main())
+
+
+def test_a_read_that_fits_beside_others_is_never_rejected() -> None:
+    async def scenario(budget: MemoryBudget, pipeline: HeldPipeline, ledger: Ledger) -> None:
+        hog = Client(make_session(budget, pipeline, ledger), [100_000] * 200, acknowledging=False)
+        small = Client(make_session(budget, pipeline, ledger), [400_000])  # 0.8 MB: within the guaranteed share
+        for client in (hog, small):
+            client.task = asyncio.create_task(client.listen())  # type: ignore[attr-defined]
+        await settle()
+        while hog.send():  # takes all it can get, and nothing is called of it
+            await settle()
+        while small.send():
+            await settle()
+        assert len(pipeline.jobs) > 1
+        assert any(job.stream is small.session for job in pipeline.jobs), "the greedy stream starved the other"
+
+    run(scenario)
+
+
+def test_the_longest_open_read_is_rejected_by_name_when_nothing_else_helps() -> None:
+    async def scenario(budget: MemoryBudget, pipeline: HeldPipeline, ledger: Ledger) -> None:
+        client = Client(make_session(budget, pipeline, ledger), [9_000_000, 50_000], open_at_once=2)
+        client.task = asyncio.create_task(client.listen())  # type: ignore[attr-defined]
+        for _ in range(300):
+            await settle()
+            client.send()
+            if pipeline.jobs:
+                pipeline.finish()
+        assert client.results[0].status is Status.REJECTED
+        assert str(budget.total_bytes) in client.results[0].detail
+        assert client.results[1].status is Status.CALLED
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("chunks", "reason"),
+    [
+        ([chunk(7, 0, 100), chunk(7, 150, 100, end=True)], "gap"),
+        ([chunk(7, 0, 100), chunk(7, 50, 100, end=True)], "overlap"),
+        ([chunk(7, 0, 100), chunk(7, 0, 100, end=True)], "overlap"),
+        ([chunk(7, 0, 0, end=True)], "empty"),
+        ([chunk(7, 0, 4_000_000_000, signal=b"xx", end=True)], "4000000000 samples"),
+        ([chunk(7, 0, 10, signal=bytes(100_000), end=True)], "100000 bytes"),
+        ([chunk(7, 0, 60_000), chunk(7, 60_000, 60_000, end=True)], "too long"),
+    ],
+)
+def test_bad_reads_are_rejected_and_the_stream_goes_on(chunks: list[Chunk], reason: str) -> None:
+    async def scenario(budget: MemoryBudget, pipeline: HeldPipeline, ledger: Ledger) -> None:
+        client = Client(make_session(budget, pipeline, ledger, limit=100_000), [])
+        client.task = asyncio.create_task(client.listen())  # type: ignore[attr-defined]
+        for piece in chunks:
+            client.session.receive(piece)
+        client.session.receive(chunk(8, 0, 5_000, end=True))
+        pipeline.finish()
+        await settle()
+        assert client.results[7].status is Status.REJECTED
+        assert reason in client.results[7].detail
+        assert client.results[8].status is Status.CALLED
+        assert balanced(ledger.server)
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("calibration", "reason"),
+    [(None, "missing"), (Calibration(float("nan"), 1.0), "unusable"), (Calibration(0.0, 0.0), "unusable")],
+)
+def test_calibration_is_checked(calibration: Calibration | None, reason: str) -> None:
+    async def scenario(budget: MemoryBudget, pipeline: HeldPipeline, ledger: Ledger) -> None:
+        session = make_session(budget, pipeline, ledger)
+        client = Client(session, [])
+        client.task = asyncio.create_task(client.listen())  # type: ignore[attr-defined]
+        good = chunk(7, 0, 100, end=True)
+        session.receive(Chunk(good.read_id, 1, 0, good.piece, calibration, True))
+        await settle()
+        assert reason in client.results[7].detail
+
+    run(scenario)
+
+
+def test_breaking_the_contract_ends_the_stream() -> None:
+    async def scenario(budget: MemoryBudget, pipeline: HeldPipeline, ledger: Ledger) -> None:
+        session = make_session(budget, pipeline, ledger)
+        with pytest.raises(StreamFault, match="credit exceeded"):
+            for number in range(1000):
+                session.receive(chunk(number, 0, 100_000, end=True))  # complete reads that nobody calls
+        with pytest.raises(StreamFault, match="0 results were sent"):
+            session.acknowledge(1)
+        session.half_close()
+        with pytest.raises(StreamFault, match="half_close"):
+            session.receive(chunk(2, 0, 10))
+        session.close()
+        assert budget.charged_bytes() == 0
+        assert ledger.server.abandoned + ledger.server.rejected + ledger.server.open == ledger.server.received
+
+    run(scenario)
+
+
+def test_open_reads_are_bounded() -> None:
+    async def scenario(budget: MemoryBudget, pipeline: HeldPipeline, ledger: Ledger) -> None:
+        session = make_session(budget, pipeline, ledger)
+        with pytest.raises(StreamFault, match=f"more than {MAX_OPEN_READS}|credit exceeded"):
+            for number in range(MAX_OPEN_READS + 1):
+                session.receive(chunk(number, 0, 0))
+
+    run(scenario, budget_mib=1024)
+
+
+def test_half_close_rejects_open_reads_but_a_drain_abandons_them() -> None:
+    async def scenario(budget: MemoryBudget, pipeline: HeldPipeline, ledger: Ledger) -> None:
+        closing = Client(make_session(budget, pipeline, ledger), [])
+        drained = Client(make_session(budget, pipeline, ledger), [])
+        tasks = [asyncio.create_task(client.listen()) for client in (closing, drained)]
+        for client in (closing, drained):
+            client.session.receive(chunk(1, 0, 100))
+            client.session.receive(chunk(2, 0, 100, end=True))
+        drained.session.drain(5.0)
+        await settle()
+        for client in (closing, drained):
+            client.session.half_close()
+        pipeline.finish()
+        pipeline.finish()
+        await asyncio.wait_for(asyncio.gather(*tasks), 5)
+        assert closing.ended
+        assert "half-closed" in closing.results[1].detail
+        assert Drain(5.0) in drained.outputs
+        assert drained.fault
+        assert drained.fault.code == "UNAVAILABLE"
+        assert set(drained.results) == {2}, "a complete read is finished, an open one is left to the next server"
+        for client in (closing, drained):
+            client.session.close()
+        assert (ledger.server.called, ledger.server.rejected, ledger.server.abandoned) == (2, 1, 1)
+
+    run(scenario)
+
+
+def test_a_silent_client_is_dropped_and_an_idle_one_gets_heartbeats() -> None:
+    async def scenario(budget: MemoryBudget, pipeline: HeldPipeline, ledger: Ledger) -> None:
+        session = Session(
+            SETTINGS,
+            pipeline,  # type: ignore[arg-type]
+            budget,
+            StreamBooks(ledger, "run"),
+            max_read_samples=1000,
+            heartbeat_s=0.05,
+        )
+        outputs = []
+        with pytest.raises(StreamFault, match="silent"):
+            async for output in session.outputs():
+                outputs.append(output)  # noqa: PERF401 - the loop ends by raising
+        assert Beat() in outputs
+
+    run(scenario)
+
+
+def test_results_of_a_closed_stream_are_dropped() -> None:
+    async def scenario(budget: MemoryBudget, pipeline: HeldPipeline, ledger: Ledger) -> None:
+        session = make_session(budget, pipeline, ledger)
+        session.receive(chunk(1, 0, 1000, end=True))
+        job = pipeline.jobs[0]
+        session.close()
+        pipeline.jobs = [job]
+        pipeline.finish()
+        await settle()
+        assert ledger.server.abandoned == 1
+        assert budget.charged_bytes() == 0
+
+    run(scenario)
+
+
+def test_a_budget_too_small_is_refused_with_the_way_out() -> None:
+    needed = 8 * MAX_CHUNK_SAMPLES * BYTES_PER_CREDIT_SAMPLE
+    MemoryBudget(needed * 10, 10)
+    with pytest.raises(BudgetError, match=rf"at least {needed * 11} bytes, or at most 10 streams"):
+        MemoryBudget(needed * 10, 11)
