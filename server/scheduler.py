@@ -115,8 +115,9 @@ class Scheduler:
                 now_s = time.monotonic()
                 classes = sorted((tasks for tasks in self._ready.values() if tasks), key=lambda tasks: tasks[0])
                 full = next((tasks for tasks in classes if len(tasks) >= self._batch_rows), None)
-                late = min(classes, default=None, key=_oldest_s)
-                if late and now_s - _oldest_s(late) > self._patience_s(late) and late is not full:
+                partial = [tasks for tasks in classes if len(tasks) < self._batch_rows]
+                late = min(partial, default=None, key=_oldest_s)
+                if late and now_s - _oldest_s(late) > self._patience_s(late):
                     full = late
                 if self._fits() and (full is None or self._waiting[0][0] < full[0].key):
                     return self._start()

@@ -205,10 +205,10 @@ def run(scenario: Callable[[MemoryBudget, HeldPipeline, Ledger], object], budget
     asyncio.run(main())
 
 
-def test_a_read_that_fits_beside_others_is_never_rejected() -> None:
+def test_a_greedy_stream_leaves_room_for_others() -> None:
     async def scenario(budget: MemoryBudget, pipeline: HeldPipeline, ledger: Ledger) -> None:
         hog = Client(make_session(budget, pipeline, ledger), [100_000] * 200, acknowledging=False)
-        small = Client(make_session(budget, pipeline, ledger), [400_000])  # 0.8 MB: within the guaranteed share
+        small = Client(make_session(budget, pipeline, ledger), [900_000])  # 1.8 MB: more than its guaranteed share
         for client in (hog, small):
             client.task = asyncio.create_task(client.listen())  # type: ignore[attr-defined]
         await settle()
