@@ -2,6 +2,7 @@
 
 import array
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
@@ -38,13 +39,13 @@ def header(
         "ID": "basecaller",
         "PN": "porestream",
         "VN": identity.version,
-        "DS": (
+        "DS": _clean(
             f"basecall_model={identity.model} model_sha256={identity.model_sha256} "
             f"precision={identity.precision} device={identity.device_class}"
         ),
     }
     if command_line:
-        caller["CL"] = command_line
+        caller["CL"] = _clean(command_line)
     programs = [caller]
     if identity.reference:
         programs.append(
@@ -53,7 +54,9 @@ def header(
                 "PP": "basecaller",
                 "PN": "minimap2",
                 "VN": version("mappy"),
-                "DS": f"preset={identity.preset} reference={identity.reference} sha256={identity.reference_sha256}",
+                "DS": _clean(
+                    f"preset={identity.preset} reference={identity.reference} sha256={identity.reference_sha256}"
+                ),
             }
         )
     return pysam.AlignmentHeader.from_dict(
@@ -77,7 +80,7 @@ def _group_line(run: RunInfo, identity: CallerIdentity) -> dict[str, str]:
     line = {
         "ID": read_group(run, identity.model),
         "PL": "ONT",
-        "DS": f"basecall_model={identity.model} runid={run.run_id}",
+        "DS": _clean(f"basecall_model={identity.model} runid={run.run_id}"),
         "PU": _clean(run.flow_cell_id),
         "PM": _clean(run.position),
         "SM": _clean(run.sample_id),
@@ -89,7 +92,7 @@ def _group_line(run: RunInfo, identity: CallerIdentity) -> dict[str, str]:
 
 def read_group(run: RunInfo, model: str) -> str:
     """The id of a run's read group, as dorado makes it."""
-    return f"{run.run_id}_{model}"
+    return _printable(f"{run.run_id}_{model}")
 
 
 def records(result: ReadResult, head: pysam.AlignmentHeader, model: str) -> Iterator[pysam.AlignedSegment]:
@@ -131,10 +134,10 @@ def _tags(result: ReadResult, part: CalledPart, model: str) -> list[tuple[str, A
         ("mx", info.well, "i"),
         ("ch", info.channel, "i"),
         ("rn", info.read_number, "i"),
-        ("fn", info.file_name, "Z"),
+        ("fn", _printable(info.file_name), "Z"),
         ("sm", result.scaling_midpoint_pa, "f"),
         ("sd", result.scaling_dispersion_pa, "f"),
-        ("sv", result.scaling_strategy, "Z"),
+        ("sv", _printable(result.scaling_strategy), "Z"),
         ("dx", 0, "i"),
         ("RG", read_group(info.run, model), "Z"),
     ]
@@ -143,7 +146,7 @@ def _tags(result: ReadResult, part: CalledPart, model: str) -> list[tuple[str, A
     if part.read_id != info.read_id:
         tags.append(("pi", str(info.read_id), "Z"))
     if part.moves:
-        tags.append(("mv", array.array("b", bytes([part.stride_samples]) + part.moves), "B"))
+        tags.append(("mv", array.array("b", bytes([part.stride_samples]) + part.moves), "c"))  # B:c
     return tags
 
 
@@ -186,8 +189,13 @@ def _reverse_complement(sequence: str) -> str:
 
 
 def _clean(text: str) -> str:
-    """Header fields are separated by tabs and lines."""
-    return " ".join(text.split())
+    """A header field: tabs and line ends would break it."""
+    return "".join(character for character in " ".join(text.split()) if character.isprintable())
+
+
+def _printable(text: str) -> str:
+    """What a Z tag may hold: printable ASCII and space (SAM specification, section 1.5)."""
+    return re.sub("[^ -~]", "_", text)
 
 
 class RecordWriter:
@@ -222,15 +230,24 @@ class RecordWriter:
     def write(self, result: ReadResult) -> None:
         """Write all of a result's records."""
         for record in records(result, self._header, self._model):
-            if self._file.write(record) < 0:
-                raise OSError(f"cannot write to {self._path or 'standard output'}")
+            try:
+                self._file.write(record)
+            except OSError as error:
+                raise self._named(error) from error
 
     def close(self) -> None:
         """Finish the file, down to the disk."""
-        self._file.close()
+        try:
+            self._file.close()
+        except OSError as error:
+            raise self._named(error) from error
         if self._path is not None and self._path.is_file():
             with self._path.open("rb") as file:
                 os.fsync(file.fileno())
+
+    def _named(self, error: OSError) -> OSError:
+        where = f"cannot write to {self._path or 'standard output'}"
+        return OSError(error.errno, f"{where}: {error.strerror}") if error.errno else OSError(f"{where}: {error}")
 
     def __enter__(self) -> Self:
         return self
