@@ -1,5 +1,6 @@
 """Where reads come from: POD5 files and folders."""
 
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,7 +32,7 @@ class ReadFault:
 
 @dataclass
 class Pod5Source:
-    """The reads of POD5 files and folders, in order; iterate over it once.
+    """The reads of POD5 files and folders, in order; iterate over it once. A file named twice is read once.
 
     What cannot be read is passed over and recorded in `file_faults` and `read_faults`; the rest goes on.
 
@@ -60,7 +61,10 @@ class Pod5Source:
                 self._files.extend(found)
             else:
                 self._files.append(path)
-        self._files = [path for path in self._files if self._survey(path)]
+        once: dict[str, Path] = {}
+        for path in self._files:
+            once.setdefault(os.path.realpath(path), path)
+        self._files = [path for path in once.values() if self._survey(path)]
         if self.max_reads is not None:
             self.total_reads = min(self.total_reads, self.max_reads)
 
@@ -80,6 +84,8 @@ class Pod5Source:
             if not path.exists():
                 raise FileNotFoundError("no such file")
             with pod5.Reader(path) as reader:
+                if not reader.read_table.num_record_batches:
+                    return False  # no reads: pod5 cannot count them then
                 self.total_reads += reader.num_reads
                 for run in reader.run_info_table.read_all().to_pylist():
                     info = _run_info(run)
@@ -133,4 +139,5 @@ def _run_info(run: dict[str, Any]) -> RunInfo:
 
 
 def _reason(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    text = " ".join(str(error).split()) or type(error).__name__
+    return f"not a POD5 file, or cut short ({text})" if "Invalid signature" in text else text
