@@ -1,0 +1,214 @@
+"""Reads over the wire and back: chunks that decode to the signal, results that come back as they were sent."""
+
+from dataclasses import replace
+from datetime import UTC, datetime
+from uuid import UUID
+
+import google_crc32c
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from pod5.signal_tools import vbz_decompress_signal
+
+from porestream.client import Alignment, CalledPart, CallerIdentity, ReadInfo, ReadResult, ReadStatus, RunInfo
+from porestream.client.reads import ReferenceSequence, ServerInfo, SignalRead
+from porestream.client.wire import (
+    CHUNK_SAMPLES,
+    EncodedRead,
+    decode_identity,
+    decode_result,
+    decode_server_info,
+    encode_read,
+    encode_run,
+)
+from porestream.v1 import porestream_pb2 as pb
+
+RUN = RunInfo("run", 4000, "FAB12345", "FLO-MIN106", "SQK-LSK109", "MN00001", "sample", "experiment")
+INFO = ReadInfo(UUID(int=7), RUN, -243.5, 0.1462, 12, 3, 456, 2**40, "signal_positive", "a.pod5")
+
+
+def decode(encoded: EncodedRead) -> npt.NDArray[np.int16]:
+    """The signal, after the checks that a server makes."""
+    pieces: list[npt.NDArray[np.int16]] = []
+    for message in encoded.chunks:
+        chunk = pb.ReadChunk.FromString(message.SerializeToString())
+        assert chunk.encoding == pb.SIGNAL_ENCODING_VBZ
+        assert chunk.first_sample == sum(piece.size for piece in pieces)
+        piece = vbz_decompress_signal(np.frombuffer(chunk.signal, np.uint8), chunk.sample_count)
+        assert piece.size == chunk.sample_count
+        assert google_crc32c.value(piece.astype("<i2").tobytes()) == chunk.signal_crc32c
+        pieces.append(piece)
+    return np.concatenate(pieces)
+
+
+@given(hnp.arrays(np.int16, st.integers(0, 700)), st.integers(1, 300))
+def test_chunks_decode_to_the_signal(signal_S: npt.NDArray[np.int16], chunk_samples: int) -> None:
+    encoded = encode_read(SignalRead(INFO, signal_S), chunk_samples)
+    np.testing.assert_array_equal(decode(encoded), signal_S)
+    assert encoded.samples == signal_S.size
+    chunks = encoded.chunks
+    assert len(chunks) == max(1, -(-signal_S.size // chunk_samples))
+    assert all(0 < chunk.sample_count <= chunk_samples for chunk in chunks) or signal_S.size == 0
+    assert [chunk.HasField("calibration") for chunk in chunks] == [True] + [False] * (len(chunks) - 1)
+    assert [chunk.end_of_read for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
+    assert [chunk.end_reason for chunk in chunks] == [""] * (len(chunks) - 1) + ["signal_positive"]
+    for chunk in chunks:
+        assert (chunk.read_id, chunk.channel, chunk.well) == (INFO.read_id.bytes, 12, 3)
+        assert (chunk.read_number, chunk.start_sample) == (456, 2**40)
+
+
+def test_an_empty_read_is_one_empty_chunk() -> None:
+    (chunk,) = encode_read(SignalRead(INFO, np.zeros(0, np.int16))).chunks
+    assert (chunk.sample_count, chunk.first_sample, chunk.end_of_read) == (0, 0, True)
+    assert chunk.HasField("calibration")
+
+
+def test_long_reads_are_cut_at_the_default_chunk() -> None:
+    signal_S = np.arange(2 * CHUNK_SAMPLES + 1).astype(np.int16)
+    encoded = encode_read(SignalRead(INFO, signal_S))
+    assert [chunk.sample_count for chunk in encoded.chunks] == [CHUNK_SAMPLES, CHUNK_SAMPLES, 1]
+    np.testing.assert_array_equal(decode(encoded), signal_S)
+
+
+@pytest.mark.parametrize("kind", ["big-endian", "every other sample", "read-only"])
+def test_any_int16_array_will_do(kind: str) -> None:
+    signal_S = np.arange(-500, 500).astype(np.int16)
+    given_S = {"big-endian": signal_S.astype(">i2"), "every other sample": np.repeat(signal_S, 2)[::2]}.get(kind)
+    if given_S is None:
+        given_S = signal_S.copy()
+        given_S.flags.writeable = False
+    np.testing.assert_array_equal(decode(encode_read(SignalRead(INFO, given_S), 77)), signal_S)
+
+
+def test_the_calibration_survives() -> None:
+    calibration = encode_read(SignalRead(INFO, np.zeros(9, np.int16))).chunks[0].calibration
+    assert calibration.offset_adc == np.float32(-243.5)
+    assert calibration.scale_pa_per_adc == np.float32(0.1462)
+
+
+def test_vbz_is_worth_it() -> None:
+    noise = np.random.default_rng(3).normal(500, 8, 50_000).astype(np.int16)
+    assert sum(len(chunk.signal) for chunk in encode_read(SignalRead(INFO, noise)).chunks) < noise.nbytes / 2
+
+
+def test_a_run_goes_over_the_wire() -> None:
+    message = encode_run(replace(RUN, acquisition_start_time=datetime(2024, 5, 6, 7, 8, 9, 123000, tzinfo=UTC)))
+    assert message.acquisition_start_time.ToDatetime(UTC) == datetime(2024, 5, 6, 7, 8, 9, 123000, tzinfo=UTC)
+    found = {field.name: value for field, value in message.ListFields() if field.name != "acquisition_start_time"}
+    assert found == {
+        "run_id": "run",
+        "flow_cell_id": "FAB12345",
+        "flow_cell_product_code": "FLO-MIN106",
+        "sequencing_kit": "SQK-LSK109",
+        "position": "MN00001",
+        "sample_id": "sample",
+        "experiment_id": "experiment",
+        "sample_rate_hz": 4000,
+    }
+    assert not encode_run(RUN).HasField("acquisition_start_time")
+
+
+FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
+U32 = st.integers(0, 2**32 - 1)
+ALIGNMENTS = st.builds(
+    Alignment,
+    flag=st.integers(0, 4095),
+    reference_name=st.text(max_size=8),
+    reference_start=st.integers(0, 2**31),
+    reference_end=st.integers(0, 2**31),
+    mapping_quality=st.integers(0, 255),
+    cigar=st.lists(U32, max_size=5).map(tuple),
+    score=st.integers(-(2**31), 2**31 - 1),
+    edit_distance=U32,
+    md=st.text("0123456789ACGT^", max_size=9),
+    divergence=FLOATS,
+)
+PARTS = st.builds(
+    CalledPart,
+    read_id=st.uuids(),
+    sequence=st.text("ACGT", max_size=20),
+    qualities=st.binary(max_size=20),
+    mean_qscore=FLOATS,
+    samples=st.integers(0, 2**40),
+    trimmed_samples=st.integers(0, 2**40),
+    stride_samples=U32,
+    moves=st.binary(max_size=20),
+    alignments=st.lists(ALIGNMENTS, max_size=3).map(tuple),
+)
+RESULTS = st.builds(
+    ReadResult,
+    info=st.just(INFO),
+    status=st.sampled_from(ReadStatus),
+    detail=st.text(max_size=8),
+    signal_samples=st.integers(0, 2**40),
+    scaling_midpoint_pa=FLOATS,
+    scaling_dispersion_pa=FLOATS,
+    scaling_strategy=st.text(max_size=8),
+    parts=st.lists(PARTS, max_size=2).map(tuple),
+)
+
+
+def encode(result: ReadResult) -> bytes:
+    """As a server would."""
+    message = pb.ReadResult(
+        read_id=result.info.read_id.bytes,
+        channel=result.info.channel,
+        status=pb.ReadStatus.Value(f"READ_STATUS_{result.status.name}"),
+        detail=result.detail,
+        signal_samples=result.signal_samples,
+        scaling_midpoint=result.scaling_midpoint_pa,
+        scaling_dispersion=result.scaling_dispersion_pa,
+        scaling_strategy=result.scaling_strategy,
+    )
+    for part in result.parts:
+        encoded = message.parts.add(
+            read_id=part.read_id.bytes,
+            sequence=part.sequence,
+            qualities=part.qualities,
+            mean_qscore=part.mean_qscore,
+            samples=part.samples,
+            trimmed_samples=part.trimmed_samples,
+            model_stride=part.stride_samples,
+            moves=part.moves,
+        )
+        for alignment in part.alignments:
+            fields = {name: getattr(alignment, name) for name in Alignment.__slots__}
+            encoded.alignments.add(**fields)
+    return message.SerializeToString()
+
+
+@given(RESULTS)
+def test_a_result_comes_back_as_it_was_sent(result: ReadResult) -> None:
+    assert decode_result(pb.ReadResult.FromString(encode(result)), INFO) == result
+    assert result.is_aligned is any(part.alignments for part in result.parts)
+
+
+def test_a_status_of_a_later_version_counts_as_failed() -> None:
+    assert decode_result(pb.ReadResult(status=99), INFO).status is ReadStatus.FAILED  # type: ignore[arg-type]
+    assert decode_result(pb.ReadResult(), INFO).status is ReadStatus.FAILED
+
+
+def test_identity_and_server_info() -> None:
+    identity = pb.CallerIdentity(
+        model="m",
+        model_sha256=b"\x01\xff",
+        reference="r",
+        reference_sha256=b"\x02",
+        precision="bf16",
+        device_class="cpu-avx512",
+        version="1",
+        preset="lr:hq",
+    )
+    assert decode_identity(identity) == CallerIdentity("m", "01ff", "r", "02", "lr:hq", "bf16", "cpu-avx512", "1")
+    info = pb.GetServerInfoResponse(version="1", device="cpu")
+    info.models.add(name="a")
+    info.models.add(name="b")
+    info.references.add(name="r").sequences.add(name="chr1", length=9, md5="ff")
+    info.limits.max_chunk_samples = 5
+    info.limits.max_message_bytes = 6
+    info.limits.min_chunk_credit_samples = 7
+    expected = ServerInfo("1", "cpu", ("a", "b"), {"r": (ReferenceSequence("chr1", 9, "ff"),)}, 5, 6, 7)
+    assert decode_server_info(info) == expected
