@@ -101,6 +101,36 @@ def _load_references(settings: Settings, models: list[str], cache_dir: Path) -> 
     return aligners
 
 
+def build_server(engine: Engine, listen: str) -> tuple[grpc.aio.Server, BasecallService, health.aio.HealthServicer, str]:
+    """The gRPC server on an engine, not yet started: with it its services and the address that it is bound to.
+
+    Raises
+    ------
+    SettingsError
+        The address cannot be bound.
+    """
+    server = grpc.aio.server(
+        options=[
+            ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+            ("grpc.max_send_message_length", -1),
+            ("grpc.so_reuseport", 0),  # a second server on the port must fail, not share it
+            ("grpc.keepalive_time_ms", 60_000),
+            ("grpc.http2.max_pings_without_data", 0),
+        ],
+    )
+    service = BasecallService(engine)
+    pb_grpc.add_BasecallServiceServicer_to_server(service, server)
+    health_service = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
+    reflection.enable_server_reflection((_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+    try:
+        port = server.add_insecure_port(listen)
+    except RuntimeError as error:
+        raise SettingsError(f"cannot listen on {listen}: is it taken, or not an address here?") from error
+    address = listen if listen.startswith("unix:") else f"{listen.rpartition(':')[0]}:{port}"
+    return server, service, health_service, address
+
+
 async def serve(settings: Settings, ready: Callable[[str], None], *, until_stdin_closes: bool = False) -> None:
     """Serve until SIGTERM or SIGINT, then drain.
 
@@ -114,25 +144,7 @@ async def serve(settings: Settings, ready: Callable[[str], None], *, until_stdin
         Also end, at once, when standard input closes: the server belongs to the process that holds the other end.
     """
     engine = build_engine(settings)
-    service = BasecallService(engine)
-    server = grpc.aio.server(
-        options=[
-            ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-            ("grpc.max_send_message_length", -1),
-            ("grpc.so_reuseport", 0),  # a second server on the port must fail, not share it
-            ("grpc.keepalive_time_ms", 60_000),
-            ("grpc.http2.max_pings_without_data", 0),
-        ],
-    )
-    pb_grpc.add_BasecallServiceServicer_to_server(service, server)
-    health_service = health.aio.HealthServicer()
-    health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
-    reflection.enable_server_reflection((_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
-    try:
-        port = server.add_insecure_port(settings.listen)
-    except RuntimeError as error:
-        raise SettingsError(f"cannot listen on {settings.listen}: is it taken, or not an address here?") from error
-    address = settings.listen if settings.listen.startswith("unix:") else f"{settings.listen.rpartition(':')[0]}:{port}"
+    server, service, health_service, address = build_server(engine, settings.listen)
     collector = _start_metrics(settings, engine, service)
     await server.start()
     for name in ("", _SERVICE):
