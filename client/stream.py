@@ -65,9 +65,7 @@ class StreamOptions:
     window_samples
         Reads sent ahead of stored results, in samples; what they take in memory, compressed, is about 0.7 bytes each.
     give_up_s
-        How long a server may be out of reach.
-    max_fruitless_connections
-        How many connections in a row may break without any result.
+        How long to go on while no server is in reach, or connections break again and again without any result.
     """
 
     model: str = ""
@@ -80,7 +78,6 @@ class StreamOptions:
     heartbeat_s: float = 5.0
     window_samples: int = 16_000_000
     give_up_s: float = 120.0
-    max_fruitless_connections: int = 10
 
 
 @dataclass(slots=True, eq=False)
@@ -136,7 +133,6 @@ class RunStream:
         self._ended = False
         self._connection: _Connection | None = None
         self._results = 0
-        self._alive_s = time.monotonic()
         self.reconnects = 0
 
     @property
@@ -172,33 +168,28 @@ class RunStream:
         ServerRefused, ServerLost
             Why not; reads without a result are named in the message.
         """
-        fruitless = 0
         backoff_s = _FIRST_BACKOFF_S
+        failing_since_s: float | None = None
         while True:
-            before = self._results
+            results, began_s = self._results, time.monotonic()
             try:
                 if await self._connect():
                     return
-                fruitless, backoff_s = 0, _FIRST_BACKOFF_S  # sent away, not lost
+                reason = "the server is going away"
             except grpc.aio.AioRpcError as error:
                 if error.code() in _FINAL:
                     raise ServerRefused(f"{error.code().name}: {error.details()}") from error
-                reached = error.code() != grpc.StatusCode.UNAVAILABLE or self._results > before
                 reason = f"{error.code().name}: {error.details()}"
             except TimeoutError:
-                reached, reason = True, f"silent for {4 * self._options.heartbeat_s:g} s"
-            else:
-                reached, reason = True, "the server is going away"
+                reason = f"silent for {4 * self._options.heartbeat_s:g} s"
+            now_s = time.monotonic()
             self.reconnects += 1
-            if self._results > before:
-                fruitless, backoff_s = 0, _FIRST_BACKOFF_S
-            else:
-                fruitless += reached
-            out_of_reach_s = time.monotonic() - self._alive_s
-            if out_of_reach_s > self._options.give_up_s or fruitless >= self._options.max_fruitless_connections:
+            if self._results > results or now_s - began_s > self._options.give_up_s or failing_since_s is None:
+                failing_since_s, backoff_s = now_s, _FIRST_BACKOFF_S
+            if now_s - failing_since_s > self._options.give_up_s:
                 raise ServerLost(f"{self._target}: {reason}; {self._name_pending()}")
             log.warning(
-                "connection lost, will try again", target=self._target, reason=reason, unfinished=len(self._pending)
+                "connection lost, trying again", target=self._target, reason=reason, unfinished=len(self._pending)
             )
             await asyncio.sleep(backoff_s * random.uniform(0.5, 1.0))
             backoff_s = min(2 * backoff_s, _MAX_BACKOFF_S)
@@ -214,7 +205,6 @@ class RunStream:
                 while (
                     response := await asyncio.wait_for(call.read(), 4 * self._options.heartbeat_s)
                 ) is not grpc.aio.EOF:
-                    self._alive_s = time.monotonic()
                     if response.WhichOneof("message") == "opened":
                         self._expected = self._expected or response.opened.caller
                         connection.credit = response.opened.credit.max_total_samples
