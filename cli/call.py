@@ -1,5 +1,6 @@
 """`porestream call`."""
 
+import shlex
 import sys
 from pathlib import Path
 
@@ -16,8 +17,8 @@ import click
 )
 @click.option(
     "--preset",
-    metavar="PRESET",
-    help="Alignment preset, map-ont or lr:hq. Default: what suits the model (fast: map-ont, others: lr:hq).",
+    type=click.Choice(["map-ont", "lr:hq"]),
+    help="Alignment preset of minimap2. Default: what suits the model (fast: map-ont, hac and sup: lr:hq).",
 )
 @click.option(
     "-o",
@@ -106,6 +107,6 @@ def call(
         max_reads=max_reads,
         emit_moves=emit_moves,
         summary_json=summary_json,
-        command_line=" ".join(["porestream", *sys.argv[1:]]),
+        command_line=shlex.join(["porestream", *sys.argv[1:]]),
     )
     ctx.exit(run_call(request))

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO, cast
 
+import click
+import pysam
 import structlog
 from tqdm import tqdm
 
@@ -42,13 +44,20 @@ class Request:
 
 
 def run_call(request: Request) -> int:
-    """Do it; returns the exit code."""
+    """Do it; returns the exit code.
+
+    Raises
+    ------
+    click.UsageError
+        An output has the wrong name, or nowhere to be: better known now than at the end.
+    """
+    _check_outputs(request)
+    pysam.set_verbosity(0)  # htslib's own error messages; ours say the same
     structlog.configure(
         processors=[structlog.processors.add_log_level, structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())],
         logger_factory=structlog.WriteLoggerFactory(file=cast(TextIO, _AboveProgress())),
     )
     try:
-        output_mode(request.output)
         return asyncio.run(_call(request))
     except ServerLost as error:
         _say(f"Error: server lost: {error}")
@@ -56,6 +65,16 @@ def run_call(request: Request) -> int:
     except (ServerRefused, OSError, ValueError) as error:
         _say(f"Error: {error}")
         return EXIT_FAILURE
+
+
+def _check_outputs(request: Request) -> None:
+    try:
+        output_mode(request.output)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    for path in (Path(request.output), request.summary_json):
+        if path is not None and not path.parent.is_dir():
+            raise click.UsageError(f"{path}: there is no folder {path.parent}; make it first")
 
 
 async def _call(request: Request) -> int:
@@ -97,6 +116,7 @@ async def _stream(request: Request, source: Pod5Source, address: str, summary: S
             reference=_name(request.reference),
             preset=request.preset,
             emit_moves=request.emit_moves,
+            emit_md=bool(request.reference),
         ),
     )
     info = await client.server_info()

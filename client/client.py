@@ -13,6 +13,9 @@ from porestream.client.wire import CHUNK_SAMPLES, EncodedRead, decode_server_inf
 from porestream.v1 import porestream_pb2 as pb
 from porestream.v1 import porestream_pb2_grpc as pb_grpc
 
+FIRST_CONTACT_S = 10.0
+"""How long a server that never answered may take: a wrong address should not cost minutes."""
+
 
 class BasecallClient:
     """Has reads called by a server.
@@ -37,7 +40,7 @@ class BasecallClient:
         self.identity: CallerIdentity | None = None
         self.reconnects = 0
 
-    async def server_info(self, timeout_s: float = 10.0) -> ServerInfo:
+    async def server_info(self, timeout_s: float = FIRST_CONTACT_S) -> ServerInfo:
         """What the server has.
 
         Raises
@@ -50,6 +53,8 @@ class BasecallClient:
             try:
                 info = await stub.GetServerInfo(pb.GetServerInfoRequest(), timeout=timeout_s, wait_for_ready=True)
             except grpc.aio.AioRpcError as error:
+                if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
+                    raise ServerLost(f"{self.target} did not answer within {timeout_s:g} s; is it running?") from error
                 raise ServerLost(f"{self.target} does not answer: {error.code().name}: {error.details()}") from error
         return decode_server_info(info)
 
@@ -64,9 +69,9 @@ class BasecallClient:
         ServerRefused
             The server will not serve this: no such model or reference, or another caller than before the break.
         ServerLost
-            No server could be reached for `options.give_up_s`.
+            No server answered within 10 s in the beginning, or could be reached for `options.give_up_s` later on.
         """
-        info = await self.server_info(self.options.give_up_s)
+        info = await self.server_info(min(FIRST_CONTACT_S, self.options.give_up_s))
         deliveries: asyncio.Queue[Delivery | None] = asyncio.Queue()  # bounded by the streams' windows
         streams: dict[str, RunStream] = {}
 
