@@ -188,9 +188,7 @@ class RunStream:
                 failing_since_s, backoff_s = now_s, _FIRST_BACKOFF_S
             if now_s - failing_since_s > self._options.give_up_s:
                 raise ServerLost(f"{self._target}: {reason}; {self._name_pending()}")
-            log.warning(
-                "connection lost, trying again", target=self._target, reason=reason, unfinished=len(self._pending)
-            )
+            log.warning("connection lost, trying again", reason=reason, reads_without_result=len(self._pending))
             await asyncio.sleep(backoff_s * random.uniform(0.5, 1.0))
             backoff_s = min(2 * backoff_s, _MAX_BACKOFF_S)
 

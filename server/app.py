@@ -56,7 +56,6 @@ def build_engine(settings: Settings) -> Engine:
         if bundle.name in basecallers:
             raise SettingsError(f"two models are called {bundle.name!r}: streams could not tell them apart")
         caller = basecallers[bundle.name] = Basecaller(bundle, settings.precision, cache_dir)
-        caller.warm_up()
         log.info(
             "model loaded",
             model=bundle.name,
@@ -101,7 +100,9 @@ def _load_references(settings: Settings, models: list[str], cache_dir: Path) -> 
     return aligners
 
 
-def build_server(engine: Engine, listen: str) -> tuple[grpc.aio.Server, BasecallService, health.aio.HealthServicer, str]:
+def build_server(
+    engine: Engine, listen: str
+) -> tuple[grpc.aio.Server, BasecallService, health.aio.HealthServicer, str]:
     """The gRPC server on an engine, not yet started: with it its services and the address that it is bound to.
 
     Raises

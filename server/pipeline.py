@@ -39,14 +39,16 @@ class Pipeline:
         workers: int,
     ) -> None:
         self._basecallers, self._aligners, self._scheduler = basecallers, aligners, scheduler
+        self._warm = threading.Barrier(workers + 1)
         self._threads = [
             threading.Thread(target=self._work, name=f"worker-{number}", daemon=True) for number in range(workers)
         ]
 
     def start(self) -> None:
-        """Start the workers."""
+        """Start the workers; returns when each has its memory and its plans, so that no read waits for them."""
         for thread in self._threads:
             thread.start()
+        self._warm.wait()
 
     def submit(self, job: Job) -> None:
         """Queue a complete read."""
@@ -64,6 +66,13 @@ class Pipeline:
 
     def _work(self) -> None:
         torch.set_num_threads(1)
+        try:
+            for basecaller in self._basecallers.values():
+                basecaller.warm_up()
+        except BaseException:
+            self._warm.abort()
+            raise
+        self._warm.wait()
         while (work := self._scheduler.take()) is not None:
             if isinstance(work, Job):
                 self._prepare(work)

@@ -70,7 +70,7 @@ def exchange(address: str, requests: list[pb.StreamReadsRequest]) -> tuple[list[
         responses = []
         with pytest.raises(grpc.RpcError) as ended:
             for response in pb_grpc.BasecallServiceStub(channel).StreamReads(send(), timeout=20):
-                responses.append(response)  # noqa: PERF402 - it ends by raising
+                responses.append(response)
         return responses, ended.value
 
 
@@ -213,7 +213,11 @@ def test_stats_balance_and_tell_runs_apart(start_server, signals) -> None:  # ty
         ([opening(), signal_request(1, pb.ReadChunk(read_id=b"short"))], "INVALID_ARGUMENT", "16"),
         ([opening(), signal_request(1, pb.ReadChunk(read_id=bytes(16)))], "INVALID_ARGUMENT", "encoding"),
         (
-            [pb.StreamReadsRequest(open=pb.OpenStream(run=pb.RunInfo(run_id="r"), purpose=pb.STREAM_PURPOSE_DECISIONS))],
+            [
+                pb.StreamReadsRequest(
+                    open=pb.OpenStream(run=pb.RunInfo(run_id="r"), purpose=pb.STREAM_PURPOSE_DECISIONS)
+                )
+            ],
             "UNIMPLEMENTED",
             "DECISIONS",
         ),

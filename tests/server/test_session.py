@@ -19,9 +19,9 @@ from porestream.server.budget import (
 )
 from porestream.server.metrics import Books, Ledger, StreamBooks
 from porestream.server.reads import (
+    Calibration,
     CalledPart,
     CallSettings,
-    Calibration,
     Chunk,
     Encoding,
     Priority,
@@ -353,7 +353,7 @@ def test_a_silent_client_is_dropped_and_an_idle_one_gets_heartbeats() -> None:
         outputs = []
         with pytest.raises(StreamFault, match="silent"):
             async for output in session.outputs():
-                outputs.append(output)  # noqa: PERF401 - the loop ends by raising
+                outputs.append(output)
         assert Beat() in outputs
 
     run(scenario)

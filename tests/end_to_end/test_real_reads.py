@@ -1,0 +1,329 @@
+"""Real reads through the command and the server: identity, books, determinism, killed servers, memory."""
+
+import asyncio
+import collections
+import json
+import os
+import random
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+from uuid import uuid4
+
+import grpc
+import numpy as np
+import pysam
+import pytest
+
+from porestream.client.sources import Pod5Source
+from porestream.client.wire import encode_read
+from porestream.v1 import porestream_pb2 as pb
+from porestream.v1 import porestream_pb2_grpc as pb_grpc
+
+MODEL = "models/dna_r9.4.1_e8.1_fast@v3.4"
+PORESTREAM = [sys.executable, "-m", "porestream.cli.main"]
+
+
+def call(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [*PORESTREAM, "call", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def primaries(bam: Path) -> list[pysam.AlignedSegment]:
+    with pysam.AlignmentFile(str(bam), check_sq=False) as file:
+        return [record for record in file if not record.flag & 0x900]
+
+
+def identity(record: pysam.AlignedSegment) -> float:
+    """Matches over alignment columns."""
+    counts = record.get_cigar_stats()[0]
+    columns = counts[0] + counts[1] + counts[2]
+    return float((columns - record.get_tag("NM")) / columns)
+
+
+def mapped_and_identity(bam: Path) -> tuple[int, float]:
+    identities = [identity(record) for record in primaries(bam) if record.is_mapped]
+    return len(identities), statistics.median(identities)
+
+
+def contents(bam: Path) -> list[str]:
+    with pysam.AlignmentFile(str(bam), check_sq=False) as file:
+        return sorted(record.to_string() for record in file)
+
+
+@pytest.fixture(scope="module")
+def sarscov2(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The BAM of the SARS-CoV-2 set, and its summary beside it."""
+    bam = tmp_path_factory.mktemp("sarscov2") / "calls.bam"
+    folder = shared_data / "sarscov2_r941"
+    call(
+        *(folder / "reads.pod5", "--model", shared_data / MODEL, "--reference", folder / "reference.fasta"),
+        *("--preset", "map-ont", "-o", bam, "--summary-json", bam.with_suffix(".json")),
+    )
+    return bam
+
+
+def test_sarscov2_is_called_and_aligned(sarscov2: Path) -> None:
+    mapped, median = mapped_and_identity(sarscov2)
+    assert mapped == 100
+    assert median >= 0.905
+    subprocess.run(["samtools", "quickcheck", "-v", sarscov2], check=True)
+    count = subprocess.run(["samtools", "view", "-c", "-F", "0x900", sarscov2], check=True, capture_output=True)
+    assert int(count.stdout) == 100
+    summary = json.loads(sarscov2.with_suffix(".json").read_text())
+    assert (summary["reads_received"], summary["reads_called"], summary["reads_aligned"]) == (100, 100, 100)
+    assert summary["samples"] == 472_511
+
+
+def test_klebsiella_is_called_and_aligned_to_another_strain(shared_data: Path, tmp_path: Path) -> None:
+    folder = shared_data / "klebsiella_r94"
+    bam = tmp_path / "calls.bam"
+    call(
+        *(folder / "reads.pod5", "--model", shared_data / MODEL),
+        *("--reference", folder / "HS11286.fna.gz", "-o", bam),
+    )
+    mapped, median = mapped_and_identity(bam)
+    assert mapped >= 0.9 * 48
+    assert median >= 0.905
+
+
+def test_human_reads_are_all_called(shared_data: Path, tmp_path: Path) -> None:
+    bam = tmp_path / "calls.bam"
+    call(shared_data / "human_r941/reads.pod5", "--model", shared_data / MODEL, "-o", bam)
+    records = primaries(bam)
+    assert len({record.query_name for record in records}) == len(records) == 40
+    assert sum(record.query_length for record in records) > 400_000
+
+
+def test_bf16_costs_no_more_than_a_tenth_of_a_point(shared_data: Path, sarscov2: Path, tmp_path: Path) -> None:
+    from porestream.models.basecaller import processor_has_bf16
+
+    if not processor_has_bf16():
+        pytest.skip("this processor does not compute bf16")
+    folder = shared_data / "sarscov2_r941"
+    bam = tmp_path / "fp32.bam"
+    call(
+        *(folder / "reads.pod5", "--model", shared_data / MODEL, "--reference", folder / "reference.fasta"),
+        *("--preset", "map-ont", "-o", bam, "--precision", "fp32"),
+    )
+    assert mapped_and_identity(sarscov2)[1] >= mapped_and_identity(bam)[1] - 0.001
+
+
+@pytest.mark.parametrize("flags", [("-b", "1", "-t", "1"), ("-b", "7", "-t", "2"), ("-b", "32", "-t", "2")])
+def test_batches_and_workers_do_not_change_a_record(
+    shared_data: Path, sarscov2: Path, tmp_path: Path, flags: tuple[str, ...]
+) -> None:
+    folder = shared_data / "sarscov2_r941"
+    bam = tmp_path / "calls.bam"
+    call(
+        *(folder / "reads.pod5", "--model", shared_data / MODEL, "--reference", folder / "reference.fasta"),
+        *("--preset", "map-ont", "-o", bam, *flags),
+    )
+    assert contents(bam) == contents(sarscov2)
+
+
+class KillableServer:
+    """`porestream serve` in a process of its own, on a Unix socket."""
+
+    def __init__(self, folder: Path, *flags: object) -> None:
+        self.address = f"unix:{folder / 'socket'}"
+        self._socket = folder / "socket"
+        self._log = (folder / "log").open("wb")
+        self._command = [*PORESTREAM, "serve", "--listen", self.address, *map(str, flags)]
+        self.process: subprocess.Popen[bytes]
+
+    def start(self) -> None:
+        self._socket.unlink(missing_ok=True)
+        self.process = subprocess.Popen(self._command, stderr=self._log, stdout=self._log)
+        deadline = time.monotonic() + 60
+        while not self._socket.exists():
+            assert self.process.poll() is None, Path(self._log.name).read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(30)
+
+    def memory_bytes(self, field: str = "VmRSS") -> int:
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        match = re.search(rf"{field}:\s+(\d+) kB", status)
+        assert match
+        return int(match[1]) << 10
+
+    def reset_peak(self) -> None:
+        Path(f"/proc/{self.process.pid}/clear_refs").write_text("5")
+
+
+def test_every_read_once_though_the_server_is_killed_twenty_times(shared_data: Path, tmp_path: Path) -> None:
+    """SIGKILL at random points of one run over three files, that is three streams."""
+    files = [shared_data / name / "reads.pod5" for name in ("sarscov2_r941", "human_r941", "klebsiella_r94")]
+    server = KillableServer(tmp_path, "--model", shared_data / MODEL)
+    bam, rng = tmp_path / "calls.bam", random.Random(20)
+    server.start()
+    client = subprocess.Popen(
+        [*PORESTREAM, "call", *map(str, files), "--server", server.address, "-o", str(bam)],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    kills = 0
+    while kills < 20 and client.poll() is None:
+        time.sleep(rng.uniform(0.05, 0.6))
+        if client.poll() is None:
+            server.kill()
+            kills += 1
+            server.start()
+    _, messages = client.communicate(timeout=200)
+    assert client.returncode == 0, messages
+    assert kills == 20, f"the run ended after {kills} kills"
+    assert server.stop() == 0
+    names = collections.Counter(record.query_name for record in primaries(bam))
+    assert len(names) == 188
+    assert set(names.values()) == {1}
+    assert "188 reads: 188 called" in messages
+    expected = tmp_path / "expected.bam"
+    call(files[0], "--model", shared_data / MODEL, "-o", expected)
+    with pysam.AlignmentFile(str(bam), check_sq=False) as file:
+        sequences = {record.query_name: record.query_sequence for record in file}
+    assert all(sequences[record.query_name] == record.query_sequence for record in primaries(expected))
+
+
+def test_the_embedded_server_is_started_again(shared_data: Path, tmp_path: Path) -> None:
+    bam = tmp_path / "calls.bam"
+    command = [*PORESTREAM, "call", shared_data / "human_r941/reads.pod5", "--model", shared_data / MODEL, "-o", bam]
+    client = subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    children: list[int] = []
+    while time.monotonic() < deadline and not (children and bam.exists() and bam.stat().st_size):
+        tasks = Path(f"/proc/{client.pid}/task/{client.pid}/children")
+        children = [int(child) for child in tasks.read_text().split()]
+        time.sleep(0.02)
+    os.kill(children[0], signal.SIGKILL)
+    _, messages = client.communicate(timeout=100)
+    assert client.returncode == 0, messages
+    assert "started again" in messages
+    assert len({record.query_name for record in primaries(bam)}) == 40
+
+
+async def hold_reads_open(address: str, samples: int, results: dict[bytes, pb.ReadResult]) -> int:
+    """Four reads of incompressible signal at once, `samples` each, ended only when all is sent. How many reads there were."""
+    rng = np.random.default_rng(len(results))
+    ids = [uuid4().bytes for _ in range(4)]
+    mine = {}
+    async with grpc.aio.insecure_channel(address) as channel:
+        stream = pb_grpc.BasecallServiceStub(channel).StreamReads()
+        await stream.write(opening())
+        credit = used = seq = 0
+        sent = dict.fromkeys(ids, 0)
+        while len(mine) < len(ids):
+            read_id = min(sent, key=lambda name: sent[name])
+            if sent[read_id] < samples and used + 65_536 <= credit:
+                signal_S = rng.integers(-32768, 32767, 65_536, dtype=np.int16)
+                chunk = pb.ReadChunk(
+                    read_id=read_id,
+                    first_sample=sent[read_id],
+                    sample_count=signal_S.size,
+                    encoding=pb.SIGNAL_ENCODING_INT16_LE,
+                    signal=signal_S.tobytes(),
+                )
+                chunk.calibration.scale_pa_per_adc = 0.2
+                seq, used, sent[read_id] = seq + 1, used + 65_536, sent[read_id] + 65_536
+                chunk.end_of_read = sent[read_id] >= samples
+                await stream.write(pb.StreamReadsRequest(signal=pb.SignalBatch(batch_seq=seq, chunks=[chunk])))
+                continue
+            response = await asyncio.wait_for(stream.read(), 100)
+            credit = max(credit, response.credit.max_total_samples, response.opened.credit.max_total_samples)
+            mine |= {result.read_id: result for result in response.results.results}
+            if response.WhichOneof("message") == "heartbeat":
+                await stream.write(pb.StreamReadsRequest(heartbeat=pb.Heartbeat()))
+        stream.cancel()
+    results |= mine
+    return len(ids)
+
+
+async def never_acknowledge(
+    address: str, source: Pod5Source, seconds: float, results: dict[bytes, pb.ReadResult]
+) -> int:
+    """Send complete reads as the credit allows, take results, acknowledge after `seconds`. How many reads there were."""
+    chunks = [chunk for read in source for chunk in encode_read(read).chunks]
+    count, began_s = sum(chunk.end_of_read for chunk in chunks), time.monotonic()
+    mine: dict[bytes, pb.ReadResult] = {}
+    async with grpc.aio.insecure_channel(address) as channel:
+        stream = pb_grpc.BasecallServiceStub(channel).StreamReads()
+        await stream.write(opening())
+        credit = used = seq = 0
+        while (response := await asyncio.wait_for(stream.read(), 100)) is not grpc.aio.EOF:
+            credit = max(credit, response.credit.max_total_samples, response.opened.credit.max_total_samples)
+            mine |= {result.read_id: result for result in response.results.results}
+            while chunks and used + max(chunks[0].sample_count, 1024) <= credit:
+                used, seq = used + max(chunks[0].sample_count, 1024), seq + 1
+                await stream.write(pb.StreamReadsRequest(signal=pb.SignalBatch(batch_seq=seq, chunks=[chunks.pop(0)])))
+            if len(mine) == count and time.monotonic() - began_s > seconds:
+                await stream.write(pb.StreamReadsRequest(result_ack=pb.ResultAck(result_seq=count)))
+                await stream.write(pb.StreamReadsRequest(half_close=pb.HalfClose()))
+                count += 1 << 30  # once
+            else:
+                await stream.write(pb.StreamReadsRequest(heartbeat=pb.Heartbeat()))
+        assert await stream.code() is grpc.StatusCode.OK
+    results |= mine
+    return count - (1 << 30)
+
+
+def opening() -> pb.StreamReadsRequest:
+    request = pb.StreamReadsRequest(open=pb.OpenStream(run=pb.RunInfo(run_id="run")))
+    request.open.heartbeat_interval.seconds = 1
+    return request
+
+
+def test_memory_stays_in_budget_whatever_clients_do(shared_data: Path, tmp_path: Path) -> None:
+    """Open reads larger than the memory, and results that nobody acknowledges for a minute, on five streams at once."""
+    budget = 96 << 20
+    server = KillableServer(
+        tmp_path,
+        "--model",
+        shared_data / MODEL,
+        "--memory-budget",
+        budget,
+        "--max-streams",
+        8,
+        "--metrics-port",
+        19_464,
+    )
+    server.start()
+    time.sleep(1)
+    idle = server.memory_bytes()
+    server.reset_peak()
+    results: dict[bytes, pb.ReadResult] = {}
+
+    async def clients() -> list[int]:
+        source = shared_data / "sarscov2_r941/reads.pod5"
+        return await asyncio.gather(
+            *(hold_reads_open(server.address, 6_000_000, results) for _ in range(3)),
+            *(never_acknowledge(server.address, Pod5Source([source]), 60, results) for _ in range(2)),
+        )
+
+    counts = asyncio.run(clients())
+    peak = server.memory_bytes("VmHWM")
+    metrics = urllib.request.urlopen("http://127.0.0.1:19464/metrics").read().decode()
+    assert server.stop() == 0
+    assert counts == [4, 4, 4, 100, 100]
+    assert len(results) == 112  # both streams of real reads have the same ids
+    statuses = collections.Counter(result.status for result in results.values())
+    assert statuses[pb.READ_STATUS_CALLED] >= 100
+    rejected = [result.detail for result in results.values() if result.status == pb.READ_STATUS_REJECTED]
+    assert rejected, "twelve reads of 12 MB each cannot fit"
+    assert all(f"memory budget of {budget} bytes" in detail for detail in rejected)
+    assert peak <= idle + budget, f"idle {idle >> 20} MiB, peak {peak >> 20} MiB"
+    assert 'porestream_reads_total{status="called"} 200.0' in metrics
+    assert "porestream_reads_open 0.0" in metrics
