@@ -1,9 +1,12 @@
 """Fixtures for all tests."""
 
+import json
+import math
 import os
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import numpy as np
@@ -14,6 +17,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 WritePod5 = Callable[..., Path]
+MakeBundle = Callable[..., Path]
 
 
 @pytest.fixture(scope="session")
@@ -32,7 +36,8 @@ def shared_data() -> Path:
 def write_pod5() -> WritePod5:
     """Writes a POD5 file: `write_pod5(path, signals, run_ids=..., first=...)`.
 
-    Read i of `signals` is named UUID(int=first + i), is on channel i % 512 + 1 and belongs to `run_ids[i % len(run_ids)]`.
+    Read i of `signals` is named UUID(int=first + i), is on channel i % 512 + 1 and belongs to
+    `run_ids[i % len(run_ids)]`.
     """
 
     def write(
@@ -84,5 +89,80 @@ def write_pod5() -> WritePod5:
                     )
                 )
         return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def make_bundle() -> MakeBundle:
+    """Writes a v3 model directory with random weights, tiny unless told otherwise.
+
+    `make_bundle(directory, seed=0, container="dorado", tensors=None, **config)`: `container` is "dorado" (a TorchScript
+    file a tensor) or "safetensors"; `tensors` replaces or adds tensors by name, or drops those that are None; `config`
+    does the same to config.toml's keys, written table__key: `encoder__stride=5, scaling__strategy="pa"`. The weights
+    are such that scores vary over their whole range. Returns the directory.
+    """
+    import torch  # here, for it takes a second that most tests do without
+    from safetensors.torch import save_file
+
+    def write(
+        directory: Path,
+        seed: int = 0,
+        container: str = "dorado",
+        tensors: dict[str, torch.Tensor | None] | None = None,
+        **config: Any,
+    ) -> Path:
+        values = {
+            "encoder__stride": 6,
+            "encoder__winlen": 19,
+            "encoder__scale": 5.0,
+            "encoder__features": 16,
+            "encoder__rnn_type": "lstm",
+            "encoder__activation": "swish",
+            "encoder__blank_score": 2.0,
+            "global_norm__state_len": 2,
+            "basecaller__chunksize": 1200,
+            "basecaller__overlap": 120,
+        } | config
+        directory.mkdir(parents=True, exist_ok=True)
+        tables: dict[str, list[str]] = {}
+        for name, value in values.items():
+            if value is not None:
+                table, key = name.split("__")
+                tables.setdefault(table, []).append(
+                    f"{key} = {repr(value) if isinstance(value, float) else json.dumps(value)}"
+                )
+        text = "\n".join(line for table, lines in tables.items() for line in (f"[{table}]", *lines))
+        (directory / "config.toml").write_text(text + "\n")
+        found = random_tensors(
+            seed, values["encoder__features"], values["encoder__winlen"], values["global_norm__state_len"]
+        )
+        kept = {name: tensor for name, tensor in (found | (tensors or {})).items() if tensor is not None}
+        if container == "safetensors":
+            save_file(kept, directory / "model.safetensors")
+        for name, tensor in kept.items() if container == "dorado" else ():
+            module = torch.nn.Module()
+            module.register_parameter("0", torch.nn.Parameter(tensor, requires_grad=False))
+            torch.jit.script(module).save(str(directory / f"{name}.tensor"))
+        return directory
+
+    def random_tensors(seed: int, features: int, winlen: int, state_len: int) -> dict[str, torch.Tensor | None]:
+        generator = torch.Generator().manual_seed(seed)
+
+        def normal(gain: float, *shape: int) -> torch.Tensor:
+            fan_in = math.prod(shape[1:])
+            return torch.randn(shape, generator=generator) * gain / fan_in**0.5
+
+        tensors: dict[str, torch.Tensor | None] = {}
+        for layer, (ins, outs, width) in enumerate(((1, 4, 5), (4, 16, 5), (16, features, winlen))):
+            tensors[f"{layer}.conv.weight"] = normal(2.0, outs, ins, width)
+            tensors[f"{layer}.conv.bias"] = normal(0.2, outs)
+        for layer in range(4, 9):
+            for part, gain in (("ih", 3.0), ("hh", 1.0)):
+                tensors[f"{layer}.rnn.weight_{part}_l0"] = normal(gain, 4 * features, features)
+                tensors[f"{layer}.rnn.bias_{part}_l0"] = normal(0.2, 4 * features)
+        tensors["9.linear.weight"] = normal(4.0, 4 ** (state_len + 1), features)
+        tensors["9.linear.bias"] = normal(0.2, 4 ** (state_len + 1))
+        return tensors
 
     return write
