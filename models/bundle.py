@@ -5,6 +5,7 @@ own (`model.safetensors`). Nothing in either is executed.
 """
 
 import hashlib
+import math
 import re
 import tomllib
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from porestream.models.torchscript import read_tensor
 
 _NAME = re.compile(r"^(?P<molecule>dna|rna\d*)_(?P<pore>r[\d.]+)(_e[\d.]+)?(_(?P<speed>\d+)bps)?_(?P<kind>[a-z]+)@v")
 _LSTM_LAYERS = 5
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 # What v3 directories leave open; docs/decisions/0002 has the measurements. dorado takes "quantile" and no correction:
 # `[scaling] strategy = "quantile"` and `[decoder] stay_score = 2.0` in config.toml give its choice.
@@ -101,52 +103,76 @@ def load_bundle(directory: Path) -> ModelBundle:
     for name in sorted(tensors):
         digest.update(f"\0{name}\0{list(tensors[name].shape)}\0".encode())
         digest.update(tensors[name].numpy().tobytes())
-    return ModelBundle(directory.name, config, _chemistry(directory.name, values), tensors, digest.digest())
+    return ModelBundle(
+        directory.name, config, _chemistry(directory.name, values, config_file), tensors, digest.digest()
+    )
 
 
 def _config(values: dict[str, Any], file: Path) -> ModelConfig:
-    encoder = values.get("encoder")
-    if not isinstance(encoder, dict):
+    if "transformer_encoder" in _table(_table(values, "model", file), "encoder", file):
+        raise ModelError(f"{file}: transformer models (v5 sup) are not supported yet")
+    encoder = _table(values, "encoder", file)
+    if not encoder:
         raise ModelError(f"{file}: no [encoder] table: not a basecalling model")
     if "sublayers" in encoder:
-        kinds = sorted({str(layer.get("type")) for layer in encoder["sublayers"]})
-        raise ModelError(f"{file}: layers listed one by one ({', '.join(kinds)}; v4 and later) are not supported yet")
-    if "transformer_encoder" in values.get("model", {}).get("encoder", {}):
-        raise ModelError(f"{file}: transformer models (v5 sup) are not supported yet")
+        raise ModelError(f"{file}: layers listed one by one ([encoder.sublayers]; v4 and later) are not supported yet")
     for key, only in (("rnn_type", "lstm"), ("activation", "swish")):
         if encoder.get(key, only) != only:
             raise ModelError(f"{file}: [encoder] {key} = {encoder[key]!r} is not supported; only {only!r} is")
-    scaling = values.get("scaling", {}).get("strategy", _V3_SCALING)
-    if scaling not in STRATEGIES:
+    scaling = _table(values, "scaling", file).get("strategy", _V3_SCALING)
+    if not isinstance(scaling, str) or scaling not in STRATEGIES:
         raise ModelError(f"{file}: [scaling] strategy = {scaling!r} is not supported; {', '.join(STRATEGIES)} are")
     if "normalisation" in values or "standardisation" in values:
         raise ModelError(f"{file}: [normalisation] and [standardisation] are not supported yet")
-    decoder = values.get("decoder", {})
-    basecaller, qscore = values.get("basecaller", {}), values.get("qscore", {})
+    decoder, basecaller = _table(values, "decoder", file), _table(values, "basecaller", file)
+    qscore = _table(values, "qscore", file)
     try:
         config = ModelConfig(
-            stride=int(encoder["stride"]),
-            winlen=int(encoder["winlen"]),
-            features=int(encoder["features"]),
-            first_conv_size=int(encoder.get("first_conv_size", 4)),
-            score_scale=float(encoder.get("scale", 5.0)),
-            stay_score=float(decoder.get("stay_score", encoder.get("blank_score", 2.0) + _V3_STAY_CORRECTION)),
-            state_len=int(values["global_norm"]["state_len"]),
-            chunk_size=int(basecaller.get("chunksize", 10_000)),
-            overlap=int(basecaller.get("overlap", 500)),
-            quality_scale=float(qscore.get("scale", 1.0)),
-            quality_bias=float(qscore.get("bias", 0.0)),
+            stride=_whole(encoder["stride"]),
+            winlen=_whole(encoder["winlen"]),
+            features=_whole(encoder["features"]),
+            first_conv_size=_whole(encoder.get("first_conv_size", 4)),
+            score_scale=_finite(encoder.get("scale", 5.0)),
+            stay_score=_finite(
+                decoder.get("stay_score", _finite(encoder.get("blank_score", 2.0)) + _V3_STAY_CORRECTION)
+            ),
+            state_len=_whole(_table(values, "global_norm", file)["state_len"]),
+            chunk_size=_whole(basecaller.get("chunksize", 10_000)),
+            overlap=_whole(basecaller.get("overlap", 500)),
+            quality_scale=_finite(qscore.get("scale", 1.0)),
+            quality_bias=_finite(qscore.get("bias", 0.0)),
             scaling=scaling,
         )
     except KeyError as error:
         raise ModelError(f"{file}: {error} is missing") from error
-    except (TypeError, ValueError) as error:
+    except (ValueError, OverflowError) as error:
         raise ModelError(f"{file}: {error}") from error
-    if not (1 <= config.state_len <= 5 and config.stride >= 1 and config.features >= 1 and config.winlen % 2 == 1):
+    sizes = (config.stride, config.features, config.first_conv_size)
+    if not (1 <= config.state_len <= 5 and min(sizes) >= 1 and config.winlen % 2 == 1 and config.score_scale > 0):
         raise ModelError(f"{file}: out of range: {config}")
-    if not 0 <= config.overlap < config.chunk_size or config.chunk_size < 4 * config.stride:
+    steps, overlap_steps = config.chunk_size // config.stride, config.overlap // config.stride
+    if not 0 <= overlap_steps < steps or steps < 4:
         raise ModelError(f"{file}: chunksize {config.chunk_size} and overlap {config.overlap} do not fit together")
     return config
+
+
+def _table(values: dict[str, Any], key: str, file: Path) -> dict[str, Any]:
+    table = values.get(key, {})
+    if not isinstance(table, dict):
+        raise ModelError(f"{file}: {key} = {table!r} is not a table")
+    return table
+
+
+def _whole(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ValueError(f"{value!r} is not a whole number")
+    return value
+
+
+def _finite(value: object) -> float:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
+        raise ValueError(f"{value!r} is not a finite number")
+    return float(value)
 
 
 def _tensors(directory: Path) -> dict[str, torch.Tensor]:
@@ -160,6 +186,9 @@ def _tensors(directory: Path) -> dict[str, torch.Tensor]:
         raise ModelError(f"{directory}: {error}") from error
     if not tensors:
         raise ModelError(f"{directory}: no weights: neither model.safetensors nor *.tensor files")
+    for name, tensor in tensors.items():
+        if tensor.dtype not in _DTYPES:
+            raise ModelError(f"{directory}: {name} holds {tensor.dtype}, not floating point numbers")
     return {name: tensor.to(torch.float32).contiguous() for name, tensor in tensors.items()}
 
 
@@ -183,12 +212,14 @@ def _check_tensors(tensors: dict[str, torch.Tensor], config: ModelConfig, direct
             raise ModelError(f"{directory}: {name} has values that are not finite")
 
 
-def _chemistry(name: str, values: dict[str, Any]) -> Chemistry:
+def _chemistry(name: str, values: dict[str, Any], file: Path) -> Chemistry:
     match = _NAME.match(name)
     if match is None:
         return Chemistry()
-    rate = values.get("run_info", {}).get("sample_rate")
+    rate = _table(values, "run_info", file).get("sample_rate")
     if rate is None and match["pore"].startswith("r9."):
         rate = 4000  # every R9.4.1 run
     speed = int(match["speed"] or (450 if match["pore"].startswith("r9.") and match["molecule"] == "dna" else 0))
-    return Chemistry(match["molecule"], match["pore"], speed, (int(rate),) if rate else ())
+    if rate is not None and (not isinstance(rate, int) or rate <= 0):
+        raise ModelError(f"{file}: [run_info] sample_rate = {rate!r} is not a rate")
+    return Chemistry(match["molecule"], match["pore"], speed, (rate,) if rate else ())

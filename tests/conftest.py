@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -143,7 +144,9 @@ def make_bundle() -> MakeBundle:
         for name, tensor in kept.items() if container == "dorado" else ():
             module = torch.nn.Module()
             module.register_parameter("0", torch.nn.Parameter(tensor, requires_grad=False))
-            torch.jit.script(module).save(str(directory / f"{name}.tensor"))
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)
+                torch.jit.script(module).save(str(directory / f"{name}.tensor"))
         return directory
 
     def random_tensors(seed: int, features: int, winlen: int, state_len: int) -> dict[str, torch.Tensor | None]:
