@@ -62,7 +62,11 @@ def run_call(request: Request) -> int:
     except ServerLost as error:
         _say(f"Error: server lost: {error}")
         return EXIT_SERVER_LOST
-    except (ServerRefused, OSError, ValueError) as error:
+    except OSError as error:
+        about = f"{error.filename}: " if error.filename else ""
+        _say(f"Error: {about}{error.strerror or error}")
+        return EXIT_FAILURE
+    except (ServerRefused, ValueError) as error:
         _say(f"Error: {error}")
         return EXIT_FAILURE
 

@@ -1,8 +1,10 @@
 """Results as SAM or BAM records, with dorado's tags as far as POD5 and the caller know them."""
 
 import array
+import errno
 import os
 import re
+import select
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
@@ -26,6 +28,7 @@ from porestream.client.reads import (
 
 UNMAPPED, REVERSE, SECONDARY, QC_FAIL, SUPPLEMENTARY = 0x4, 0x10, 0x100, 0x200, 0x800
 _CIGAR = "MIDNSHP=X"
+_STDOUT = 1
 
 
 def header(
@@ -237,17 +240,27 @@ class RecordWriter:
 
     def close(self) -> None:
         """Finish the file, down to the disk."""
+        if self._file.closed:
+            return
+        pipe = os.dup(_STDOUT) if self._path is None else None
         try:
             self._file.close()
+            if pipe is not None and _reader_is_gone(pipe):  # pysam passes over EPIPE
+                raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
         except OSError as error:
             raise self._named(error) from error
+        finally:
+            if pipe is not None:
+                os.close(pipe)
         if self._path is not None and self._path.is_file():
             with self._path.open("rb") as file:
                 os.fsync(file.fileno())
 
     def _named(self, error: OSError) -> OSError:
         where = f"cannot write to {self._path or 'standard output'}"
-        return OSError(error.errno, f"{where}: {error.strerror}") if error.errno else OSError(f"{where}: {error}")
+        if not error.errno:
+            return OSError(f"{where}: {error}")
+        return OSError(error.errno, f"{where}: {os.strerror(error.errno)}")
 
     def __enter__(self) -> Self:
         return self
@@ -256,6 +269,13 @@ class RecordWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _reader_is_gone(pipe: int) -> bool:
+    """Whether a pipe's other end was closed; it cannot have seen the end of the data while we hold this one."""
+    poll = select.poll()
+    poll.register(pipe, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def output_mode(output: str) -> str:
