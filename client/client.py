@@ -2,8 +2,8 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator, Iterable, Iterator
-from typing import Self
+from collections.abc import AsyncGenerator, Coroutine, Iterable, Iterator
+from typing import Any, Self, TypeVar
 
 import grpc
 
@@ -12,6 +12,8 @@ from porestream.client.stream import Delivery, RunStream, ServerLost, StreamOpti
 from porestream.client.wire import CHUNK_SAMPLES, EncodedRead, decode_server_info, encode_read
 from porestream.v1 import porestream_pb2 as pb
 from porestream.v1 import porestream_pb2_grpc as pb_grpc
+
+_T = TypeVar("_T")
 
 FIRST_CONTACT_S = 10.0
 """How long a server that never answered may take: a wrong address should not cost minutes."""
@@ -134,13 +136,14 @@ class SyncBasecallClient:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._run(self._loop.shutdown_asyncgens())  # calls whose loop was left early
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
 
     def server_info(self) -> ServerInfo:
         """See `BasecallClient.server_info`."""
-        return asyncio.run_coroutine_threadsafe(self._client.server_info(), self._loop).result()
+        return self._run(self._client.server_info())
 
     def call(self, reads: Iterable[SignalRead]) -> Iterator[ReadResult]:
         """See `BasecallClient.call`."""
@@ -150,10 +153,17 @@ class SyncBasecallClient:
             return await anext(results, None)
 
         try:
-            while (result := asyncio.run_coroutine_threadsafe(next_result(), self._loop).result()) is not None:
+            while (result := self._run(next_result())) is not None:
                 yield result
         finally:
-            asyncio.run_coroutine_threadsafe(_close(results), self._loop).result()
+            if self._thread.is_alive():
+                self._run(_close(results))
+
+    def _run(self, work: Coroutine[Any, Any, _T]) -> _T:
+        if not self._thread.is_alive():
+            work.close()
+            raise RuntimeError("a SyncBasecallClient works only inside its `with`")
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
 
 async def _close(results: AsyncGenerator[ReadResult, None]) -> None:
