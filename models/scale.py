@@ -46,8 +46,8 @@ def quantile_scaling(signal_S: npt.NDArray[np.int16]) -> Scaling:
     ValueError
         An empty signal.
     """
-    low, cumulative = _counts(signal_S)
-    qa, qb = (low + _at(cumulative, int(q * (signal_S.size - 1))) for q in _QUANTILES)
+    cumulative = np.cumsum(_counts(signal_S))
+    qa, qb = (_LOWEST + _at(cumulative, int(q * (signal_S.size - 1))) for q in _QUANTILES)
     return Scaling(max(_MIN_SHIFT, _SHIFT_FACTOR * (qa + qb)), max(_MIN_SCALE, _SCALE_FACTOR * (qb - qa)))
 
 
@@ -61,26 +61,32 @@ def med_mad_scaling(signal_S: npt.NDArray[np.int16]) -> Scaling:
     ValueError
         An empty signal.
     """
-    low, cumulative = _counts(signal_S)
+    counts = _counts(signal_S)
     middle = (signal_S.size - 1) // 2
-    median = low + _at(cumulative, middle)
-    deviations = np.abs(signal_S.astype(np.int32) - median)
-    mad = _at(np.cumsum(np.bincount(deviations)), middle)
-    return Scaling(float(median), max(_MIN_SCALE, _MAD_TO_SD * mad))
+    median = _at(np.cumsum(counts), middle)
+    deviations = np.abs(np.arange(counts.size) - median)
+    mad = _at(np.cumsum(np.bincount(deviations, weights=counts)), middle)
+    return Scaling(float(_LOWEST + median), max(_MIN_SCALE, _MAD_TO_SD * mad))
 
 
 STRATEGIES = {"quantile": quantile_scaling, "med_mad": med_mad_scaling}
 
+_LOWEST = -32_768
+_BLOCK_SAMPLES = 1 << 17
 
-def _counts(signal_S: npt.NDArray[np.int16]) -> tuple[int, npt.NDArray[np.int64]]:
-    """Smallest count, and how many samples are at most that, one more, two more..."""
+
+def _counts(signal_S: npt.NDArray[np.int16]) -> npt.NDArray[np.int64]:
+    """How many samples have each of the 65,536 values, lowest first; in blocks, for bincount takes 8 bytes a sample."""
     if signal_S.size == 0:
         raise ValueError("an empty signal has no scale")
-    low = int(signal_S.min())
-    return low, np.cumsum(np.bincount(signal_S.astype(np.int32) - low))
+    counts = np.zeros(65_536, np.int64)
+    for first in range(0, signal_S.size, _BLOCK_SAMPLES):
+        block_S = signal_S[first : first + _BLOCK_SAMPLES].astype(np.int32) - _LOWEST
+        counts += np.bincount(block_S, minlength=counts.size)
+    return counts
 
 
-def _at(cumulative: npt.NDArray[np.int64], index: int) -> int:
+def _at(cumulative: npt.NDArray[np.int64] | npt.NDArray[np.float64], index: int) -> int:
     """The value at an index of the sorted samples."""
     return int(np.searchsorted(cumulative, index, side="right"))
 

@@ -83,8 +83,7 @@ class Pipeline:
         """Decode the signal, scale it, plan its chunks."""
         job.started_s = time.monotonic()
         try:
-            job.signal_S = np.concatenate([piece.decode() for piece in job.read.pieces])
-            job.read.pieces.clear()
+            job.signal_S = job.read.take_signal()
             basecaller = self._basecallers[job.settings.model]
             try:
                 job.scaling, job.trimmed_samples, plan = basecaller.prepare(job.signal_S)

@@ -138,6 +138,23 @@ class OpenRead:
         self.pieces.append(chunk.piece)
         self.samples += chunk.piece.sample_count
 
+    def take_signal(self) -> npt.NDArray[np.int16]:
+        """The decoded signal; what was received of it is let go piece by piece.
+
+        Raises
+        ------
+        InputFault
+            A piece cannot be decoded.
+        """
+        signal_S = np.empty(self.samples, np.int16)
+        first = 0
+        self.pieces.reverse()
+        while self.pieces:
+            piece = self.pieces.pop()
+            signal_S[first : first + piece.sample_count] = piece.decode()
+            first += piece.sample_count
+        return signal_S
+
     def check_complete(self) -> None:
         """Raise InputFault unless the read can be called."""
         if self.samples == 0:
