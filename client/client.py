@@ -14,6 +14,7 @@ from porestream.v1 import porestream_pb2 as pb
 from porestream.v1 import porestream_pb2_grpc as pb_grpc
 
 _T = TypeVar("_T")
+_INTERRUPT_TIMEOUT_S = 5.0
 
 FIRST_CONTACT_S = 10.0
 """How long a server that never answered may take: a wrong address should not cost minutes."""
@@ -163,7 +164,21 @@ class SyncBasecallClient:
         if not self._thread.is_alive():
             work.close()
             raise RuntimeError("a SyncBasecallClient works only inside its `with`")
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+        ended = threading.Event()
+
+        async def mark() -> _T:
+            try:
+                return await work
+            finally:
+                ended.set()
+
+        future = asyncio.run_coroutine_threadsafe(mark(), self._loop)
+        try:
+            return future.result()
+        except KeyboardInterrupt:
+            future.cancel()
+            ended.wait(_INTERRUPT_TIMEOUT_S)  # what comes next may need what this one held
+            raise
 
 
 async def _close(results: AsyncGenerator[ReadResult, None]) -> None:

@@ -2,8 +2,10 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from porestream.client import Pod5Source, ServerRefused, StreamOptions, SyncBasecallClient
+from porestream.client import Pod5Source, ServerRefused, SignalRead, StreamOptions, SyncBasecallClient
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 ADDRESS, FILE = "localhost:50051", "run.pod5"
@@ -99,6 +101,21 @@ def test_a_loop_that_is_left_early(address: str, reads: Path, how: str) -> None:
         with pytest.raises(RuntimeError, match="only inside its `with`"):
             next(results)
     assert time.monotonic() - began_s < 20
+
+
+def test_ctrl_c_ends_the_loop_with_nothing_else(address: str, reads: Path) -> None:
+    let_go = threading.Event()
+
+    def slow() -> Iterator[SignalRead]:
+        yield next(iter(Pod5Source([reads])))
+        threading.Timer(0.2, signal.pthread_kill, [threading.main_thread().ident, signal.SIGINT]).start()
+        let_go.wait(10)
+
+    with SyncBasecallClient(address) as client:
+        with pytest.raises(KeyboardInterrupt):
+            list(client.call(slow()))
+        let_go.set()
+        assert len(list(client.call(Pod5Source([reads])))) == 4
 
 
 def test_outside_its_with_the_client_says_so(reads: Path) -> None:
