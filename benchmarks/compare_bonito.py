@@ -173,7 +173,7 @@ def main() -> None:
     print(f"Model {bundle.name}, {len(chunks_NS)} chunks of {chunks_NS.shape[1]:,} samples of {reads.parent.name},")
     print(f"{bonito.versions}; medians of {RUNS} passes. Load of the machine: {os.getloadavg()[0]:.1f}.\n")
     print(
-        f"{ours_TNC.size:,} scores of {scored} chunks, deviating by {ours_TNC.std():.2f}; the first two rows are checked.\n"
+        f"{ours_TNC.size:,} scores of {scored} chunks, deviating by {ours_TNC.std():.2f}; the first two rows count.\n"
     )
     print(f"| scores | largest difference | mean | above {LIMIT:.0e} |\n| --- | --- | --- | --- |")
     for name, difference in differences.items():
