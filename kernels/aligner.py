@@ -25,6 +25,7 @@ GAP_OPEN, GAP_EXTEND, LONG_GAP_OPEN, LONG_GAP_EXTEND = 4, 2, 24, 1
 
 REVERSE, SECONDARY, SUPPLEMENTARY = 0x10, 0x100, 0x800
 _M, _I, _D, _S = 0, 1, 2, 4  # BAM's CIGAR operations
+_LONG_READ_BASES = 10_000
 _IS_AMBIGUOUS = np.ones(256, np.bool_)
 _IS_AMBIGUOUS[list(b"ACGTUacgtu")] = False  # sketch.c, seq_nt4_table
 
@@ -115,8 +116,10 @@ class MappyAligner:
     def align(self, name: str, sequence: str, *, md: bool) -> list[Alignment]:
         """See `Aligner.align`."""
         buffer = getattr(self._of_thread, "buffer", None)
-        if buffer is None:
-            buffer = self._of_thread.buffer = mappy.ThreadBuffer()
+        if buffer is None or len(sequence) > _LONG_READ_BASES:
+            buffer = mappy.ThreadBuffer()  # of a long read's own: what it grows to would be kept for ever
+        if len(sequence) <= _LONG_READ_BASES:
+            self._of_thread.buffer = buffer
         alignments: list[Alignment] = []
         for hit in self._index.map(sequence, name=name, buf=buffer, MD=md):
             # hit.c, mm_set_sam_pri: of several primaries, the first is the record and the others supplement it

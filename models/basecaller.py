@@ -95,15 +95,15 @@ class Basecaller:
         list
             Of each chunk what was called, or why not (scores that are not finite).
         """
-        batch_NS = self._batch(samples)
+        batch_NS, scores_TNC = self._buffers_of_thread(samples)
         for row, (signal_S, scaling, start) in enumerate(chunks):
             batch_NS[row] = torch.from_numpy(scaling.apply(cut(signal_S, start, samples)))
         batch_NS[len(chunks) :] = 0.0
-        scores_TNC = self.network(batch_NS).numpy()
+        scores = self.network(batch_NS, scores_TNC).numpy()
         called: list[Decoded | ValueError] = []
         for row in range(len(chunks)):
             try:
-                called.append(self._decoder(scores_TNC, row))
+                called.append(self._decoder(scores, row))
             except ValueError as error:
                 called.append(error)
         return called
@@ -113,8 +113,11 @@ class Basecaller:
         for samples in self.chunker.lengths:
             self.call([(np.zeros(samples, np.int16), Scaling(0.0, 1.0), 0)], samples)
 
-    def _batch(self, samples: int) -> torch.Tensor:
-        batches: dict[int, torch.Tensor] = self._buffers.__dict__.setdefault("batches", {})
-        if samples not in batches:
-            batches[samples] = torch.zeros(ROWS, samples)
-        return batches[samples]
+    def _buffers_of_thread(self, samples: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """batch_NS and scores_TNC, kept from batch to batch: allocated anew, the latter would fragment the heap."""
+        config = self.bundle.config
+        buffers: dict[int, tuple[torch.Tensor, torch.Tensor]] = self._buffers.__dict__.setdefault("by_length", {})
+        if samples not in buffers:
+            steps = samples // config.stride
+            buffers[samples] = torch.zeros(ROWS, samples), torch.zeros(steps, ROWS, config.score_count)
+        return buffers[samples]

@@ -48,13 +48,15 @@ class Network(nn.Module):
         self.eval().requires_grad_(False)
 
     @torch.inference_mode()
-    def forward(self, batch_NS: torch.Tensor) -> torch.Tensor:
+    def forward(self, batch_NS: torch.Tensor, out_TNC: torch.Tensor | None = None) -> torch.Tensor:
         """Scores of a batch.
 
         Parameters
         ----------
         batch_NS
             float32, normalised signal; S a multiple of the stride.
+        out_TNC
+            Where the scores go; None: into a new tensor.
 
         Returns
         -------
@@ -68,7 +70,7 @@ class Network(nn.Module):
         for layer, rnn in enumerate(self.rnns):
             reverse = layer % 2 == 0
             x_TNC = rnn(x_TNC.flip(0))[0].flip(0) if reverse else rnn(x_TNC)[0]
-        scores_TNC = torch.empty(*x_TNC.shape[:2], self.linear.out_features)
+        scores_TNC = out_TNC if out_TNC is not None else torch.empty(*x_TNC.shape[:2], self.linear.out_features)
         for first in range(0, len(x_TNC), _SLAB_STEPS):  # a slab stays in the core's cache
             slab = scores_TNC[first : first + _SLAB_STEPS]
             slab.copy_(self.linear(x_TNC[first : first + _SLAB_STEPS])).tanh_().mul_(self.score_scale)

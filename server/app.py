@@ -204,14 +204,14 @@ def _start_metrics(settings: Settings, engine: Engine, service: BasecallService)
 
 
 def _tune_allocator() -> None:
-    """Keep freed batches for the next one: glibc would hand each 30 MB array back to the kernel and fault it in again.
+    """Keep freed batches for the next one: glibc would hand each large array back to the kernel and fault it in again.
 
-    Two arenas bound what threads hoard.
+    One arena, for those of threads end at 64 MB. That it uses huge pages is set where the process starts (cli/serve.py).
     """
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
         libc.mallopt(_M_MMAP_THRESHOLD, 32 << 20)
         libc.mallopt(_M_TRIM_THRESHOLD, 512 << 20)
-        libc.mallopt(_M_ARENA_MAX, 4)
+        libc.mallopt(_M_ARENA_MAX, 1)
 
 
 def configure_logging(log_format: str) -> None:

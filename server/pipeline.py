@@ -177,11 +177,11 @@ class Pipeline:
             self._end(job, Status.FAILED, f"{type(error).__name__}: {error}")
         else:
             if self._scheduler.done(job):
-                job.deliver(result)
+                job.deliver(job, result)
 
     def _end(self, job: Job, status: Status, detail: str) -> None:
         if self._scheduler.done(job):
-            job.deliver(ReadResult(job.read.read_id, job.read.channel, status, detail, job.read.samples))
+            job.deliver(job, ReadResult(job.read.read_id, job.read.channel, status, detail, job.read.samples))
 
 
 def _chunk_of(task: Task) -> tuple[npt.NDArray[np.int16], Scaling, int]:

@@ -1,7 +1,6 @@
 """The values that travel through the server: chunks in, results out. No protobuf, no model, no transport."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple
@@ -224,6 +223,3 @@ class CallSettings:
     min_mean_qscore: float
     emit_moves: bool
     emit_md: bool
-
-
-Deliver = Callable[[ReadResult], None]

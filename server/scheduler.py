@@ -12,7 +12,7 @@ import heapq
 import itertools
 import threading
 import time
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -21,7 +21,7 @@ import numpy.typing as npt
 from porestream.models.chunk import ChunkPlan
 from porestream.models.decode import Decoded
 from porestream.models.scale import Scaling
-from porestream.server.reads import CallSettings, Deliver, OpenRead, Priority
+from porestream.server.reads import CallSettings, OpenRead, Priority, ReadResult
 
 _MAX_OVERTAKEN_S = 2.0
 
@@ -33,7 +33,7 @@ class Job:
     stream: Hashable
     settings: CallSettings
     read: OpenRead
-    deliver: Deliver
+    deliver: Callable[["Job", ReadResult], None]
     submitted_s: float = field(default_factory=time.monotonic)
     started_s: float = 0.0
     tag: float = 0.0

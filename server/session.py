@@ -295,7 +295,7 @@ class Session:
 
     def _run(self, read: OpenRead) -> None:
         del self._open[read.read_id]
-        job = Job(self, self.settings, read, deliver=lambda result: self._deliver(job, result))
+        job = Job(self, self.settings, read, self._deliver)
         self._running[job] = read.held_bytes
         self._running_samples += read.samples
         self._pipeline.submit(job)

@@ -19,7 +19,9 @@ CHUNKER = Chunker(1200, 120, 6)
 
 def job(stream: str, samples: int, priority: Priority = Priority.STANDARD, model: str = "m", name: int = 0) -> Job:
     read = OpenRead(UUID(int=name).bytes, 1, None, samples=samples)
-    return Job(stream, CallSettings(model, "", "", priority, 0.0, False, False), read, deliver=lambda _: None)
+    return Job(
+        stream, CallSettings(model, "", "", priority, 0.0, False, False), read, deliver=lambda _job, _result: None
+    )
 
 
 def prepare(scheduler: Scheduler, work: Job) -> None:

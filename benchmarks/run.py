@@ -1,0 +1,240 @@
+"""Speed and memory of the whole, as ratios within one run, in Markdown: `make bench` (what benchmarks/RESULTS.md shows).
+
+Everything is measured on the real Klebsiella set (48 reads, 9.0 M samples), medians of `--repeats` runs.
+"""
+
+import argparse
+import json
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from uuid import uuid4
+
+import numpy as np
+import pod5
+import torch
+
+from porestream.client.sources import Pod5Source
+from porestream.client.wire import encode_read
+from porestream.models.basecaller import ROWS, Basecaller
+from porestream.models.bundle import load_bundle
+from porestream.server.app import build_engine, configure_logging
+from porestream.server.reads import Calibration, CallSettings, Encoding, OpenRead, Priority, ReadResult, SignalPiece
+from porestream.server.scheduler import Job
+from porestream.server.settings import Settings
+
+MODEL = "models/dna_r9.4.1_e8.1_fast@v3.4"
+PORESTREAM = [sys.executable, "-m", "porestream.cli.main"]
+
+
+def median_of(repeats: int, measure: Callable[[], float]) -> float:
+    return statistics.median(measure() for _ in range(repeats))
+
+
+def stage_speeds(data: Path, repeats: int) -> tuple[float, float]:
+    """One core's samples a second of the network and of the decoder, on real chunks."""
+    torch.set_num_threads(1)
+    basecaller = Basecaller(load_bundle(data / MODEL))
+    length = basecaller.chunker.lengths[0]
+    rows = []
+    for read in Pod5Source([data / "klebsiella_r94/reads.pod5"]):
+        scaling, trimmed, _ = basecaller.prepare(read.signal_S)
+        signal = scaling.apply(read.signal_S[trimmed:])
+        rows += [signal[first : first + length] for first in range(0, signal.size - length, length)]
+    batches = [torch.from_numpy(np.stack(rows[first : first + ROWS])) for first in range(0, 4 * ROWS, ROWS)]
+    scores = [basecaller.network(batch).numpy() for batch in batches]
+    samples = len(batches) * ROWS * length
+
+    def network() -> float:
+        began = time.perf_counter()
+        for batch in batches:
+            basecaller.network(batch)
+        return samples / (time.perf_counter() - began)
+
+    def decoder() -> float:
+        began = time.perf_counter()
+        for scores_TNC in scores:
+            for row in range(ROWS):
+                basecaller._decoder(scores_TNC, row)
+        return samples / (time.perf_counter() - began)
+
+    return median_of(repeats, network), median_of(repeats, decoder)
+
+
+def call_speed(data: Path, folder: Path, *extra: str) -> tuple[float, float]:
+    """Samples a second of one `porestream call`, first read to last result, and of the whole process."""
+    summary = folder / "summary.json"
+    began = time.perf_counter()
+    subprocess.run(
+        [
+            *PORESTREAM,
+            "call",
+            str(data / "klebsiella_r94/reads.pod5"),
+            *("-o", str(folder / "calls.bam"), "--summary-json", str(summary)),
+            *extra,
+        ],
+        check=True,
+        stderr=subprocess.DEVNULL,
+    )
+    figures = json.loads(summary.read_text())
+    return figures["samples_per_second"], figures["samples"] / (time.perf_counter() - began)
+
+
+def in_process_speed(data: Path) -> Callable[[], float]:
+    """Samples a second of the engine itself: complete reads into the pipeline, results out, no transport."""
+    reference = data / "klebsiella_r94/HS11286.fna.gz"
+    engine = build_engine(Settings(model=[data / MODEL], reference=[reference]))
+    settings = CallSettings(MODEL.split("/")[1], reference.name, "map-ont", Priority.STANDARD, 0.0, False, False)
+    reads = [encode_read(read) for read in Pod5Source([data / "klebsiella_r94/reads.pod5"])]
+
+    def measure() -> float:
+        left = len(reads)
+        finished = threading.Event()
+        lock = threading.Lock()
+
+        def deliver(_job: Job, _result: ReadResult) -> None:
+            nonlocal left
+            with lock:
+                left -= 1
+                if not left:
+                    finished.set()
+
+        began = time.perf_counter()
+        for read in reads:
+            pieces = [
+                SignalPiece(Encoding.VBZ, chunk.signal, chunk.sample_count, chunk.signal_crc32c)
+                for chunk in read.chunks
+            ]
+            open_read = OpenRead(read.info.read_id.bytes, 1, Calibration(0.0, 0.2), pieces=pieces, samples=read.samples)
+            engine.pipeline.submit(Job("bench", settings, open_read, deliver))
+        finished.wait()
+        return sum(read.samples for read in reads) / (time.perf_counter() - began)
+
+    return measure
+
+
+class Server:
+    """`porestream serve` on a Unix socket, its memory watched."""
+
+    def __init__(self, data: Path, folder: Path) -> None:
+        self.address = f"unix:{folder / 'socket'}"
+        command = [*PORESTREAM, "serve", "--model", str(data / MODEL), "--listen", self.address]
+        command += ["--reference", str(data / "klebsiella_r94/HS11286.fna.gz")]
+        self._process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        while not (folder / "socket").exists():
+            time.sleep(0.05)
+
+    def peak_bytes(self) -> int:
+        match = re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{self._process.pid}/status").read_text())
+        assert match
+        return int(match[1]) << 10
+
+    def stop(self) -> None:
+        self._process.terminate()
+        self._process.wait()
+
+
+def copies(source: Path, target: Path, count: int) -> None:
+    """A POD5 with every read `count` times, under new names."""
+    with pod5.Writer(target) as writer, pod5.Reader(source) as reader:
+        for _ in range(count):
+            for record in reader.reads():
+                read = record.to_read()
+                read.read_id = uuid4()
+                writer.add_read(read)
+
+
+def memory(data: Path, folder: Path, times: int) -> list[tuple[int, int, int]]:
+    """Peak bytes of server and client for the set once, and for it `times` times over."""
+    rows = []
+    for count in (1, times):
+        server = Server(data, folder)
+        reads = folder / f"reads-{count}.pod5"
+        copies(data / "klebsiella_r94/reads.pod5", reads, count)
+        done = subprocess.run(
+            [
+                *("/usr/bin/env", "python3", "-c", _PEAK_OF_CHILD),
+                *(*PORESTREAM, "call", str(reads), "--server", server.address, "--reference", "HS11286.fna.gz"),
+                *("-o", str(folder / "calls.bam")),
+            ],
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        rows.append((count, server.peak_bytes(), int(done.stdout.split()[-1]) << 10))
+        server.stop()
+        (folder / "socket").unlink(missing_ok=True)
+    return rows
+
+
+_PEAK_OF_CHILD = (
+    "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True, stderr=subprocess.DEVNULL); "
+    "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True, help="folder of real reads and the R9.4.1 model")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--copies", type=int, default=20, help="how often the set is streamed in the memory test")
+    parser.add_argument("--bonito", type=float, help="bonito's forward pass, samples/s (from compare_bonito.py)")
+    arguments = parser.parse_args()
+    data, repeats = arguments.data.resolve(), arguments.repeats
+    configure_logging("text")
+    reference = str(data / "klebsiella_r94/HS11286.fna.gz")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        network, decoder = stage_speeds(data, repeats)
+        ideal = 2 / (1 / network + 1 / decoder)
+        embedded = [
+            call_speed(data, folder, "--model", str(data / MODEL), "--reference", reference) for _ in range(repeats)
+        ]
+        speed = statistics.median(streaming for streaming, _ in embedded)
+        whole = statistics.median(process for _, process in embedded)
+        engine = in_process_speed(data)
+        engine()
+        server = Server(data, folder)
+        pairs = []
+        for _ in range(repeats):
+            direct = engine()
+            served, _ = call_speed(data, folder, "--server", server.address, "--reference", "HS11286.fna.gz")
+            pairs.append((direct, served))
+        server.stop()
+        (folder / "socket").unlink(missing_ok=True)
+        served_ratio = statistics.median(served / direct for direct, served in pairs)
+        print("| figure | k samples/s | ratio | limit |")
+        print("| --- | --- | --- | --- |")
+        print(f"| network, one core (f) | {network / 1e3:,.0f} | | |")
+        print(f"| decoder, one core (d) | {decoder / 1e3:,.0f} | | at least 1,800 |")
+        print(f"| 2 / (1/f + 1/d) | {ideal / 1e3:,.0f} | | |")
+        print(
+            f"| `call`, first read to last result | {speed / 1e3:,.0f} | {speed / ideal:.2f} of that | at least 0.80 |"
+        )
+        print(f"| `call`, whole process | {whole / 1e3:,.0f} | {whole / ideal:.2f} of that | |")
+        if arguments.bonito:
+            print(f"| bonito's forward pass alone | {arguments.bonito / 1e3:,.0f} | | |")
+            for label, value in (("first read to last result", speed), ("whole process", whole)):
+                print(f"| `call`, {label}, against it | | {value / arguments.bonito:.2f} | at least 1.30 |")
+        print(f"| engine in this process | {statistics.median(d for d, _ in pairs) / 1e3:,.0f} | | |")
+        print(
+            f"| through gRPC | {statistics.median(s for _, s in pairs) / 1e3:,.0f} "
+            f"| {served_ratio:.2f} of that | at least 0.90 |"
+        )
+        rows = memory(data, folder, arguments.copies)
+        print("\n| set streamed | server peak, MiB | client peak, MiB |")
+        print("| --- | --- | --- |")
+        for count, server_bytes, client_bytes in rows:
+            print(f"| {count} times | {server_bytes >> 20} | {client_bytes >> 20} |")
+        ratios = [rows[1][column] / rows[0][column] for column in (1, 2)]
+        print(f"| ratio (limit 1.2) | {ratios[0]:.2f} | {ratios[1]:.2f} |")
+
+
+if __name__ == "__main__":
+    main()
