@@ -1,4 +1,4 @@
-"""Speed and memory of the whole, as ratios within one run, in Markdown: `make bench` (what benchmarks/RESULTS.md shows).
+"""Speed and memory of the whole, as ratios within one run, in Markdown (benchmarks/RESULTS.md): `make bench`.
 
 Everything is measured on the real Klebsiella set (48 reads, 9.0 M samples), medians of `--repeats` runs.
 """

@@ -204,9 +204,9 @@ def _start_metrics(settings: Settings, engine: Engine, service: BasecallService)
 
 
 def _tune_allocator() -> None:
-    """Keep freed batches for the next one: glibc would hand each large array back to the kernel and fault it in again.
+    """Keep freed batches for the next one: glibc would give each large array back to the kernel and fault it in again.
 
-    One arena, for those of threads end at 64 MB. That it uses huge pages is set where the process starts (cli/serve.py).
+    One arena, for those of threads end at 64 MB. That it is on huge pages is set where the process starts: cli/serve.py.
     """
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
         libc.mallopt(_M_MMAP_THRESHOLD, 32 << 20)

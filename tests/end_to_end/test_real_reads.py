@@ -217,7 +217,7 @@ def test_the_embedded_server_is_started_again(shared_data: Path, tmp_path: Path)
 
 
 async def hold_reads_open(address: str, samples: int, results: dict[bytes, pb.ReadResult]) -> int:
-    """Four reads of incompressible signal at once, `samples` each, ended only when all is sent. How many reads there were."""
+    """Four reads of incompressible signal at once, ended only when all is sent; returns how many reads."""
     rng = np.random.default_rng(len(results))
     ids = [uuid4().bytes for _ in range(4)]
     mine = {}
@@ -255,7 +255,7 @@ async def hold_reads_open(address: str, samples: int, results: dict[bytes, pb.Re
 async def never_acknowledge(
     address: str, source: Pod5Source, seconds: float, results: dict[bytes, pb.ReadResult]
 ) -> int:
-    """Send complete reads as the credit allows, take results, acknowledge after `seconds`. How many reads there were."""
+    """Send complete reads, take the results, acknowledge after `seconds`; returns how many reads."""
     chunks = [chunk for read in source for chunk in encode_read(read).chunks]
     count, began_s = sum(chunk.end_of_read for chunk in chunks), time.monotonic()
     mine: dict[bytes, pb.ReadResult] = {}

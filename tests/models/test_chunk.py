@@ -1,5 +1,7 @@
 """Cutting and stitching: every time step is kept once, and what a network that sees one step calls is the read's."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -21,7 +23,7 @@ def test_every_step_is_kept_exactly_once(model: tuple[int, int, int], read_sampl
     ]
     assert kept[0][0] == 0
     assert kept[-1][1] == plan.steps == -(-read_samples // stride)
-    assert all(end == following for (_, end), (following, _) in zip(kept, kept[1:], strict=False))
+    assert all(end == following for (_, end), (following, _) in pairwise(kept))
     for piece, (low, high) in zip(plan.pieces, plan.kept_steps(), strict=True):
         assert piece.start % stride == 0
         assert piece.samples in chunker.lengths
