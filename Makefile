@@ -75,7 +75,8 @@ typing:
 	@ln -sfn ../../proto/porestream/v1 .typing/porestream/v1
 
 bench: setup
-	$(BIN)/python benchmarks/run.py --data $(DATA)
+	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 PYTHON=$(PYTHON) TORCH_VERSION=$(TORCH_VERSION) \
+		$(BIN)/python benchmarks/run.py --data $(DATA)
 
 compare-bonito: setup
 	PYTHON=$(PYTHON) TORCH_VERSION=$(TORCH_VERSION) $(BIN)/python benchmarks/compare_bonito.py --data $(DATA)

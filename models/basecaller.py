@@ -56,11 +56,8 @@ class Basecaller:
         config = bundle.config
         self.network = Network(bundle, self.precision)
         self.chunker = Chunker(config.chunk_size, config.overlap, config.stride)
-        self._decoder = Decoder(
-            config.state_len,
-            DecodeSettings(config.stay_score, config.quality_scale, config.quality_bias),
-            cache_dir,
-        )
+        self.decode_settings = DecodeSettings(config.stay_score, config.quality_scale, config.quality_bias)
+        self._decoder = Decoder(config.state_len, self.decode_settings, cache_dir)
         self._buffers = threading.local()
 
     def prepare(self, signal_S: npt.NDArray[np.int16]) -> tuple[Scaling, int, ChunkPlan]:

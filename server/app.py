@@ -46,7 +46,7 @@ def build_engine(settings: Settings) -> Engine:
         A model, reference or setting cannot be used; the message names it.
     """
     torch.set_num_threads(1)
-    _tune_allocator()
+    tune_allocator()
     cache_dir = settings.cache_dir or default_cache_dir()
     budget = MemoryBudget(settings.memory_budget, settings.max_streams)
     basecallers: dict[str, Basecaller] = {}
@@ -203,10 +203,10 @@ def _start_metrics(settings: Settings, engine: Engine, service: BasecallService)
     return collector
 
 
-def _tune_allocator() -> None:
+def tune_allocator() -> None:
     """Keep freed batches for the next one: glibc would give each large array back to the kernel and fault it in again.
 
-    One arena, for those of threads end at 64 MB. That it is on huge pages is set where the process starts: cli/serve.py.
+    One arena, for those of threads end at 64 MB. Huge pages are asked for where the process starts, cli/serve.py.
     """
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
         libc.mallopt(_M_MMAP_THRESHOLD, 32 << 20)
