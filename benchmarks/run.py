@@ -39,7 +39,7 @@ def median_of(repeats: int, measure: Callable[[], float]) -> float:
 
 
 def stage_speeds(data: Path, repeats: int) -> tuple[float, float, float]:
-    """Samples a second of the network and of the decoder, one core, and of bonito's forward pass, two, on real chunks."""
+    """Samples a second of network and decoder on one core, and of bonito's forward pass on two, on real chunks."""
     tune_allocator()
     torch.set_num_threads(1)
     bundle = load_bundle(data / MODEL)
