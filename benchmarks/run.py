@@ -140,14 +140,16 @@ class Server:
         self._process.wait()
 
 
-def copies(source: Path, target: Path, count: int) -> None:
-    """A POD5 with every read `count` times, under new names."""
-    with pod5.Writer(target) as writer, pod5.Reader(source) as reader:
-        for _ in range(count):
+def copies(source: Path, folder: Path, count: int) -> Path:
+    """A folder of so many copies of a POD5, the reads under new names in each."""
+    folder.mkdir()
+    for number in range(count):
+        with pod5.Writer(folder / f"{number}.pod5") as writer, pod5.Reader(source) as reader:
             for record in reader.reads():
                 read = record.to_read()
                 read.read_id = uuid4()
                 writer.add_read(read)
+    return folder
 
 
 def memory(data: Path, folder: Path, times: int) -> list[tuple[int, int, int]]:
@@ -155,8 +157,7 @@ def memory(data: Path, folder: Path, times: int) -> list[tuple[int, int, int]]:
     rows = []
     for count in (1, times):
         server = Server(data, folder)
-        reads = folder / f"reads-{count}.pod5"
-        copies(data / "klebsiella_r94/reads.pod5", reads, count)
+        reads = copies(data / "klebsiella_r94/reads.pod5", folder / f"reads-{count}", count)
         done = subprocess.run(
             [
                 *("/usr/bin/env", "python3", "-c", _PEAK_OF_CHILD),

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from porestream.cli.embedded import embedded_server
 from porestream.client.client import BasecallClient
-from porestream.client.reads import ReadStatus, ServerInfo, SignalRead
+from porestream.client.reads import ReadStatus, SignalRead
 from porestream.client.records import RecordWriter, output_mode
 from porestream.client.sources import Pod5Source
 from porestream.client.stream import ServerLost, ServerRefused, StreamOptions
@@ -23,7 +23,6 @@ from porestream.client.summary import Summary
 
 EXIT_FAILURE, EXIT_USAGE, EXIT_UNREADABLE, EXIT_SERVER_LOST, EXIT_UNBALANCED = 1, 2, 3, 4, 5
 _LISTED_PROBLEMS = 20
-_EMBEDDED_STREAMS = 16  # runs in one call; each has a stream
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +58,6 @@ def run_call(request: Request) -> int:
     )
     try:
         return asyncio.run(_call(request))
-    except ServerLost as error:
-        _say(f"Error: server lost: {error}")
-        return EXIT_SERVER_LOST
     except OSError as error:
         about = f"{error.filename}: " if error.filename else ""
         _say(f"Error: {about}{error.strerror or error}")
@@ -85,24 +81,31 @@ async def _call(request: Request) -> int:
     source = Pod5Source(request.reads, request.max_reads)
     for fault in source.file_faults:
         _say(f"cannot read {fault.path}: {fault.reason}")
+    known_faults = len(source.file_faults)
     summary = Summary()
-    reported_faults = len(source.file_faults)
-    if source.total_reads:
+    lost: ServerLost | None = None
+    if source.total_reads or not source.file_faults:
         async with AsyncExitStack() as stack:
             address = request.server
             if address is None:
                 address = await stack.enter_async_context(embedded_server(_server_flags(request)))
-            await _stream(request, source, address, summary)
-    summary.finish()
-    for fault in source.file_faults[reported_faults:]:
+            try:
+                await _stream(request, source, address, summary)
+            except ServerLost as error:
+                lost = error
+    for fault in source.file_faults[known_faults:]:
         _say(f"cannot read {fault.path}: {fault.reason}")
     for read_fault in source.read_faults:
         _say(f"read {read_fault.read_id} of {read_fault.path} rejected: {read_fault.reason}")
         summary.add_unreadable_read()
     summary.files_unreadable = sorted({str(fault.path) for fault in source.file_faults})
-    _say(str(summary))
+    if summary.reads_received or not lost:
+        _say(str(summary))
     if request.summary_json is not None:
         summary.write(request.summary_json)
+    if lost:
+        _say(f"Error: server lost: {lost}")
+        return EXIT_SERVER_LOST
     if summary.missing:
         _say(f"Error: the books do not balance: {summary.missing} reads have no result")
         return EXIT_UNBALANCED
@@ -124,7 +127,9 @@ async def _stream(request: Request, source: Pod5Source, address: str, summary: S
         ),
     )
     info = await client.server_info()
-    writer: RecordWriter | None = None
+    identity = await client.identify()
+    sequences = info.references.get(identity.reference, ())
+    writer = RecordWriter(request.output, source.runs, identity, sequences, request.command_line)
     problems = 0
     summary.start_clock()
     bar = tqdm(
@@ -133,8 +138,6 @@ async def _stream(request: Request, source: Pod5Source, address: str, summary: S
     results = client.call(_counted(source, summary))
     try:
         async for result in results:
-            if writer is None:  # the header needs to know who calls
-                writer = _open_writer(request, source, client, info)
             # In a thread: whoever reads our output may be slow, and heartbeats must go on.
             await asyncio.to_thread(writer.write, result)
             summary.add(result)
@@ -145,25 +148,14 @@ async def _stream(request: Request, source: Pod5Source, address: str, summary: S
                 elif problems == _LISTED_PROBLEMS + 1:
                     _say("further rejected and failed reads are counted, not listed")
             bar.update()
-            summary.finish()
+            summary.stop_clock()
             bar.set_postfix_str(f"{summary.bases:,} bases, {summary.bases_per_second:,.0f} bases/s", refresh=False)
     finally:
         await results.aclose()
         bar.close()
+        summary.stop_clock()
         summary.reconnects = client.reconnects
-        if writer is not None:
-            await asyncio.to_thread(writer.close)
-
-
-def _open_writer(request: Request, source: Pod5Source, client: BasecallClient, info: ServerInfo) -> RecordWriter:
-    assert client.identity is not None
-    return RecordWriter(
-        request.output,
-        source.runs,
-        client.identity,
-        info.references.get(client.identity.reference, ()),
-        request.command_line,
-    )
+        await asyncio.to_thread(writer.close)
 
 
 def _name(path: str) -> str:
@@ -179,7 +171,7 @@ def _counted(source: Pod5Source, summary: Summary) -> Iterator[SignalRead]:
 
 def _server_flags(request: Request) -> list[str]:
     given = {"--model": request.model, "--reference": request.reference, "--preset": request.preset}
-    flags = ["--max-streams", str(_EMBEDDED_STREAMS)]
+    flags = []
     for flag, value in (given | request.server_flags).items():
         if value:
             flags += [flag, value]

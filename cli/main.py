@@ -1,6 +1,8 @@
 """The `porestream` command. Subcommands are imported when they are used: `--help` must not wait for torch."""
 
 import importlib
+import os
+import sys
 from importlib.metadata import version as installed_version
 
 import click
@@ -49,5 +51,17 @@ def main() -> None:
     """
 
 
-if __name__ == "__main__":
+def run() -> None:
+    """The program's entry: a server first starts itself again with glibc's heap on huge pages.
+
+    glibc reads that from the environment when a process starts, and it is worth an eighth of the speed.
+    """
+    tunables = os.environ.get("GLIBC_TUNABLES", "")
+    if sys.argv[1:2] == ["serve"] and sys.platform == "linux" and "glibc.malloc.hugetlb" not in tunables:
+        os.environ["GLIBC_TUNABLES"] = ":".join(filter(None, [tunables, "glibc.malloc.hugetlb=1"]))
+        os.execv(sys.executable, [sys.executable, "-m", "porestream.cli.main", *sys.argv[1:]])
     main()
+
+
+if __name__ == "__main__":
+    run()

@@ -1,7 +1,6 @@
 """`porestream serve`."""
 
 import asyncio
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -57,7 +56,7 @@ import click
     "--batch-delay-s",
     type=float,
     metavar="S",
-    help="Longest time in seconds that a chunk waits for its batch to fill. Default: 0.05.",
+    help="Longest time in seconds that a chunk waits for its batch to fill. Default: 0.02.",
 )
 @click.option(
     "--grace-s", type=float, metavar="S", help="Seconds that streams have to finish after SIGTERM. Default: 30."
@@ -87,7 +86,6 @@ def serve(config: Path | None, until_stdin_closes: bool, **flags: Any) -> None:
     --config (max_streams = 64); a flag goes before the environment, that before the file. Unknown settings are refused.
     SIGTERM drains: streams are told to go elsewhere, complete reads are finished, and the exit code is 0.
     """
-    _use_huge_pages()
     from porestream.server.settings import SettingsError, load_settings
 
     given = {
@@ -107,14 +105,6 @@ def serve(config: Path | None, until_stdin_closes: bool, **flags: Any) -> None:
         raise click.UsageError(str(error)) from error
     except ValueError as error:  # a model or reference that cannot be used
         raise click.ClickException(str(error)) from error
-
-
-def _use_huge_pages() -> None:
-    """Start again with glibc's heap on huge pages, which it only reads from the environment: an eighth more speed."""
-    tunables = os.environ.get("GLIBC_TUNABLES", "")
-    if sys.platform == "linux" and "glibc.malloc.hugetlb" not in tunables:
-        os.environ["GLIBC_TUNABLES"] = ":".join(filter(None, [tunables, "glibc.malloc.hugetlb=1"]))
-        os.execv(sys.executable, [sys.executable, "-m", "porestream.cli.main", *sys.argv[1:]])
 
 
 def _announce(address: str) -> None:

@@ -8,8 +8,8 @@ from typing import Any, Self, TypeVar
 import grpc
 
 from porestream.client.reads import CallerIdentity, ReadResult, ServerInfo, SignalRead
-from porestream.client.stream import Delivery, RunStream, ServerLost, StreamOptions
-from porestream.client.wire import CHUNK_SAMPLES, EncodedRead, decode_server_info, encode_read
+from porestream.client.stream import Delivery, RunStream, ServerLost, StreamOptions, identify
+from porestream.client.wire import CHUNK_SAMPLES, EncodedRead, decode_identity, decode_server_info, encode_read
 from porestream.v1 import porestream_pb2 as pb
 from porestream.v1 import porestream_pb2_grpc as pb_grpc
 
@@ -40,8 +40,8 @@ class BasecallClient:
     def __init__(self, target: str, options: StreamOptions | None = None) -> None:
         self.target = target
         self.options = options or StreamOptions()
-        self.identity: CallerIdentity | None = None
         self.reconnects = 0
+        self._identity: pb.CallerIdentity | None = None
 
     async def server_info(self, timeout_s: float = FIRST_CONTACT_S) -> ServerInfo:
         """What the server has.
@@ -61,6 +61,17 @@ class BasecallClient:
                 raise ServerLost(f"{self.target} does not answer: {error.code().name}: {error.details()}") from error
         return decode_server_info(info)
 
+    async def identify(self) -> CallerIdentity:
+        """Who calls: model, reference, precision... as this server resolves the options. Pinned from then on.
+
+        Raises
+        ------
+        ServerRefused, ServerLost
+            The server does not have what is asked for, or does not answer.
+        """
+        self._identity = self._identity or await identify(self.target, self.options)
+        return decode_identity(self._identity)
+
     async def call(self, reads: Iterable[SignalRead]) -> AsyncGenerator[ReadResult, None]:
         """Have reads called; yields each one's result once, in the order in which they are ready.
 
@@ -75,6 +86,9 @@ class BasecallClient:
             No server answered within 10 s in the beginning, or could be reached for `options.give_up_s` later on.
         """
         info = await self.server_info(min(FIRST_CONTACT_S, self.options.give_up_s))
+        await self.identify()
+        identity = self._identity
+        assert identity is not None
         deliveries: asyncio.Queue[Delivery | None] = asyncio.Queue()  # bounded by the streams' windows
         streams: dict[str, RunStream] = {}
 
@@ -85,7 +99,7 @@ class BasecallClient:
                 run = read.info.run
                 if run.run_id not in streams:
                     stream = RunStream(
-                        self.target, run, self.options, deliveries.put_nowait, info.min_chunk_credit_samples
+                        self.target, run, self.options, deliveries.put_nowait, info.min_chunk_credit_samples, identity
                     )
                     streams[run.run_id] = stream
                     tasks.create_task(stream.run())
@@ -105,14 +119,13 @@ class BasecallClient:
             while (delivery := await deliveries.get()) is not None:
                 result, stored = delivery
                 if result is not None:
-                    self.identity = self.identity or next(s.identity for s in streams.values() if s.identity)
                     yield result
                 stored()
-            self.reconnects += sum(stream.reconnects for stream in streams.values())
             await worker
         except BaseExceptionGroup as group:
             raise _first_error(group) from group
         finally:
+            self.reconnects += sum(stream.reconnects for stream in streams.values())
             worker.cancel()
             await asyncio.gather(worker, return_exceptions=True)
 

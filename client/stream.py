@@ -16,8 +16,8 @@ import grpc
 import structlog
 from google.protobuf.duration_pb2 import Duration
 
-from porestream.client.reads import CallerIdentity, ReadResult, ReadStatus, RunInfo
-from porestream.client.wire import EncodedRead, decode_identity, decode_result, encode_run
+from porestream.client.reads import ReadResult, ReadStatus, RunInfo
+from porestream.client.wire import EncodedRead, decode_result, encode_run
 from porestream.v1 import porestream_pb2 as pb
 from porestream.v1 import porestream_pb2_grpc as pb_grpc
 
@@ -76,8 +76,56 @@ class StreamOptions:
     emit_moves: bool = False
     emit_md: bool = False
     heartbeat_s: float = 5.0
-    window_samples: int = 16_000_000
+    window_samples: int = 8_000_000
     give_up_s: float = 120.0
+
+
+def open_message(run: RunInfo, options: StreamOptions, expected: pb.CallerIdentity | None) -> pb.StreamReadsRequest:
+    """The first message of a stream."""
+    heartbeat = Duration()
+    heartbeat.FromMilliseconds(int(options.heartbeat_s * 1000))
+    return pb.StreamReadsRequest(
+        open=pb.OpenStream(
+            run=encode_run(run),
+            purpose=pb.STREAM_PURPOSE_RESULTS,
+            options=pb.CallOptions(
+                model=options.model,
+                reference=options.reference,
+                preset=options.preset,
+                priority=options.priority,  # type: ignore[arg-type]
+                min_mean_qscore=options.min_mean_qscore,
+                emit_moves=options.emit_moves,
+                emit_md=options.emit_md,
+            ),
+            expected=expected,
+            heartbeat_interval=heartbeat,
+        )
+    )
+
+
+async def identify(target: str, options: StreamOptions) -> pb.CallerIdentity:
+    """Who calls with these options on this server: opens a stream, and leaves.
+
+    Raises
+    ------
+    ServerRefused, ServerLost
+        The server does not have what is asked for, or does not answer.
+    """
+    async with grpc.aio.insecure_channel(target, options=_CHANNEL_OPTIONS) as channel:
+        call = pb_grpc.BasecallServiceStub(channel).StreamReads()
+        try:
+            await call.write(open_message(RunInfo("identify", 0), options, None))
+            response = await asyncio.wait_for(call.read(), 4 * options.heartbeat_s)
+            if response is grpc.aio.EOF:
+                raise await _error_of(call)
+            await call.write(pb.StreamReadsRequest(half_close=pb.HalfClose()))
+            caller: pb.CallerIdentity = response.opened.caller
+        except grpc.aio.AioRpcError as error:
+            kind = ServerRefused if error.code() in _FINAL else ServerLost
+            raise kind(f"{error.code().name}: {error.details()}") from error
+        except TimeoutError as error:
+            raise ServerLost(f"{target} is silent") from error
+    return caller
 
 
 @dataclass(slots=True, eq=False)
@@ -113,6 +161,8 @@ class RunStream:
         Takes each result, in order, with what to call when it is stored. Must not block.
     min_chunk_credit_samples
         What a chunk counts at least (the server's Limits).
+    expected
+        Who must call: any other caller is refused, also after a break.
     """
 
     def __init__(
@@ -122,10 +172,11 @@ class RunStream:
         options: StreamOptions,
         deliver: Callable[[Delivery], None],
         min_chunk_credit_samples: int,
+        expected: pb.CallerIdentity,
     ) -> None:
         self._target, self._run_info, self._options, self._deliver = target, run, options, deliver
         self._min_chunk_samples = min_chunk_credit_samples
-        self._expected: pb.CallerIdentity | None = None
+        self._expected = expected
         self._pending: OrderedDict[bytes, EncodedRead] = OrderedDict()  # without a result
         self._window_used = 0  # samples of reads without a stored result
         self._window_free = asyncio.Event()
@@ -134,11 +185,6 @@ class RunStream:
         self._connection: _Connection | None = None
         self._results = 0
         self.reconnects = 0
-
-    @property
-    def identity(self) -> CallerIdentity | None:
-        """Who calls; None before the first connection."""
-        return decode_identity(self._expected) if self._expected else None
 
     async def put(self, read: EncodedRead) -> None:
         """Have a read called; waits while too much is under way."""
@@ -197,14 +243,13 @@ class RunStream:
         async with grpc.aio.insecure_channel(self._target, options=_CHANNEL_OPTIONS) as channel:
             call = pb_grpc.BasecallServiceStub(channel).StreamReads()
             connection = _Connection(to_send=deque(self._pending.values()))
-            await call.write(pb.StreamReadsRequest(open=self._open_message()))
+            await call.write(open_message(self._run_info, self._options, self._expected))
             sender: asyncio.Task[None] | None = None
             try:
                 while (
                     response := await asyncio.wait_for(call.read(), 4 * self._options.heartbeat_s)
                 ) is not grpc.aio.EOF:
                     if response.WhichOneof("message") == "opened":
-                        self._expected = self._expected or response.opened.caller
                         connection.credit = response.opened.credit.max_total_samples
                         connection.to_send = deque(self._pending.values())
                         self._connection = connection
@@ -226,26 +271,6 @@ class RunStream:
                 if sender is not None:
                     sender.cancel()
                     await asyncio.gather(sender, return_exceptions=True)
-
-    def _open_message(self) -> pb.OpenStream:
-        options = self._options
-        heartbeat = Duration()
-        heartbeat.FromMilliseconds(int(options.heartbeat_s * 1000))
-        return pb.OpenStream(
-            run=encode_run(self._run_info),
-            purpose=pb.STREAM_PURPOSE_RESULTS,
-            options=pb.CallOptions(
-                model=options.model,
-                reference=options.reference,
-                preset=options.preset,
-                priority=options.priority,  # type: ignore[arg-type]
-                min_mean_qscore=options.min_mean_qscore,
-                emit_moves=options.emit_moves,
-                emit_md=options.emit_md,
-            ),
-            expected=self._expected,
-            heartbeat_interval=heartbeat,
-        )
 
     def _take(self, response: pb.StreamReadsResponse, connection: _Connection) -> None:
         kind = response.WhichOneof("message")

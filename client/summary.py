@@ -43,7 +43,7 @@ class Summary:
         self.reads_received += 1
         self._count(ReadStatus.REJECTED)
 
-    def finish(self) -> None:
+    def stop_clock(self) -> None:
         """Stop the clock."""
         self.seconds = max(time.monotonic() - self._started_s, 1e-9)
         self.samples_per_second = self.samples / self.seconds

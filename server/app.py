@@ -206,7 +206,7 @@ def _start_metrics(settings: Settings, engine: Engine, service: BasecallService)
 def tune_allocator() -> None:
     """Keep freed batches for the next one: glibc would give each large array back to the kernel and fault it in again.
 
-    One arena, for those of threads end at 64 MB. Huge pages are asked for where the process starts, cli/serve.py.
+    One arena, for those of threads end at 64 MB. Huge pages are asked for where the process starts, cli/main.py.
     """
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
         libc.mallopt(_M_MMAP_THRESHOLD, 32 << 20)

@@ -51,7 +51,7 @@ class Settings(BaseSettings):
     batch_size: int = Field(default=16, ge=1, le=4096, description="Chunks called at a time by a worker.")
     threads: int = Field(default=0, ge=0, description="Workers, each on one core. 0: one for every core.")
     batch_delay_s: float = Field(
-        default=0.05, gt=0, le=10, description="Longest time in seconds that a chunk waits for its batch to fill."
+        default=0.02, gt=0, le=10, description="Longest time in seconds that a chunk waits for its batch to fill."
     )
     grace_s: float = Field(default=30.0, ge=0, description="Seconds that streams have to finish after SIGTERM.")
     cache_dir: Path | None = Field(

@@ -47,7 +47,7 @@ def test_the_books_balance(results: list[tuple[ReadStatus, bool]], unreadable: i
     for _ in range(unreadable):
         summary.add_unreadable_read()
     summary.reads_received += lost
-    summary.finish()
+    summary.stop_clock()
     count = {status: sum(found is status for found, _ in results) for status in ReadStatus}
     assert summary.reads_received == len(results) + unreadable + lost
     assert summary.reads_called == count[ReadStatus.CALLED]
@@ -75,7 +75,7 @@ def test_rates_are_of_the_time_since_the_clock_was_started() -> None:
     summary.start_clock()
     before_s = time.monotonic()
     time.sleep(0.02)
-    summary.finish()
+    summary.stop_clock()
     assert 0.02 <= summary.seconds <= time.monotonic() - before_s + 0.01
     assert summary.samples_per_second == pytest.approx(100 / summary.seconds)
     assert summary.bases_per_second == pytest.approx(4 / summary.seconds)
@@ -85,7 +85,7 @@ def test_the_json_has_what_is_promised(tmp_path: Path) -> None:
     summary = Summary(reads_received=2, files_unreadable=["läufe.pod5"])
     summary.add(make_result(ReadStatus.CALLED, aligned=True))
     summary.add(make_result(ReadStatus.REJECTED))
-    summary.finish()
+    summary.stop_clock()
     path = tmp_path / "summary.json"
     summary.write(path)
     figures = json.loads(path.read_text())
@@ -98,7 +98,7 @@ def test_the_json_has_what_is_promised(tmp_path: Path) -> None:
 
 def test_an_empty_call_has_a_summary() -> None:
     summary = Summary()
-    summary.finish()
+    summary.stop_clock()
     assert summary.missing == 0
     assert json.loads(summary.to_json())["bases_per_second"] == 0
     assert str(summary).startswith("0 reads: 0 called")
