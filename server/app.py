@@ -33,7 +33,7 @@ from porestream.v1 import porestream_pb2_grpc as pb_grpc
 
 log = structlog.get_logger()
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -2, -3, -8
 _SERVICE = pb.DESCRIPTOR.services_by_name["BasecallService"].full_name
 
 
@@ -212,6 +212,7 @@ def tune_allocator() -> None:
         libc.mallopt(_M_MMAP_THRESHOLD, 32 << 20)
         libc.mallopt(_M_TRIM_THRESHOLD, 512 << 20)
         libc.mallopt(_M_ARENA_MAX, 1)
+        libc.mallopt(_M_TOP_PAD, 64 << 20)
 
 
 def configure_logging(log_format: str) -> None:
