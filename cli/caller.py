@@ -3,6 +3,7 @@
 import asyncio
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,6 +131,9 @@ async def _stream(request: Request, source: Pod5Source, address: str, summary: S
     identity = await client.identify()
     sequences = info.references.get(identity.reference, ())
     writer = RecordWriter(request.output, source.runs, identity, sequences, request.command_line)
+    # In a thread, for whoever reads our output may be slow, and heartbeats must go on; in one, so that nothing is
+    # closed while it is written.
+    loop, writing = asyncio.get_running_loop(), ThreadPoolExecutor(1)
     problems = 0
     summary.start_clock()
     bar = tqdm(
@@ -138,8 +142,7 @@ async def _stream(request: Request, source: Pod5Source, address: str, summary: S
     results = client.call(_counted(source, summary))
     try:
         async for result in results:
-            # In a thread: whoever reads our output may be slow, and heartbeats must go on.
-            await asyncio.to_thread(writer.write, result)
+            await loop.run_in_executor(writing, writer.write, result)
             summary.add(result)
             if result.status in (ReadStatus.REJECTED, ReadStatus.FAILED):
                 problems += 1
@@ -155,7 +158,7 @@ async def _stream(request: Request, source: Pod5Source, address: str, summary: S
         bar.close()
         summary.stop_clock()
         summary.reconnects = client.reconnects
-        await asyncio.to_thread(writer.close)
+        await loop.run_in_executor(writing, writer.close)
 
 
 def _name(path: str) -> str:

@@ -29,7 +29,7 @@ async def embedded_server(flags: Sequence[str]) -> AsyncIterator[str]:
     click.ClickException
         It does not start; the message is its own.
     """
-    with tempfile.TemporaryDirectory(prefix="porestream-") as folder:
+    with tempfile.TemporaryDirectory(prefix="porestream-", dir=_short_folder()) as folder:
         socket = Path(folder) / "socket"
         log_file = Path(folder) / "log"
         command = [
@@ -62,21 +62,42 @@ async def embedded_server(flags: Sequence[str]) -> AsyncIterator[str]:
 
         process = await start()
 
+        main = asyncio.current_task()
+        failure: click.ClickException | None = None
+
         async def supervise() -> None:
-            nonlocal process
+            nonlocal process, failure
             for _ in range(_MAX_RESTARTS):
                 code = await process.wait()
                 log.warning("the embedded server died and is started again", exit_code=code)
                 socket.unlink(missing_ok=True)
-                process = await start()
+                try:
+                    process = await start()
+                except click.ClickException as error:
+                    failure = error
+                    break
+            else:
+                code = await process.wait()
+                failure = click.ClickException(f"the embedded server died again and again, last with exit code {code}")
+            if main is not None:
+                main.cancel()
 
         supervisor = asyncio.create_task(supervise())
         try:
             yield f"unix:{socket}"
+        except asyncio.CancelledError:
+            if failure:
+                raise failure from None
+            raise
         finally:
             supervisor.cancel()
             await asyncio.gather(supervisor, return_exceptions=True)
             await _stop(process)
+
+
+def _short_folder() -> str | None:
+    """Where a socket's path stays below the 108 bytes that Unix allows."""
+    return "/tmp" if len(tempfile.gettempdir()) > 80 else None
 
 
 async def _stop(process: asyncio.subprocess.Process) -> None:

@@ -82,7 +82,8 @@ import click
 def serve(config: Path | None, until_stdin_closes: bool, **flags: Any) -> None:
     """Serve basecalling and alignment over gRPC (porestream.v1), with health and reflection.
 
-    Every flag may also be an environment variable (--max-streams: PORESTREAM_MAX_STREAMS) or stand in the TOML file of
+    Every flag may also be an environment variable (--max-streams: PORESTREAM_MAX_STREAMS; of those that repeat, a list
+    with commas) or stand in the TOML file of
     --config (max_streams = 64); a flag goes before the environment, that before the file. Unknown settings are refused.
     SIGTERM drains: streams are told to go elsewhere, complete reads are finished, and the exit code is 0.
     """

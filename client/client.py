@@ -2,13 +2,14 @@
 
 import asyncio
 import threading
+from collections import OrderedDict
 from collections.abc import AsyncGenerator, Coroutine, Iterable, Iterator
 from typing import Any, Self, TypeVar
 
 import grpc
 
 from porestream.client.reads import CallerIdentity, ReadResult, ServerInfo, SignalRead
-from porestream.client.stream import Delivery, RunStream, ServerLost, StreamOptions, identify
+from porestream.client.stream import CHANNEL_OPTIONS, Delivery, RunStream, ServerLost, StreamOptions, identify
 from porestream.client.wire import CHUNK_SAMPLES, EncodedRead, decode_identity, decode_server_info, encode_read
 from porestream.v1 import porestream_pb2 as pb
 from porestream.v1 import porestream_pb2_grpc as pb_grpc
@@ -16,6 +17,7 @@ from porestream.v1 import porestream_pb2_grpc as pb_grpc
 _T = TypeVar("_T")
 _INTERRUPT_TIMEOUT_S = 5.0
 
+_MAX_LIVE_STREAMS = 4
 FIRST_CONTACT_S = 10.0
 """How long a server that never answered may take: a wrong address should not cost minutes."""
 
@@ -51,7 +53,7 @@ class BasecallClient:
         ServerLost
             It does not answer within `timeout_s`.
         """
-        async with grpc.aio.insecure_channel(self.target) as channel:
+        async with grpc.aio.insecure_channel(self.target, options=CHANNEL_OPTIONS) as channel:
             stub = pb_grpc.BasecallServiceStub(channel)
             try:
                 info = await stub.GetServerInfo(pb.GetServerInfoRequest(), timeout=timeout_s, wait_for_ready=True)
@@ -90,21 +92,27 @@ class BasecallClient:
         identity = self._identity
         assert identity is not None
         deliveries: asyncio.Queue[Delivery | None] = asyncio.Queue()  # bounded by the streams' windows
-        streams: dict[str, RunStream] = {}
+        live: OrderedDict[str, tuple[RunStream, asyncio.Task[None]]] = OrderedDict()
+        streams: list[RunStream] = []
 
         async def feed(tasks: asyncio.TaskGroup) -> None:
             chunk_samples = min(CHUNK_SAMPLES, info.max_chunk_samples)
             iterator = iter(reads)
             while (read := await asyncio.to_thread(_next_encoded, iterator, chunk_samples)) is not None:
                 run = read.info.run
-                if run.run_id not in streams:
+                if run.run_id not in live:
+                    if len(live) >= _MAX_LIVE_STREAMS:  # finish the run that had no read for longest
+                        _, (oldest, task) = live.popitem(last=False)
+                        oldest.end()
+                        await task
                     stream = RunStream(
                         self.target, run, self.options, deliveries.put_nowait, info.min_chunk_credit_samples, identity
                     )
-                    streams[run.run_id] = stream
-                    tasks.create_task(stream.run())
-                await streams[run.run_id].put(read)
-            for stream in streams.values():
+                    streams.append(stream)
+                    live[run.run_id] = stream, tasks.create_task(stream.run())
+                live.move_to_end(run.run_id)
+                await live[run.run_id][0].put(read)
+            for stream, _ in live.values():
                 stream.end()
 
         async def work() -> None:
@@ -125,7 +133,7 @@ class BasecallClient:
         except BaseExceptionGroup as group:
             raise _first_error(group) from group
         finally:
-            self.reconnects += sum(stream.reconnects for stream in streams.values())
+            self.reconnects += sum(stream.reconnects for stream in streams)
             worker.cancel()
             await asyncio.gather(worker, return_exceptions=True)
 

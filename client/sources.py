@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pod5
 
 from porestream.client.reads import ReadInfo, RunInfo, SignalRead
@@ -51,6 +53,8 @@ class Pod5Source:
     runs: dict[str, RunInfo] = field(default_factory=dict, init=False)
     total_reads: int = field(default=0, init=False)
     _files: list[Path] = field(default_factory=list, init=False)
+    _ids: list[npt.NDArray[np.bytes_]] = field(default_factory=list, init=False)
+    _copies: dict[bytes, bool] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         for path in map(Path, self.paths):
@@ -65,6 +69,8 @@ class Pod5Source:
         for path in self._files:
             once.setdefault(os.path.realpath(path), path)
         self._files = [path for path in once.values() if self._survey(path)]
+        self._copies = _repeated(self._ids)
+        self._ids.clear()
         if self.max_reads is not None:
             self.total_reads = min(self.total_reads, self.max_reads)
 
@@ -87,6 +93,7 @@ class Pod5Source:
                 if not reader.read_table.num_record_batches:
                     return False  # no reads: pod5 cannot count them then
                 self.total_reads += reader.num_reads
+                self._ids.append(np.frombuffer(b"".join(reader.read_ids_raw.to_pylist()), "S16"))
                 for run in reader.run_info_table.read_all().to_pylist():
                     info = _run_info(run)
                     self.runs.setdefault(info.run_id, info)
@@ -99,6 +106,10 @@ class Pod5Source:
         try:
             with pod5.Reader(path) as reader:
                 for record in reader.reads():
+                    if self._is_copy(record.read_id.bytes):
+                        reason = "duplicate: a read of this id was met before, and is called"
+                        self.read_faults.append(ReadFault(str(record.read_id), path, reason))
+                        continue
                     try:
                         read = self._convert(record, path)
                     except Exception as error:  # noqa: BLE001 - one bad read must not end the file
@@ -107,6 +118,13 @@ class Pod5Source:
                         yield read
         except Exception as error:  # noqa: BLE001 - whatever pod5 and Arrow raise amid a damaged file
             self.file_faults.append(FileFault(path, f"not read to its end: {_reason(error)}"))
+
+    def _is_copy(self, read_id: bytes) -> bool:
+        """Whether a read of this id was met before; only ids that come more than once are remembered."""
+        if read_id not in self._copies:
+            return False
+        is_copy, self._copies[read_id] = self._copies[read_id], True
+        return is_copy
 
     def _convert(self, record: pod5.ReadRecord, path: Path) -> SignalRead:
         info = ReadInfo(
@@ -122,6 +140,14 @@ class Pod5Source:
             file_name=path.name,
         )
         return SignalRead(info, record.signal)
+
+
+def _repeated(ids: list[npt.NDArray[np.bytes_]]) -> dict[bytes, bool]:
+    """The read ids that stand in more than one place, none of them met yet. Takes 16 bytes a read, for a moment."""
+    if len(ids) < 2:
+        return {}
+    sorted_ids = np.sort(np.concatenate(ids))
+    return {bytes(name).ljust(16, b"\0"): False for name in sorted_ids[1:][sorted_ids[1:] == sorted_ids[:-1]]}
 
 
 def _run_info(run: dict[str, Any]) -> RunInfo:

@@ -5,6 +5,7 @@ decides the bytes is pinned at the first connection: another server must be an e
 """
 
 import asyncio
+import contextlib
 import random
 import time
 from collections import OrderedDict, deque
@@ -24,8 +25,9 @@ from porestream.v1 import porestream_pb2_grpc as pb_grpc
 log = structlog.get_logger()
 
 _MESSAGE_BYTES = 256 << 10
+_MIN_WINDOW_SAMPLES = 1024  # of the window for a read, however short: so their number is bounded, too
 _FIRST_BACKOFF_S, _MAX_BACKOFF_S = 0.2, 5.0
-_CHANNEL_OPTIONS = (
+CHANNEL_OPTIONS = (
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
     ("grpc.use_local_subchannel_pool", 1),  # a new channel tries at once, whatever an old one went through
@@ -111,13 +113,13 @@ async def identify(target: str, options: StreamOptions) -> pb.CallerIdentity:
     ServerRefused, ServerLost
         The server does not have what is asked for, or does not answer.
     """
-    async with grpc.aio.insecure_channel(target, options=_CHANNEL_OPTIONS) as channel:
+    async with grpc.aio.insecure_channel(target, options=CHANNEL_OPTIONS) as channel:
         call = pb_grpc.BasecallServiceStub(channel).StreamReads()
         try:
             await call.write(open_message(RunInfo("identify", 0), options, None))
             response = await asyncio.wait_for(call.read(), 4 * options.heartbeat_s)
             if response is grpc.aio.EOF:
-                raise await _error_of(call)
+                raise ServerLost(f"{target} ended the stream before it began")
             await call.write(pb.StreamReadsRequest(half_close=pb.HalfClose()))
             caller: pb.CallerIdentity = response.opened.caller
         except grpc.aio.AioRpcError as error:
@@ -188,13 +190,14 @@ class RunStream:
 
     async def put(self, read: EncodedRead) -> None:
         """Have a read called; waits while too much is under way."""
-        while self._window_used and self._window_used + read.samples > self._options.window_samples:
+        cost = _window_cost(read)
+        while self._window_used and self._window_used + cost > self._options.window_samples:
             self._window_free.clear()
             await self._window_free.wait()
         if read.info.read_id.bytes in self._pending:
             self._deliver((_duplicate(read), lambda: None))
             return
-        self._window_used += read.samples
+        self._window_used += cost
         self._pending[read.info.read_id.bytes] = read
         if self._connection:
             self._connection.to_send.append(read)
@@ -216,18 +219,19 @@ class RunStream:
         """
         backoff_s = _FIRST_BACKOFF_S
         failing_since_s: float | None = None
-        while True:
+        while not self._is_done():
             results, began_s = self._results, time.monotonic()
+            reason = "the server is going away"
             try:
-                if await self._connect():
-                    return
-                reason = "the server is going away"
+                await self._connect()
             except grpc.aio.AioRpcError as error:
                 if error.code() in _FINAL:
                     raise ServerRefused(f"{error.code().name}: {error.details()}") from error
                 reason = f"{error.code().name}: {error.details()}"
             except TimeoutError:
                 reason = f"silent for {4 * self._options.heartbeat_s:g} s"
+            if self._is_done():  # whatever ended the connection, nothing is missing
+                return
             now_s = time.monotonic()
             self.reconnects += 1
             if self._results > results or now_s - began_s > self._options.give_up_s or failing_since_s is None:
@@ -238,17 +242,19 @@ class RunStream:
             await asyncio.sleep(backoff_s * random.uniform(0.5, 1.0))
             backoff_s = min(2 * backoff_s, _MAX_BACKOFF_S)
 
-    async def _connect(self) -> bool:
-        """One connection's life. True: all is done; False: the server sent us away."""
-        async with grpc.aio.insecure_channel(self._target, options=_CHANNEL_OPTIONS) as channel:
+    def _is_done(self) -> bool:
+        return self._ended and not self._pending
+
+    async def _connect(self) -> None:
+        """One connection's life."""
+        async with grpc.aio.insecure_channel(self._target, options=CHANNEL_OPTIONS) as channel:
             call = pb_grpc.BasecallServiceStub(channel).StreamReads()
-            connection = _Connection(to_send=deque(self._pending.values()))
+            connection = _Connection()
             await call.write(open_message(self._run_info, self._options, self._expected))
             sender: asyncio.Task[None] | None = None
+            patience_s = 4 * self._options.heartbeat_s
             try:
-                while (
-                    response := await asyncio.wait_for(call.read(), 4 * self._options.heartbeat_s)
-                ) is not grpc.aio.EOF:
+                while (response := await asyncio.wait_for(call.read(), patience_s)) is not grpc.aio.EOF:
                     if response.WhichOneof("message") == "opened":
                         connection.credit = response.opened.credit.max_total_samples
                         connection.to_send = deque(self._pending.values())
@@ -258,13 +264,6 @@ class RunStream:
                         self._take(response, connection)
                     if sender is not None and sender.done():
                         sender.result()
-                if await call.code() != grpc.StatusCode.OK and not connection.draining:
-                    raise await _error_of(call)
-                return self._ended and not self._pending
-            except grpc.aio.AioRpcError:
-                if connection.draining:
-                    return False
-                raise
             finally:
                 self._connection = None
                 call.cancel()
@@ -290,7 +289,7 @@ class RunStream:
 
         def stored() -> None:
             if read:
-                self._window_used -= read.samples
+                self._window_used -= _window_cost(read)
                 self._window_free.set()
             connection.stored_seq = seq
             connection.changed.set()
@@ -298,17 +297,23 @@ class RunStream:
         self._deliver((result, stored))
 
     async def _send(self, call: grpc.aio.StreamStreamCall, connection: _Connection) -> None:
+        sent_s = time.monotonic()
         while True:
             message = self._next_message(connection)
             if message is None:
-                connection.changed.clear()
-                try:
-                    await asyncio.wait_for(connection.changed.wait(), self._options.heartbeat_s)
+                wait_s = sent_s + self._options.heartbeat_s - time.monotonic()
+                if wait_s > 0:
+                    connection.changed.clear()
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(connection.changed.wait(), wait_s)
                     continue
-                except TimeoutError:
-                    message = pb.StreamReadsRequest()
-                    message.heartbeat.sent_at.GetCurrentTime()
-            await call.write(message)
+                message = pb.StreamReadsRequest()
+                message.heartbeat.sent_at.GetCurrentTime()
+            try:
+                await call.write(message)
+            except asyncio.InvalidStateError:  # the call is over: who reads from it learns why
+                return
+            sent_s = time.monotonic()
 
     def _next_message(self, connection: _Connection) -> pb.StreamReadsRequest | None:
         if connection.stored_seq > connection.acknowledged_seq:
@@ -347,18 +352,15 @@ class RunStream:
         return chunks
 
     def _name_pending(self) -> str:
-        names = [str(UUID(bytes=read_id)) for read_id in list(self._pending)[:3]]
-        return (
-            f"{len(self._pending)} reads have no result ({', '.join(names)}{', ...' if len(self._pending) > 3 else ''})"
-        )
+        names = [str(UUID(bytes=read_id)) for read_id in list(self._pending)[:20]]
+        more = ", ..." if len(self._pending) > len(names) else ""
+        return f"{len(self._pending)} reads have no result ({', '.join(names)}{more})"
+
+
+def _window_cost(read: EncodedRead) -> int:
+    return max(read.samples, _MIN_WINDOW_SAMPLES)
 
 
 def _duplicate(read: EncodedRead) -> ReadResult:
     reason = "duplicate: a read of this id is already under way"
     return ReadResult(read.info, ReadStatus.REJECTED, reason, read.samples, 0.0, 0.0, "", ())
-
-
-async def _error_of(call: grpc.aio.StreamStreamCall) -> grpc.aio.AioRpcError:
-    return grpc.aio.AioRpcError(
-        await call.code(), await call.initial_metadata(), await call.trailing_metadata(), await call.details()
-    )

@@ -34,6 +34,7 @@ from porestream.v1 import porestream_pb2_grpc as pb_grpc
 log = structlog.get_logger()
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -2, -3, -8
+_OTHER_RPCS = 64  # beside streams of reads: statistics, health, and streams about to be turned away
 _SERVICE = pb.DESCRIPTOR.services_by_name["BasecallService"].full_name
 
 
@@ -111,6 +112,7 @@ def build_server(
         The address cannot be bound.
     """
     server = grpc.aio.server(
+        maximum_concurrent_rpcs=engine.max_streams + _OTHER_RPCS,
         options=[
             ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
             ("grpc.max_send_message_length", -1),

@@ -57,9 +57,10 @@ class MemoryBudget:
         self._waiting: set[Account] = set()
         needed = 2 * MAX_CHUNK_SAMPLES * BYTES_PER_CREDIT_SAMPLE
         if self.share_bytes < needed:
+            fitting = total_bytes // (4 * needed)
             raise BudgetError(
                 f"a memory budget of {total_bytes} bytes is too small for {max_streams} streams: it takes at least "
-                f"{4 * needed * max_streams} bytes, or at most {total_bytes // (4 * needed)} streams"
+                f"{4 * needed * max_streams} bytes" + (f", or at most {fitting} streams" if fitting else "")
             )
 
     def open(self, account: Account) -> None:

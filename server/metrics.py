@@ -1,8 +1,9 @@
 """The books, and what Prometheus sees of the server. No run, sample or read id ever becomes a label."""
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from prometheus_client import Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -75,6 +76,7 @@ class Ledger:
 
     def __init__(self) -> None:
         self.server = Books()
+        self.lock = threading.Lock()  # Prometheus asks from a thread of its own, and must find the books balanced
         self._runs: OrderedDict[str, Books] = OrderedDict()
 
     def run(self, run_id: str) -> Books:
@@ -92,15 +94,17 @@ class Ledger:
 
 
 class StreamBooks:
-    """Books one stream's reads in the server's and its run's books."""
+    """Books one stream's reads in the server's and its run's books, each time in both or in none."""
 
     def __init__(self, ledger: Ledger, run_id: str) -> None:
+        self._lock = ledger.lock
         self._books = (ledger.server, ledger.run(run_id))
 
     def receive(self) -> None:
         """A read's first chunk came."""
-        for books in self._books:
-            books.receive()
+        with self._lock:
+            for books in self._books:
+                books.receive()
 
     def samples(self, count: int) -> None:
         """Samples came."""
@@ -115,13 +119,15 @@ class StreamBooks:
 
     def close(self, status: Status, *, aligned: bool) -> None:
         """A result was acknowledged."""
-        for books in self._books:
-            books.close(status, aligned=aligned)
+        with self._lock:
+            for books in self._books:
+                books.close(status, aligned=aligned)
 
     def abandon(self, reads: int) -> None:
         """The stream ended with so many reads open."""
-        for books in self._books:
-            books.abandon(reads)
+        with self._lock:
+            for books in self._books:
+                books.abandon(reads)
 
 
 class ServerCollector:
@@ -136,11 +142,12 @@ class ServerCollector:
     """
 
     def __init__(self, ledger: Ledger, gauges: dict[str, tuple[str, Callable[[], float]]]) -> None:
-        self._books, self._gauges = ledger.server, gauges
+        self._ledger, self._gauges = ledger, gauges
 
     def collect(self) -> Iterator[Metric]:
         """All metrics of the books, and the gauges."""
-        books = self._books
+        with self._ledger.lock:
+            books = replace(self._ledger.server)
         reads = CounterMetricFamily("porestream_reads", "Attempts at reads that ended, by status", labels=["status"])
         for status in ("called", "filtered", "rejected", "failed", "abandoned"):
             reads.add_metric([status], getattr(books, status))

@@ -74,10 +74,15 @@ class Pipeline:
             raise
         self._warm.wait()
         while (work := self._scheduler.take()) is not None:
-            if isinstance(work, Job):
-                self._prepare(work)
-            else:
-                self._call(work)
+            try:
+                if isinstance(work, Job):
+                    self._prepare(work)
+                else:
+                    self._call(work)
+            except Exception as error:  # a defect of ours: its reads fail, the worker and all other reads go on
+                log.exception("worker failed")
+                for job in {work} if isinstance(work, Job) else {task.job for task in work.tasks}:
+                    self._end(job, Status.FAILED, f"{type(error).__name__}: {error}")
 
     def _prepare(self, job: Job) -> None:
         """Decode the signal, scale it, plan its chunks."""
@@ -181,7 +186,9 @@ class Pipeline:
 
     def _end(self, job: Job, status: Status, detail: str) -> None:
         if self._scheduler.done(job):
-            job.deliver(job, ReadResult(job.read.read_id, job.read.channel, status, detail, job.read.samples))
+            timings = Timings(total_s=time.monotonic() - job.submitted_s)
+            read = job.read
+            job.deliver(job, ReadResult(read.read_id, read.channel, status, detail, read.samples, timings=timings))
 
 
 def _chunk_of(task: Task) -> tuple[npt.NDArray[np.int16], Scaling, int]:

@@ -34,6 +34,8 @@ log = structlog.get_logger()
 
 MAX_MESSAGE_BYTES = 1 << 20
 _WRITE_TIMEOUT_S = 60.0
+_FIRST_MESSAGE_TIMEOUT_S = 30.0
+_MAX_RUN_ID_LENGTH = 256
 _DEFAULT_HEARTBEAT_S = 5.0
 _DEFAULT_STATS_INTERVAL_S = 5.0
 
@@ -105,21 +107,23 @@ class BasecallService(pb_grpc.BasecallServiceServicer):
         session: Session | None = None
         receiver: asyncio.Task[None] | None = None
         try:
-            first = await anext(aiter(request_iterator), None)
+            first = await asyncio.wait_for(anext(aiter(request_iterator), None), _FIRST_MESSAGE_TIMEOUT_S)
             if first is None:
                 raise StreamFault("INVALID_ARGUMENT", "the stream ended before its first message")
             session = self._open(first)
             receiver = asyncio.create_task(self._receive(session, request_iterator))
-            await context.write(pb.StreamReadsResponse(opened=pb.StreamOpened(caller=self._identity(first.open))))
+            opened = pb.StreamOpened(caller=self._identity(first.open))
+            opened.credit.max_total_samples = session.first_credit()
+            await asyncio.wait_for(context.write(pb.StreamReadsResponse(opened=opened)), _WRITE_TIMEOUT_S)
             async for output in session.outputs():
                 await asyncio.wait_for(context.write(_encode_output(output, session.settings)), _WRITE_TIMEOUT_S)
         except StreamFault as fault:
             log.info("stream ended", status=fault.code, reason=str(fault))
             await context.abort(grpc.StatusCode[fault.code], str(fault))
         except TimeoutError:
-            log.info("stream ended", status="DEADLINE_EXCEEDED", reason="the client does not read")
+            log.info("stream ended", status="DEADLINE_EXCEEDED", reason="the client neither reads nor opens")
             await context.abort(
-                grpc.StatusCode.DEADLINE_EXCEEDED, f"the client took nothing for {_WRITE_TIMEOUT_S:.0f} s"
+                grpc.StatusCode.DEADLINE_EXCEEDED, "the client opened nothing, or took nothing, in time"
             )
         finally:
             if receiver is not None:
@@ -142,6 +146,8 @@ class BasecallService(pb_grpc.BasecallServiceServicer):
             raise StreamFault("UNIMPLEMENTED", "purpose DECISIONS is not served yet")
         if not opening.run.run_id:
             raise StreamFault("INVALID_ARGUMENT", "open.run.run_id is empty: results are told apart by it")
+        if len(opening.run.run_id) > _MAX_RUN_ID_LENGTH:
+            raise StreamFault("INVALID_ARGUMENT", f"open.run.run_id is longer than {_MAX_RUN_ID_LENGTH} characters")
         settings = self._settings(opening.options)
         _check_expected(opening.expected, self._identity(opening))
         heartbeat_s = _seconds(opening.heartbeat_interval) or _DEFAULT_HEARTBEAT_S
@@ -237,8 +243,6 @@ class BasecallService(pb_grpc.BasecallServiceServicer):
             session.requests_ended()
         except StreamFault as fault:
             session.fail(fault)
-        except asyncio.CancelledError:
-            raise
         except Exception as error:  # the stream must end, not hang
             log.exception("stream failed")
             session.fail(StreamFault("INTERNAL", f"{type(error).__name__}: {error}"))

@@ -91,7 +91,6 @@ class Scheduler:
         self._active: dict[Job, int] = {}  # decoded bytes of each read that is being called
         self._last_tag: dict[Hashable, float] = {}
         self._now = 0.0  # virtual time, in samples of service
-        self._preparing = 0
         self._closed = False
         self._sequence = itertools.count()
         self._changed = threading.Condition()
@@ -135,7 +134,6 @@ class Scheduler:
         """The read's plan is made: its chunks are ready to be called."""
         assert job.plan is not None
         with self._changed:
-            self._preparing -= 1
             if job not in self._active:  # cancelled meanwhile
                 return
             for index, piece in enumerate(job.plan.pieces):
@@ -153,8 +151,6 @@ class Scheduler:
     def done(self, job: Job) -> bool:
         """The read is finished, or given up; its memory is free. False where its stream was cancelled meanwhile."""
         with self._changed:
-            if job.plan is None:
-                self._preparing -= 1
             self._changed.notify_all()
             return self._active.pop(job, None) is not None
 
@@ -190,7 +186,6 @@ class Scheduler:
     def _start(self) -> Job:
         job = heapq.heappop(self._waiting)[2]
         self._active[job] = job.decoded_bytes
-        self._preparing += 1
         return job
 
     def _pop(self, tasks: list[Task]) -> Batch:

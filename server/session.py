@@ -5,6 +5,7 @@ values, and its outputs are values.
 """
 
 import asyncio
+import contextlib
 import time
 from collections import deque
 from collections.abc import AsyncIterator
@@ -216,6 +217,11 @@ class Session:
 
     # what the server says
 
+    def first_credit(self) -> int:
+        """The credit that the stream begins with, in samples."""
+        self._announced = self._granted
+        return self._granted
+
     async def outputs(self) -> AsyncIterator[Output]:
         """What is to be sent, until the stream's end.
 
@@ -225,28 +231,34 @@ class Session:
             The stream is to end with a status other than OK.
         """
         draining = False
+        sent_s = time.monotonic()
         while True:
+            wait_s = sent_s + self._heartbeat_s - time.monotonic()
             if self._fault:
                 raise self._fault
             if self._drain and not draining:
                 draining = True
                 yield self._drain
+                sent_s = time.monotonic()
             elif self._unsent:
                 yield self._next_results()
+                sent_s = time.monotonic()
                 self.extend_credit()
             elif self._granted > self._announced and not self._half_closed:
                 self._announced = self._granted
                 yield CreditGrant(self._granted)
+                sent_s = time.monotonic()
             elif self._is_finished():
                 if draining:
                     raise StreamFault("UNAVAILABLE", "drained: go on with another server")
                 return
+            elif wait_s <= 0:
+                yield Beat()
+                sent_s = time.monotonic()
             else:
                 self._changed.clear()
-                try:
-                    await asyncio.wait_for(self._changed.wait(), self._heartbeat_s)
-                except TimeoutError:
-                    yield Beat()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._changed.wait(), wait_s)
             silent_s = time.monotonic() - self._heard_s
             if silent_s > 4 * self._heartbeat_s and not self._requests_ended:
                 raise StreamFault("DEADLINE_EXCEEDED", f"the client was silent for {silent_s:.0f} s")
@@ -363,9 +375,12 @@ class Session:
         if self._closed or self._half_closed or self._drain or self._running_samples > _BACKLOG_SAMPLES:
             return
         outstanding = self._granted - self._used
-        if outstanding >= _WINDOW_SAMPLES // 2:
+        window = min(
+            max(self._used, 4 * MAX_CHUNK_SAMPLES), _WINDOW_SAMPLES
+        )  # grows with use: idle streams tie up little
+        if outstanding >= window // 2:
             return
-        self._grant(min(_WINDOW_SAMPLES - outstanding, self._room(starving=False)))
+        self._grant(min(window - outstanding, self._room(starving=False)))
         needed = MAX_CHUNK_SAMPLES - (self._granted - self._used)
         if needed <= 0 or self.is_busy():
             return

@@ -3,10 +3,16 @@
 import os
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
 
 from porestream.kernels.aligner import PRESETS
 
@@ -25,12 +31,14 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=_PREFIX, extra="forbid", frozen=True)
 
-    model: list[Path] = Field(description="Model directory. Repeat for several; a stream names one by directory name.")
-    reference: list[Path] = Field(
+    model: Annotated[list[Path], NoDecode] = Field(
+        description="Model directory. Repeat for several; a stream names one by directory name."
+    )
+    reference: Annotated[list[Path], NoDecode] = Field(
         default_factory=list,
         description="FASTA (plain or gzipped) or minimap2 index. Repeat for several; a stream names one by file name.",
     )
-    preset: list[str] = Field(
+    preset: Annotated[list[str], NoDecode] = Field(
         default_factory=list,
         description="Alignment preset, map-ont or lr:hq. Default: what suits each model (fast: map-ont, else lr:hq).",
     )
@@ -60,6 +68,11 @@ class Settings(BaseSettings):
     log_format: Literal["auto", "json", "text"] = Field(
         default="auto", description="Of the log on stderr. auto: text on a terminal, else JSON lines."
     )
+
+    @field_validator("model", "reference", "preset", mode="before")
+    @classmethod
+    def _list(cls, value: Any) -> Any:
+        return [part for part in value.split(",") if part] if isinstance(value, str) else value
 
     @field_validator("memory_budget", mode="before")
     @classmethod

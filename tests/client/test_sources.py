@@ -47,7 +47,6 @@ def test_a_read_has_its_signal_and_facts(tmp_path: Path, write_pod5: WritePod5) 
     assert (run.position, run.sample_id, run.experiment_id) == ("MN00001", "sample", "experiment")
     assert run.acquisition_start_time == datetime(2024, 5, 6, 7, 8, 9, 123000, tzinfo=UTC)
     assert not source.file_faults
-    assert not source.read_faults
 
 
 def test_files_and_folders_in_order(tmp_path: Path, write_pod5: WritePod5) -> None:
@@ -172,7 +171,9 @@ def test_files_that_went_through_blue_crab(shared_data: Path) -> None:
     assert len(files) == 14
     source = Pod5Source(files)
     reads = list(source)
-    assert len(reads) == source.total_reads
+    assert len(reads) + len(source.read_faults) == source.total_reads
+    assert all("duplicate" in fault.reason for fault in source.read_faults)  # the files are variants of few reads
+    assert len({read.info.read_id for read in reads}) == len(reads)
     assert not source.read_faults
     yielded = {read.info.file_name for read in reads}
     named = {fault.path.name for fault in source.file_faults}
@@ -190,3 +191,15 @@ def test_a_copy_of_real_data_that_was_cut_short(shared_data: Path, tmp_path: Pat
     source = Pod5Source([tmp_path])
     assert len(list(source)) == source.total_reads == 100
     assert [fault.path.name for fault in source.file_faults] == ["cut.pod5"]
+
+
+def test_copies_of_a_read_are_called_once_and_named(tmp_path: Path, write_pod5: WritePod5) -> None:
+    signals = [np.arange(100, dtype=np.int16)] * 3
+    write_pod5(tmp_path / "a.pod5", signals, first=1)
+    write_pod5(tmp_path / "b.pod5", signals, first=3)  # read 3 is in both
+    source = Pod5Source([tmp_path])
+    assert [read.info.read_id.int for read in source] == [1, 2, 3, 4, 5]
+    (fault,) = source.read_faults
+    assert fault.read_id == str(UUID(int=3))
+    assert fault.path.name == "b.pod5"
+    assert "duplicate" in fault.reason

@@ -199,6 +199,31 @@ def test_every_read_once_though_the_server_is_killed_twenty_times(shared_data: P
     assert all(sequences[record.query_name] == record.query_sequence for record in primaries(expected))
 
 
+def test_a_rollout_loses_nothing(shared_data: Path, tmp_path: Path) -> None:
+    """SIGTERM amid a run: the server finishes what it has and exits with 0; the next one on the address does the rest."""
+    server = KillableServer(tmp_path, "--model", shared_data / MODEL, "-t", 1)
+    bam = tmp_path / "calls.bam"
+    server.start()
+    client = subprocess.Popen(
+        [*PORESTREAM, "call", str(shared_data / "human_r941/reads.pod5"), "--server", server.address, "-o", str(bam)],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not (bam.exists() and bam.stat().st_size):
+        assert client.poll() is None
+        time.sleep(0.05)
+    time.sleep(1)
+    assert server.stop() == 0
+    server.start()
+    _, messages = client.communicate(timeout=100)
+    assert client.returncode == 0, messages
+    assert "going away" in messages or "UNAVAILABLE" in messages
+    names = collections.Counter(record.query_name for record in primaries(bam))
+    assert len(names) == 40
+    assert set(names.values()) == {1}
+    assert server.stop() == 0
+
+
 def test_the_embedded_server_is_started_again(shared_data: Path, tmp_path: Path) -> None:
     bam = tmp_path / "calls.bam"
     command = [*PORESTREAM, "call", shared_data / "human_r941/reads.pod5", "--model", shared_data / MODEL, "-o", bam]
