@@ -27,47 +27,26 @@ class SettingsError(ValueError):
 
 
 class Settings(BaseSettings):
-    """What a server is started with. Each field's description is its help text."""
+    """What a server is started with; cli/serve.py has the help texts."""
 
     model_config = SettingsConfigDict(env_prefix=_PREFIX, extra="forbid", frozen=True)
 
-    model: Annotated[list[Path], NoDecode] = Field(
-        description="Model directory. Repeat for several; a stream names one by directory name."
-    )
-    reference: Annotated[list[Path], NoDecode] = Field(
-        default_factory=list,
-        description="FASTA (plain or gzipped) or minimap2 index. Repeat for several; a stream names one by file name.",
-    )
-    preset: Annotated[list[str], NoDecode] = Field(
-        default_factory=list,
-        description="Alignment preset, map-ont or lr:hq. Default: what suits each model (fast: map-ont, else lr:hq).",
-    )
-    listen: str = Field(default="127.0.0.1:50051", description="HOST:PORT or unix:PATH to serve gRPC on.")
-    metrics_port: int = Field(
-        default=0, ge=0, le=65535, description="Port of Prometheus metrics (/metrics), on 127.0.0.1; 0: none."
-    )
-    metrics_host: str = Field(default="127.0.0.1", description="Address that the metrics port is bound to.")
-    memory_budget: int = Field(
-        default=1 << 30,
-        description="Bytes (or 512M, 2G) that all streams' signal and results may take beside the idle server.",
-    )
-    max_streams: int = Field(default=64, ge=1, description="Streams served at once; more are turned away.")
-    max_read_samples: int = Field(default=50_000_000, ge=1, description="Longer reads are rejected, by name.")
-    precision: Literal["auto", "fp32", "bf16"] = Field(
-        default="auto", description="Of the network. auto: bf16 where the processor computes it, else fp32."
-    )
-    batch_size: int = Field(default=16, ge=1, le=4096, description="Chunks called at a time by a worker.")
-    threads: int = Field(default=0, ge=0, description="Workers, each on one core. 0: one for every core.")
-    batch_delay_s: float = Field(
-        default=0.02, gt=0, le=10, description="Longest time in seconds that a chunk waits for its batch to fill."
-    )
-    grace_s: float = Field(default=30.0, ge=0, description="Seconds that streams have to finish after SIGTERM.")
-    cache_dir: Path | None = Field(
-        default=None, description="Where compiled code and reference indexes are kept. Default: the user's cache."
-    )
-    log_format: Literal["auto", "json", "text"] = Field(
-        default="auto", description="Of the log on stderr. auto: text on a terminal, else JSON lines."
-    )
+    model: Annotated[list[Path], NoDecode]
+    reference: Annotated[list[Path], NoDecode] = []
+    preset: Annotated[list[str], NoDecode] = []
+    listen: str = "127.0.0.1:50051"
+    metrics_port: int = Field(default=0, ge=0, le=65535)
+    metrics_host: str = "127.0.0.1"
+    memory_budget: int = 1 << 30
+    max_streams: int = Field(default=64, ge=1)
+    max_read_samples: int = Field(default=50_000_000, ge=1)
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    batch_size: int = Field(default=16, ge=1, le=4096)
+    threads: int = Field(default=0, ge=0)
+    batch_delay_s: float = Field(default=0.02, gt=0, le=10)
+    grace_s: float = Field(default=30.0, ge=0)
+    cache_dir: Path | None = None
+    log_format: Literal["auto", "json", "text"] = "auto"
 
     @field_validator("model", "reference", "preset", mode="before")
     @classmethod

@@ -1,10 +1,12 @@
 """Fixtures for all tests."""
 
+import asyncio
 import json
 import math
 import os
+import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -169,3 +171,94 @@ def make_bundle() -> MakeBundle:
         return tensors
 
     return write
+
+
+@pytest.fixture(scope="session")
+def tiny_model(make_bundle: MakeBundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model directory that calls nonsense, but quickly, and always the same."""
+    return make_bundle(tmp_path_factory.mktemp("models") / "tiny_fast@v1", container="safetensors")
+
+
+class RunningServer:
+    """A server on a thread of its own."""
+
+    def __init__(self, **settings: Any) -> None:
+        from porestream.server.settings import Settings
+
+        self._settings = Settings(**settings)
+        self._started = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), daemon=True)
+        self.address = ""
+        self._leaving = False
+        self.engine: Any
+        self.service: Any
+        self.error: BaseException | None = None
+        self._thread.start()
+        self._started.wait(60)
+        if self.error:
+            raise self.error
+
+    async def _run(self) -> None:
+        from porestream.server.app import build_engine, build_server
+
+        try:
+            self.engine = build_engine(self._settings)
+            server, self.service, _, self.address = build_server(self.engine, self._settings.listen)
+            await server.start()
+        except BaseException as error:
+            self.error = error
+            raise
+        finally:
+            self._started.set()
+        self.loop = asyncio.get_running_loop()
+        self._stop = asyncio.Event()
+        await self._stop.wait()
+        if self._leaving:
+            await self.service.drain(5.0)
+        await server.stop(0)
+        await asyncio.to_thread(self.engine.pipeline.close)
+
+    def drain(self, grace_s: float) -> None:
+        """As on SIGTERM."""
+        asyncio.run_coroutine_threadsafe(self.service.drain(grace_s), self.loop).result(grace_s + 10)
+
+    def leave(self) -> None:
+        """Drain, then stop, as on SIGTERM."""
+        self._leaving = True
+        self.stop()
+
+    def stop(self) -> None:
+        """Stop at once."""
+        if self._thread.is_alive():
+            self.loop.call_soon_threadsafe(self._stop.set)
+            self._thread.join(20)
+
+
+StartServer = Callable[..., RunningServer]
+
+
+@pytest.fixture
+def start_server(tiny_model: Path) -> Iterator[StartServer]:
+    """Starts servers: `start_server(batch_size=7, ...)`; they are stopped in the end."""
+    servers: list[RunningServer] = []
+
+    def start(**settings: object) -> RunningServer:
+        given = {"model": [tiny_model], "listen": "127.0.0.1:0", "threads": 2, "max_streams": 32} | settings
+        server = RunningServer(**given)
+        servers.append(server)
+        return server
+
+    yield start
+    for server in servers:
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def signals() -> list[np.ndarray]:
+    """Reads of many lengths, with steps as real signal has."""
+    rng = np.random.default_rng(5)
+    reads = []
+    for samples in [*range(6, 40, 7), 299, 300, 301, 1199, 1200, 1201, 2500, 5000, 12_345, 30_000, 100_000, 140_000]:
+        levels = rng.normal(500, 80, samples // 9 + 1).repeat(9)[:samples]
+        reads.append((levels + rng.normal(0, 12, samples)).astype(np.int16))
+    return reads
