@@ -1,6 +1,7 @@
 """What `porestream call` does: source, server, client, writer, summary."""
 
 import asyncio
+import signal
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +24,7 @@ from porestream.client.stream import ServerLost, ServerRefused, StreamOptions
 from porestream.client.summary import Summary
 
 EXIT_FAILURE, EXIT_USAGE, EXIT_UNREADABLE, EXIT_SERVER_LOST, EXIT_UNBALANCED = 1, 2, 3, 4, 5
+EXIT_TERMINATED = 128 + signal.SIGTERM
 _LISTED_PROBLEMS = 20
 
 
@@ -59,6 +61,9 @@ def run_call(request: Request) -> int:
     )
     try:
         return asyncio.run(_call(request))
+    except asyncio.CancelledError:
+        _say("stopped by SIGTERM; what was called so far is in the output")
+        return EXIT_TERMINATED
     except OSError as error:
         about = f"{error.filename}: " if error.filename else ""
         _say(f"Error: {about}{error.strerror or error}")
@@ -79,6 +84,9 @@ def _check_outputs(request: Request) -> None:
 
 
 async def _call(request: Request) -> int:
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     source = Pod5Source(request.reads, request.max_reads)
     for fault in source.file_faults:
         _say(f"cannot read {fault.path}: {fault.reason}")

@@ -67,7 +67,7 @@ class Pipeline:
     def _work(self) -> None:
         torch.set_num_threads(1)
         try:
-            for basecaller in self._basecallers.values():
+            for basecaller in [*self._basecallers.values()] * 2:  # plans are made once; then all take memory together
                 basecaller.warm_up()
         except BaseException:
             self._warm.abort()

@@ -105,6 +105,7 @@ def test_a_loop_that_is_left_early(address: str, reads: Path, how: str) -> None:
 
 def test_ctrl_c_ends_the_loop_with_nothing_else(address: str, reads: Path) -> None:
     let_go = threading.Event()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell ignores it
 
     def slow() -> Iterator[SignalRead]:
         yield next(iter(Pod5Source([reads])))

@@ -224,6 +224,28 @@ def test_a_rollout_loses_nothing(shared_data: Path, tmp_path: Path) -> None:
     assert server.stop() == 0
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 1)])
+def test_a_stopped_call_leaves_a_valid_file(shared_data: Path, tmp_path: Path, number: int, code: int) -> None:
+    bam = tmp_path / "calls.bam"
+    command = [*PORESTREAM, "call", str(shared_data / "human_r941/reads.pod5"), "--model", str(shared_data / MODEL)]
+    client = subprocess.Popen(
+        [*command, "-o", str(bam)],
+        stderr=subprocess.PIPE,
+        env=os.environ | {"TMPDIR": str(tmp_path)},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job of a shell ignores it
+    )
+    while not (bam.exists() and bam.stat().st_size):
+        assert client.poll() is None
+        time.sleep(0.05)
+    time.sleep(1)
+    client.send_signal(number)
+    client.communicate(timeout=30)
+    assert client.returncode == code
+    assert len(primaries(bam)) < 40
+    subprocess.run(["samtools", "quickcheck", "-u", bam], check=True)
+    assert not list(tmp_path.glob("porestream-*")), "the embedded server's folder is left"
+
+
 def test_the_embedded_server_is_started_again(shared_data: Path, tmp_path: Path) -> None:
     bam = tmp_path / "calls.bam"
     command = [*PORESTREAM, "call", shared_data / "human_r941/reads.pod5", "--model", shared_data / MODEL, "-o", bam]
