@@ -2,8 +2,9 @@
 
 import asyncio
 import threading
+import time
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Coroutine, Iterable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Iterator
 from typing import Any, Self, TypeVar
 
 import grpc
@@ -18,6 +19,7 @@ _T = TypeVar("_T")
 _INTERRUPT_TIMEOUT_S = 5.0
 
 _MAX_LIVE_STREAMS = 4
+_PAUSE_S = 0.3
 FIRST_CONTACT_S = 10.0
 """How long a server that never answered may take: a wrong address should not cost minutes."""
 
@@ -53,6 +55,9 @@ class BasecallClient:
         ServerLost
             It does not answer within `timeout_s`.
         """
+        return await _persist(lambda: self._ask_server_info(timeout_s), timeout_s)
+
+    async def _ask_server_info(self, timeout_s: float) -> ServerInfo:
         async with grpc.aio.insecure_channel(self.target, options=CHANNEL_OPTIONS) as channel:
             stub = pb_grpc.BasecallServiceStub(channel)
             try:
@@ -71,7 +76,8 @@ class BasecallClient:
         ServerRefused, ServerLost
             The server does not have what is asked for, or does not answer.
         """
-        self._identity = self._identity or await identify(self.target, self.options)
+        if self._identity is None:
+            self._identity = await _persist(lambda: identify(self.target, self.options), FIRST_CONTACT_S)
         return decode_identity(self._identity)
 
     async def call(self, reads: Iterable[SignalRead]) -> AsyncGenerator[ReadResult, None]:
@@ -204,6 +210,18 @@ class SyncBasecallClient:
 
 async def _close(results: AsyncGenerator[ReadResult, None]) -> None:
     await results.aclose()
+
+
+async def _persist(ask: Callable[[], Awaitable[_T]], seconds: float) -> _T:
+    """Ask again where the server broke off: it may just be starting, or leaving for another."""
+    deadline_s = time.monotonic() + seconds
+    while True:
+        try:
+            return await ask()
+        except ServerLost:
+            if time.monotonic() >= deadline_s:
+                raise
+        await asyncio.sleep(_PAUSE_S)
 
 
 def _next_encoded(reads: Iterator[SignalRead], chunk_samples: int) -> EncodedRead | None:

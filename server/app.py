@@ -2,6 +2,7 @@
 
 import asyncio
 import ctypes
+import gc
 import logging
 import os
 import signal
@@ -68,6 +69,8 @@ def build_engine(settings: Settings) -> Engine:
     scheduler = Scheduler(settings.batch_size, settings.batch_delay_s, budget.decoded_bytes)
     pipeline = Pipeline(basecallers, aligners, scheduler, settings.worker_count)
     pipeline.start()
+    gc.collect()
+    gc.freeze()  # a full collection over all that torch loads would stop every worker for a while
     return Engine(
         basecallers,
         aligners,
