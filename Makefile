@@ -14,7 +14,7 @@ DATA ?= ../shared/data
 .PHONY: help system setup demo test lint typing bench compare-bonito stubs lock clean
 
 help:
-	@echo 'make demo            install, then call and align real reads'
+	@echo 'make demo            install, then simulate a small run, call and align it, and compare with the truth'
 	@echo 'make test            install, then run the tests'
 	@echo 'make lint            ruff, mypy, import rules, wire contract'
 	@echo 'make bench           speed and memory, as Markdown tables'
@@ -49,14 +49,7 @@ $(VENV)/.ready: pyproject.toml requirements.lock | system
 	touch $@
 
 demo: setup
-	@[ -d $(DATA) ] || { echo 'make demo still needs the real reads of $(DATA), which are not here' >&2; exit 1; }
-	@echo 'Calling 100 real SARS-CoV-2 reads (R9.4.1) and aligning them; data and model are those of $(DATA).'
-	mkdir -p demo
-	$(BIN)/porestream call $(DATA)/sarscov2_r941/reads.pod5 --model $(DATA)/models/dna_r9.4.1_e8.1_fast@v3.4 \
-		--reference $(DATA)/sarscov2_r941/reference.fasta -o demo/unsorted.bam --summary-json demo/summary.json
-	samtools sort -o demo/calls.bam demo/unsorted.bam && samtools index demo/calls.bam && rm demo/unsorted.bam
-	@echo 'demo/calls.bam is sorted and indexed; the same for your own reads:'
-	@echo '  $(BIN)/porestream call READS.pod5 --model MODEL_DIR --reference REF.fasta -o calls.bam'
+	$(BIN)/porestream demo -o demo
 
 test: setup
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

@@ -29,7 +29,6 @@ import torch
 
 from porestream.models.basecaller import ROWS, Basecaller, processor_has_bf16
 from porestream.models.bundle import ModelBundle, load_bundle
-from porestream.models.chunk import cut
 from porestream.models.network import Network
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -87,11 +86,10 @@ def real_chunks(bundle: ModelBundle, pod5_file: Path, count: int) -> npt.NDArray
     chunks: list[npt.NDArray[np.float32]] = []
     with pod5.Reader(pod5_file) as reader:
         for read in reader.reads():
-            scaling, trimmed, plan = caller.prepare(read.signal)
-            signal_S = read.signal[trimmed:]
-            for piece in plan.pieces:
-                if piece.samples == samples and len(signal_S) >= samples and len(chunks) < count:
-                    chunks.append(scaling.apply(cut(signal_S, piece.start, samples)))
+            prepared = caller.prepare(read.signal)
+            for piece in prepared.plan.pieces:
+                if piece.samples == samples and len(prepared.signal_S) >= samples and len(chunks) < count:
+                    chunks.append(prepared.chunk(piece.start, samples))
             if len(chunks) == count:
                 break
     if len(chunks) < count:

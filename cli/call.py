@@ -5,11 +5,25 @@ import sys
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
 
 @click.command(short_help="Call and align POD5 files into a BAM or SAM.")
 @click.argument("reads", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="READS...")
-@click.option("--model", metavar="DIR|NAME", help="Model directory; with --server, the name of one of its models.")
+@click.option(
+    "--model",
+    metavar="auto|DIR|NAME",
+    help="Model directory, or the name of a model in the models directory; with --server, of one of its models. "
+    "Default: auto: the fastest model there that fits the runs' chemistry, else the one that ships (R10.4.1 DNA); with "
+    "--server: its model for that chemistry.",
+)
+@click.option(
+    "--models-directory",
+    type=click.Path(path_type=Path, file_okay=False),
+    envvar="PORESTREAM_MODELS_DIRECTORY",
+    metavar="DIR",
+    help="Where your models are. Default: $PORESTREAM_MODELS_DIRECTORY or ~/.local/share/porestream/models.",
+)
 @click.option(
     "--reference",
     metavar="FASTA|MMI|NAME",
@@ -64,6 +78,7 @@ def call(
     ctx: click.Context,
     reads: tuple[Path, ...],
     model: str | None,
+    models_directory: Path | None,
     reference: str | None,
     preset: str | None,
     output: str,
@@ -79,18 +94,18 @@ def call(
     """Call and align the reads of POD5 files, or of folders of them, into a BAM or SAM.
 
     \b
-    porestream call run.pod5 --model dna_r9.4.1_e8.1_fast@v3.4 --reference ref.fa -o calls.bam
-    porestream call pod5_folder/ --model MODEL_DIR | samtools sort -o sorted.bam
+    porestream call run.pod5 --reference ref.fa -o calls.bam
+    porestream call pod5_folder/ --model dna_r10.4.1_e8.2_400bps_fast@v4.1.0 | samtools sort -o sorted.bam
 
     Records go to the output, everything else to standard error. Exit codes: 0 every read is accounted for (rejected
     ones are listed), 2 wrong usage, 3 an input could not be read, 4 the server was lost, 5 reads are missing, 1 other
     errors.
     """
     server_only = {"-b": batch_size, "-t": threads, "--precision": precision, "--cache-dir": cache_dir}
-    if server is None and model is None:
-        raise click.UsageError("--model is needed: a model directory (or --server, to call on a server)")
     if server is not None and (given := [flag for flag, value in server_only.items() if value is not None]):
         raise click.UsageError(f"{given[0]} is the server's to choose; give it to `porestream serve`")
+    if server is not None and ctx.get_parameter_source("models_directory") is ParameterSource.COMMANDLINE:
+        raise click.UsageError("--models-directory is the server's to choose; give it to `porestream serve`")
     if preset is not None and reference is None:
         raise click.UsageError("--preset is about alignment, which needs --reference")
 
@@ -98,7 +113,8 @@ def call(
 
     request = Request(
         reads=reads,
-        model=model or "",
+        model=model or ("" if server else "auto"),
+        models_directory=models_directory,
         reference=reference or "",
         preset=preset or "",
         output=output,

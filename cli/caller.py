@@ -22,10 +22,13 @@ from porestream.client.records import RecordWriter, output_mode
 from porestream.client.sources import Pod5Source
 from porestream.client.stream import ServerLost, ServerRefused, StreamOptions
 from porestream.client.summary import Summary
+from porestream.models.catalog import BUNDLED, choose_model, default_models_directory, find_model
+from porestream.models.chemistry import chemistry_of_run
 
 EXIT_FAILURE, EXIT_USAGE, EXIT_UNREADABLE, EXIT_SERVER_LOST, EXIT_UNBALANCED = 1, 2, 3, 4, 5
 EXIT_TERMINATED = 128 + signal.SIGTERM
 _LISTED_PROBLEMS = 20
+_ABOUT_BUNDLED = "the project's own, trained on simulated and a few real reads. ONT's models call better"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +37,7 @@ class Request:
 
     reads: tuple[Path, ...]
     model: str
+    models_directory: Path | None
     reference: str
     preset: str
     output: str
@@ -95,11 +99,12 @@ async def _call(request: Request) -> int:
     lost: ServerLost | None = None
     if source.total_reads or not source.file_faults:
         async with AsyncExitStack() as stack:
-            address = request.server
+            address, model = request.server, request.model
             if address is None:
-                address = await stack.enter_async_context(embedded_server(_server_flags(request)))
+                model = str(_resolve_model(request, source))
+                address = await stack.enter_async_context(embedded_server(_server_flags(request, model)))
             try:
-                await _stream(request, source, address, summary)
+                await _stream(request, model, source, address, summary)
             except ServerLost as error:
                 lost = error
     for fault in source.file_faults[known_faults:]:
@@ -124,11 +129,11 @@ async def _call(request: Request) -> int:
     return 0
 
 
-async def _stream(request: Request, source: Pod5Source, address: str, summary: Summary) -> None:
+async def _stream(request: Request, model: str, source: Pod5Source, address: str, summary: Summary) -> None:
     client = BasecallClient(
         address,
         StreamOptions(
-            model=_name(request.model),
+            model=_name(model),
             reference=_name(request.reference),
             preset=request.preset,
             emit_moves=request.emit_moves,
@@ -137,6 +142,8 @@ async def _stream(request: Request, source: Pod5Source, address: str, summary: S
     )
     info = await client.server_info()
     identity = await client.identify()
+    if request.server and not request.model and identity.model == BUNDLED.name:
+        _say(f"model: {identity.model}, {_ABOUT_BUNDLED}.")
     sequences = info.references.get(identity.reference, ())
     writer = RecordWriter(request.output, source.runs, identity, sequences, request.command_line)
     # In a thread, for whoever reads our output may be slow, and heartbeats must go on; in one, so that nothing is
@@ -180,8 +187,33 @@ def _counted(source: Pod5Source, summary: Summary) -> Iterator[SignalRead]:
         yield read
 
 
-def _server_flags(request: Request) -> list[str]:
-    given = {"--model": request.model, "--reference": request.reference, "--preset": request.preset}
+def _resolve_model(request: Request, source: Pod5Source) -> Path:
+    """The model directory for --model and the runs; says so if the choice was ours.
+
+    Raises
+    ------
+    NoModel
+        There is none; the message says what to do.
+    """
+    if request.model != "auto":
+        return find_model(request.model, request.models_directory)
+    runs = source.runs.values()
+    model, passed_over = choose_model(
+        (chemistry_of_run(run.flow_cell_product_code, run.sequencing_kit, run.sample_rate_hz) for run in runs),
+        request.models_directory,
+    )
+    for reason in passed_over:
+        _say(f"model passed over: {reason}")
+    if model == BUNDLED:
+        folder = request.models_directory or default_models_directory()
+        _say(f"model: {model.name}, {_ABOUT_BUNDLED}: put one's directory into {folder}, or give --model DIR.")
+    else:
+        _say(f"model: {model}")
+    return model
+
+
+def _server_flags(request: Request, model: str) -> list[str]:
+    given = {"--model": model, "--reference": request.reference, "--preset": request.preset}
     flags = []
     for flag, value in (given | request.server_flags).items():
         if value:

@@ -8,8 +8,10 @@ from importlib.metadata import version as installed_version
 import click
 
 _COMMANDS = {
+    "demo": ("porestream.cli.demo", "Simulate a small run, call and align it, and compare with the truth."),
     "call": ("porestream.cli.call", "Call and align POD5 files into a BAM or SAM."),
     "serve": ("porestream.cli.serve", "Serve basecalling and alignment over gRPC."),
+    "simulate": ("porestream.cli.simulate", "Simulate R10.4.1 signal of a reference into a POD5 file."),
 }
 
 
@@ -43,11 +45,15 @@ def main() -> None:
     """Nanopore signal in, basecalled and aligned reads out.
 
     \b
+    See all of it work, with a run that is made up:
+        porestream demo
     Call a run on this machine:
-        porestream call run.pod5 --model MODEL_DIR --reference ref.fasta -o calls.bam
+        porestream call run.pod5 --reference ref.fasta -o calls.bam
     Serve instruments and pipelines, and call through the server:
-        porestream serve --model MODEL_DIR --reference ref.fasta --listen 0.0.0.0:50051
+        porestream serve --reference ref.fasta --listen 0.0.0.0:50051
         porestream call run.pod5 --server HOST:50051 --reference ref.fasta -o calls.bam
+    Make a run to try it with:
+        porestream simulate ref.fasta -o run.pod5
     """
 
 

@@ -12,9 +12,15 @@ import click
 @click.option(
     "--model",
     multiple=True,
-    type=click.Path(path_type=Path),
+    metavar="auto|DIR|NAME",
+    help="Model directory, or the name of a model in the models directory; repeat for several. Streams name one by its "
+    "directory's name. Default: auto: the one that ships (R10.4.1 DNA; ONT's models call better).",
+)
+@click.option(
+    "--models-directory",
+    type=click.Path(path_type=Path, file_okay=False),
     metavar="DIR",
-    help="Model directory; repeat for several. Streams name one by its directory's name.",
+    help="Where models are looked for by name. Default: ~/.local/share/porestream/models.",
 )
 @click.option(
     "--reference",

@@ -1,9 +1,11 @@
 """One model, ready to call: scaling, cutting, network, decoder, in that order.
 
-Dimensions: N rows of a batch, S samples, T time steps, C scores, B bases.
+Dimensions: N rows of a batch, S samples as measured, M samples at the model's rate, T time steps, C scores, B bases.
 """
 
 import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +13,10 @@ import numpy.typing as npt
 import torch
 
 from porestream.models.bundle import ModelBundle
-from porestream.models.chunk import Chunker, ChunkPlan, cut
+from porestream.models.chunk import Chunker, stitch
 from porestream.models.decode import Decoded, Decoder, DecodeSettings
 from porestream.models.network import Network
-from porestream.models.scale import STRATEGIES, Scaling, leader_samples
+from porestream.models.prepare import PreparedRead, prepare
 
 ROWS = 16
 """Rows of the one shape in which batches are computed. Libraries choose their kernels by shape, and with them the last
@@ -34,6 +36,36 @@ def device_class(precision: str) -> str:
     if precision == "bf16":
         name += "-amx" if capabilities.get("amx_bf16") else "-bf16" if processor_has_bf16() else "-emulated"
     return name
+
+
+@dataclass(frozen=True, slots=True)
+class CalledRead:
+    """What a whole read says.
+
+    Attributes
+    ----------
+    sequence
+        Bases ACGT.
+    qualities_B
+        Their Phred qualities, uint8.
+    moves_T
+        1 for each step of `stride` measured samples, from `trimmed_samples` on, that begins a base; uint8.
+    """
+
+    sequence: str
+    qualities_B: npt.NDArray[np.uint8]
+    moves_T: npt.NDArray[np.uint8]
+    stride: int
+    trimmed_samples: int
+
+
+def finish(read: PreparedRead, decoded: Sequence[Decoded]) -> CalledRead:
+    """Stitch the called chunks of a read, in the order of its plan."""
+    bases_B, qualities_B, moves_T = stitch(
+        read.plan, [(chunk.bases_B, chunk.qualities_B, chunk.moves_T) for chunk in decoded]
+    )
+    measured_T, stride = read.measured_moves(moves_T)
+    return CalledRead(bases_B.tobytes().decode("ascii"), qualities_B, measured_T, stride, read.trimmed_samples)
 
 
 class Basecaller:
@@ -60,30 +92,17 @@ class Basecaller:
         self._decoder = Decoder(config.state_len, self.decode_settings, cache_dir)
         self._buffers = threading.local()
 
-    def prepare(self, signal_S: npt.NDArray[np.int16]) -> tuple[Scaling, int, ChunkPlan]:
-        """Scaling of a read, samples trimmed from its start, and the cut of the rest.
+    def prepare(self, signal_S: npt.NDArray[np.int16], sample_rate_hz: int = 0) -> PreparedRead:
+        """Normalise, trim and plan a read: `models.prepare.prepare` with this model."""
+        return prepare(signal_S, sample_rate_hz, self.bundle.config, self.chunker)
 
-        Raises
-        ------
-        ValueError
-            The read is shorter than a time step.
-        """
-        stride = self.bundle.config.stride
-        if signal_S.size < stride:
-            raise ValueError(f"too short: {signal_S.size} samples, the model's stride is {stride}")
-        scaling = STRATEGIES[self.bundle.config.scaling](signal_S)
-        trimmed = leader_samples(signal_S, scaling)
-        return scaling, trimmed, self.chunker.plan(signal_S.size - trimmed)
-
-    def call(
-        self, chunks: list[tuple[npt.NDArray[np.int16], Scaling, int]], samples: int
-    ) -> list[Decoded | ValueError]:
+    def call(self, chunks: Sequence[tuple[PreparedRead, int]], samples: int) -> list[Decoded | ValueError]:
         """Call chunks of one length.
 
         Parameters
         ----------
         chunks
-            Of each its (trimmed) read's signal_S, scaling, and first sample in it. At most ROWS.
+            Of each its read, and its first sample in it. At most ROWS.
         samples
             The chunk length, one of the chunker's.
 
@@ -92,11 +111,11 @@ class Basecaller:
         list
             Of each chunk what was called, or why not (scores that are not finite).
         """
-        batch_NS, scores_TNC = self._buffers_of_thread(samples)
-        for row, (signal_S, scaling, start) in enumerate(chunks):
-            batch_NS[row] = torch.from_numpy(scaling.apply(cut(signal_S, start, samples)))
-        batch_NS[len(chunks) :] = 0.0
-        scores = self.network(batch_NS, scores_TNC).numpy()
+        batch_NM, scores_TNC = self._buffers_of_thread(samples)
+        for row, (read, start) in enumerate(chunks):
+            batch_NM[row] = torch.from_numpy(read.chunk(start, samples))
+        batch_NM[len(chunks) :] = 0.0
+        scores = self.network(batch_NM, scores_TNC).numpy()
         called: list[Decoded | ValueError] = []
         for row in range(len(chunks)):
             try:
@@ -105,13 +124,35 @@ class Basecaller:
                 called.append(error)
         return called
 
+    def call_read(self, signal_S: npt.NDArray[np.int16], sample_rate_hz: int = 0) -> CalledRead:
+        """Call one whole read in this thread, as a server would: for evaluation and for reading how it goes.
+
+        Raises
+        ------
+        ValueError
+            The read is too short, or its scores are not finite.
+        """
+        read = self.prepare(signal_S, sample_rate_hz)
+        decoded: list[Decoded | None] = [None] * len(read.plan.pieces)
+        for samples in self.chunker.lengths:
+            indexes = [index for index, piece in enumerate(read.plan.pieces) if piece.samples == samples]
+            for first in range(0, len(indexes), ROWS):
+                group = indexes[first : first + ROWS]
+                for index, result in zip(
+                    group, self.call([(read, read.plan.pieces[index].start) for index in group], samples), strict=True
+                ):
+                    if isinstance(result, ValueError):
+                        raise result
+                    decoded[index] = result
+        return finish(read, [chunk for chunk in decoded if chunk is not None])
+
     def warm_up(self) -> None:
         """Call one batch of each shape, so that plans are built and memory is taken before the first read."""
         for samples in self.chunker.lengths:
-            self.call([(np.zeros(samples, np.int16), Scaling(0.0, 1.0), 0)], samples)
+            self.call([(self.prepare(np.zeros(samples, np.int16)), 0)], samples)
 
     def _buffers_of_thread(self, samples: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """batch_NS and scores_TNC, kept from batch to batch: allocated anew, the latter would fragment the heap."""
+        """batch_NM and scores_TNC, kept from batch to batch: allocated anew, the latter would fragment the heap."""
         config = self.bundle.config
         buffers: dict[int, tuple[torch.Tensor, torch.Tensor]] = self._buffers.__dict__.setdefault("by_length", {})
         if samples not in buffers:

@@ -77,12 +77,6 @@ class Chunker:
         return [Piece(start, length) for start in (*range(0, max(last, 0), length - self._overlap), last)]
 
 
-def cut(signal_S: npt.NDArray[np.int16], start: int, samples: int) -> npt.NDArray[np.int16]:
-    """One chunk; what the read lacks at the end is filled by repeating the chunk from its start."""
-    chunk_S = signal_S[start : start + samples]
-    return chunk_S if chunk_S.size == samples else np.resize(chunk_S, samples)
-
-
 def stitch(
     plan: ChunkPlan,
     chunks: Sequence[tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8], npt.NDArray[np.uint8]]],

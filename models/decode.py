@@ -3,11 +3,8 @@
 Dimensions: T time steps, N rows of the batch, C transitions (4 * S), S states, K neighbours of a state, B bases.
 """
 
-import contextlib
 import functools
 import math
-import os
-import tempfile
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from porestream.models import decode_kernels
+from porestream.models.compiled import compile_cached, default_cache_dir
 
 MAX_STATE_LEN = 6
 STAY_LIMIT = 10.0  # beyond it the scans' float32 products may underflow
@@ -220,25 +218,6 @@ def _neighbours(state_len: int) -> npt.NDArray[np.int32]:
     return table_SK
 
 
-def default_cache_dir() -> Path:
-    home = os.environ.get("XDG_CACHE_HOME", "")  # relative paths are to be ignored: XDG Base Directory Specification
-    return Path(home if os.path.isabs(home) else os.path.expanduser("~/.cache")) / "porestream"
-
-
 @functools.cache
 def _compiled(cache_dir: Path) -> Callable[..., int]:
-    return decode_kernels.compile_decode_row(_writable(cache_dir))
-
-
-def _writable(cache_dir: Path) -> Path:
-    """The directory, made if need be, or a temporary one of this process if nothing can be written there."""
-    with contextlib.suppress(OSError):
-        cache_dir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=cache_dir):
-            return cache_dir
-    return Path(_temporary_dir().name)
-
-
-@functools.cache
-def _temporary_dir() -> "tempfile.TemporaryDirectory[str]":
-    return tempfile.TemporaryDirectory(prefix="porestream-numba-")  # removed when the interpreter ends
+    return compile_cached(decode_kernels.decode_row, decode_kernels.SIGNATURE, cache_dir)

@@ -9,9 +9,7 @@ Dimensions: T time steps (scans have T + 1 borders), N rows of the batch, C tran
 W hypotheses of the beam, H candidates for the beam (5 * W + 1), X slots of a hash table.
 """
 
-import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numba
@@ -40,7 +38,6 @@ STEP = 4
 BEST_QUALITY = 50.0
 FINITE_BITS = 0x7F7FFFFF  # the largest finite float32 without its sign
 BASES = np.frombuffer(b"ACGT", np.uint8)
-COMPILE_LOCK = threading.Lock()
 
 
 def _inline(*fastmath: str) -> Callable[[Function], Function]:
@@ -517,19 +514,3 @@ SIGNATURE = (
     + "i4[::1], i4[:, ::1], i4[::1], "  # head_X, found_2W, seed_W
     + "u1[::1], u1[::1], u1[::1])"
 )
-
-
-def compile_decode_row(cache_dir: Path) -> Callable[..., int]:
-    """Compile `decode_row`, or load it from numba's cache in `cache_dir`, which must exist.
-
-    numba reads its setting when a function is decorated, so it is changed for that moment only.
-    """
-    with COMPILE_LOCK:
-        config = cast(Any, numba.config)
-        before = config.CACHE_DIR
-        config.CACHE_DIR = str(cache_dir)
-        try:
-            decorate = numba.njit(SIGNATURE, nogil=True, cache=True, error_model="numpy", boundscheck=False)
-            return cast(Callable[..., int], decorate(decode_row))
-        finally:
-            config.CACHE_DIR = before

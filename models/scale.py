@@ -8,8 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-_QUANTILES = (0.2, 0.9)
-_SHIFT_FACTOR, _SCALE_FACTOR = 0.51, 0.53
 _MIN_SHIFT, _MIN_SCALE = 10.0, 1.0
 _MAD_TO_SD = 1.4826
 
@@ -35,11 +33,25 @@ class Scaling:
         return normalised_S
 
 
-def quantile_scaling(signal_S: npt.NDArray[np.int16]) -> Scaling:
-    """Shift and scale of a read from its 20% and 90% quantiles, as dorado takes them ("quantile").
+@dataclass(frozen=True, slots=True)
+class QuantileRule:
+    """Which quantiles of a read give its shift and scale, and how; config.toml's [normalisation]. dorado's defaults.
+
+    With a shift multiplier of 0.5 a read is normalised alike whatever its instrument's offset (down to a shift of 10
+    counts); with any other, not.
+    """
+
+    quantile_a: float = 0.2
+    quantile_b: float = 0.9
+    shift_multiplier: float = 0.51
+    scale_multiplier: float = 0.53
+
+
+def quantile_scaling(signal_S: npt.NDArray[np.int16], rule: QuantileRule = QuantileRule()) -> Scaling:
+    """Shift and scale of a read from two of its quantiles, as dorado takes them ("quantile").
 
     The quantile q of n counts is the value at index int(q (n - 1)) of the sorted read, found by counting; no
-    interpolation. shift = max(10, 0.51 (q20 + q90)), scale = max(1, 0.53 (q90 - q20)).
+    interpolation. shift = max(10, 0.51 (q20 + q90)), scale = max(1, 0.53 (q90 - q20)), with the rule's numbers.
 
     Raises
     ------
@@ -47,8 +59,10 @@ def quantile_scaling(signal_S: npt.NDArray[np.int16]) -> Scaling:
         An empty signal.
     """
     cumulative = np.cumsum(_counts(signal_S))
-    qa, qb = (_LOWEST + _at(cumulative, int(q * (signal_S.size - 1))) for q in _QUANTILES)
-    return Scaling(max(_MIN_SHIFT, _SHIFT_FACTOR * (qa + qb)), max(_MIN_SCALE, _SCALE_FACTOR * (qb - qa)))
+    qa, qb = (_LOWEST + _at(cumulative, int(q * (signal_S.size - 1))) for q in (rule.quantile_a, rule.quantile_b))
+    return Scaling(
+        max(_MIN_SHIFT, rule.shift_multiplier * (qa + qb)), max(_MIN_SCALE, rule.scale_multiplier * (qb - qa))
+    )
 
 
 def med_mad_scaling(signal_S: npt.NDArray[np.int16]) -> Scaling:

@@ -22,7 +22,8 @@ from prometheus_client import REGISTRY, start_http_server
 from porestream.kernels.aligner import Aligner, load_reference, preset_for_model
 from porestream.models.basecaller import Basecaller
 from porestream.models.bundle import load_bundle
-from porestream.models.decode import default_cache_dir
+from porestream.models.catalog import BUNDLED, find_model
+from porestream.models.compiled import default_cache_dir
 from porestream.server.budget import MemoryBudget
 from porestream.server.metrics import Ledger, ServerCollector
 from porestream.server.pipeline import Pipeline
@@ -52,9 +53,9 @@ def build_engine(settings: Settings) -> Engine:
     cache_dir = settings.cache_dir or default_cache_dir()
     budget = MemoryBudget(settings.memory_budget, settings.max_streams)
     basecallers: dict[str, Basecaller] = {}
-    for directory in settings.model:
+    for name in settings.model:
         started_s = time.monotonic()
-        bundle = load_bundle(directory)
+        bundle = load_bundle(BUNDLED if name == "auto" else find_model(name, settings.models_directory))
         if bundle.name in basecallers:
             raise SettingsError(f"two models are called {bundle.name!r}: streams could not tell them apart")
         caller = basecallers[bundle.name] = Basecaller(bundle, settings.precision, cache_dir)

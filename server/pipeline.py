@@ -2,25 +2,20 @@
 
 One worker a core, each single-threaded: the network, the decoder and the mapper release the GIL, so that workers do not
 wait for each other, and small batches stay in the core's own cache.
-
-Dimensions: S samples, B bases.
 """
 
 import threading
 import time
 from collections.abc import Hashable, Mapping
 
-import numpy as np
-import numpy.typing as npt
 import structlog
 import torch
 
 from porestream.kernels.aligner import Aligner
-from porestream.models.basecaller import ROWS, Basecaller
-from porestream.models.chunk import stitch
+from porestream.models.basecaller import ROWS, Basecaller, finish
 from porestream.models.decode import Decoded
+from porestream.models.prepare import PreparedRead
 from porestream.models.quality import mean_qscore
-from porestream.models.scale import Scaling
 from porestream.server.metrics import STAGE_SECONDS, observe_batch
 from porestream.server.reads import CalledPart, InputFault, ReadResult, Status, Timings
 from porestream.server.scheduler import Batch, Job, Scheduler, Task
@@ -88,14 +83,14 @@ class Pipeline:
         """Decode the signal, scale it, plan its chunks."""
         job.started_s = time.monotonic()
         try:
-            job.signal_S = job.read.take_signal()
+            signal_S = job.read.take_signal()
             basecaller = self._basecallers[job.settings.model]
             try:
-                job.scaling, job.trimmed_samples, plan = basecaller.prepare(job.signal_S)
+                job.prepared = basecaller.prepare(signal_S, job.settings.sample_rate_hz)
             except ValueError as error:
                 raise InputFault(str(error)) from error
-            job.signal_S = job.signal_S[job.trimmed_samples :]
-            job.decoded, job.missing, job.plan = [None] * len(plan.pieces), len(plan.pieces), plan
+            job.missing = len(job.prepared.plan.pieces)
+            job.decoded = [None] * job.missing
         except InputFault as fault:
             self._end(job, Status.REJECTED, str(fault))
         except Exception as error:  # one read's failure must not end the worker
@@ -136,20 +131,16 @@ class Pipeline:
     def _finish(self, job: Job) -> None:
         """Stitch the chunks, align the bases, deliver."""
         called_s = time.monotonic()
-        assert job.plan is not None
-        assert job.scaling is not None
+        assert job.prepared is not None
         assert job.read.calibration is not None
         try:
-            decoded = [chunk for chunk in job.decoded if chunk is not None]
-            bases_B, qualities_B, moves_T = stitch(
-                job.plan, [(chunk.bases_B, chunk.qualities_B, chunk.moves_T) for chunk in decoded]
-            )
-            sequence = bases_B.tobytes().decode("ascii")
+            called = finish(job.prepared, [chunk for chunk in job.decoded if chunk is not None])
             aligner = self._aligners.get((job.settings.reference, job.settings.preset))
-            alignments = aligner.align(job.read.name, sequence, md=job.settings.emit_md) if aligner else []
+            alignments = aligner.align(job.read.name, called.sequence, md=job.settings.emit_md) if aligner else []
             aligned_s = time.monotonic()
             STAGE_SECONDS.labels("align").observe(aligned_s - called_s)
-            quality = mean_qscore(qualities_B)
+            quality = mean_qscore(called.qualities_B)
+            scaling = job.prepared.scaling
             offset_adc, scale_pa = job.read.calibration
             filtered = quality < job.settings.min_mean_qscore
             result = ReadResult(
@@ -158,16 +149,16 @@ class Pipeline:
                 Status.FILTERED if filtered else Status.CALLED,
                 f"mean Q {quality:.2f} is below {job.settings.min_mean_qscore:g}" if filtered else "",
                 job.read.samples,
-                scaling_midpoint_pa=(job.scaling.shift + offset_adc) * scale_pa,
-                scaling_dispersion_pa=job.scaling.scale * scale_pa,
+                scaling_midpoint_pa=(scaling.shift + offset_adc) * scale_pa,
+                scaling_dispersion_pa=scaling.scale * scale_pa,
                 scaling_strategy=self._basecallers[job.settings.model].bundle.config.scaling,
                 part=CalledPart(
-                    sequence,
-                    qualities_B,
-                    moves_T,
+                    called.sequence,
+                    called.qualities_B,
+                    called.moves_T,
                     quality,
-                    job.trimmed_samples,
-                    job.plan.stride,
+                    called.trimmed_samples,
+                    called.stride,
                     alignments,
                 ),
                 timings=Timings(
@@ -191,9 +182,7 @@ class Pipeline:
             job.deliver(job, ReadResult(read.read_id, read.channel, status, detail, read.samples, timings=timings))
 
 
-def _chunk_of(task: Task) -> tuple[npt.NDArray[np.int16], Scaling, int]:
-    job = task.job
-    assert job.plan is not None
-    assert job.signal_S is not None
-    assert job.scaling is not None
-    return job.signal_S, job.scaling, job.plan.pieces[task.index].start
+def _chunk_of(task: Task) -> tuple[PreparedRead, int]:
+    prepared = task.job.prepared
+    assert prepared is not None
+    return prepared, prepared.plan.pieces[task.index].start

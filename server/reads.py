@@ -223,3 +223,4 @@ class CallSettings:
     min_mean_qscore: float
     emit_moves: bool
     emit_md: bool
+    sample_rate_hz: int  # of the run; 0: unknown

@@ -13,6 +13,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from porestream.kernels.aligner import Aligner, preset_for_model
 from porestream.models.basecaller import Basecaller, device_class
+from porestream.models.chemistry import chemistry_of_run
 from porestream.server import reads
 from porestream.server.budget import MAX_CHUNK_SAMPLES, MIN_CHUNK_CREDIT_SAMPLES, MemoryBudget
 from porestream.server.metrics import Books, Ledger, StreamBooks
@@ -148,7 +149,7 @@ class BasecallService(pb_grpc.BasecallServiceServicer):
             raise StreamFault("INVALID_ARGUMENT", "open.run.run_id is empty: results are told apart by it")
         if len(opening.run.run_id) > _MAX_RUN_ID_LENGTH:
             raise StreamFault("INVALID_ARGUMENT", f"open.run.run_id is longer than {_MAX_RUN_ID_LENGTH} characters")
-        settings = self._settings(opening.options)
+        settings = self._settings(opening)
         _check_expected(opening.expected, self._identity(opening))
         heartbeat_s = _seconds(opening.heartbeat_interval) or _DEFAULT_HEARTBEAT_S
         if not 1 <= heartbeat_s <= 30:
@@ -166,13 +167,11 @@ class BasecallService(pb_grpc.BasecallServiceServicer):
         log.info("stream opened", model=settings.model, reference=settings.reference, preset=settings.preset)
         return session
 
-    def _settings(self, options: pb.CallOptions) -> reads.CallSettings:
-        engine = self._engine
+    def _settings(self, opening: pb.OpenStream) -> reads.CallSettings:
+        engine, options = self._engine, opening.options
         model = options.model
         if model in ("", "auto"):
-            if len(engine.basecallers) > 1:
-                raise StreamFault("INVALID_ARGUMENT", f"name a model: there are {', '.join(engine.basecallers)}")
-            model = next(iter(engine.basecallers))
+            model = self._model_for(opening.run, options.allow_chemistry_mismatch)
         if model not in engine.basecallers:
             raise StreamFault("NOT_FOUND", f"no model {model!r} here; there are {', '.join(engine.basecallers)}")
         preset = ""
@@ -200,10 +199,29 @@ class BasecallService(pb_grpc.BasecallServiceServicer):
             options.min_mean_qscore,
             options.emit_moves,
             options.emit_md,
+            opening.run.sample_rate_hz,
         )
 
+    def _model_for(self, run: pb.RunInfo, any_chemistry: bool) -> str:
+        """The model for a stream that names none: the only one, or the only one that is for the run's chemistry."""
+        models = {name: caller.bundle.chemistry for name, caller in self._engine.basecallers.items()}
+        chemistry = chemistry_of_run(run.flow_cell_product_code, run.sequencing_kit, run.sample_rate_hz)
+        if chemistry.known and not any_chemistry:
+            fitting = [name for name, made_for in models.items() if not made_for.known or made_for.fits(chemistry)]
+            if not fitting:
+                raise StreamFault(
+                    "FAILED_PRECONDITION",
+                    f"the run is {chemistry}; this server's models are not for it: "
+                    + ", ".join(f"{name} ({made_for})" for name, made_for in models.items())
+                    + "; a stream that names one gets it all the same",
+                )
+            models = {name: models[name] for name in fitting}
+        if len(models) > 1:
+            raise StreamFault("INVALID_ARGUMENT", f"name a model: there are {', '.join(models)}")
+        return next(iter(models))
+
     def _identity(self, opening: pb.OpenStream) -> pb.CallerIdentity:
-        settings = self._settings(opening.options)
+        settings = self._settings(opening)
         basecaller = self._engine.basecallers[settings.model]
         aligner = self._engine.aligners.get((settings.reference, settings.preset))
         return pb.CallerIdentity(

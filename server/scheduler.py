@@ -15,12 +15,8 @@ import time
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 
-import numpy as np
-import numpy.typing as npt
-
-from porestream.models.chunk import ChunkPlan
 from porestream.models.decode import Decoded
-from porestream.models.scale import Scaling
+from porestream.models.prepare import PreparedRead
 from porestream.server.reads import CallSettings, OpenRead, Priority, ReadResult
 
 _MAX_OVERTAKEN_S = 2.0
@@ -37,10 +33,7 @@ class Job:
     submitted_s: float = field(default_factory=time.monotonic)
     started_s: float = 0.0
     tag: float = 0.0
-    signal_S: npt.NDArray[np.int16] | None = None
-    scaling: Scaling | None = None
-    trimmed_samples: int = 0
-    plan: ChunkPlan | None = None
+    prepared: PreparedRead | None = None
     decoded: list[Decoded | None] = field(default_factory=list)
     missing: int = 0
 
@@ -132,11 +125,11 @@ class Scheduler:
 
     def prepared(self, job: Job) -> None:
         """The read's plan is made: its chunks are ready to be called."""
-        assert job.plan is not None
+        assert job.prepared is not None
         with self._changed:
             if job not in self._active:  # cancelled meanwhile
                 return
-            for index, piece in enumerate(job.plan.pieces):
+            for index, piece in enumerate(job.prepared.plan.pieces):
                 tasks = self._ready.setdefault((job.settings.model, piece.samples), [])
                 key = job.tag + piece.start + job.settings.priority.value
                 heapq.heappush(tasks, Task(key, next(self._sequence), index, job))
@@ -192,8 +185,8 @@ class Scheduler:
         taken = [heapq.heappop(tasks) for _ in range(min(self._batch_rows, len(tasks)))]
         self._now = max(self._now, max(task.key - task.job.settings.priority.value for task in taken))
         first = taken[0].job
-        assert first.plan is not None
-        return Batch(first.settings.model, first.plan.pieces[taken[0].index].samples, taken)
+        assert first.prepared is not None
+        return Batch(first.settings.model, first.prepared.plan.pieces[taken[0].index].samples, taken)
 
     def _patience_s(self, tasks: list[Task]) -> float:
         """How long chunks wait for their batch to fill while full batches of others go before them."""

@@ -31,7 +31,8 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=_PREFIX, extra="forbid", frozen=True)
 
-    model: Annotated[list[Path], NoDecode]
+    model: Annotated[list[str], NoDecode] = ["auto"]
+    models_directory: Path | None = None
     reference: Annotated[list[Path], NoDecode] = []
     preset: Annotated[list[str], NoDecode] = []
     listen: str = "127.0.0.1:50051"
@@ -51,7 +52,8 @@ class Settings(BaseSettings):
     @field_validator("model", "reference", "preset", mode="before")
     @classmethod
     def _list(cls, value: Any) -> Any:
-        return [part for part in value.split(",") if part] if isinstance(value, str) else value
+        parts = [part for part in value.split(",") if part] if isinstance(value, str) else value
+        return [str(part) if isinstance(part, Path) else part for part in parts] if isinstance(parts, list) else parts
 
     @field_validator("memory_budget", mode="before")
     @classmethod
@@ -60,11 +62,11 @@ class Settings(BaseSettings):
             return int(float(match["number"]) * _UNITS[match["unit"].upper()])
         return value
 
-    @field_validator("model")
+    @field_validator("model", mode="after")
     @classmethod
-    def _some_model(cls, value: list[Path]) -> list[Path]:
+    def _some_model(cls, value: list[str]) -> list[str]:
         if not value:
-            raise ValueError("at least one model directory is needed")
+            raise ValueError("at least one model is needed; auto is the one that ships")
         return value
 
     @field_validator("preset")

@@ -4,6 +4,8 @@ import asyncio
 import json
 import math
 import os
+import subprocess
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -98,10 +100,11 @@ def write_pod5() -> WritePod5:
 
 @pytest.fixture(scope="session")
 def make_bundle() -> MakeBundle:
-    """Writes a v3 model directory with random weights, tiny unless told otherwise.
+    """Writes a model directory with random weights, tiny unless told otherwise.
 
-    `make_bundle(directory, seed=0, container="dorado", tensors=None, **config)`: `container` is "dorado" (a TorchScript
-    file a tensor) or "safetensors"; `tensors` replaces or adds tensors by name, or drops those that are None; `config`
+    `make_bundle(directory, seed=0, container="dorado", layers="v3", tensors=None, **config)`: `container` is "dorado"
+    (a TorchScript file a tensor) or "safetensors"; `layers` is "v3" (sizes only) or "listed" (v4: each layer a table);
+    `tensors` replaces or adds tensors by name, or drops those that are None; `config`
     does the same to config.toml's keys, written table__key: `encoder__stride=5, scaling__strategy="pa"`. The weights
     are such that scores vary over their whole range. Returns the directory.
     """
@@ -112,6 +115,7 @@ def make_bundle() -> MakeBundle:
         directory: Path,
         seed: int = 0,
         container: str = "dorado",
+        layers: str = "v3",
         tensors: dict[str, torch.Tensor | None] | None = None,
         **config: Any,
     ) -> Path:
@@ -135,11 +139,14 @@ def make_bundle() -> MakeBundle:
                 tables.setdefault(table, []).append(
                     f"{key} = {repr(value) if isinstance(value, float) else json.dumps(value)}"
                 )
+        features, winlen, stride = (values[f"encoder__{key}"] for key in ("features", "winlen", "stride"))
+        if layers == "listed":
+            tables["encoder"] = _listed_layers(features, winlen, stride)
         text = "\n".join(line for table, lines in tables.items() for line in (f"[{table}]", *lines))
         (directory / "config.toml").write_text(text + "\n")
-        found = random_tensors(
-            seed, values["encoder__features"], values["encoder__winlen"], values["global_norm__state_len"]
-        )
+        found = random_tensors(seed, features, winlen, values["global_norm__state_len"])
+        if layers == "listed":
+            del found["9.linear.bias"]
         kept = {name: tensor for name, tensor in (found | (tensors or {})).items() if tensor is not None}
         if container == "safetensors":
             save_file(kept, directory / "model.safetensors")
@@ -171,6 +178,24 @@ def make_bundle() -> MakeBundle:
         return tensors
 
     return write
+
+
+def _listed_layers(features: int, winlen: int, stride: int) -> list[str]:
+    """The lines of [encoder] in v4's way; tables within it come last."""
+    layers: list[dict[str, Any]] = [
+        {"type": "convolution", "insize": ins, "size": outs, "winlen": width, "stride": step, "padding": width // 2}
+        | {"activation": "swish", "bias": True}
+        for ins, outs, width, step in ((1, 4, 5, 1), (4, 16, 5, 1), (16, features, winlen, stride))
+    ]
+    layers.append({"type": "permute", "dims": [2, 0, 1]})
+    for index in range(5):
+        layers.append({"type": "lstm", "size": features, "insize": features, "bias": True, "reverse": index % 2 == 0})
+    layers.append({"type": "linearcrfencoder", "insize": features, "bias": False, "blank_score": 2.0})
+    layers.append({"type": "clamp", "min": -5.0, "max": 5.0})
+    lines = ['type = "serial"']
+    for layer in layers:
+        lines += ["[[encoder.sublayers]]", *(f"{key} = {json.dumps(value)}" for key, value in layer.items())]
+    return lines
 
 
 @pytest.fixture(scope="session")
@@ -262,3 +287,39 @@ def signals() -> list[np.ndarray]:
         levels = rng.normal(500, 80, samples // 9 + 1).repeat(9)[:samples]
         reads.append((levels + rng.normal(0, 12, samples)).astype(np.int16))
     return reads
+
+
+SimulateRun = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def simulate_run() -> SimulateRun:
+    """Simulates runs: `simulate_run(folder, reference, seed, sample_rate_hz=5000)`; returns the POD5 file.
+
+    It has 40 R10.4.1 reads of 2,500 bases on average, long enough for minimap2 at 80% identity; in the truth beside it
+    (`run.pod5`: `run.truth.tsv`) are base boundaries.
+    """
+
+    def simulate(folder: Path, reference: Path, seed: int, sample_rate_hz: int = 5000) -> Path:
+        output = folder / f"run_{seed}.pod5"
+        command = [sys.executable, "-m", "porestream.cli.main", "simulate", str(reference), "-o", str(output)]
+        lengths = ["--reads", "40", "--length-mean", "2500", "--length-sd", "500"]
+        rest = ["--sample-rate", str(sample_rate_hz), "--seed", str(seed), "--boundaries"]
+        done = subprocess.run([*command, *lengths, *rest], capture_output=True, text=True, check=False, timeout=120)
+        assert done.returncode == 0, done.stderr
+        return output
+
+    return simulate
+
+
+@pytest.fixture(scope="session")
+def simulated_run(simulate_run: SimulateRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with reference.fasta, two made-up contigs, and reads of it at 5 kHz: run_35.pod5, run_35.truth.tsv."""
+    from porestream.models.simulate.sequence import decode, random_bases
+
+    folder = tmp_path_factory.mktemp("simulated")
+    rng = np.random.default_rng(1)
+    contigs = (f">{name}\n{decode(random_bases(bases, rng))}\n" for name, bases in (("a", 60_000), ("b", 40_000)))
+    (folder / "reference.fasta").write_text("".join(contigs))
+    simulate_run(folder, folder / "reference.fasta", 35)
+    return folder

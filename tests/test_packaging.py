@@ -35,7 +35,7 @@ def test_the_wheel_holds_every_module(tmp_path: Path) -> None:
     source = tmp_path / "source"
     for name in (*FOLDERS, "proto"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "README.md", "LICENSE", "NOTICE"):
         shutil.copy(ROOT / name, source)
     command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "-o", str(tmp_path), str(source)]
     subprocess.run(command, check=True, capture_output=True)
@@ -43,6 +43,10 @@ def test_the_wheel_holds_every_module(tmp_path: Path) -> None:
     expected = {f"porestream/{file.relative_to(ROOT)}" for top in FOLDERS for file in (ROOT / top).rglob("*.py")}
     assert expected <= names
     assert {"porestream/v1/porestream.proto", "porestream/v1/porestream_pb2.pyi", "porestream/client/py.typed"} <= names
+    model = "porestream/models/data/porestream_dna_r10.4.1_400bps_fast@v1"
+    assert {f"{model}/{file}" for file in ("config.toml", "model.safetensors", "README.md")} <= names
+    assert "porestream/models/simulate/r10.4.1_400bps.npz" in names
+    assert not [name for name in names if name.endswith(".pt")]  # the training's state is not for users
     assert not [name for name in names if not name.startswith("porestream")]
 
 

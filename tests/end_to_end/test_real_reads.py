@@ -26,6 +26,7 @@ from porestream.v1 import porestream_pb2 as pb
 from porestream.v1 import porestream_pb2_grpc as pb_grpc
 
 MODEL = "models/dna_r9.4.1_e8.1_fast@v3.4"
+LEAST_REAL_IDENTITY = 0.83  # of the bundled model on reads that it has not learned from, against published calls
 PORESTREAM = [sys.executable, "-m", "porestream.cli.main"]
 
 
@@ -100,6 +101,41 @@ def test_human_reads_are_all_called(shared_data: Path, tmp_path: Path) -> None:
     records = primaries(bam)
     assert len({record.query_name for record in records}) == len(records) == 40
     assert sum(record.query_length for record in records) > 400_000
+
+
+def test_a_read_of_two_million_samples_goes_through_the_bundled_model(shared_data: Path, tmp_path: Path) -> None:
+    """R10.4.1 at 5 kHz; nothing is known of these reads but that the strand moves at about 400 bases a second."""
+    bam = tmp_path / "calls.bam"
+    done = call(shared_data / "r1041_5khz" / "reads.pod5", "-o", bam)
+    assert "porestream_dna_r10.4.1_400bps_fast@v1" in done.stderr
+    records = primaries(bam)
+    assert len(records) == 3
+    longest = max(records, key=lambda record: record.get_tag("ns"))
+    assert longest.get_tag("ns") == 2_219_753
+    for record in records:
+        assert record.query_length > 0.7 * record.get_tag("du") * 400
+        assert record.query_length < 1.3 * record.get_tag("du") * 400
+        assert 5 < record.get_tag("qs") < 20
+
+
+def test_human_reads_at_4_khz_agree_with_their_published_calls(shared_data: Path, tmp_path: Path) -> None:
+    """The bundled model's real validation: the last five reads by id, which it has not learned from."""
+    import mappy
+
+    folder = shared_data / "human_r1041_4khz"
+    bam = tmp_path / "calls.bam"
+    call(folder / "reads.pod5", "-o", bam)
+    with pysam.AlignmentFile(str(folder / "calls.bam"), check_sq=False) as file:
+        published = {r.query_name: r.get_forward_sequence() for r in file if r.query_sequence and not r.flag & 0x900}
+    records = {record.query_name: record for record in primaries(bam)}
+    assert records.keys() == published.keys()
+    identities = []
+    for name in sorted(published)[-5:]:
+        hits = mappy.Aligner(seq=published[name], preset="map-ont").map(records[name].get_forward_sequence())
+        hit = max((hit for hit in hits if hit.is_primary), key=lambda hit: hit.mlen)
+        identities.append(hit.mlen / hit.blen)
+    assert len(identities) == 5
+    assert statistics.median(identities) > LEAST_REAL_IDENTITY
 
 
 def test_bf16_costs_no_more_than_a_tenth_of_a_point(shared_data: Path, sarscov2: Path, tmp_path: Path) -> None:

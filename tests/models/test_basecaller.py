@@ -15,15 +15,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from porestream.models.basecaller import ROWS, Basecaller
+from porestream.models.basecaller import ROWS, Basecaller, finish
 from porestream.models.bundle import load_bundle
-from porestream.models.chunk import stitch
+from porestream.models.chunk import ChunkPlan
 from porestream.models.decode import Decoded, NonFiniteScores
+from porestream.models.prepare import PreparedRead
 from porestream.models.scale import Scaling, med_mad_scaling, quantile_scaling
 
 MakeBundle = Callable[..., Path]
 I16 = npt.NDArray[np.int16]
-Chunk = tuple[I16, Scaling, int]
+Chunk = tuple[PreparedRead, int]
 
 PRECISIONS = ("fp32", "bf16")
 LENGTHS = (1200, 300)
@@ -50,15 +51,23 @@ def squiggle(samples: int, seed: int) -> I16:
     return (levels[:samples] + rng.normal(0, 12, samples)).astype(np.int16)
 
 
+def chunk_of(signal_S: I16, scaling: Scaling, start: int = 0) -> Chunk:
+    return PreparedRead(signal_S, scaling, 0, ChunkPlan([], signal_S.size, 6)), start
+
+
 def company(samples: int) -> dict[str, list[Chunk]]:
     """Chunks that others may have sent."""
     reads = [squiggle(samples, 100 + number) for number in range(ROWS)]
     wild = np.where(np.arange(samples) % 7 < 3, 32767, -32768).astype(np.int16)
     return {
-        "reads": [(read, med_mad_scaling(read), 0) for read in reads],
-        "wild signal": [(wild, Scaling(0.0, 1.0), 0)] * ROWS,
-        "silence": [(np.zeros(samples, np.int16), Scaling(0.0, 1.0), 0)] * ROWS,
-        "broken scalings": [(wild, Scaling(float("nan"), float("inf")), 0), (wild, Scaling(0.0, 1e-30), 0)] * 8,
+        "reads": [chunk_of(read, med_mad_scaling(read)) for read in reads],
+        "wild signal": [chunk_of(wild, Scaling(0.0, 1.0))] * ROWS,
+        "silence": [chunk_of(np.zeros(samples, np.int16), Scaling(0.0, 1.0))] * ROWS,
+        "broken scalings": [
+            chunk_of(wild, Scaling(float("nan"), float("inf"))),
+            chunk_of(wild, Scaling(0.0, 1e-30)),
+        ]
+        * 8,
     }
 
 
@@ -80,7 +89,7 @@ def test_a_chunk_is_called_the_same_in_any_place_and_company(
 ) -> None:
     caller = callers[precision]
     read = squiggle(4000, 1)
-    chunk = read, med_mad_scaling(read), 606
+    chunk = chunk_of(read, med_mad_scaling(read), 606)
     alone = called(caller.call([chunk], samples)[0])
     assert alone.bases_B.size > samples / 60
     assert alone.moves_T.size == samples // 6
@@ -96,18 +105,18 @@ def test_chunks_are_cut_scaled_and_padded(callers: dict[str, Basecaller]) -> Non
     caller = callers["fp32"]
     read = squiggle(4000, 2)
     scaling = med_mad_scaling(read)
-    inner = called(caller.call([(read, scaling, 600)], 300)[0])
-    assert same(called(caller.call([(read[600:900], scaling, 0)], 300)[0]), inner)
+    inner = called(caller.call([chunk_of(read, scaling, 600)], 300)[0])
+    assert same(called(caller.call([chunk_of(read[600:900], scaling, 0)], 300)[0]), inner)
     moved = (read.astype(np.int32) + 77).astype(np.int16)
-    assert same(called(caller.call([(moved, Scaling(scaling.shift + 77, scaling.scale), 600)], 300)[0]), inner)
-    tail = called(caller.call([(read, scaling, 3900)], 300)[0])
-    assert same(called(caller.call([(np.tile(read[3900:], 3), scaling, 0)], 300)[0]), tail)
+    assert same(called(caller.call([chunk_of(moved, Scaling(scaling.shift + 77, scaling.scale), 600)], 300)[0]), inner)
+    tail = called(caller.call([chunk_of(read, scaling, 3900)], 300)[0])
+    assert same(called(caller.call([chunk_of(np.tile(read[3900:], 3), scaling)], 300)[0]), tail)
 
 
 def test_scores_that_are_not_finite_fail_their_own_chunk_only(callers: dict[str, Basecaller]) -> None:
     read = squiggle(300, 3)
-    good = read, med_mad_scaling(read), 0
-    bad = read, Scaling(float("nan"), 1.0), 0
+    good = chunk_of(read, med_mad_scaling(read))
+    bad = chunk_of(read, Scaling(float("nan"), 1.0))
     for caller in callers.values():
         alone = called(caller.call([good], 300)[0])
         results = caller.call([bad, good, bad, good], 300)
@@ -120,9 +129,9 @@ def test_scores_that_are_not_finite_fail_their_own_chunk_only(callers: dict[str,
 def test_nothing_is_left_over_from_the_batch_before(callers: dict[str, Basecaller]) -> None:
     caller = callers["fp32"]
     read = squiggle(300, 4)
-    chunk = read, med_mad_scaling(read), 0
+    chunk = chunk_of(read, med_mad_scaling(read))
     alone = called(caller.call([chunk], 300)[0])
-    caller.call([(read, Scaling(float("nan"), 1.0), 0)] * ROWS, 300)
+    caller.call([chunk_of(read, Scaling(float("nan"), 1.0))] * ROWS, 300)
     assert same(called(caller.call([chunk], 300)[0]), alone)
     assert caller.call([], 300) == []
 
@@ -139,7 +148,7 @@ def test_nothing_is_left_over_from_the_batch_before(callers: dict[str, Basecalle
 def test_every_signal_gives_finite_scores(callers: dict[str, Basecaller], strategy: str, signal_S: I16) -> None:
     scaling = {"med_mad": med_mad_scaling, "quantile": quantile_scaling}[strategy](signal_S)
     for caller in callers.values():
-        decoded = called(caller.call([(signal_S, scaling, 0)], 300)[0])
+        decoded = called(caller.call([chunk_of(signal_S, scaling)], 300)[0])
         assert decoded.moves_T.sum() == decoded.bases_B.size == decoded.qualities_B.size
         assert set(decoded.bases_B.tolist()) <= set(b"ACGT")
         assert (decoded.qualities_B >= 1).all()
@@ -154,14 +163,13 @@ def test_the_shortest_reads(callers: dict[str, Basecaller], samples: int) -> Non
         with pytest.raises(ValueError, match=f"too short: {samples} samples, the model's stride is 6"):
             caller.prepare(signal_S)
         return
-    scaling, trimmed, plan = caller.prepare(signal_S)
-    assert trimmed < samples
-    assert plan.read_samples == samples - trimmed
-    assert [(piece.start, piece.samples) for piece in plan.pieces] == [(0, 300)]
-    decoded = called(caller.call([(signal_S[trimmed:], scaling, 0)], 300)[0])
-    bases_B, qualities_B, moves_T = stitch(plan, [(decoded.bases_B, decoded.qualities_B, decoded.moves_T)])
-    assert moves_T.size == plan.steps == -(-(samples - trimmed) // 6)
-    assert moves_T.sum() == bases_B.size == qualities_B.size >= 1
+    read = caller.prepare(signal_S)
+    assert read.trimmed_samples < samples
+    assert read.plan.read_samples == samples - read.trimmed_samples
+    assert [(piece.start, piece.samples) for piece in read.plan.pieces] == [(0, 300)]
+    whole = finish(read, [called(caller.call([(read, 0)], 300)[0])])
+    assert whole.moves_T.size == read.plan.steps == -(-(samples - read.trimmed_samples) // 6)
+    assert whole.moves_T.sum() == len(whole.sequence) == whole.qualities_B.size >= 1
 
 
 def test_an_empty_read_is_too_short(callers: dict[str, Basecaller]) -> None:
@@ -173,7 +181,7 @@ def test_the_models_own_scaling_is_taken(make_bundle: MakeBundle, tmp_path: Path
     signal_S = squiggle(3000, 5)
     for strategy, scale in (("quantile", quantile_scaling), ("med_mad", med_mad_scaling), (None, med_mad_scaling)):
         bundle = load_bundle(make_bundle(tmp_path / str(strategy), scaling__strategy=strategy))
-        assert Basecaller(bundle, "fp32").prepare(signal_S)[0] == scale(signal_S)
+        assert Basecaller(bundle, "fp32").prepare(signal_S).scaling == scale(signal_S)
 
 
 def test_threads_call_the_same(callers: dict[str, Basecaller]) -> None:

@@ -8,7 +8,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from porestream.models.bundle import Chemistry, ModelBundle, ModelError, load_bundle
+from porestream.models.bundle import ModelBundle, load_bundle
+from porestream.models.chemistry import Chemistry
+from porestream.models.config import ModelError
+from porestream.models.scale import QuantileRule
 
 MakeBundle = Callable[..., Path]
 
@@ -89,7 +92,7 @@ def test_other_floating_point_weights_become_float32(
     ("name", "config", "chemistry"),
     [
         ("dna_r9.4.1_e8_hac@v3.3", {}, Chemistry("dna", "r9.4.1", 450, (4000,))),
-        ("dna_r10.4.1_e8.2_400bps_fast@v3.5.2", {}, Chemistry("dna", "r10.4.1", 400, ())),
+        ("dna_r10.4.1_e8.2_400bps_fast@v3.5.2", {}, Chemistry("dna", "r10.4.1", 400, (4000,))),
         (
             "dna_r10.4.1_e8.2_400bps_fast@v3.5.2",
             {"run_info__sample_rate": 5000},
@@ -147,8 +150,8 @@ depth = 18
     [
         ("[basecaller]\nchunksize = 5\n", r"no \[encoder\] table"),
         ("encoder = 3\n", "encoder = 3 is not a table"),
-        (V4, "layers listed one by one .* v4 and later.* not supported"),
-        ("[encoder]\nsublayers = 7\n", "layers listed one by one"),
+        (V4, r"these layers are not supported yet: \['convolution', 'flstm'\]"),
+        ("[encoder]\nsublayers = 7\n", "sublayers = 7 is not a list of tables"),
         (V5, "transformer models .* not supported"),
         ("model = 'x'\n[encoder]\nstride = 6\n", "model = 'x' is not a table"),
     ],
@@ -166,8 +169,12 @@ def test_other_kinds_of_models_are_refused(tmp_path: Path, text: str, reason: st
         ({"encoder__activation": "relu"}, "activation = 'relu' is not supported; only 'swish' is"),
         ({"scaling__strategy": "pa"}, "strategy = 'pa' is not supported; quantile, med_mad are"),
         ({"scaling__strategy": ["quantile"]}, r"strategy = \['quantile'\] is not supported"),
-        ({"standardisation__mean": 90.0}, r"\[standardisation\] are not supported"),
-        ({"normalisation__quantile_a": 0.2}, r"\[normalisation\] .* are not supported"),
+        ({"standardisation__mean": 90.0}, r"standardised in pA .* is not supported"),
+        ({"normalisation__quantile_a": 0.2}, r"\[normalisation\] goes with .* 'quantile', not 'med_mad'"),
+        ({"scaling__strategy": "quantile", "normalisation__quantile_a": 0.95}, r"\[normalisation\] out of range"),
+        ({"scaling__strategy": "quantile", "normalisation__quantile": 0.2}, "quantile is not known; quantile_a, "),
+        ({"run_info__sample_rate": -1}, r"not a sample rate: \[-1\]"),
+        ({"input__resample_from": [4000]}, r"resample_from needs \[run_info\] sample_rate"),
         ({"encoder__stride": None}, "'stride' is missing"),
         ({"encoder__stride": 0}, "out of range"),
         ({"encoder__stride": -6}, "out of range"),
@@ -268,3 +275,48 @@ def test_an_unsafe_tensor_file_is_refused_by_name(tiny: Path) -> None:
     (tiny / "9.linear.bias.tensor").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
     with pytest.raises(ModelError, match=r"9\.linear\.bias\.tensor"):
         load_bundle(tiny)
+
+
+def test_layers_listed_one_by_one_are_read(make_bundle: MakeBundle, tmp_path: Path) -> None:
+    bundle = load_bundle(
+        make_bundle(
+            tmp_path / "dna_r10.4.1_e8.2_400bps_fast@v4.0",
+            layers="listed",
+            container="safetensors",
+            scaling__strategy="quantile",
+            normalisation__shift_multiplier=0.5,
+            run_info__sample_rate=5000,
+            input__resample_from=[4000],
+        )
+    )
+    config = bundle.config
+    assert [(layer.ins, layer.outs, layer.winlen, layer.stride) for layer in config.convolutions] == [
+        (1, 4, 5, 1),
+        (4, 16, 5, 1),
+        (16, 16, 19, 6),
+    ]
+    assert config.reverse == (True, False, True, False, True)
+    assert (config.linear_bias, config.score_tanh, config.score_limit, config.stay_score) == (False, False, 5.0, 2.0)
+    assert (config.scaling, config.quantiles) == ("quantile", QuantileRule(shift_multiplier=0.5))
+    assert bundle.chemistry == Chemistry("dna", "r10.4.1", 400, (5000, 4000))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        ('activation = "swish"', 'activation = "tanh"', "not supported yet: .*'tanh'.*must have swish"),
+        ("padding = 9", "padding = 0", "half-window padding"),
+        ("insize = 4\n", "insize = 8\n", "convolutions do not fit together"),
+        ('type = "lstm"\nsize = 16', 'type = "lstm"\nsize = 24', "must be 16 wide"),
+        ('type = "permute"', 'type = "clamp"', "these layers are not supported yet"),
+        ("min = -5.0", "min = -4.0", r"clamped to \+-max"),
+        ("blank_score = 2.0", "blank_score = nan", "nan is not a finite number"),
+        ("blank_score = 2.0", "", "'blank_score' is missing"),
+    ],
+)
+def test_listed_layers_that_are_not_supported_are_refused(
+    make_bundle: MakeBundle, tmp_path: Path, old: str, new: str, reason: str
+) -> None:
+    directory = make_bundle(tmp_path / "model", layers="listed")
+    with pytest.raises(ModelError, match=reason):
+        load_bundle(edit_config(directory, old, new))

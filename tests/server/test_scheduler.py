@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from porestream.models.chunk import Chunker
+from porestream.models.prepare import PreparedRead
 from porestream.models.scale import Scaling
 from porestream.server.reads import CallSettings, OpenRead, Priority
 from porestream.server.scheduler import Batch, Job, Scheduler
@@ -20,15 +21,14 @@ CHUNKER = Chunker(1200, 120, 6)
 def job(stream: str, samples: int, priority: Priority = Priority.STANDARD, model: str = "m", name: int = 0) -> Job:
     read = OpenRead(UUID(int=name).bytes, 1, None, samples=samples)
     return Job(
-        stream, CallSettings(model, "", "", priority, 0.0, False, False), read, deliver=lambda _job, _result: None
+        stream, CallSettings(model, "", "", priority, 0.0, False, False, 4000), read, deliver=lambda _job, _result: None
     )
 
 
 def prepare(scheduler: Scheduler, work: Job) -> None:
-    work.signal_S = np.zeros(work.read.samples, np.int16)
-    work.scaling = Scaling(0.0, 1.0)
-    work.plan = CHUNKER.plan(work.read.samples)
-    work.missing = len(work.plan.pieces)
+    plan = CHUNKER.plan(work.read.samples)
+    work.prepared = PreparedRead(np.zeros(work.read.samples, np.int16), Scaling(0.0, 1.0), 0, plan)
+    work.missing = len(plan.pieces)
     scheduler.prepared(work)
 
 
@@ -66,12 +66,15 @@ def test_every_chunk_is_called_once_in_batches_of_one_shape(plans, rows, limit) 
     batches = drain(scheduler, len(submitted))
     seen = [(id(task.job), task.index) for batch in batches for task in batch.tasks]
     assert len(seen) == len(set(seen))
-    assert len(seen) == sum(len(work.plan.pieces) for work in submitted if work.plan)
+    assert len(seen) == sum(len(work.prepared.plan.pieces) for work in submitted if work.prepared)
     for batch in batches:
         assert 1 <= len(batch.tasks) <= rows
         for task in batch.tasks:
-            assert task.job.plan
-            assert (task.job.settings.model, task.job.plan.pieces[task.index].samples) == (batch.model, batch.samples)
+            assert task.job.prepared
+            assert (task.job.settings.model, task.job.prepared.plan.pieces[task.index].samples) == (
+                batch.model,
+                batch.samples,
+            )
     assert scheduler.queued_samples() == 0
 
 

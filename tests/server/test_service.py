@@ -385,3 +385,33 @@ def test_filtered_reads_are_sent_flagged(start_server, signals) -> None:  # type
     assert result.status is ReadStatus.FILTERED
     assert "below 49" in result.detail
     assert result.parts[0].sequence
+
+
+def test_a_stream_that_names_no_model_gets_one_for_its_chemistry(start_server, make_bundle, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    names = "dna_r9.4.1_e8.1_fast@v9", "dna_r10.4.1_e8.2_400bps_fast@v4.1.0"
+    models = [make_bundle(tmp_path / name) for name in names]
+    facts = {"run_id": "r", "sequencing_kit": "SQK-LSK114", "sample_rate_hz": 4000}
+    new, old, rna = (
+        pb.RunInfo(**facts, flow_cell_product_code="FLO-MIN114"),
+        pb.RunInfo(**(facts | {"sequencing_kit": "SQK-LSK109"}), flow_cell_product_code="FLO-MIN106"),
+        pb.RunInfo(**(facts | {"sequencing_kit": "SQK-RNA004"})),
+    )
+
+    def open_stream(server, run: pb.RunInfo, **options: object) -> str:
+        with grpc.insecure_channel(server.address) as channel:
+            request = pb.StreamReadsRequest(open=pb.OpenStream(run=run, options=pb.CallOptions(**options)))
+            call = pb_grpc.BasecallServiceStub(channel).StreamReads(iter([request]))
+            return next(call).opened.caller.model
+
+    both = start_server(model=models)
+    assert open_stream(both, old) == models[0].name
+    assert open_stream(both, new) == models[1].name
+    assert open_stream(both, rna, model=models[0].name) == models[0].name
+    for run, reason in ((rna, "the run is RNA004"), (pb.RunInfo(run_id="r"), "name a model")):
+        with pytest.raises(grpc.RpcError, match=reason):
+            open_stream(both, run)
+    one = start_server(model=models[1:])
+    assert open_stream(one, pb.RunInfo(run_id="r")) == models[1].name
+    with pytest.raises(grpc.RpcError, match=r"the run is R9\.4\.1 DNA .* not for it: .*R10\.4\.1 DNA"):
+        open_stream(one, old)
+    assert open_stream(one, old, allow_chemistry_mismatch=True) == models[1].name

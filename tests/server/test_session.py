@@ -32,7 +32,7 @@ from porestream.server.reads import (
 from porestream.server.scheduler import Job
 from porestream.server.session import MAX_OPEN_READS, Beat, CreditGrant, Drain, Results, Session, StreamFault
 
-SETTINGS = CallSettings("model", "", "", Priority.STANDARD, 0.0, False, False)
+SETTINGS = CallSettings("model", "", "", Priority.STANDARD, 0.0, False, False, 4000)
 MIB = 1 << 20
 
 

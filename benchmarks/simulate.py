@@ -1,0 +1,59 @@
+"""Speed of the simulator in million samples a second for each core: `python benchmarks/simulate.py`.
+
+Processor time is counted, so that other work on the machine matters less. Prints, as the median of three turns:
+emission alone (sequence to signal in memory, one thread), and the whole command (reference, reads, compression, files,
+start of the interpreter; all cores).
+"""
+
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from porestream.models.simulate.pore import PoreModel
+from porestream.models.simulate.sequence import decode, random_bases
+from porestream.models.simulate.signal import SignalNoise, simulate_signal
+
+TURNS = 3
+READS, READ_BASES = 300, 5000
+
+
+def emission() -> float:
+    """Million samples a second of processor time, on one thread."""
+    rng, pore = np.random.default_rng(1), PoreModel.load()
+    bases_B = random_bases(READ_BASES, rng)
+    simulate_signal(bases_B, pore, rng, SignalNoise(), 5000)  # compiles
+    start_s, samples = time.process_time(), 0
+    for _ in range(READS // TURNS):
+        samples += simulate_signal(bases_B, pore, rng, SignalNoise(), 5000)[0].size
+    return samples / (time.process_time() - start_s) / 1e6
+
+
+def command(folder: Path) -> float:
+    """Million samples a second of processor time, for the whole command."""
+    reference, output = folder / "reference.fasta", folder / "run.pod5"
+    reference.write_text(f">random\n{decode(random_bases(1_000_000, np.random.default_rng(1)))}\n")
+    arguments = ["simulate", str(reference), "-o", str(output), "-n", str(READS), "--length-mean", str(READ_BASES)]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, "-m", "porestream.cli.main", *arguments, "--seed", "1"], check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    samples = sum(int(line.split("\t")[6]) for line in (folder / "run.truth.tsv").read_text().splitlines()[1:])
+    return samples / (after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime) / 1e6
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    print(f"emission alone: {statistics.median(emission() for _ in range(TURNS)):.1f} M samples/s a core")
+    with tempfile.TemporaryDirectory() as folder:
+        rate = statistics.median(command(Path(folder)) for _ in range(TURNS))
+    print(f"whole command:  {rate:.1f} M samples/s a core ({READS} reads of {READ_BASES} bases on average)")
+
+
+if __name__ == "__main__":
+    main()

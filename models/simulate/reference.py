@@ -1,0 +1,127 @@
+"""The reference that reads come from: FASTA in, windows out.
+
+Dimensions: B bases.
+"""
+
+import gzip
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from porestream.models.simulate.sequence import UNKNOWN, Bases, encode, reverse_complement
+
+_TRIES = 100
+_GZIP_MAGIC = b"\x1f\x8b"
+_WHITESPACE = b" \t\r\n\v\f"
+_IUPAC = b"ACGTUNRYSWKMBDHVacgtunryswkmbdhv-*"
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A stretch of a contig, as a strand of it goes through the pore.
+
+    Attributes
+    ----------
+    contig, start, end
+        Where: 0-based, half open, on the forward strand.
+    strand
+        "+" or "-".
+    bases_B
+        5' to 3' of that strand, 0-3, (end - start,) uint8.
+    """
+
+    contig: str
+    start: int
+    end: int
+    strand: str
+    bases_B: Bases
+
+
+class Reference:
+    """Contigs, and windows drawn from them.
+
+    Parameters
+    ----------
+    contigs
+        Sequences by name, encoded.
+    min_length
+        Shorter contigs give no windows.
+
+    Raises
+    ------
+    ValueError
+        If no contig is long enough.
+    """
+
+    def __init__(self, contigs: dict[str, Bases], min_length: int) -> None:
+        self._contigs = [(name, bases_B) for name, bases_B in contigs.items() if bases_B.size >= min_length]
+        if not self._contigs:
+            longest = max((bases_B.size for bases_B in contigs.values()), default=0)
+            raise ValueError(f"no sequence has the {min_length} bases of the shortest read: the longest has {longest}")
+        self._ends = np.cumsum([bases_B.size for _, bases_B in self._contigs])
+
+    @classmethod
+    def load(cls, path: Path, min_length: int) -> "Reference":
+        """Read FASTA, plain or gzipped.
+
+        Raises
+        ------
+        OSError
+            The file cannot be read.
+        ValueError
+            It is not FASTA, has no sequence, or none that is long enough.
+        """
+        contigs = _read_fasta(path)
+        try:
+            return cls(contigs, min_length)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+
+    @property
+    def bases(self) -> int:
+        """Bases of all contigs that give windows."""
+        return int(self._ends[-1])
+
+    def draw(self, length: int, strand: str, rng: np.random.Generator) -> Window:
+        """A window of that length, or of the whole contig if it is shorter, on strand "+" or "-".
+
+        Contigs are drawn in proportion to their lengths. Windows with unknown bases are drawn again; where a hundred
+        tries find no other, the unknown bases become random ones.
+        """
+        for _ in range(_TRIES):
+            name, contig_B = self._contigs[int(np.searchsorted(self._ends, rng.integers(self._ends[-1]), side="right"))]
+            start = int(rng.integers(max(1, contig_B.size - length + 1)))
+            bases_B = contig_B[start : start + length]
+            unknown_B = bases_B == UNKNOWN
+            if not unknown_B.any():
+                break
+        else:
+            bases_B = np.where(unknown_B, rng.integers(0, 4, bases_B.size, np.uint8), bases_B)
+        end = start + bases_B.size
+        return Window(name, start, end, strand, reverse_complement(bases_B) if strand == "-" else bases_B)
+
+
+def _read_fasta(path: Path) -> dict[str, Bases]:
+    """Sequences by the first word of their headers, encoded."""
+    text = path.read_bytes()
+    if text.startswith(_GZIP_MAGIC):
+        try:
+            text = gzip.decompress(text)
+        except (EOFError, OSError, zlib.error) as error:
+            raise ValueError(f"{path} is damaged gzip: {error}; fetch it again") from error
+    if not text.startswith(b">"):
+        found = f"it begins with {text[:1]!r}" if text else "it is empty"
+        raise ValueError(f"{path} is not FASTA: {found}; a file with '>name' lines is needed, plain or gzipped")
+    contigs: dict[str, Bases] = {}
+    for number, record in enumerate(text[1:].split(b"\n>"), 1):
+        header, _, body = record.partition(b"\n")
+        name = next(iter(header.decode("utf-8", "replace").split()), "")
+        if not name or name in contigs:
+            raise ValueError(f"{path}: sequence {number} has {'the name of another' if name else 'no name'}: {name!r}")
+        letters = body.translate(None, _WHITESPACE)
+        if strange := letters.translate(None, _IUPAC):
+            raise ValueError(f"{path}: {name} has {strange[:1]!r}, which is no code of a nucleotide; is it a protein?")
+        contigs[name] = encode(letters)
+    return contigs

@@ -1,0 +1,114 @@
+"""A whole run: windows planned one after another, reads simulated on all cores, handed out in their order."""
+
+import math
+from collections import deque
+from collections.abc import Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from pod5 import EndReasonEnum
+
+from porestream.models.simulate.flowcell import FlowCell, Place, draw_end_reason
+from porestream.models.simulate.pore import PoreModel
+from porestream.models.simulate.reads import ReadSettings, SimulatedRead, simulate_read
+from porestream.models.simulate.reference import Reference, Window
+
+MIN_LENGTH = 200
+"""Shortest read in bases."""
+
+STRANDS = {"both": "+-", "forward": "+", "reverse": "-"}
+
+_PLAN, _FLOW_CELL, _READ = range(3)  # streams of random numbers that follow from one seed
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Which reads to make.
+
+    Attributes
+    ----------
+    reads, coverage
+        How many: one of them. Coverage is in bases of reads for each base of the reference.
+    length_mean, length_sd
+        Of a gamma distribution of lengths, in bases; shorter ones than `MIN_LENGTH` become that long, longer ones than
+        their contig as long as that.
+    strand
+        One of `STRANDS`.
+    """
+
+    reads: int | None
+    coverage: float | None
+    length_mean: float
+    length_sd: float
+    strand: str
+
+    def target_bases(self, reference: Reference) -> float:
+        """Bases of reads that are enough; infinite where the number of reads decides."""
+        return math.inf if self.coverage is None else self.coverage * reference.bases
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What a run consists of, but for the reference: with that, all of it follows from the seed.
+
+    Attributes
+    ----------
+    plan
+        Which reads.
+    settings
+        What they are like.
+    channels
+        How many channels take reads at the same time.
+    seed
+        Not negative.
+    """
+
+    plan: Plan
+    settings: ReadSettings
+    channels: int
+    seed: int
+
+
+def simulate_run(run: Run, reference: Reference, threads: int) -> Generator[tuple[SimulatedRead, Place], None, None]:
+    """Reads with their places on the flow cell, in the order of their start.
+
+    At most twice as many reads as threads are in memory. Each read has random numbers of its own, so nothing depends on
+    the number of threads.
+    """
+    pore = PoreModel.load()
+    cell = FlowCell(run.channels, run.settings.sample_rate_hz, np.random.default_rng([run.seed, _FLOW_CELL]))
+
+    def simulate(number: int, window: Window, end_reason: EndReasonEnum) -> SimulatedRead:
+        return simulate_read(window, end_reason, pore, run.settings, np.random.default_rng([run.seed, _READ, number]))
+
+    def placed(future: Future[SimulatedRead]) -> tuple[SimulatedRead, Place]:
+        read = future.result()
+        return read, cell.place(read.current_pa_S.size, read.end_reason)
+
+    under_way: deque[Future[SimulatedRead]] = deque()
+    with ThreadPoolExecutor(threads, "simulate") as executor:
+        try:
+            for number, (window, end_reason) in enumerate(plan_reads(reference, run.plan, run.seed)):
+                under_way.append(executor.submit(simulate, number, window, end_reason))
+                if len(under_way) == 2 * threads:
+                    yield placed(under_way.popleft())
+            while under_way:
+                yield placed(under_way.popleft())
+        finally:
+            executor.shutdown(cancel_futures=True)
+
+
+def plan_reads(reference: Reference, plan: Plan, seed: int) -> Iterator[tuple[Window, EndReasonEnum]]:
+    """Draw places on the reference, and how reads end, until there are enough."""
+    rng = np.random.default_rng([seed, _PLAN])
+    strands = STRANDS[plan.strand]
+    reads, bases = 0, 0
+    while bases < plan.target_bases(reference) and reads != plan.reads:
+        length = plan.length_mean
+        if plan.length_sd:
+            length = rng.gamma((plan.length_mean / plan.length_sd) ** 2, plan.length_sd**2 / plan.length_mean)
+        window = reference.draw(max(MIN_LENGTH, round(length)), strands[rng.integers(len(strands))], rng)
+        reads += 1
+        bases += window.bases_B.size
+        yield window, draw_end_reason(rng)

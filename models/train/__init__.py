@@ -1,0 +1,1 @@
+"""Training of the project's own model: data, loss, trainer, evaluation, export."""

@@ -1,0 +1,51 @@
+"""How a run proceeds: its length, learning rate and chunk lengths."""
+
+from dataclasses import dataclass
+
+from porestream.models.train.state import Progress
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """Warm-up, then a constant rate, then linear annealing to zero.
+
+    Attributes
+    ----------
+    rate
+        The learning rate between warm-up and annealing.
+    samples, minutes
+        Length of the run, in samples seen or in time: one of the two.
+    warm_up_steps
+        Steps in which the rate rises.
+    anneal
+        Share of the run in which it falls to zero.
+    chunk_samples
+        Lengths of chunks, for equal parts of the run: short ones first, for they train faster.
+    begun
+        Where the run began.
+    """
+
+    rate: float
+    samples: float | None
+    minutes: float | None
+    warm_up_steps: int
+    anneal: float
+    chunk_samples: tuple[int, ...]
+    begun: Progress
+
+    def done(self, progress: Progress) -> float:
+        """Share of the run that is done; 1 and more: all of it."""
+        if self.samples is not None:
+            return (progress.seen - self.begun.seen) / self.samples
+        assert self.minutes is not None
+        return (progress.seconds - self.begun.seconds) / (60 * self.minutes)
+
+    def rate_at(self, done: float, steps: int) -> float:
+        """The learning rate of a step; `steps` were made by the whole training before."""
+        warm = min(1.0, (steps - self.begun.steps + 1) / self.warm_up_steps)
+        falling = min(1.0, max(0.0, 1 - done) / self.anneal) if self.anneal > 0 else 1.0
+        return self.rate * warm * falling
+
+    def chunk_samples_at(self, done: float) -> int:
+        """The chunk length of a step."""
+        return self.chunk_samples[min(int(done * len(self.chunk_samples)), len(self.chunk_samples) - 1)]

@@ -1,0 +1,111 @@
+"""The trainer's state file: everything that a run needs to go on."""
+
+import os
+import pickle
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from porestream.models.train.data import Place
+
+Weights = dict[str, torch.Tensor]
+
+DATA = (
+    "Simulated reads: porestream's simulator; its 9-mer levels are those of uncalled4 4.1.0 (MIT)",
+    "Real reads: test data of hiruna72/squigualiser (MIT), R10.4.1 LSK114 at 4 kHz, human. Their labels are the "
+    "basecalls that were published with them, which a vendor's basecaller made; no vendor's weights were used",
+)
+"""What this project's own model learned from; taken for true of states that do not say it: older ones."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a training has come.
+
+    Attributes
+    ----------
+    seen
+        Samples of signal that it has learned from.
+    seconds
+        Time that it took.
+    steps
+        Updates of the weights.
+    """
+
+    seen: int = 0
+    seconds: float = 0.0
+    steps: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingState:
+    """A training between two steps.
+
+    Attributes
+    ----------
+    net, mean
+        The weights, and their running mean: the model to export. The names are TrainableNetwork's.
+    opt
+        Muon's state.
+    progress
+        Of the whole training, over all its runs.
+    begun
+        The progress at which the current run's schedule began; None where none is under way: the last run has ended
+        annealed, or another program wrote the state. Then the next run begins a schedule of its own.
+    loss
+        Running mean of the loss.
+    places
+        Where each worker's stream of simulated chunks is.
+    inputs
+        What it learned from over all its runs, a line each, for the model card.
+    """
+
+    net: Weights
+    mean: Weights
+    opt: dict[str, Any]
+    progress: Progress
+    begun: Progress | None = None
+    loss: float | None = None
+    places: list[Place] = field(default_factory=list)
+    inputs: tuple[str, ...] = DATA
+
+    def save(self, path: Path) -> None:
+        """Write the file whole or not at all: a killed process leaves the one before."""
+        values = {"net": self.net, "mean": self.mean, "opt": self.opt, **asdict(self.progress)}
+        values["begun"] = None if self.begun is None else asdict(self.begun)
+        values |= {"loss": self.loss, "places": [asdict(place) for place in self.places], "inputs": list(self.inputs)}
+        unfinished = path.with_name(f"{path.name}.new")
+        torch.save(values, unfinished)
+        os.replace(unfinished, path)
+
+    @classmethod
+    def load(cls, path: Path) -> "TrainingState":
+        """Read a state. Only `net`, `mean`, `opt`, `seen` and `seconds` must be there; nothing in it is executed.
+
+        Raises
+        ------
+        ValueError
+            It is not a state file.
+        """
+        try:
+            values = torch.load(path, map_location="cpu", weights_only=True)
+            progress = Progress(int(values["seen"]), float(values["seconds"]), int(values.get("steps", 0)))
+            begun = values.get("begun")
+            return cls(
+                values["net"],
+                values["mean"],
+                values["opt"],
+                progress,
+                None if begun is None else Progress(**begun),
+                values.get("loss"),
+                [Place(**place) for place in values.get("places", [])],
+                tuple(values.get("inputs", DATA)),
+            )
+        except (KeyError, TypeError, AttributeError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            raise ValueError(f"{path}: not a state file of the trainer: {error}") from error
+
+    def ended(self) -> "TrainingState":
+        """The same with its run's schedule done."""
+        return replace(self, begun=None)

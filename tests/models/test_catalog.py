@@ -1,0 +1,155 @@
+"""Which model a run gets, and what is said where there is none."""
+
+from pathlib import Path
+
+import pytest
+
+from porestream.models.bundle import load_bundle
+from porestream.models.catalog import BUNDLED, NoModel, choose_model, default_models_directory, find_model
+from porestream.models.chemistry import Chemistry, chemistry_of_model, chemistry_of_run
+
+R1041 = Chemistry("dna", "r10.4.1", 400, (5000,))
+
+
+def add_model(folder: Path, name: str, sample_rate_hz: int = 0, config: str = "") -> Path:
+    """Its config.toml alone: the choice reads no weights."""
+    (folder / name).mkdir(parents=True)
+    text = f"[run_info]\nsample_rate = {sample_rate_hz}\n" if sample_rate_hz else ""
+    text += "[encoder]\nstride = 6\nwinlen = 19\nfeatures = 96\n[global_norm]\nstate_len = 3\n"
+    (folder / name / "config.toml").write_text(config or text)
+    return folder / name
+
+
+def chosen(runs: list[Chemistry], folder: Path) -> Path:
+    model, passed_over = choose_model(runs, folder)
+    assert passed_over == []
+    return model
+
+
+@pytest.mark.parametrize(
+    ("product", "kit", "expected"),
+    [
+        ("FLO-MIN114", "SQK-LSK114", ("dna", "r10.4.1", 400)),
+        ("FLO-PRO114M", "sqk-lsk114", ("dna", "r10.4.1", 400)),
+        ("FLO-PRO114HD", "SQK-NBD114-24", ("dna", "r10.4.1", 400)),
+        ("", "sqk-rbk114-96", ("dna", "r10.4.1", 400)),
+        ("FLO-MIN106", "", ("dna", "r9.4.1", 450)),
+        ("FLO-MIN106D", "SQK-LSK109", ("dna", "r9.4.1", 450)),
+        ("FLO-PRO002", "sqk-lsk109", ("dna", "r9.4.1", 450)),
+        ("FLO-FLG001", "SQK-LSK109", ("dna", "r9.4.1", 450)),
+        ("FLO-MIN112", "SQK-LSK112", ("dna", "r10.4", 0)),
+        ("FLO-MIN106", "SQK-RNA002", ("rna002", "", 70)),
+        ("FLO-MIN004RA", "SQK-RNA004", ("rna004", "", 130)),
+        ("FLO-PRO004RA", "", ("rna004", "", 130)),
+        ("", "", ("", "", 0)),
+        ("FLO-NEW999", "SQK-LSK999", ("", "", 0)),
+        ("nonsense", "", ("", "", 0)),
+    ],
+)
+def test_flow_cell_and_kit_name_the_chemistry(product: str, kit: str, expected: tuple[str, str, int]) -> None:
+    assert chemistry_of_run(product, kit, 5000) == Chemistry(*expected, (5000,))
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("dna_r10.4.1_e8.2_400bps_hac@v4.3.0", Chemistry("dna", "r10.4.1", 400, (5000,))),
+        ("dna_r10.4.1_e8.2_400bps_fast@v4.1.0", Chemistry("dna", "r10.4.1", 400, (4000,))),
+        ("dna_r10.4.1_e8.2_260bps_fast@v4.1.0", Chemistry("dna", "r10.4.1", 260, (4000,))),
+        ("dna_r10.4.1_e8.2_400bps_hac@v4.2.0_5mCG_5hmCG@v2", Chemistry()),
+        ("dna_r9.4.1_e8.1_fast@v3.4", Chemistry("dna", "r9.4.1", 450, (4000,))),
+        ("rna004_130bps_sup@v5.1.0", Chemistry("rna004", "", 130)),
+        ("my_model", Chemistry()),
+    ],
+)
+def test_model_names_tell_their_chemistry(name: str, expected: Chemistry) -> None:
+    assert chemistry_of_model(name) == expected
+
+
+def test_the_bundled_model_is_what_its_name_says() -> None:
+    bundle = load_bundle(BUNDLED)
+    assert bundle.chemistry == Chemistry("dna", "r10.4.1", 400, (5000, 4000))
+    assert sum(file.stat().st_size for file in BUNDLED.iterdir()) < 3_000_000
+    card = " ".join((BUNDLED / "README.md").read_text().split())
+    for said in ("MIT", "ONT's models call better", "basecalls", "4 kHz"):
+        assert said in card
+    assert "not evaluated yet" not in card
+
+
+def test_runs_get_the_bundled_model_where_the_user_has_none(tmp_path: Path) -> None:
+    assert chosen([R1041], tmp_path / "none") == BUNDLED
+    assert chosen([R1041, Chemistry("dna", "r10.4.1", 400, (4000,))], tmp_path) == BUNDLED
+    assert chosen([], tmp_path) == BUNDLED
+
+
+def test_the_users_own_model_goes_before_the_bundled_one(tmp_path: Path) -> None:
+    add_model(tmp_path, "dna_r9.4.1_e8.1_fast@v3.4")
+    assert chosen([R1041], tmp_path) == BUNDLED
+    hac = add_model(tmp_path, "dna_r10.4.1_e8.2_400bps_hac@v4.3.0", 5000)
+    assert chosen([R1041], tmp_path) == hac
+    for release in ("4.2.0", "4.10.0", "4.3.0"):
+        add_model(tmp_path, f"dna_r10.4.1_e8.2_400bps_fast@v{release}", 5000)
+    assert chosen([R1041], tmp_path).name == "dna_r10.4.1_e8.2_400bps_fast@v4.10.0"
+    slow = Chemistry("dna", "r10.4.1", 400, (4000,))
+    assert chosen([slow], tmp_path) == BUNDLED  # all others are for 5 kHz
+    assert chosen([R1041, slow], tmp_path) == BUNDLED
+
+
+def test_a_model_for_another_speed_or_rate_is_not_taken(tmp_path: Path) -> None:
+    slow = Chemistry("dna", "r10.4.1", 400, (4000,))
+    add_model(tmp_path, "dna_r10.4.1_e8.2_260bps_fast@v4.1.0")
+    assert chosen([slow], tmp_path) == BUNDLED
+    old = add_model(tmp_path, "dna_r10.4.1_e8.2_400bps_fast@v4.1.0")  # says no rate: 4 kHz then
+    assert chosen([slow], tmp_path) == old
+    assert chosen([R1041], tmp_path) == BUNDLED
+
+
+def test_what_cannot_be_used_is_passed_over_and_named(tmp_path: Path) -> None:
+    usable = add_model(tmp_path, "dna_r10.4.1_e8.2_400bps_fast@v4.2.0", 5000)
+    add_model(tmp_path, "dna_r10.4.1_e8.2_400bps_fast@v4.3.0", config="[encoder]\n[standardisation]\nstandardise = 1\n")
+    add_model(tmp_path, "dna_r10.4.1_e8.2_400bps_fast@v5.0.0", config="not TOML")
+    add_model(tmp_path, "dna_r10.4.1_e8.2_400bps_fast@v4.2.0_5mCG_5hmCG@v2", config="[general]\n")
+    model, passed_over = choose_model([R1041], tmp_path)
+    assert model == usable
+    assert ["v5.0.0" in reason or "v4.3.0" in reason for reason in passed_over] == [True, True]
+
+
+def test_two_models_of_another_chemistry_are_both_seen(tmp_path: Path) -> None:
+    for release in ("3.3", "3.4"):
+        add_model(tmp_path, f"dna_r9.4.1_e8.1_fast@v{release}")
+    assert chosen([Chemistry("dna", "r9.4.1", 450, (4000,))], tmp_path).name == "dna_r9.4.1_e8.1_fast@v3.4"
+
+
+@pytest.mark.parametrize(
+    ("runs", "words"),
+    [
+        ([Chemistry("dna", "r9.4.1", 450, (4000,))], ["no model for R9.4.1 DNA (450 bases/s) at 4 kHz", "--model DIR"]),
+        ([Chemistry("dna", "r10.4.1", 400, (3012,))], ["no model for R10.4.1 DNA (400 bases/s) at 3.012 kHz"]),
+        ([R1041, Chemistry("dna", "r9.4.1", 450, (4000,))], ["several chemistries", "call each by itself"]),
+        ([Chemistry("", "", 0, (4000,))], ["flow cell and kit", f"--model {BUNDLED.name}"]),
+        ([Chemistry("rna004", "", 130, (4000,))], ["no model for RNA004 (130 bases/s) at 4 kHz"]),
+    ],
+)
+def test_where_nothing_fits_the_way_out_is_named(tmp_path: Path, runs: list[Chemistry], words: list[str]) -> None:
+    with pytest.raises(NoModel) as refused:
+        choose_model(runs, tmp_path)
+    for word in words:
+        assert word in str(refused.value)
+
+
+def test_models_are_found_by_path_and_by_name(tmp_path: Path) -> None:
+    own = add_model(tmp_path / "models", "own@v1")
+    assert find_model(str(own)) == own
+    assert find_model("own@v1", tmp_path / "models") == own
+    assert find_model(BUNDLED.name, tmp_path / "models") == BUNDLED
+    with pytest.raises(NoModel, match=f"other@v1: no such model directory.*own@v1, {BUNDLED.name}"):
+        find_model("other@v1", tmp_path / "models")
+
+
+def test_the_models_directory_follows_xdg(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    assert default_models_directory() == tmp_path / "porestream" / "models"
+    add_model(tmp_path / "porestream" / "models", "own@v1")
+    assert find_model("own@v1").parent == tmp_path / "porestream" / "models"
+    monkeypatch.setenv("XDG_DATA_HOME", "relative")
+    assert default_models_directory() == Path.home() / ".local" / "share" / "porestream" / "models"
