@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import sys
 import tempfile
 from collections.abc import Iterator
 from typing import Any
@@ -45,7 +46,7 @@ def train(settings: TrainSettings) -> TrainingState:
     stopping = False
     with tempfile.TemporaryDirectory(prefix="porestream-train-") as meeting:
         arguments = (settings, f"file://{meeting}/rendezvous")
-        workers = spawn(run_worker, arguments, settings.workers, join=False)  # type: ignore[no-untyped-call]
+        workers = spawn(_worker_process, arguments, settings.workers, join=False)  # type: ignore[no-untyped-call]
 
         def stop(*_: object) -> None:
             nonlocal stopping
@@ -58,7 +59,7 @@ def train(settings: TrainSettings) -> TrainingState:
                 while not workers.join():
                     pass
             except ProcessExitedException as error:
-                if stopping:  # before it could listen
+                if stopping and not state_path.exists():  # before it could listen
                     raise RuntimeError("stopped before the first step: there is nothing to resume") from error
                 raise RuntimeError(f"a worker failed: {error}") from error
             except ProcessRaisedException as error:
@@ -103,6 +104,14 @@ def run_worker(rank: int, settings: TrainSettings, rendezvous: str = "") -> None
         finally:
             if dist.is_initialized():
                 dist.destroy_process_group()
+
+
+def _worker_process(rank: int, settings: TrainSettings, rendezvous: str) -> None:
+    run_worker(rank, settings, rendezvous)
+    # Threads of gloo may outlive its group, and a thread that wants Python while Python shuts down aborts the process.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 @contextlib.contextmanager
