@@ -1,4 +1,4 @@
-"""Cuts a read into overlapping chunks of two fixed lengths, and stitches what was called of them.
+"""Cuts a read into overlapping chunks of three fixed lengths, and stitches what was called of them.
 
 Dimensions: S samples, T time steps (S / stride), B bases.
 """
@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+
+_MIN_BRIEF_STEPS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,37 +45,79 @@ class ChunkPlan:
 class Chunker:
     """The chunk lengths of a model, and the cut of a read into them.
 
-    Two lengths: the model's own, and a quarter of it for short reads and the ends of long ones, which would waste most
-    of a long chunk.
+    Three lengths: the model's own; a quarter of it for the ends of long reads, which would waste most of a long chunk;
+    and an eighth for reads that are no longer than it. What is too short to be of use is left out.
+
+    Parameters
+    ----------
+    chunk_size
+        The model's own length, in samples.
+    overlap
+        Samples that neighbours share at least.
+    stride
+        Samples of a time step.
+    granularity
+        What every length is a multiple of, in samples; None: the stride. A transformer wants more.
+    overlap_unit
+        What the overlap and every start are multiples of, in samples; None: the stride. More where a network's inner
+        time steps are coarser than those it gives out.
+
+    Attributes
+    ----------
+    lengths
+        In samples, the longest first.
+
+    Raises
+    ------
+    ValueError
+        The chunk size is less than the granularity, or no more than the overlap.
     """
 
-    def __init__(self, chunk_size: int, overlap: int, stride: int) -> None:
+    def __init__(
+        self,
+        chunk_size: int,
+        overlap: int,
+        stride: int,
+        granularity: int | None = None,
+        overlap_unit: int | None = None,
+    ) -> None:
+        granularity = granularity or stride
         self._stride = stride
-        self._long = chunk_size // stride * stride
-        self._short = chunk_size // 4 // stride * stride
-        self._overlap = overlap // stride * stride
-        self.lengths = (self._long, self._short) if self._short >= max(2 * self._overlap, 1) else (self._long,)
+        self._unit = overlap_unit or stride
+        self._overlap = overlap // self._unit * self._unit
+        self._long, short, brief = (chunk_size // parts // granularity * granularity for parts in (1, 4, 8))
+        if self._long <= self._overlap:
+            raise ValueError(
+                f"chunk_size {chunk_size} is too small for an overlap of {overlap} and lengths that are multiples of "
+                f"{granularity}: choose a longer chunk"
+            )
+        self._ends = (self._long, short) if short >= max(2 * self._overlap, 1) else (self._long,)
+        self._brief = brief if _MIN_BRIEF_STEPS * stride <= brief < self._ends[-1] else 0
+        self.lengths: tuple[int, ...] = (*self._ends, self._brief) if self._brief else self._ends
 
     def plan(self, read_samples: int) -> ChunkPlan:
         """The cut of a read of `read_samples` (at least 1), after trimming.
 
-        Long chunks as far as they go; the rest is one more, or short ones, whichever computes fewer samples. The last
-        chunk is aligned to the read's end, rounded up to the stride (at most stride - 1 samples of padding). A read
-        that is shorter than a chunk has one, padded.
+        A read that fits into the shortest chunk has one of it. Of others, long chunks as far as they go; the rest is
+        one more, or short ones, whichever computes fewer samples. The last chunk is aligned to the read's end, rounded
+        up to the overlap's unit (padding: at most a sample less than that). A read that is shorter than a chunk has
+        one, padded.
         """
+        if read_samples <= self._brief:
+            return ChunkPlan([Piece(0, self._brief)], read_samples, self._stride)
         step = self._long - self._overlap
         count = max(0, (read_samples - self._overlap) // step)
         pieces = [Piece(index * step, self._long) for index in range(count)]
         rest = read_samples - count * step  # begins where the last long chunk's overlap does
         if not count or rest > self._overlap:
-            ends = [self._end(rest, length) for length in self.lengths]
+            ends = [self._end(rest, length) for length in self._ends]
             end = min(ends, key=lambda candidate: sum(piece.samples for piece in candidate))
             pieces += [Piece(max(0, count * step + piece.start), piece.samples) for piece in end]
         return ChunkPlan(pieces, read_samples, self._stride)
 
     def _end(self, rest: int, length: int) -> list[Piece]:
         """Chunks of one length over the last `rest` samples; starts may be negative, where a long chunk lies before."""
-        last = -(-(rest - length) // self._stride) * self._stride
+        last = -(-(rest - length) // self._unit) * self._unit
         return [Piece(start, length) for start in (*range(0, max(last, 0), length - self._overlap), last)]
 
 

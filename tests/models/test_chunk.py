@@ -9,11 +9,19 @@ from hypothesis import strategies as st
 
 from porestream.models.chunk import Chunker, stitch
 
-MODELS = [(12_000, 600, 6), (10_000, 500, 5), (4_000, 200, 6), (64, 16, 4), (60, 40, 5)]
+MODELS = [
+    (12_000, 600, 6),
+    (10_000, 500, 5),
+    (4_000, 200, 6),
+    (64, 16, 4),
+    (60, 40, 5),
+    (12_300, 600, 6, 192, 12),
+    (480, 100, 5, 160, 10),
+]
 
 
 @given(st.sampled_from(MODELS), st.integers(1, 200_000))
-def test_every_step_is_kept_exactly_once(model: tuple[int, int, int], read_samples: int) -> None:
+def test_every_step_is_kept_exactly_once(model: tuple[int, ...], read_samples: int) -> None:
     chunker = Chunker(*model)
     plan = chunker.plan(read_samples)
     stride = model[2]
@@ -31,9 +39,9 @@ def test_every_step_is_kept_exactly_once(model: tuple[int, int, int], read_sampl
 
 
 @given(st.sampled_from(MODELS), st.integers(1, 100_000))
-def test_neighbours_overlap_by_at_least_the_models_overlap(model: tuple[int, int, int], read_samples: int) -> None:
+def test_neighbours_overlap_by_at_least_the_models_overlap(model: tuple[int, ...], read_samples: int) -> None:
     plan = Chunker(*model).plan(read_samples)
-    overlap = model[1] // model[2] * model[2]
+    overlap = model[1] // model[-1] * model[-1]
     for piece, following in zip(plan.pieces, plan.pieces[1:], strict=False):
         assert piece.start < following.start
         assert piece.start + piece.samples - following.start >= overlap
@@ -42,7 +50,9 @@ def test_neighbours_overlap_by_at_least_the_models_overlap(model: tuple[int, int
 @pytest.mark.parametrize(
     ("read_samples", "lengths"),
     [
-        (1, [3000]),
+        (1, [1500]),
+        (1500, [1500]),
+        (1501, [3000]),
         (3000, [3000]),
         (3001, [3000] * 2),
         (9000, [3000] * 4),  # as much work as one long chunk
@@ -52,7 +62,7 @@ def test_neighbours_overlap_by_at_least_the_models_overlap(model: tuple[int, int
         (24_000, [12_000, 12_000, 3000]),
     ],
 )
-def test_ends_take_short_chunks(read_samples: int, lengths: list[int]) -> None:
+def test_ends_take_short_chunks_and_short_reads_brief_ones(read_samples: int, lengths: list[int]) -> None:
     plan = Chunker(12_000, 600, 6).plan(read_samples)
     if read_samples == 9000:
         assert sum(piece.samples for piece in plan.pieces) == 12_000
@@ -60,8 +70,37 @@ def test_ends_take_short_chunks(read_samples: int, lengths: list[int]) -> None:
         assert [piece.samples for piece in plan.pieces] == lengths
 
 
+@pytest.mark.parametrize(
+    ("model", "lengths"),
+    [
+        ((10_000, 500, 5), (10_000, 2500, 1250)),
+        ((12_300, 600, 6, 192, 12), (12_288, 2880, 1536)),
+        ((480, 100, 5, 160, 10), (480,)),  # a quarter is less than 160, so is an eighth
+        ((64, 16, 4), (64,)),  # a quarter is less than two overlaps, an eighth less than four steps
+        ((1000, 400, 5), (1000, 125)),
+        ((128, 16, 4, 32), (128, 32)),  # a quarter and no eighth
+    ],
+)
+def test_lengths_are_multiples_and_those_of_no_use_are_left_out(
+    model: tuple[int, ...], lengths: tuple[int, ...]
+) -> None:
+    assert Chunker(*model).lengths == lengths
+
+
+@given(st.sampled_from(MODELS), st.integers(1, 60_000))
+def test_starts_are_multiples_of_the_overlaps_unit(model: tuple[int, ...], read_samples: int) -> None:
+    assert all(
+        piece.start % model[2 if len(model) == 3 else 4] == 0 for piece in Chunker(*model).plan(read_samples).pieces
+    )
+
+
+def test_a_chunk_that_is_all_overlap_is_refused() -> None:
+    with pytest.raises(ValueError, match="chunk_size 150 is too small"):
+        Chunker(150, 10, 5, 160)
+
+
 @given(st.sampled_from(MODELS), st.integers(1, 60_000), st.integers(0, 2**32 - 1))
-def test_stitching_inverts_cutting(model: tuple[int, int, int], read_samples: int, seed: int) -> None:
+def test_stitching_inverts_cutting(model: tuple[int, ...], read_samples: int, seed: int) -> None:
     """A caller that sees one time step at a time must call the same of the chunks as of the whole."""
     rng = np.random.default_rng(seed)
     stride = model[2]
