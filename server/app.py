@@ -67,7 +67,7 @@ def build_engine(settings: Settings) -> Engine:
             seconds=round(time.monotonic() - started_s, 2),
         )
     aligners = _load_references(settings, list(basecallers), cache_dir)
-    scheduler = Scheduler(settings.batch_size, settings.batch_delay_s, budget.decoded_bytes)
+    scheduler = Scheduler(dict.fromkeys(basecallers, settings.batch_size), settings.batch_delay_s, budget.decoded_bytes)
     pipeline = Pipeline(basecallers, aligners, scheduler, settings.worker_count)
     pipeline.start()
     gc.collect()

@@ -74,7 +74,7 @@ def test_ends_take_short_chunks_and_short_reads_brief_ones(read_samples: int, le
     ("model", "lengths"),
     [
         ((10_000, 500, 5), (10_000, 2500, 1250)),
-        ((12_300, 600, 6, 192, 12), (12_288, 2880, 1536)),
+        ((12_300, 600, 6, 192, 12), (12_288, 3072, 1536)),
         ((480, 100, 5, 160, 10), (480,)),  # a quarter is less than 160, so is an eighth
         ((64, 16, 4), (64,)),  # a quarter is less than two overlaps, an eighth less than four steps
         ((1000, 400, 5), (1000, 125)),
