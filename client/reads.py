@@ -37,7 +37,8 @@ class RunInfo:
 class ReadInfo:
     """One read without its signal.
 
-    current_pa = (adc + offset_adc) * scale_pa_per_adc; start_sample counts from the run's start.
+    current_pa = (adc + offset_adc) * scale_pa_per_adc; start_sample counts from the run's start; an open-pore level of
+    0 is unknown.
     """
 
     read_id: UUID
@@ -50,6 +51,7 @@ class ReadInfo:
     start_sample: int = 0
     end_reason: str = ""
     file_name: str = ""
+    open_pore_level_pa: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)

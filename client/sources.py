@@ -1,5 +1,6 @@
 """Where reads come from: POD5 files and folders."""
 
+import math
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -127,6 +128,7 @@ class Pod5Source:
         return is_copy
 
     def _convert(self, record: pod5.ReadRecord, path: Path) -> SignalRead:
+        level_pa = record.open_pore_level  # NaN: the instrument did not say
         info = ReadInfo(
             read_id=record.read_id,
             run=self.runs[record.run_info.acquisition_id or _UNKNOWN_RUN],
@@ -138,6 +140,7 @@ class Pod5Source:
             start_sample=record.start_sample,
             end_reason=record.end_reason.name,
             file_name=path.name,
+            open_pore_level_pa=level_pa if math.isfinite(level_pa) else 0.0,
         )
         return SignalRead(info, record.signal)
 

@@ -62,6 +62,7 @@ def encode_read(read: SignalRead, chunk_samples: int = CHUNK_SAMPLES) -> Encoded
         if first == 0:
             chunk.calibration.offset_adc = info.offset_adc
             chunk.calibration.scale_pa_per_adc = info.scale_pa_per_adc
+            chunk.calibration.open_pore_level_pa = info.open_pore_level_pa
         chunks.append(chunk)
     chunks[-1].end_of_read = True
     chunks[-1].end_reason = info.end_reason

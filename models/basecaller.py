@@ -17,6 +17,7 @@ from porestream.models.chunk import Chunker, stitch
 from porestream.models.decode import Decoded, Decoder, DecodeSettings
 from porestream.models.network import Network
 from porestream.models.prepare import PreparedRead, prepare
+from porestream.models.scale import UNKNOWN, Measurement
 
 ROWS = 16
 """Rows of the one shape in which batches are computed. Libraries choose their kernels by shape, and with them the last
@@ -49,7 +50,8 @@ class CalledRead:
     qualities_B
         Their Phred qualities, uint8.
     moves_T
-        1 for each step of `stride` measured samples, from `trimmed_samples` on, that begins a base; uint8.
+        1 for each step of `stride` measured samples, from `trimmed_samples` on, that begins a base; uint8. Of RNA in
+        the signal's order: the first move is the sequence's last base.
     """
 
     sequence: str
@@ -64,6 +66,8 @@ def finish(read: PreparedRead, decoded: Sequence[Decoded]) -> CalledRead:
     bases_B, qualities_B, moves_T = stitch(
         read.plan, [(chunk.bases_B, chunk.qualities_B, chunk.moves_T) for chunk in decoded]
     )
+    if read.is_rna:  # which goes through the pore from its 3' end; moves stay in the signal's order
+        bases_B, qualities_B = bases_B[::-1], qualities_B[::-1]
     measured_T, stride = read.measured_moves(moves_T)
     return CalledRead(bases_B.tobytes().decode("ascii"), qualities_B, measured_T, stride, read.trimmed_samples)
 
@@ -87,14 +91,16 @@ class Basecaller:
         self.bundle = bundle
         config = bundle.config
         self.network = Network(bundle, self.precision)
-        self.chunker = Chunker(config.chunk_size, config.overlap, config.stride)
+        self.chunker = Chunker(
+            config.chunk_size, config.overlap, config.stride, config.chunk_unit, config.coarse_stride
+        )
         self.decode_settings = DecodeSettings(config.stay_score, config.quality_scale, config.quality_bias)
         self._decoder = Decoder(config.state_len, self.decode_settings, cache_dir)
         self._buffers = threading.local()
 
-    def prepare(self, signal_S: npt.NDArray[np.int16], sample_rate_hz: int = 0) -> PreparedRead:
+    def prepare(self, signal_S: npt.NDArray[np.int16], measured: Measurement = UNKNOWN) -> PreparedRead:
         """Normalise, trim and plan a read: `models.prepare.prepare` with this model."""
-        return prepare(signal_S, sample_rate_hz, self.bundle.config, self.chunker)
+        return prepare(signal_S, measured, self.bundle.config, self.chunker)
 
     def call(self, chunks: Sequence[tuple[PreparedRead, int]], samples: int) -> list[Decoded | ValueError]:
         """Call chunks of one length.
@@ -124,7 +130,7 @@ class Basecaller:
                 called.append(error)
         return called
 
-    def call_read(self, signal_S: npt.NDArray[np.int16], sample_rate_hz: int = 0) -> CalledRead:
+    def call_read(self, signal_S: npt.NDArray[np.int16], measured: Measurement = UNKNOWN) -> CalledRead:
         """Call one whole read in this thread, as a server would: for evaluation and for reading how it goes.
 
         Raises
@@ -132,7 +138,7 @@ class Basecaller:
         ValueError
             The read is too short, or its scores are not finite.
         """
-        read = self.prepare(signal_S, sample_rate_hz)
+        read = self.prepare(signal_S, measured)
         decoded: list[Decoded | None] = [None] * len(read.plan.pieces)
         for samples in self.chunker.lengths:
             indexes = [index for index, piece in enumerate(read.plan.pieces) if piece.samples == samples]

@@ -11,7 +11,17 @@ import numpy.typing as npt
 
 from porestream.models.chunk import Chunker, ChunkPlan
 from porestream.models.config import ModelConfig
-from porestream.models.scale import STRATEGIES, Scaling, leader_samples, quantile_scaling
+from porestream.models.scale import (
+    Measurement,
+    Scaling,
+    leader_samples,
+    med_mad_scaling,
+    pa_scaling,
+    quantile_scaling,
+    rna_adapter_samples,
+)
+
+_STANDARDISED_TRIM_SAMPLES = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +40,8 @@ class PreparedRead:
         The cut, in samples of the model's rate.
     step
         Measured samples for one of the model's: 1, or 4/5 for a 4 kHz read and a 5 kHz model.
+    is_rna
+        Whether its bases are called from the 3' end on.
     """
 
     signal_S: npt.NDArray[np.int16]
@@ -37,6 +49,7 @@ class PreparedRead:
     trimmed_samples: int
     plan: ChunkPlan
     step: Fraction = Fraction(1)
+    is_rna: bool = False
 
     def chunk(self, start: int, samples: int) -> npt.NDArray[np.float32]:
         """One chunk, normalised, float32; what the read lacks at the end is the chunk repeated from its start.
@@ -72,7 +85,7 @@ class PreparedRead:
 
 
 def prepare(
-    signal_S: npt.NDArray[np.int16], sample_rate_hz: int, config: ModelConfig, chunker: Chunker
+    signal_S: npt.NDArray[np.int16], measured: Measurement, config: ModelConfig, chunker: Chunker
 ) -> PreparedRead:
     """Normalise, trim, plan.
 
@@ -80,9 +93,9 @@ def prepare(
     ----------
     signal_S
         int16 counts of the instrument's ADC.
-    sample_rate_hz
-        Of the run. If it is one of those that the model resamples from, the signal is interpolated linearly to the
-        model's own rate; every other rate is taken as it is.
+    measured
+        Its calibration and sample rate. If the rate is one of those that the model resamples from, the signal is
+        interpolated linearly to the model's own; every other rate is taken as it is.
 
     Raises
     ------
@@ -91,14 +104,31 @@ def prepare(
     """
     if signal_S.size < config.stride:
         raise ValueError(f"too short: {signal_S.size} samples, the model's stride is {config.stride}")
-    if config.scaling == "quantile":
-        scaling = quantile_scaling(signal_S, config.quantiles)
-    else:
-        scaling = STRATEGIES[config.scaling](signal_S)
-    trimmed = leader_samples(signal_S, scaling)
+    trimmed = rna_adapter_samples(signal_S) if config.is_rna else 0  # an adapter would spoil the read's quantiles
+    scaling = _scaling(signal_S[trimmed:], measured, config)
+    if not config.is_rna:
+        trimmed = _leader_samples(signal_S, scaling, config)
     kept_S = signal_S[trimmed:]
-    if sample_rate_hz not in config.resample_from_hz or sample_rate_hz == config.sample_rate_hz:
-        return PreparedRead(kept_S, scaling, trimmed, chunker.plan(kept_S.size))
-    step = Fraction(sample_rate_hz, config.sample_rate_hz)
+    rate_hz = measured.sample_rate_hz
+    if rate_hz not in config.resample_from_hz or rate_hz == config.sample_rate_hz:
+        return PreparedRead(kept_S, scaling, trimmed, chunker.plan(kept_S.size), is_rna=config.is_rna)
+    step = Fraction(rate_hz, config.sample_rate_hz)
     resampled = int((kept_S.size - 1) / step) + 1
-    return PreparedRead(kept_S, scaling, trimmed, chunker.plan(resampled), step)
+    return PreparedRead(kept_S, scaling, trimmed, chunker.plan(resampled), step, config.is_rna)
+
+
+def _scaling(signal_S: npt.NDArray[np.int16], measured: Measurement, config: ModelConfig) -> Scaling:
+    match config.scaling:
+        case "pa":
+            return pa_scaling(measured, config.standardisation)
+        case "quantile":
+            return quantile_scaling(signal_S, config.quantiles)
+        case _:
+            return med_mad_scaling(signal_S)
+
+
+def _leader_samples(signal_S: npt.NDArray[np.int16], scaling: Scaling, config: ModelConfig) -> int:
+    """Of DNA; where the signal is standardised the same few for every read, as in dorado."""
+    if config.standardisation.on:
+        return _STANDARDISED_TRIM_SAMPLES if signal_S.size > _STANDARDISED_TRIM_SAMPLES else 0
+    return leader_samples(signal_S, scaling)

@@ -3,16 +3,14 @@
 import numpy as np
 import numpy.typing as npt
 
-_SKIPPED_BASES = 60
 
-
-def mean_qscore(qualities_B: npt.NDArray[np.uint8]) -> float:
+def mean_qscore(qualities_B: npt.NDArray[np.uint8], start: int = 60) -> float:
     """Mean error probability of the bases, as Phred within 1-50.
 
-    The first 60 bases, which are adapter, do not count unless there are no others. The rule is dorado's (`qs` tag).
+    Bases before `start`, which are adapter, do not count unless there are no others. The rule is dorado's (`qs` tag).
     """
     if qualities_B.size == 0:
         return 0.0
-    counted = qualities_B[_SKIPPED_BASES:] if qualities_B.size > _SKIPPED_BASES else qualities_B
+    counted = qualities_B[start:] if qualities_B.size > start else qualities_B
     error = np.mean(10.0 ** (counted.astype(np.float64) / -10.0))
     return float(np.clip(-10.0 * np.log10(error), 1.0, 50.0))

@@ -3,6 +3,7 @@
 Dimensions: S samples.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -83,7 +84,70 @@ def med_mad_scaling(signal_S: npt.NDArray[np.int16]) -> Scaling:
     return Scaling(float(_LOWEST + median), max(_MIN_SCALE, _MAD_TO_SD * mad))
 
 
-STRATEGIES = {"quantile": quantile_scaling, "med_mad": med_mad_scaling}
+@dataclass(frozen=True, slots=True)
+class Standardisation:
+    """Mean and standard deviation of the current in a model's training, in pA; config.toml's [standardisation].
+
+    Unless `on`, they are 0 and 1: the network takes pA.
+    """
+
+    mean_pa: float = 0.0
+    stdev_pa: float = 1.0
+    on: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """How a read was measured: current_pa = (adc + offset_adc) * scale_pa.
+
+    Attributes
+    ----------
+    sample_rate_hz
+        Of the run; 0: the model's.
+    open_pore_pa
+        The level of the open pore, where the instrument knows it; NaN: it does not.
+    flow_cell_product_code
+        Of the run, e.g. "FLO-PRO114M".
+    """
+
+    sample_rate_hz: int = 0
+    offset_adc: float = 0.0
+    scale_pa: float = 1.0
+    open_pore_pa: float = math.nan
+    flow_cell_product_code: str = ""
+
+
+UNKNOWN = Measurement()
+"""Of a signal that stands for itself: counts are pA, at the model's rate."""
+
+# The level of the open pore in the training data, in pA, by flow cell; dorado's figures.
+_EXPECTED_OPEN_PORE_PA = {
+    "FLO-FLG114": 200.0,
+    "FLO-FLG114HD": 200.0,
+    "FLO-MIN004RA": 195.50,
+    "FLO-PRO004RA": 194.97,
+    "FLO-MIN114": 197.61,
+    "FLO-MIN114HD": 197.61,
+    "FLO-PRO114": 199.21,
+    "FLO-PRO114HD": 199.21,
+    "FLO-PRO114M": 199.21,
+}
+
+
+def pa_scaling(measured: Measurement, standardisation: Standardisation = Standardisation()) -> Scaling:
+    """Shift and scale to (pA - mean) / stdev ("pa"): the same for every read of a calibration.
+
+    Where the level of the open pore is known, and what it is expected to be on this flow cell, the difference is taken
+    off, as dorado does from 1.2 on.
+    """
+    shift = standardisation.mean_pa / measured.scale_pa - measured.offset_adc
+    expected_pa = _EXPECTED_OPEN_PORE_PA.get(measured.flow_cell_product_code.strip().upper())
+    if expected_pa is not None and math.isfinite(measured.open_pore_pa):
+        shift += (measured.open_pore_pa - expected_pa) / measured.scale_pa
+    return Scaling(shift, standardisation.stdev_pa / measured.scale_pa)
+
+
+STRATEGIES = ("quantile", "med_mad", "pa")
 
 _LOWEST = -32_768
 _BLOCK_SAMPLES = 1 << 17
@@ -126,3 +190,34 @@ def leader_samples(signal_S: npt.NDArray[np.int16], scaling: Scaling) -> int:
         return _TRIM_MIN_SAMPLES
     end = _TRIM_MIN_SAMPLES + int(peaks[0] + ends[0] + 1) * _TRIM_WINDOW_SAMPLES
     return end if end < limit else _TRIM_MIN_SAMPLES
+
+
+_ADAPTER_WINDOW_SAMPLES, _ADAPTER_STEP_SAMPLES, _ADAPTER_WINDOWS = 250, 50, 5
+_ADAPTER_FIRST_SAMPLE = 1000
+_ADAPTER_RISE, _ADAPTER_CLEAR_RISE, _RNA_LEVEL = 125, 150, 700  # in ADC counts
+
+
+def rna_adapter_samples(signal_S: npt.NDArray[np.int16]) -> int:
+    """How many samples at the start of a direct RNA read are its DNA adapter; 0: no end of one was found.
+
+    The current rises from the adapter to the RNA. Medians of 250 samples every 50, from sample 1,000 to three quarters
+    of the read: the adapter ends with the first window among whose last five the highest median comes after the lowest
+    and exceeds it by more than 150 counts, or by more than 125 where it is above 700. Counts are the ADC's, as
+    measured. The rule is dorado's.
+    """
+    recent: list[int] = []
+    for number, first in enumerate(range(_ADAPTER_FIRST_SAMPLE, 3 * signal_S.size // 4, _ADAPTER_STEP_SAMPLES)):
+        window_S = signal_S[first : first + _ADAPTER_WINDOW_SAMPLES]
+        middle = (window_S.size - 1) // 2
+        recent = [*recent[1 - _ADAPTER_WINDOWS :], int(np.partition(window_S, middle)[middle])]
+        low, high = min(recent), max(recent)
+        if number < _ADAPTER_WINDOWS:
+            continue
+        # Of equal medians those count that dorado's ring of five finds: the first lowest, the last highest.
+        ring = sorted(range(number - _ADAPTER_WINDOWS + 1, number + 1), key=lambda n: n % _ADAPTER_WINDOWS)
+        medians = [recent[n - number - 1] for n in ring]
+        lowest, highest = ring[medians.index(low)], ring[::-1][medians[::-1].index(high)]
+        rise = high - low
+        if highest > lowest and (rise > _ADAPTER_CLEAR_RISE or (high > _RNA_LEVEL and rise > _ADAPTER_RISE)):
+            return first
+    return 0

@@ -4,6 +4,7 @@ One worker a core, each single-threaded: the network, the decoder and the mapper
 wait for each other, and small batches stay in the core's own cache.
 """
 
+import math
 import threading
 import time
 from collections.abc import Hashable, Mapping
@@ -16,6 +17,7 @@ from porestream.models.basecaller import ROWS, Basecaller, finish
 from porestream.models.decode import Decoded
 from porestream.models.prepare import PreparedRead
 from porestream.models.quality import mean_qscore
+from porestream.models.scale import Measurement
 from porestream.server.metrics import STAGE_SECONDS, observe_batch
 from porestream.server.reads import CalledPart, InputFault, ReadResult, Status, Timings
 from porestream.server.scheduler import Batch, Job, Scheduler, Task
@@ -86,7 +88,7 @@ class Pipeline:
             signal_S = job.read.take_signal()
             basecaller = self._basecallers[job.settings.model]
             try:
-                job.prepared = basecaller.prepare(signal_S, job.settings.sample_rate_hz)
+                job.prepared = basecaller.prepare(signal_S, _measurement(job))
             except ValueError as error:
                 raise InputFault(str(error)) from error
             job.missing = len(job.prepared.plan.pieces)
@@ -134,14 +136,15 @@ class Pipeline:
         assert job.prepared is not None
         assert job.read.calibration is not None
         try:
+            config = self._basecallers[job.settings.model].bundle.config
             called = finish(job.prepared, [chunk for chunk in job.decoded if chunk is not None])
             aligner = self._aligners.get((job.settings.reference, job.settings.preset))
             alignments = aligner.align(job.read.name, called.sequence, md=job.settings.emit_md) if aligner else []
             aligned_s = time.monotonic()
             STAGE_SECONDS.labels("align").observe(aligned_s - called_s)
-            quality = mean_qscore(called.qualities_B)
+            quality = mean_qscore(called.qualities_B, config.mean_qscore_start)
             scaling = job.prepared.scaling
-            offset_adc, scale_pa = job.read.calibration
+            offset_adc, scale_pa, _ = job.read.calibration
             filtered = quality < job.settings.min_mean_qscore
             result = ReadResult(
                 job.read.read_id,
@@ -151,7 +154,7 @@ class Pipeline:
                 job.read.samples,
                 scaling_midpoint_pa=(scaling.shift + offset_adc) * scale_pa,
                 scaling_dispersion_pa=scaling.scale * scale_pa,
-                scaling_strategy=self._basecallers[job.settings.model].bundle.config.scaling,
+                scaling_strategy=config.scaling,
                 part=CalledPart(
                     called.sequence,
                     called.qualities_B,
@@ -180,6 +183,15 @@ class Pipeline:
             timings = Timings(total_s=time.monotonic() - job.submitted_s)
             read = job.read
             job.deliver(job, ReadResult(read.read_id, read.channel, status, detail, read.samples, timings=timings))
+
+
+def _measurement(job: Job) -> Measurement:
+    assert job.read.calibration is not None
+    offset_adc, scale_pa, open_pore_pa = job.read.calibration
+    settings = job.settings
+    return Measurement(
+        settings.sample_rate_hz, offset_adc, scale_pa, open_pore_pa or math.nan, settings.flow_cell_product_code
+    )
 
 
 def _chunk_of(task: Task) -> tuple[PreparedRead, int]:

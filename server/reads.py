@@ -44,10 +44,11 @@ class InputFault(Exception):
 
 
 class Calibration(NamedTuple):
-    """current_pa = (adc + offset_adc) * scale_pa_per_adc."""
+    """current_pa = (adc + offset_adc) * scale_pa_per_adc; an open-pore level of 0 is unknown."""
 
     offset_adc: float
     scale_pa_per_adc: float
+    open_pore_level_pa: float = 0.0
 
 
 class SignalPiece(NamedTuple):
@@ -160,7 +161,7 @@ class OpenRead:
             raise InputFault("empty: the read has no samples")
         if self.calibration is None:
             raise InputFault("calibration missing: a read's first chunk must carry it")
-        offset, scale = self.calibration
+        offset, scale, _ = self.calibration
         if not (math.isfinite(offset) and math.isfinite(scale) and scale > 0):
             raise InputFault(f"calibration unusable: offset {offset}, scale {scale} pA")
 
@@ -224,3 +225,4 @@ class CallSettings:
     emit_moves: bool
     emit_md: bool
     sample_rate_hz: int  # of the run; 0: unknown
+    flow_cell_product_code: str = ""

@@ -200,6 +200,7 @@ class BasecallService(pb_grpc.BasecallServiceServicer):
             options.emit_moves,
             options.emit_md,
             opening.run.sample_rate_hz,
+            opening.run.flow_cell_product_code,
         )
 
     def _model_for(self, run: pb.RunInfo, any_chemistry: bool) -> str:
@@ -356,7 +357,7 @@ def _decode_chunk(chunk: pb.ReadChunk) -> reads.Chunk:
         chunk.channel,
         chunk.first_sample,
         reads.SignalPiece(encoding, chunk.signal, chunk.sample_count, chunk.signal_crc32c),
-        reads.Calibration(calibration.offset_adc, calibration.scale_pa_per_adc)
+        reads.Calibration(calibration.offset_adc, calibration.scale_pa_per_adc, calibration.open_pore_level_pa)
         if chunk.HasField("calibration")
         else None,
         chunk.end_of_read,

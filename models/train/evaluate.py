@@ -13,13 +13,14 @@ import numpy.typing as npt
 import pod5
 
 from porestream.models.basecaller import CalledRead
+from porestream.models.scale import Measurement
 from porestream.models.train.accuracy import QUALITIES, ReadAccuracy, accuracy
 from porestream.models.train.truths import Truths
 
-Signal = tuple[str, npt.NDArray[np.int16], int]
-"""Read id, ADC counts, sample rate in Hz."""
+Signal = tuple[str, npt.NDArray[np.int16], Measurement]
+"""Read id, ADC counts, and how they were measured."""
 
-Call = Callable[[npt.NDArray[np.int16], int], CalledRead]
+Call = Callable[[npt.NDArray[np.int16], Measurement], CalledRead]
 
 _LENGTHS = (0, 1000, 3000, 10_000, 30_000)
 _MIN_FIT_COLUMNS = 200  # of a quality, for it to count in the fit
@@ -129,7 +130,10 @@ def pod5_reads(paths: Sequence[Path]) -> Iterator[Signal]:
     for path in paths:
         with pod5.Reader(path) as reader:
             for read in reader.reads():
-                yield str(read.read_id), read.signal, read.run_info.sample_rate
+                run, calibration = read.run_info, read.calibration
+                code, level_pa = run.flow_cell_product_code, read.open_pore_level
+                measured = Measurement(run.sample_rate, calibration.offset, calibration.scale, level_pa, code)
+                yield str(read.read_id), read.signal, measured
 
 
 def evaluate(
@@ -164,13 +168,13 @@ def evaluate(
     """
     found: list[ReadAccuracy] = []
     compared = failed = bases = samples = 0
-    for read_id, signal_S, rate_hz in reads:
+    for read_id, signal_S, measured in reads:
         if not truths.knows(read_id):
             continue
         compared += 1
         samples += signal_S.size
         try:
-            called = call(signal_S, rate_hz)
+            called = call(signal_S, measured)
         except ValueError:  # too short, or scores that are not finite: what a service would report as failed
             failed += 1
             continue

@@ -64,7 +64,7 @@ def test_the_real_directory_survives_conversion(shared_data: Path, tmp_path: Pat
     shutil.copy(directory / "config.toml", converted)
     save_file(by_torch, converted / "model.safetensors")
     assert_same(load_bundle(converted), real)
-    assert (real.config.features, real.config.stride, real.config.state_len) == (128, 6, 3)
+    assert (real.config.layers.width, real.config.stride, real.config.state_len) == (128, 6, 3)
     assert real.chemistry == Chemistry("dna", "r9.4.1", 450, (4000,))
 
 
@@ -150,9 +150,9 @@ depth = 18
     [
         ("[basecaller]\nchunksize = 5\n", r"no \[encoder\] table"),
         ("encoder = 3\n", "encoder = 3 is not a table"),
-        (V4, r"these layers are not supported yet: \['convolution', 'flstm'\]"),
+        (V4, "flstm .factorised LSTMs. only run in dorado's own closed library"),
         ("[encoder]\nsublayers = 7\n", "sublayers = 7 is not a list of tables"),
-        (V5, "transformer models .* not supported"),
+        (V5, "'conv' is missing"),
         ("model = 'x'\n[encoder]\nstride = 6\n", "model = 'x' is not a table"),
     ],
 )
@@ -167,9 +167,17 @@ def test_other_kinds_of_models_are_refused(tmp_path: Path, text: str, reason: st
     [
         ({"encoder__rnn_type": "gru"}, "rnn_type = 'gru' is not supported; only 'lstm' is"),
         ({"encoder__activation": "relu"}, "activation = 'relu' is not supported; only 'swish' is"),
-        ({"scaling__strategy": "pa"}, "strategy = 'pa' is not supported; quantile, med_mad are"),
+        ({"scaling__strategy": "picoampere"}, "strategy = 'picoampere' is not supported; quantile, med_mad, pa are"),
         ({"scaling__strategy": ["quantile"]}, r"strategy = \['quantile'\] is not supported"),
-        ({"standardisation__mean": 90.0}, r"standardised in pA .* is not supported"),
+        ({"standardisation__mean": 90.0}, r"\[standardisation\] goes with .* 'pa', not 'med_mad'"),
+        ({"scaling__strategy": "pa", "standardisation__mean": 90.0}, "'stdev' is missing"),
+        (
+            {"scaling__strategy": "pa", "standardisation__mean": 90.0, "standardisation__stdev": 0.0},
+            "stdev = 0 is not a standard deviation",
+        ),
+        ({"labels__labels": ["N", "T", "G", "C", "A"]}, "alphabet of .* is not supported"),
+        ({"input__features": 13}, "features = 13: duplex models are not supported"),
+        ({"run_info__sample_type": "protein"}, "sample_type = 'protein' is not known"),
         ({"normalisation__quantile_a": 0.2}, r"\[normalisation\] goes with .* 'quantile', not 'med_mad'"),
         ({"scaling__strategy": "quantile", "normalisation__quantile_a": 0.95}, r"\[normalisation\] out of range"),
         ({"scaling__strategy": "quantile", "normalisation__quantile": 0.2}, "quantile is not known; quantile_a, "),
@@ -214,7 +222,7 @@ def test_a_config_that_cannot_be_is_refused(
         ("features = 16", "features = 0", "out of range"),
         ("features = 16", "features = 32", r"2\.conv\.weight has shape .*config.toml says \(32, 16, 19\)"),
         ("state_len = 2", "state_len = 0", "out of range"),
-        ("state_len = 2", "state_len = 6", "out of range"),
+        ("state_len = 2", "state_len = 7", "out of range"),
         ("state_len = 2", "state_len = 3", r"9\.linear\.weight has shape \(64, 16\), config.toml says \(256, 16\)"),
         ("[global_norm]", "[other]", "'state_len' is missing"),
         ("[basecaller]", "[[basecaller]]", "is not a table"),
@@ -290,13 +298,14 @@ def test_layers_listed_one_by_one_are_read(make_bundle: MakeBundle, tmp_path: Pa
         )
     )
     config = bundle.config
-    assert [(layer.ins, layer.outs, layer.winlen, layer.stride) for layer in config.convolutions] == [
+    assert [(layer.ins, layer.outs, layer.winlen, layer.stride) for layer in config.layers.convolutions] == [
         (1, 4, 5, 1),
         (4, 16, 5, 1),
         (16, 16, 19, 6),
     ]
-    assert config.reverse == (True, False, True, False, True)
-    assert (config.linear_bias, config.score_tanh, config.score_limit, config.stay_score) == (False, False, 5.0, 2.0)
+    assert config.layers.reverse == (True, False, True, False, True)
+    layers = config.layers
+    assert (layers.linear_bias, layers.score_tanh, layers.score_limit, config.stay_score) == (False, False, 5.0, 2.0)
     assert (config.scaling, config.quantiles) == ("quantile", QuantileRule(shift_multiplier=0.5))
     assert bundle.chemistry == Chemistry("dna", "r10.4.1", 400, (5000, 4000))
 
@@ -304,14 +313,16 @@ def test_layers_listed_one_by_one_are_read(make_bundle: MakeBundle, tmp_path: Pa
 @pytest.mark.parametrize(
     ("old", "new", "reason"),
     [
-        ('activation = "swish"', 'activation = "tanh"', "not supported yet: .*'tanh'.*must have swish"),
-        ("padding = 9", "padding = 0", "half-window padding"),
+        ('activation = "swish"', 'activation = "relu"', "'relu'.*must have swish or tanh"),
+        ("padding = 9", "padding = 0", "half of it as padding"),
         ("insize = 4\n", "insize = 8\n", "convolutions do not fit together"),
-        ('type = "lstm"\nsize = 16', 'type = "lstm"\nsize = 24', "must be 16 wide"),
-        ('type = "permute"', 'type = "clamp"', "these layers are not supported yet"),
-        ("min = -5.0", "min = -4.0", r"clamped to \+-max"),
+        ('type = "lstm"\nsize = 16', 'type = "lstm"\nsize = 24', "an LSTM that is not 16 wide"),
+        ('type = "permute"', 'type = "linear"', "no permute layer where one must be"),
+        ("min = -5.0", "min = -4.0", r"clamped to -4 and 5: not supported; only \+-max is"),
         ("blank_score = 2.0", "blank_score = nan", "nan is not a finite number"),
-        ("blank_score = 2.0", "", "'blank_score' is missing"),
+        ("blank_score = 2.0", "", "no blank_score"),
+        ('type = "lstm"', 'type = "flstm"', "flstm .* closed library"),
+        ('type = "lstm"', 'type = "gru"', "layers of type 'gru' are not supported"),
     ],
 )
 def test_listed_layers_that_are_not_supported_are_refused(

@@ -95,8 +95,9 @@ def reference_scores(bundle: ModelBundle, signal_S: npt.NDArray[np.float32]) -> 
     for layer, backwards in ((4, True), (5, False), (6, True), (7, False), (8, True)):
         x_TC = reference_lstm(x_TC, tensors, layer, backwards)
     scores_TC = x_TC @ tensors["9.linear.weight"].T + tensors.get("9.linear.bias", 0.0)
-    limit = bundle.config.score_limit
-    return limit * np.tanh(scores_TC) if bundle.config.score_tanh else np.clip(scores_TC, -limit, limit)
+    layers = bundle.config.layers
+    scores_TC = (np.tanh(scores_TC) if layers.score_tanh else scores_TC) * layers.score_scale
+    return np.clip(scores_TC, -layers.score_limit, layers.score_limit)
 
 
 def scores(network: Network, batch: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

@@ -53,7 +53,7 @@ def test_a_model_directory(tmp_path: Path, state: Path) -> None:
     export(state, tmp_path / NAME, "--evaluation", str(tmp_path / "sim.json"), *qscore)
     bundle = load_bundle(tmp_path / NAME)
     config = bundle.config
-    assert (config.stride, config.features, config.state_len) == (6, 16, 2)
+    assert (config.stride, config.layers.width, config.state_len) == (6, 16, 2)
     assert (config.quality_scale, config.quality_bias) == (0.9, -0.5)
     assert (config.chunk_size, config.overlap) == (3000, 300)
     assert config.scaling == "quantile"
