@@ -11,9 +11,9 @@ from typing import Any
 from porestream.models.layers import Layers, finite, listed_layers, max_steps, transformer_layers, v3_layers, whole
 from porestream.models.scale import STRATEGIES, QuantileRule, Standardisation
 
-# What v3 directories leave open; docs/decisions/0002 has the measurements. dorado takes "quantile":
-# `[scaling] strategy = "quantile"` and `[decoder] stay_score = 2.0` in config.toml give its choice.
-_V3_SCALING = "med_mad"
+# Of fast v3 models, the only ones that were measured: docs/decisions/0002. dorado scales every v3 model by "quantile" and
+# takes its blank_score as it is: `[scaling] strategy = "quantile"` and `[decoder] stay_score = 2.0` give its choice.
+_FAST_V3_SCALING, _FAST_V3_STAY_CORRECTION, _FAST_STATE_LEN = "med_mad", -0.5, 3
 
 _TRANSFORMER_STEPS = 16  # dorado's chunks of transformers are multiples of so many steps
 _ALPHABET = ["N", "A", "C", "G", "T"]
@@ -119,13 +119,16 @@ def load_config(directory: Path) -> ModelConfig:
 
 
 def _config(values: dict[str, Any], name: str) -> ModelConfig:
-    layers, format_scaling = _layers(values)
+    layers = _layers(values)
+    state_len = _state_len(values, layers)
+    is_fast_v3 = layers.is_v3 and state_len <= _FAST_STATE_LEN
+    stay_score = layers.stay_score + (_FAST_V3_STAY_CORRECTION if is_fast_v3 else 0.0)
     basecaller, qscore, run_info = (_table(values, key) for key in ("basecaller", "qscore", "run_info"))
-    scaling = _scaling(values, format_scaling)
+    scaling = _scaling(values, _FAST_V3_SCALING if is_fast_v3 else "quantile")
     return ModelConfig(
         layers=layers,
-        stay_score=finite(_table(values, "decoder").get("stay_score", layers.stay_score)),
-        state_len=_state_len(values, layers),
+        stay_score=finite(_table(values, "decoder").get("stay_score", stay_score)),
+        state_len=state_len,
         chunk_size=whole(basecaller.get("chunksize", 10_000)),
         overlap=whole(basecaller.get("overlap", 500)),
         quality_scale=finite(qscore.get("scale", 1.0)),
@@ -140,12 +143,11 @@ def _config(values: dict[str, Any], name: str) -> ModelConfig:
     )
 
 
-def _layers(values: dict[str, Any]) -> tuple[Layers, str]:
-    """The network, and how its format scales reads where the config does not say."""
+def _layers(values: dict[str, Any]) -> Layers:
     model = _table(values, "model")
     nested = _table(model, "encoder")
     if "transformer_encoder" in nested:
-        return transformer_layers(nested), "quantile"
+        return transformer_layers(nested)
     encoder = _table(values, "encoder")
     if not encoder:
         raise ModelError("no [encoder] table: not a basecalling model")
@@ -153,8 +155,8 @@ def _layers(values: dict[str, Any]) -> tuple[Layers, str]:
     if features != 1:
         raise ModelError(f"[input] features = {features}: duplex models are not supported")
     if "sublayers" in encoder:
-        return listed_layers(encoder["sublayers"]), "quantile"
-    return v3_layers(encoder), _V3_SCALING
+        return listed_layers(encoder["sublayers"])
+    return v3_layers(encoder)
 
 
 def _state_len(values: dict[str, Any], layers: Layers) -> int:

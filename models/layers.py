@@ -9,9 +9,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-# dorado takes v3's [encoder] blank_score as it is: docs/decisions/0002 has the measurements.
-_V3_STAY_CORRECTION = -0.5
-
 _ACTIVATIONS = ("swish", "tanh")
 _ROTARY_BASE, _MAX_SEQ_LEN = 10_000.0, 2048
 
@@ -92,6 +89,7 @@ class Layers:
     score_limit: float = math.inf
     stay_score: float = 2.0
     state_len: int | None = None
+    is_v3: bool = False
 
     @property
     def width(self) -> int:
@@ -125,7 +123,8 @@ def v3_layers(encoder: dict[str, Any]) -> Layers:
         linear_bias=True,
         score_tanh=True,
         score_scale=finite(encoder.get("scale", 5.0)),
-        stay_score=finite(encoder.get("blank_score", 2.0)) + _V3_STAY_CORRECTION,
+        stay_score=finite(encoder.get("blank_score", 2.0)),
+        is_v3=True,
     )
 
 
