@@ -1,0 +1,286 @@
+"""Model directories of every supported format with random weights, in the sizes of the published models and tiny.
+
+For tests and benchmarks: `write_shape("hac v4.3", folder / "hac", seed=1)`. The configs are made from sizes here, and
+the weights are such that scores vary over their range (they deviate by about 2) without saturating.
+
+Dimensions of tensors: O outputs, I inputs, K kernel.
+"""
+
+import json
+import math
+import warnings
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Tensors = dict[str, npt.NDArray[np.float32]]
+CONTAINERS = ("safetensors", "dorado", "bonito")
+BASES = 4
+_LSTMS = 5
+_NORM_EPSILON = 1e-5
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Format and sizes of a network; `depth` and what follows it are a transformer's.
+
+    Attributes
+    ----------
+    release
+        The format: "v3" (sizes only), "v4" (each layer listed), "v4.2" (clamps after its convolutions), "v4.3" (tanh
+        after the last one, signal in pA) or "v5" (a transformer).
+    features
+        Width of the LSTMs or of the transformer.
+    stride
+        Samples a time step of the LSTMs; a transformer's convolutions always have 12.
+    bottleneck
+        Width of a linear layer before the last one; 0: none.
+    """
+
+    release: str
+    features: int
+    state_len: int
+    stride: int = 6
+    winlen: int = 19
+    bottleneck: int = 0
+    depth: int = 18
+    heads: int = 8
+    window: tuple[int, int] = (127, 128)
+    chunk_size: int = 12_000
+    overlap: int = 600
+
+
+SHAPES = {
+    "fast v3": Shape("v3", 96, 3, stride=5),
+    "hac v3": Shape("v3", 384, 4, stride=5),
+    "fast v4": Shape("v4", 96, 3, stride=5),
+    "hac v4": Shape("v4", 384, 4, stride=5),
+    "fast v4.2": Shape("v4.2", 96, 3),
+    "hac v4.2": Shape("v4.2", 384, 4),
+    "fast v4.3": Shape("v4.3", 96, 3),
+    "hac v4.3": Shape("v4.3", 384, 4),
+    "sup v4": Shape("v4.2", 1024, 5, stride=5, bottleneck=256),
+    "sup v5": Shape("v5", 512, 5),
+    "tiny v3": Shape("v3", 16, 2, stride=5, chunk_size=1200, overlap=120),
+    "tiny v4": Shape("v4", 16, 3, stride=5, winlen=9, chunk_size=1200, overlap=120),
+    "tiny v4.2": Shape("v4.2", 24, 2, chunk_size=1200, overlap=120),
+    "tiny v4.3": Shape("v4.3", 16, 2, chunk_size=1200, overlap=120),
+    "tiny sup v4": Shape("v4.2", 16, 2, bottleneck=8, chunk_size=1200, overlap=120),
+    "tiny sup v5": Shape("v5", 32, 2, depth=2, heads=4, window=(7, 8), chunk_size=1920, overlap=192),
+}
+
+
+def shape_config(shape: Shape) -> dict[str, Any]:
+    """The tables of its config.toml."""
+    config: dict[str, Any] = {"input": {"features": 1}, "labels": {"labels": ["N", "A", "C", "G", "T"]}}
+    if shape.release == "v3":
+        config["global_norm"] = {"state_len": shape.state_len}
+        config["encoder"] = {"stride": shape.stride, "winlen": shape.winlen, "scale": 5.0, "features": shape.features}
+        config["encoder"] |= {"rnn_type": "lstm", "activation": "swish", "blank_score": 2.0, "first_conv_size": 4}
+    elif shape.release == "v5":
+        alphabet = config.pop("labels")["labels"]
+        config["model"] = {"package": "bonito.transformer", "type": "seqdistmodel"}
+        config["model"]["seqdist"] = {"state_len": shape.state_len, "alphabet": alphabet}
+        config["model"]["encoder"] = _transformer(shape)
+    else:
+        config["global_norm"] = {"state_len": shape.state_len}
+        config["encoder"] = {"type": "serial", "sublayers": _listed(shape)}
+    if shape.release in ("v4.3", "v5"):
+        config["scaling"] = {"strategy": "pa"}
+        config["standardisation"] = {"standardise": 1, "mean": 93.7, "stdev": 23.5}
+        config["run_info"] = {"sample_rate": 5000}
+    config["basecaller"] = {"chunksize": shape.chunk_size, "overlap": shape.overlap}
+    return config
+
+
+def shape_tensors(shape: Shape, seed: int) -> Tensors:
+    """Random weights under dorado's names, batch norms fused, float32."""
+    rng = np.random.default_rng(seed)
+
+    def normal(gain: float, *size: int) -> npt.NDArray[np.float32]:
+        return (rng.standard_normal(size) * gain / math.sqrt(math.prod(size[1:]))).astype(np.float32)
+
+    prefix = "conv." if shape.release == "v5" else ""
+    tensors: Tensors = {}
+    for index, (ins, outs, winlen, _) in enumerate(_convolution_sizes(shape)):
+        tensors[f"{prefix}{index}.conv.weight"] = normal(1.8, outs, ins, winlen)
+        tensors[f"{prefix}{index}.conv.bias"] = normal(0.2, outs)
+    F, scores = shape.features, BASES ** (shape.state_len + 1)
+    if shape.release == "v5":
+        for index in range(shape.depth):
+            name = f"transformer_encoder.{index}"
+            tensors[f"{name}.self_attn.Wqkv.weight"] = normal(1.5, 3 * F, F)
+            tensors[f"{name}.self_attn.out_proj.weight"] = normal(1.0, F, F)
+            tensors[f"{name}.self_attn.out_proj.bias"] = normal(0.2, F)
+            tensors[f"{name}.ff.fc1.weight"] = normal(1.4, 8 * F, F)
+            tensors[f"{name}.ff.fc2.weight"] = normal(1.4, F, 4 * F)
+            for norm in ("norm1", "norm2"):
+                tensors[f"{name}.{norm}.weight"] = 1 + normal(0.2, F)
+        tensors["upsample.linear.weight"] = normal(1.0, 2 * F, F)
+        tensors["upsample.linear.bias"] = normal(0.2, 2 * F)
+        tensors["crf.linear.weight"] = normal(0.4, scores, F)
+        return tensors
+    for index in range(4, 4 + _LSTMS):
+        for part, gain in (("ih", 3.0 if index == 4 else 4.0), ("hh", 1.0)):
+            tensors[f"{index}.rnn.weight_{part}_l0"] = normal(gain, 4 * F, F)
+            tensors[f"{index}.rnn.bias_{part}_l0"] = normal(0.2, 4 * F)
+    last = 4 + _LSTMS
+    if shape.bottleneck:
+        tensors[f"{last}.linear.weight"] = normal(2.0, shape.bottleneck, F)
+        tensors[f"{last}.linear.bias"] = normal(0.2, shape.bottleneck)
+        last += 1
+    ins = shape.bottleneck or F
+    tensors[f"{last}.linear.weight"] = normal(1.3 if shape.release == "v3" else 2.5 if ins < F else 5.0, scores, ins)
+    if shape.release == "v3":
+        tensors[f"{last}.linear.bias"] = normal(0.1, scores)
+    return tensors
+
+
+def write_shape(shape: Shape | str, directory: Path, seed: int = 1, container: str = "safetensors") -> Path:
+    """Write a model directory.
+
+    Parameters
+    ----------
+    shape
+        One of SHAPES by name, or any other.
+    container
+        "safetensors": model.safetensors; "dorado": a TorchScript file a tensor; "bonito": weights_1.tar, under
+        bonito's names and with the batch norms that the others have fused.
+
+    Returns
+    -------
+    Path
+        `directory`.
+    """
+    shape = SHAPES[shape] if isinstance(shape, str) else shape
+    directory.mkdir(parents=True, exist_ok=True)
+    config, tensors = shape_config(shape), shape_tensors(shape, seed)
+    (directory / "config.toml").write_text("\n".join(_toml(config, "")) + "\n")
+    if container == "safetensors":
+        from safetensors.numpy import save_file
+
+        save_file(tensors, directory / "model.safetensors")
+    elif container == "dorado":
+        for name, tensor in tensors.items():
+            write_torchscript(directory / f"{name}.tensor", tensor)
+    elif container == "bonito":
+        import torch  # here and below, for it takes a second that configs do without
+
+        state = {name: torch.as_tensor(tensor) for name, tensor in _bonito_state(shape, tensors, seed).items()}
+        torch.save(state, directory / "weights_1.tar")
+    else:
+        raise ValueError(f"container {container!r} is not one of {', '.join(CONTAINERS)}")
+    return directory
+
+
+def write_torchscript(file: Path, tensor: npt.NDArray[np.float32]) -> None:
+    """A tensor as dorado's directories have it: the only parameter of a scripted module."""
+    import torch
+
+    module = torch.nn.Module()
+    module.register_parameter("0", torch.nn.Parameter(torch.from_numpy(tensor), requires_grad=False))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)
+        torch.jit.script(module).save(str(file))
+
+
+def _convolution_sizes(shape: Shape) -> list[tuple[int, int, int, int]]:
+    """Inputs, outputs, window and stride of each convolution."""
+    if shape.release == "v5":
+        F = shape.features
+        widths, winlens, strides = (1, F // 8, F // 8, F // 4, F // 4, F), (5, 5, 9, 9, 5), (1, 1, 3, 2, 2)
+    else:
+        widths = (1, 4 if shape.release == "v3" else 16, 16, shape.features)
+        winlens, strides = (5, 5, shape.winlen), (1, 1, shape.stride)
+    return [(*sizes, *rest) for sizes, *rest in zip(pairwise(widths), winlens, strides, strict=True)]
+
+
+def _convolutions(shape: Shape) -> list[dict[str, Any]]:
+    layers: list[dict[str, Any]] = []
+    sizes = _convolution_sizes(shape)
+    for ins, outs, winlen, stride in sizes:
+        layers.append({"type": "convolution", "insize": ins, "size": outs, "bias": True, "winlen": winlen})
+        layers[-1] |= {"stride": stride, "padding": winlen // 2, "activation": "swish", "norm": "batchnorm"}
+        if shape.release == "v4.2":
+            layers.append({"type": "clamp", "min": -0.5, "max": 3.5})
+    if shape.release == "v4.3":
+        layers[-1]["activation"] = "tanh"
+    return layers
+
+
+def _listed(shape: Shape) -> list[dict[str, Any]]:
+    F, layers = shape.features, _convolutions(shape)
+    layers.append({"type": "permute", "dims": [2, 0, 1]})
+    for index in range(_LSTMS):
+        layers.append({"type": "lstm", "size": F, "insize": F, "bias": True, "reverse": 1 - index % 2})
+    if shape.bottleneck:
+        layers.append({"type": "linear", "in_features": F, "out_features": shape.bottleneck, "bias": True})
+    layers.append({"type": "linearcrfencoder", "insize": shape.bottleneck or F, "n_base": BASES})
+    layers[-1] |= {"state_len": shape.state_len, "bias": False, "blank_score": 2.0}
+    layers.append({"type": "clamp", "min": -5.0, "max": 5.0})
+    return layers
+
+
+def _transformer(shape: Shape) -> dict[str, Any]:
+    F = shape.features
+    layer = {"type": "transformerencoderlayer", "d_model": F, "nhead": shape.heads, "dim_feedforward": 4 * F}
+    layer |= {"deepnorm_alpha": 2.4494897, "deepnorm_beta": 0.2886751, "attn_window": list(shape.window)}
+    crf = {"type": "linearcrfencoder", "insize": F, "n_base": BASES, "state_len": shape.state_len, "bias": False}
+    return {
+        "type": "namedserial",
+        "conv": {"type": "serial", "sublayers": [*_convolutions(shape), {"type": "permute", "dims": [0, 2, 1]}]},
+        "transformer_encoder": {"type": "stack", "depth": shape.depth, "layer": layer},
+        "upsample": {"type": "linearupsample", "d_model": F, "scale_factor": 2},
+        "crf": crf | {"scale": 5.0, "blank_score": 2.0, "expand_blanks": True, "permute": [1, 0, 2]},
+    }
+
+
+def _bonito_state(shape: Shape, tensors: Tensors, seed: int) -> dict[str, npt.NDArray[Any]]:
+    """The same network as bonito's state dictionary: batch norms at random, and convolutions that these turn into ours.
+
+    Layers of listed formats have their place in the list as number, and there clamps count.
+    """
+    if shape.release == "v3":
+        return {f"encoder.{name}": tensor for name, tensor in tensors.items()}
+    rng = np.random.default_rng(seed + 1)
+    places: dict[str, str] = {}
+    if shape.release != "v5":
+        kinds = [layer["type"] for layer in _listed(shape)]
+        ours = [place for place, kind in enumerate(kinds) if kind != "clamp"]
+        places = {str(number): str(place) for number, place in enumerate(ours)}
+    state: dict[str, npt.NDArray[Any]] = {}
+    for name, tensor in tensors.items():
+        number, _, rest = name.partition(".")
+        theirs = f"encoder.{places.get(number, number)}.{rest}"
+        if name.endswith("self_attn.Wqkv.weight"):
+            state[theirs.replace("self_attn.Wqkv.weight", "deepnorm_alpha")] = np.array(2.4494897, np.float32)
+        state[theirs] = tensor
+        if name.endswith(".conv.bias"):
+            norm, weight = theirs.removesuffix("conv.bias") + "norm.bn", theirs.removesuffix("bias") + "weight"
+            gain_O, variance_O = (rng.uniform(0.5, 2.0, tensor.shape).astype(np.float32) for _ in range(2))
+            shift_O, mean_O = (rng.normal(0, 0.5, tensor.shape).astype(np.float32) for _ in range(2))
+            factor_O = np.sqrt(variance_O.astype(np.float64) + _NORM_EPSILON) / gain_O
+            state[weight] = (state[weight] * factor_O[:, None, None]).astype(np.float32)
+            state[theirs] = ((tensor - shift_O) * factor_O + mean_O).astype(np.float32)
+            state |= {f"{norm}.weight": gain_O, f"{norm}.bias": shift_O}
+            state |= {f"{norm}.running_mean": mean_O, f"{norm}.running_var": variance_O}
+            state[f"{norm}.num_batches_tracked"] = np.array(1000, np.int64)
+    return state
+
+
+def _toml(table: dict[str, Any], path: str) -> list[str]:
+    """The lines of a table: values first, then tables and arrays of tables."""
+    lines, below = [], []
+    for key, value in table.items():
+        name = f"{path}.{key}" if path else key
+        if isinstance(value, dict):
+            below += [f"\n[{name}]", *_toml(value, name)]
+        elif isinstance(value, list) and value and isinstance(value[0], dict):
+            below += [line for item in value for line in (f"\n[[{name}]]", *_toml(item, name))]
+        else:
+            lines.append(f"{key} = {json.dumps(value)}")
+    return lines + below
