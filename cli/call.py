@@ -12,17 +12,19 @@ from click.core import ParameterSource
 @click.argument("reads", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="READS...")
 @click.option(
     "--model",
-    metavar="auto|DIR|NAME",
-    help="Model directory, or the name of a model in the models directory; with --server, of one of its models. "
-    "Default: auto: the fastest model there that fits the runs' chemistry, else the one that ships (R10.4.1 DNA); with "
-    "--server: its model for that chemistry.",
+    metavar="auto|fast|hac|sup|NAME|DIR",
+    help="Model directory, or the name of a model in the models folder (`porestream models` lists them); fast, hac or "
+    "sup: the newest of that kind that fits the runs; hac@v5.0.0: that release of it. With --server: the name of one "
+    "of its models. Default: auto: the fastest kind's newest that fits the runs' chemistry, else the one that ships "
+    "(R10.4.1 DNA); with --server: its model for that chemistry.",
 )
 @click.option(
+    "--models-dir",
     "--models-directory",
-    type=click.Path(path_type=Path, file_okay=False),
-    envvar="PORESTREAM_MODELS_DIRECTORY",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    envvar="PORESTREAM_MODELS",
     metavar="DIR",
-    help="Where your models are. Default: $PORESTREAM_MODELS_DIRECTORY or ~/.local/share/porestream/models.",
+    help="Folder of your models. Default: $PORESTREAM_MODELS or ~/.local/share/porestream/models.",
 )
 @click.option(
     "--reference",
@@ -78,7 +80,7 @@ def call(
     ctx: click.Context,
     reads: tuple[Path, ...],
     model: str | None,
-    models_directory: Path | None,
+    models_dir: Path | None,
     reference: str | None,
     preset: str | None,
     output: str,
@@ -95,7 +97,8 @@ def call(
 
     \b
     porestream call run.pod5 --reference ref.fa -o calls.bam
-    porestream call pod5_folder/ --model dna_r10.4.1_e8.2_400bps_fast@v4.1.0 | samtools sort -o sorted.bam
+    porestream call pod5_folder/ --model hac | samtools sort -o sorted.bam
+    porestream call pod5_folder/ --models-dir /data/models --model dna_r10.4.1_e8.2_400bps_hac@v5.0.0 -o calls.bam
 
     Records go to the output, everything else to standard error. Exit codes: 0 every read is accounted for (rejected
     ones are listed), 2 wrong usage, 3 an input could not be read, 4 the server was lost, 5 reads are missing, 1 other
@@ -104,8 +107,8 @@ def call(
     server_only = {"-b": batch_size, "-t": threads, "--precision": precision, "--cache-dir": cache_dir}
     if server is not None and (given := [flag for flag, value in server_only.items() if value is not None]):
         raise click.UsageError(f"{given[0]} is the server's to choose; give it to `porestream serve`")
-    if server is not None and ctx.get_parameter_source("models_directory") is ParameterSource.COMMANDLINE:
-        raise click.UsageError("--models-directory is the server's to choose; give it to `porestream serve`")
+    if server is not None and ctx.get_parameter_source("models_dir") is ParameterSource.COMMANDLINE:
+        raise click.UsageError("--models-dir is the server's to choose; give it to `porestream serve`")
     if preset is not None and reference is None:
         raise click.UsageError("--preset is about alignment, which needs --reference")
 
@@ -114,7 +117,7 @@ def call(
     request = Request(
         reads=reads,
         model=model or ("" if server else "auto"),
-        models_directory=models_directory,
+        models_directory=models_dir,
         reference=reference or "",
         preset=preset or "",
         output=output,

@@ -22,7 +22,7 @@ from porestream.client.records import RecordWriter, output_mode
 from porestream.client.sources import Pod5Source
 from porestream.client.stream import ServerLost, ServerRefused, StreamOptions
 from porestream.client.summary import Summary
-from porestream.models.catalog import BUNDLED, choose_model, default_models_directory, find_model
+from porestream.models.catalog import BUNDLED, choose_model, default_models_directory, find_model, kind_of
 from porestream.models.chemistry import chemistry_of_run
 
 EXIT_FAILURE, EXIT_USAGE, EXIT_UNREADABLE, EXIT_SERVER_LOST, EXIT_UNBALANCED = 1, 2, 3, 4, 5
@@ -195,12 +195,14 @@ def _resolve_model(request: Request, source: Pod5Source) -> Path:
     NoModel
         There is none; the message says what to do.
     """
-    if request.model != "auto":
+    kind = kind_of(request.model)
+    if request.model != "auto" and kind is None:
         return find_model(request.model, request.models_directory)
     runs = source.runs.values()
     model, passed_over = choose_model(
         (chemistry_of_run(run.flow_cell_product_code, run.sequencing_kit, run.sample_rate_hz) for run in runs),
         request.models_directory,
+        kind,
     )
     for reason in passed_over:
         _say(f"model passed over: {reason}")

@@ -11,6 +11,7 @@ _COMMANDS = {
     "demo": ("porestream.cli.demo", "Simulate a small run, call and align it, and compare with the truth."),
     "call": ("porestream.cli.call", "Call and align POD5 files into a BAM or SAM."),
     "serve": ("porestream.cli.serve", "Serve basecalling and alignment over gRPC."),
+    "models": ("porestream.cli.models", "List the models that are there, and which of them run."),
     "simulate": ("porestream.cli.simulate", "Simulate R10.4.1 signal of a reference into a POD5 file."),
 }
 
@@ -52,6 +53,8 @@ def main() -> None:
     Serve instruments and pipelines, and call through the server:
         porestream serve --reference ref.fasta --listen 0.0.0.0:50051
         porestream call run.pod5 --server HOST:50051 --reference ref.fasta -o calls.bam
+    See which models are there:
+        porestream models
     Make a run to try it with:
         porestream simulate ref.fasta -o run.pod5
     """

@@ -12,15 +12,19 @@ import click
 @click.option(
     "--model",
     multiple=True,
-    metavar="auto|DIR|NAME",
-    help="Model directory, or the name of a model in the models directory; repeat for several. Streams name one by its "
-    "directory's name. Default: auto: the one that ships (R10.4.1 DNA; ONT's models call better).",
+    metavar="auto|fast|hac|sup|NAME|DIR",
+    help="Model directory, or the name of a model in the models folder (`porestream models` lists them); fast, hac or "
+    "sup: the newest of that kind for every chemistry and sample rate in the folder. Repeat for several. Streams name "
+    "one by its directory's name, or get the one that fits their run. Default: auto: the one that ships (R10.4.1 DNA; "
+    "ONT's models call better).",
 )
 @click.option(
+    "--models-dir",
     "--models-directory",
-    type=click.Path(path_type=Path, file_okay=False),
+    "models",
+    type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Where models are looked for by name. Default: ~/.local/share/porestream/models.",
+    help="Folder of your models. Default: $PORESTREAM_MODELS or ~/.local/share/porestream/models.",
 )
 @click.option(
     "--reference",
@@ -88,8 +92,8 @@ import click
 def serve(config: Path | None, until_stdin_closes: bool, **flags: Any) -> None:
     """Serve basecalling and alignment over gRPC (porestream.v1), with health and reflection.
 
-    Every flag may also be an environment variable (--max-streams: PORESTREAM_MAX_STREAMS; of those that repeat, a list
-    with commas) or stand in the TOML file of
+    Every flag may also be an environment variable (--max-streams: PORESTREAM_MAX_STREAMS; --models-dir:
+    PORESTREAM_MODELS; of those that repeat, a list with commas) or stand in the TOML file of
     --config (max_streams = 64); a flag goes before the environment, that before the file. Unknown settings are refused.
     SIGTERM drains: streams are told to go elsewhere, complete reads are finished, and the exit code is 0.
     """

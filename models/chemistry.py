@@ -3,9 +3,11 @@
 import re
 from dataclasses import dataclass
 
+# ONT's way of naming models. bonito's names may have the sample rate in them (`_5khz_`), those of one kit the kit.
 _MODEL_NAME = re.compile(
-    r"^(?:porestream_)?(?P<molecule>dna|rna)(?P<version>\d*)_(?P<pore>r[\d.]+)?(_e[\d.]+)?(_?(?P<speed>\d+)bps)?"
-    r"_(?P<kind>[a-z]+)@v(?P<release>\d+(\.\d+)*)$"  # more behind it: of modified bases, not a basecaller
+    r"^(?:porestream_)?(?P<molecule>dna|rna)(?P<version>\d*)_(?:(?P<pore>r[\d.]+)_)?(?:e[\d.]+_)?"
+    r"(?:(?P<rate_khz>\d+)khz_)?(?:(?P<speed>\d+)bps_)?(?:(?P<kit>apk)_)?"
+    r"(?P<kind>[a-z]+)@v(?P<release>\d+(\.\d+)*)$"  # more behind it: of modified bases or to polish, not a basecaller
 )
 # Flow cells' product codes name their pore; ONT's flow cell catalogue. 004RA: RNA only.
 _PRODUCT = re.compile(r"^FLO-[A-Z]+?(?P<number>\d{3})(?P<suffix>[A-Z]*)$")
@@ -17,26 +19,30 @@ _PORES = {
     "114": "r10.4.1",
 }
 _SPEEDS = {"r10.4.1": 400, "r9.4.1": 450}
+_RNA_SPEEDS = {"rna002": 70, "rna004": 130}
 _FIRST_5_KHZ = (4, 2)  # release of the R10.4.1 models from which on 400 bases/s are measured at 5 kHz
 
 
 @dataclass(frozen=True, slots=True)
 class Chemistry:
-    """Molecule ("dna", "rna"), pore ("r10.4.1") and speed of a run or a model; empty or 0: unknown.
+    """Molecule ("dna", "rna004"), pore ("r10.4.1") and speed of a run or a model; empty or 0: unknown.
 
-    `sample_rates_hz` are the rates that a model takes, its own first; a run has one.
+    `sample_rates_hz` are the rates that a model takes, its own first; a run has one. `kit` is "apk" for SQK-APK114,
+    which has models of its own, and empty for all others.
     """
 
     molecule: str = ""
     pore: str = ""
     bases_per_second: int = 0
     sample_rates_hz: tuple[int, ...] = ()
+    kit: str = ""
 
     def __str__(self) -> str:
         rates = ", ".join(f"{rate / 1000:g} kHz" for rate in self.sample_rates_hz)
         speed = f"({self.bases_per_second} bases/s)" if self.bases_per_second else ""
         pore = self.pore.upper() or ("" if self.molecule.startswith("rna") else "an unknown pore")
-        return " ".join(filter(None, [pore, self.molecule.upper(), speed, rates and f"at {rates}"]))
+        kit = f"of kit {self.kit.upper()}" if self.kit else ""
+        return " ".join(filter(None, [pore, self.molecule.upper(), kit, speed, rates and f"at {rates}"]))
 
     @property
     def known(self) -> bool:
@@ -45,40 +51,70 @@ class Chemistry:
 
     def fits(self, run: "Chemistry") -> bool:
         """Whether a model of this chemistry is for a run of that one; speeds and rates count where both are known."""
-        if (self.molecule, self.pore) != (run.molecule, run.pore):
+        if (self.molecule, self.pore, self.kit) != (run.molecule, run.pore, run.kit):
             return False
         if self.bases_per_second and run.bases_per_second and self.bases_per_second != run.bases_per_second:
             return False
         return not (self.sample_rates_hz and run.sample_rates_hz) or run.sample_rates_hz[0] in self.sample_rates_hz
 
 
-def chemistry_of_model(name: str, sample_rates_hz: tuple[int, ...] = ()) -> Chemistry:
-    """What ONT's way of naming models says: `dna_r10.4.1_e8.2_400bps_fast@v4.3.0`; all unknown for other names."""
+@dataclass(frozen=True, slots=True)
+class ModelName:
+    """What a model's name says; `kind` is "fast", "hac", "sup" or another word, `release` compares as releases do."""
+
+    chemistry: Chemistry
+    kind: str
+    release: tuple[int, ...]
+
+
+def parse_model_name(name: str, sample_rates_hz: tuple[int, ...] = ()) -> ModelName | None:
+    """What ONT's way of naming models says: `dna_r10.4.1_e8.2_400bps_fast@v4.3.0`; None for other names.
+
+    Parameters
+    ----------
+    name
+        The model's, without folders.
+    sample_rates_hz
+        The rates that its config.toml gives; they go before those that the name stands for.
+    """
     match = _MODEL_NAME.match(name)
     if match is None:
-        return Chemistry()
-    pore = match["pore"] or ""
-    speed = int(match["speed"] or (450 if pore.startswith("r9.") and match["molecule"] == "dna" else 0))
+        return None
+    molecule, pore, release = match["molecule"] + match["version"], match["pore"] or "", release_of(match["release"])
+    speed = int(match["speed"] or _RNA_SPEEDS.get(molecule, 0))
+    if not speed and molecule == "dna" and pore.startswith("r9."):
+        speed = 450
+    if not sample_rates_hz and match["rate_khz"]:
+        sample_rates_hz = (int(match["rate_khz"]) * 1000,)
     if not sample_rates_hz and pore.startswith("r9."):
         sample_rates_hz = (4000,)  # of every R9.4.1 run
     if not sample_rates_hz and pore == "r10.4.1":
-        sample_rates_hz = (5000,) if speed == 400 and release_of(match["release"]) >= _FIRST_5_KHZ else (4000,)
-    return Chemistry(match["molecule"] + match["version"], pore, speed, sample_rates_hz)
+        sample_rates_hz = (5000,) if speed != 260 and release >= _FIRST_5_KHZ else (4000,)
+    return ModelName(Chemistry(molecule, pore, speed, sample_rates_hz, match["kit"] or ""), match["kind"], release)
+
+
+def chemistry_of_model(name: str, sample_rates_hz: tuple[int, ...] = ()) -> Chemistry:
+    """What a model's name says that it is for; all unknown for other names than ONT's. See `parse_model_name`."""
+    said = parse_model_name(name, sample_rates_hz)
+    return said.chemistry if said else Chemistry()
 
 
 def chemistry_of_run(flow_cell_product_code: str, sequencing_kit: str, sample_rate_hz: int) -> Chemistry:
     """What a run's flow cell and kit say; kits of the 114 series go with R10.4.1, RNA kits name their molecule."""
     product, kit = flow_cell_product_code.strip().upper(), sequencing_kit.strip().upper()
     match = _PRODUCT.match(product)
-    if kit.startswith("SQK-RNA004") or (match and match["suffix"].endswith("RA")):
-        return Chemistry("rna004", "", 130, (sample_rate_hz,) if sample_rate_hz else ())
     rates = (sample_rate_hz,) if sample_rate_hz else ()
+    if kit.startswith(("SQK-RNA004", "SQK-DRB004")) or (match and match["suffix"].endswith("RA")):
+        return Chemistry("rna004", "", _RNA_SPEEDS["rna004"], rates)
     if kit.startswith(("SQK-RNA001", "SQK-RNA002")):
-        return Chemistry("rna002", "", 70, rates)
+        return Chemistry("rna002", "", _RNA_SPEEDS["rna002"], rates)
     pore = _PORES.get(match["number"], "") if match else ""
     if not pore and re.search(r"114(\b|[-.])", kit):
         pore = "r10.4.1"
-    return Chemistry("dna" if pore else "", pore, _SPEEDS.get(pore, 0), rates)
+    if pore == "r10.4.1" and kit.startswith("SQK-APK114"):
+        return Chemistry("dna", pore, 0, rates, "apk")
+    speed = 260 if pore == "r10.4.1" and kit.endswith("-260") else _SPEEDS.get(pore, 0)
+    return Chemistry("dna" if pore else "", pore, speed, rates)
 
 
 def release_of(text: str) -> tuple[int, ...]:

@@ -22,7 +22,7 @@ from prometheus_client import REGISTRY, start_http_server
 from porestream.kernels.aligner import Aligner, load_reference, preset_for_model
 from porestream.models.basecaller import Basecaller
 from porestream.models.bundle import load_bundle
-from porestream.models.catalog import BUNDLED, find_model
+from porestream.models.catalog import models_to_serve
 from porestream.models.compiled import default_cache_dir
 from porestream.server.budget import MemoryBudget
 from porestream.server.metrics import Ledger, ServerCollector
@@ -53,9 +53,12 @@ def build_engine(settings: Settings) -> Engine:
     cache_dir = settings.cache_dir or default_cache_dir()
     budget = MemoryBudget(settings.memory_budget, settings.max_streams)
     basecallers: dict[str, Basecaller] = {}
-    for name in settings.model:
+    directories, passed_over = models_to_serve(settings.model, settings.models_directory)
+    for reason in passed_over:
+        log.warning("model passed over", reason=reason)
+    for directory in directories:
         started_s = time.monotonic()
-        bundle = load_bundle(BUNDLED if name == "auto" else find_model(name, settings.models_directory))
+        bundle = load_bundle(directory)
         if bundle.name in basecallers:
             raise SettingsError(f"two models are called {bundle.name!r}: streams could not tell them apart")
         caller = basecallers[bundle.name] = Basecaller(bundle, settings.precision, cache_dir)

@@ -1,11 +1,12 @@
 """Settings of `porestream serve`: flags go before the environment (PORESTREAM_*), that before a TOML file."""
 
+import difflib
 import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -32,7 +33,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=_PREFIX, extra="forbid", frozen=True)
 
     model: Annotated[list[str], NoDecode] = ["auto"]
-    models_directory: Path | None = None
+    models: Path | None = None  # the folder: --models-dir, PORESTREAM_MODELS; models_dir and models_directory in TOML
     reference: Annotated[list[Path], NoDecode] = []
     preset: Annotated[list[str], NoDecode] = []
     listen: str = "127.0.0.1:50051"
@@ -49,6 +50,15 @@ class Settings(BaseSettings):
     cache_dir: Path | None = None
     log_format: Literal["auto", "json", "text"] = "auto"
 
+    @model_validator(mode="before")
+    @classmethod
+    def _models_folder(cls, values: Any) -> Any:
+        for name in ("models_dir", "models_directory"):
+            if isinstance(values, dict) and name in values:
+                values = dict(values)
+                values.setdefault("models", values.pop(name))  # flag and environment say "models", and go before
+        return values
+
     @field_validator("model", "reference", "preset", mode="before")
     @classmethod
     def _list(cls, value: Any) -> Any:
@@ -60,6 +70,15 @@ class Settings(BaseSettings):
     def _size(cls, value: Any) -> Any:
         if isinstance(value, str) and (match := _SIZE.match(value)):
             return int(float(match["number"]) * _UNITS[match["unit"].upper()])
+        return value
+
+    @field_validator("models", mode="before")
+    @classmethod
+    def _folder(cls, value: Any) -> Any:
+        if value in (None, ""):
+            return None
+        if isinstance(value, str | Path) and not Path(value).is_dir():
+            raise ValueError("no such folder; --models-dir or PORESTREAM_MODELS names it")
         return value
 
     @field_validator("model", mode="after")
@@ -75,6 +94,11 @@ class Settings(BaseSettings):
         if unknown := [preset for preset in value if preset not in PRESETS]:
             raise ValueError(f"unknown preset {unknown[0]!r}: there are {', '.join(PRESETS)}")
         return value
+
+    @property
+    def models_directory(self) -> Path | None:
+        """Where models are looked for by name; None: the default."""
+        return self.models
 
     @property
     def worker_count(self) -> int:
@@ -111,7 +135,9 @@ def load_settings(flags: dict[str, Any], config: Path | None) -> Settings:
         os.environ["PORESTREAM_CONFIG"] = str(config)
     known = {_PREFIX + name.upper() for name in Settings.model_fields} | _NOT_SETTINGS
     if unknown := sorted(name for name in os.environ if name.startswith(_PREFIX) and name not in known):
-        raise SettingsError(f"unknown setting in the environment: {', '.join(unknown)}")
+        close = difflib.get_close_matches(unknown[0], sorted(known), n=1)
+        meant = f"; did you mean {close[0]}?" if close else ""
+        raise SettingsError(f"unknown setting in the environment: {', '.join(unknown)}{meant}")
     try:
         return Settings(**flags)
     except ValueError as error:
