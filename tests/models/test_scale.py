@@ -3,6 +3,7 @@
 Dimensions: S samples.
 """
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -12,7 +13,16 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from porestream.models.scale import Scaling, leader_samples, med_mad_scaling, quantile_scaling
+from porestream.models.scale import (
+    Measurement,
+    Scaling,
+    Standardisation,
+    leader_samples,
+    med_mad_scaling,
+    pa_scaling,
+    quantile_scaling,
+    rna_adapter_samples,
+)
 
 I16 = npt.NDArray[np.int16]
 
@@ -158,3 +168,57 @@ def test_a_typical_leader_is_trimmed_to_its_end() -> None:
     signal_S = np.concatenate([open_pore, leader, strand]).astype(np.int16)
     for strategy in STRATEGIES:
         assert 500 <= leader_samples(signal_S, strategy(signal_S)) <= 540
+
+
+@given(
+    st.floats(-300, 300),
+    st.floats(0.05, 0.5),
+    st.floats(50, 150),
+    st.floats(5, 50),
+    st.sampled_from(["", "FLO-MIN106", "flo-pro114m"]),
+    st.one_of(st.just(math.nan), st.floats(150, 250)),
+)
+def test_pa_scaling_standardises_the_current(
+    offset: float, scale_pa: float, mean_pa: float, stdev_pa: float, product: str, open_pore_pa: float
+) -> None:
+    adc_S = np.array([-500, 0, 333, 2000], np.int16)
+    current_pa_S = (adc_S + offset) * scale_pa
+    if product == "flo-pro114m" and math.isfinite(open_pore_pa):
+        current_pa_S -= open_pore_pa - 199.21
+    measured = Measurement(5000, offset, scale_pa, open_pore_pa, product)
+    plain_S = pa_scaling(measured).apply(adc_S)
+    np.testing.assert_allclose(plain_S, current_pa_S, rtol=1e-4, atol=1e-2)
+    standardised_S = pa_scaling(measured, Standardisation(mean_pa, stdev_pa, True)).apply(adc_S)
+    np.testing.assert_allclose(standardised_S, (current_pa_S - mean_pa) / stdev_pa, rtol=1e-4, atol=1e-3)
+
+
+def slow_adapter(signal_S: I16) -> int:
+    """The rule as it is written down: a ring of five medians."""
+    ring, numbers = [0] * 5, [0] * 5
+    for number, first in enumerate(range(1000, 3 * signal_S.size // 4, 50)):
+        ring[number % 5] = int(np.sort(signal_S[first : first + 250])[(min(250, signal_S.size - first) - 1) // 2])
+        numbers[number % 5] = number
+        low, high = min(ring), max(ring)
+        lowest, highest = ring.index(low), 4 - ring[::-1].index(high)
+        rises = (high > 700 and high - low > 125) or high - low > 150
+        if rises and number >= 5 and numbers[highest] > numbers[lowest]:
+            return first
+    return 0
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 30), st.integers(300, 1000)), min_size=1, max_size=12), st.integers(0, 2**32 - 1)
+)
+def test_the_adapter_of_rna_against_a_slow_loop(parts: list[tuple[int, int]], seed: int) -> None:
+    levels = np.concatenate([np.full(100 * length, level) for length, level in parts])
+    signal_S = (levels + np.random.default_rng(seed).normal(0, 15, levels.size)).astype(np.int16)
+    assert rna_adapter_samples(signal_S) == slow_adapter(signal_S)
+
+
+def test_a_typical_rna_adapter_is_found() -> None:
+    rng = np.random.default_rng(4)
+    adapter, polya, rna = rng.normal(450, 60, 6000), rng.normal(850, 15, 1500), rng.normal(720, 90, 20_000)
+    signal_S = np.concatenate([adapter, polya, rna]).astype(np.int16)
+    assert 5700 <= rna_adapter_samples(signal_S) <= 6100
+    assert rna_adapter_samples(rna.astype(np.int16)) == 0
+    assert rna_adapter_samples(signal_S[:100]) == 0

@@ -1,6 +1,7 @@
 """The service through its wire contract: what it answers, what it refuses, and that bytes never depend on company."""
 
 import asyncio
+import difflib
 import random
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -51,6 +52,50 @@ def call_all(address: str, reads: list[SignalRead], **options: object) -> dict[U
     assert len(results) == len({result.info.read_id for result in results}) == len(reads)
     assert all(result.status is ReadStatus.CALLED for result in results), [result.detail for result in results]
     return {result.info.read_id: called(result) for result in results}
+
+
+def similarity(left: str, right: str) -> float:
+    return difflib.SequenceMatcher(None, left, right, autojunk=False).ratio()
+
+
+PICOAMPERE = {"scaling__strategy": "pa", "standardisation__mean": 90.0, "standardisation__stdev": 20.0}
+
+
+def test_a_model_of_picoampere_calls_what_was_measured(start_server, make_bundle, tmp_path, signals) -> None:  # type: ignore[no-untyped-def]
+    """One current through two calibrations, and one that drifted together with its open pore."""
+    server = start_server(model=[make_bundle(tmp_path / "pa@v1", container="safetensors", **PICOAMPERE)])
+    signal_S, run = signals[-3], RunInfo("run", 4000, flow_cell_product_code="FLO-PRO114M")
+
+    def read(number: int, add_adc: int, offset_adc: float, level_pa: float) -> SignalRead:
+        info = ReadInfo(UUID(int=number), run, offset_adc, 0.2, number, open_pore_level_pa=level_pa)
+        return SignalRead(info, (signal_S + add_adc).astype(np.int16))
+
+    drift_adc = 54
+    reads = [
+        read(1, 0, 10.0, 0.0),
+        read(2, 40, -30.0, 0.0),
+        read(3, drift_adc, 10.0, 199.21 + 0.2 * drift_adc),
+        read(4, drift_adc, 10.0, 0.0),
+    ]
+    results = call_all(server.address, reads)
+    first, moved, drifted, other = (results[UUID(int=number)] for number in (1, 2, 3, 4))
+    assert first[4] == 10  # samples trimmed, where reads are standardised
+    assert moved[0] == first[0]
+    assert similarity(str(drifted[0]), str(first[0])) > 0.98  # the same but for rounding
+    assert similarity(str(other[0]), str(first[0])) < 0.95
+
+
+def test_rna_is_called_from_its_3_prime_end(start_server, make_bundle, tmp_path, signals) -> None:  # type: ignore[no-untyped-def]
+    """The same weights and signal, as DNA and as RNA: the sequence is turned round, the moves are not."""
+    names = ("dna_test@v1", "rna004_130bps_fast@v5.0.0")
+    server = start_server(model=[make_bundle(tmp_path / name, container="safetensors", **PICOAMPERE) for name in names])
+    signal_S, info = signals[-3], ReadInfo(UUID(int=1), RUN, 10.0, 0.2)
+    (dna,) = call_all(server.address, [SignalRead(info, signal_S)], model=names[0]).values()
+    (rna,) = call_all(server.address, [SignalRead(info, signal_S[dna[4] :])], model=names[1]).values()
+    assert (dna[4], rna[4]) == (10, 0)
+    assert rna[0] == str(dna[0])[::-1]
+    assert list(rna[1]) == list(dna[1])[::-1]
+    assert np.array_equal(rna[2], dna[2])
 
 
 def opening(**options: object) -> pb.StreamReadsRequest:
