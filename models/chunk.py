@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-_MIN_BRIEF_STEPS = 4
+_BRIEF_SAMPLES = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,8 @@ class Chunker:
     """The chunk lengths of a model, and the cut of a read into them.
 
     Three lengths: the model's own; a quarter of it for the ends of long reads, which would waste most of a long chunk;
-    and an eighth for reads that are no longer than it. What is too short to be of use is left out.
+    and about 1,000 samples for reads that are no longer than that, whatever the model. A quarter that is less than two
+    overlaps is left out, and the third where it would hardly be shorter than the second.
 
     Parameters
     ----------
@@ -85,14 +86,15 @@ class Chunker:
         self._stride = stride
         self._unit = overlap_unit or stride
         self._overlap = overlap // self._unit * self._unit
-        self._long, short, brief = (chunk_size // parts // granularity * granularity for parts in (1, 4, 8))
+        self._long, short = (chunk_size // parts // granularity * granularity for parts in (1, 4))
         if self._long <= self._overlap:
             raise ValueError(
                 f"chunk_size {chunk_size} is too small for an overlap of {overlap} and lengths that are multiples of "
                 f"{granularity}: choose a longer chunk"
             )
         self._ends = (self._long, short) if short >= max(2 * self._overlap, 1) else (self._long,)
-        self._brief = brief if _MIN_BRIEF_STEPS * stride <= brief < self._ends[-1] else 0
+        brief = -(-_BRIEF_SAMPLES // granularity) * granularity
+        self._brief = brief if 4 * brief <= 3 * self._ends[-1] else 0
         self.lengths: tuple[int, ...] = (*self._ends, self._brief) if self._brief else self._ends
 
     def plan(self, read_samples: int) -> ChunkPlan:

@@ -50,9 +50,9 @@ def test_neighbours_overlap_by_at_least_the_models_overlap(model: tuple[int, ...
 @pytest.mark.parametrize(
     ("read_samples", "lengths"),
     [
-        (1, [1500]),
-        (1500, [1500]),
-        (1501, [3000]),
+        (1, [1002]),
+        (1002, [1002]),
+        (1003, [3000]),
         (3000, [3000]),
         (3001, [3000] * 2),
         (9000, [3000] * 4),  # as much work as one long chunk
@@ -73,12 +73,13 @@ def test_ends_take_short_chunks_and_short_reads_brief_ones(read_samples: int, le
 @pytest.mark.parametrize(
     ("model", "lengths"),
     [
-        ((10_000, 500, 5), (10_000, 2500, 1250)),
-        ((12_300, 600, 6, 192, 12), (12_288, 3072, 1536)),
-        ((480, 100, 5, 160, 10), (480,)),  # a quarter is less than 160, so is an eighth
-        ((64, 16, 4), (64,)),  # a quarter is less than two overlaps, an eighth less than four steps
-        ((1000, 400, 5), (1000, 125)),
-        ((128, 16, 4, 32), (128, 32)),  # a quarter and no eighth
+        ((10_000, 500, 5), (10_000, 2500, 1000)),
+        ((6000, 600, 5), (6000, 1500, 1000)),
+        ((12_300, 600, 6, 192, 12), (12_288, 3072, 1152)),
+        ((5000, 500, 5), (5000, 1250)),  # 1,000 would be hardly shorter
+        ((8000, 1200, 5), (8000, 1000)),  # a quarter is less than two overlaps
+        ((480, 100, 5, 160, 10), (480,)),  # a quarter is less than 160
+        ((64, 16, 4), (64,)),
     ],
 )
 def test_lengths_are_multiples_and_those_of_no_use_are_left_out(
