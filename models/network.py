@@ -10,10 +10,11 @@ from torch import nn
 from torch.nn import functional
 
 from porestream.models.bundle import ModelBundle
-from porestream.models.layers import Convolution
+from porestream.models.layers import Convolution, Layers
 from porestream.models.transformer import TransformerEncoder
 
 _SLAB_SCORES = 200 * 16 * 256  # a slab of scores stays in the core's cache
+_CUDA_SLAB_SCORES = 1 << 25  # fills a card; in half precision 64 MiB
 _MANY_CHANNELS = 64
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -51,9 +52,8 @@ class Network(nn.Module):
         for module in (*self.rnns, self.encoder, self.bottleneck, self.linear):
             if module is not None:
                 module.to(self.dtype)
-        for conv, layer in zip(self.convs, layers.convolutions, strict=True):
-            if layer is layers.convolutions[-1] or layer.ins >= _MANY_CHANNELS:
-                conv.to(self.dtype)
+        for conv, dtype in zip(self.convs, convolution_dtypes(layers, self.dtype), strict=True):
+            conv.to(dtype)
         self.eval().requires_grad_(False)
 
     @torch.inference_mode()
@@ -97,7 +97,7 @@ class Network(nn.Module):
         """The last layers, slab by slab."""
         T, N, C = *x_TNC.shape[:2], self.linear.out_features
         scores_TNC = out_TNC if out_TNC is not None else torch.empty(T, N, C, device=x_TNC.device)
-        layers, steps = self._layers, max(1, _SLAB_SCORES // (N * C))
+        layers, steps = self._layers, slab_steps(N, C, x_TNC.device.type)
         for first in range(0, T, steps):
             slab = scores_TNC[first : first + steps]
             features = x_TNC[first : first + steps]
@@ -128,6 +128,19 @@ class Network(nn.Module):
             return f"rnns.{int(index) - len(self.convs) - 1}.{rest}", tensor
         is_last = self.bottleneck is None or int(index) == len(self.convs) + 1 + len(self.rnns) + 1
         return f"linear.{rest}" if is_last else f"bottleneck.{rest}", tensor
+
+
+def convolution_dtypes(layers: Layers, dtype: torch.dtype) -> list[torch.dtype]:
+    """Of each convolution's weights and output, where the rest of the network computes in `dtype`."""
+    last = layers.convolutions[-1]
+    return [
+        dtype if layer is last or layer.ins >= _MANY_CHANNELS else torch.float32 for layer in layers.convolutions
+    ]
+
+
+def slab_steps(rows: int, scores: int, device_type: str) -> int:
+    """Time steps of which the scores are computed at once."""
+    return max(1, (_SLAB_SCORES if device_type == "cpu" else _CUDA_SLAB_SCORES) // (rows * scores))
 
 
 def _conv(layer: Convolution) -> nn.Conv2d:
