@@ -101,7 +101,7 @@ async def _call(request: Request) -> int:
         async with AsyncExitStack() as stack:
             address, model = request.server, request.model
             if address is None:
-                model = str(_resolve_model(request, source))
+                model = str(_resolve_model(request, source).absolute())  # ./hac is a path, hac a kind
                 address = await stack.enter_async_context(embedded_server(_server_flags(request, model)))
             try:
                 await _stream(request, model, source, address, summary)

@@ -77,7 +77,7 @@ class _Row:
 
     @property
     def name(self) -> str:
-        return self.directory.name or self.directory.resolve().name
+        return self.directory.absolute().name
 
     def order(self) -> tuple[bool, str, list[int], str, int, str, list[int], str]:
         """By molecule, pore, kind, release; names that tell nothing last."""
@@ -162,7 +162,7 @@ def _row(directory: Path, digest: bool) -> _Row:
     network = sha256 = problem = ""
     rates_hz: tuple[int, ...] = ()
     size_bytes = 0
-    purpose, base = companion_of(directory.resolve().name)
+    purpose, base = companion_of(directory.absolute().name)
     try:
         size_bytes = weights_bytes(directory)
         config = load_config(directory)
@@ -175,14 +175,14 @@ def _row(directory: Path, digest: bool) -> _Row:
         problem = _reason(error, directory)
     if purpose:
         problem = f"{purpose}, not a basecaller"
-    name = parse_model_name(base or directory.resolve().name, rates_hz)
+    name = parse_model_name(base or directory.absolute().name, rates_hz)
     name = name or ModelName(Chemistry(sample_rates_hz=rates_hz), "", ())
     return _Row(directory, name.chemistry, name.kind, name.release, network, size_bytes, sha256, problem)
 
 
 def _reason(error: Exception, directory: Path) -> str:
-    """An error's message, without the directory that it begins with."""
+    """An error's message, without the directory that it begins with, for that is the row's."""
     text = str(error) or type(error).__name__
-    for path in (directory, directory.resolve()):
-        text = text.removeprefix(f"{path}/config.toml: ").removeprefix(f"{path}: ")
+    for path in {str(directory), str(directory.resolve())}:
+        text = text.removeprefix(f"{path}/config.toml: ").removeprefix(f"{path}: ").removeprefix(f"{path}/")
     return text
