@@ -3,40 +3,21 @@
 Dimensions: N rows of a batch, S samples as measured, M samples at the model's rate, T time steps, C scores, B bases.
 """
 
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from porestream.models.bundle import ModelBundle
 from porestream.models.chunk import Chunker, stitch
 from porestream.models.decode import Decoded, Decoder, DecodeSettings
-from porestream.models.network import Network
 from porestream.models.prepare import PreparedRead, prepare
+from porestream.models.runner import ROWS, Card, CpuRunner, CudaRunner, Runner, processor_has_bf16
 from porestream.models.scale import UNKNOWN, Measurement
 
-ROWS = 16
-"""Rows of the one shape in which batches are computed. Libraries choose their kernels by shape, and with them the last
-bits: with one shape, a chunk's scores do not depend on how full its batch was."""
-
-
-def processor_has_bf16() -> bool:
-    """Whether bf16 is computed by this processor, not emulated."""
-    capabilities = torch.cpu.get_capabilities()
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))
-
-
-def device_class(precision: str) -> str:
-    """The kind of processor that decides the last bits of scores, e.g. "cpu-avx512", "cpu-avx512-amx"."""
-    capabilities = torch.cpu.get_capabilities()
-    name = f"cpu-{torch.backends.cpu.get_cpu_capability().lower()}"
-    if precision == "bf16":
-        name += "-amx" if capabilities.get("amx_bf16") else "-bf16" if processor_has_bf16() else "-emulated"
-    return name
+__all__ = ["ROWS", "Basecaller", "CalledRead", "finish", "processor_has_bf16"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,30 +54,55 @@ def finish(read: PreparedRead, decoded: Sequence[Decoded]) -> CalledRead:
 
 
 class Basecaller:
-    """Calls chunks with one model on the CPU. Thread-safe: every thread has its own buffers.
+    """Calls chunks with one model: the network on the CPU or on a card, the rest on the CPU. Thread-safe.
 
     Parameters
     ----------
     bundle
         The model.
     precision
-        "fp32", "bf16", or "auto": bf16 where the processor computes it. (It costs the bundled formats' models less than
-        0.1 points of identity: benchmarks/RESULTS.md.)
+        "fp32", "bf16", on a card also "fp16", or "auto": fp16 on a card, on a CPU bf16 where the processor computes it.
+        (It costs the bundled formats' models less than 0.1 points of identity: benchmarks/RESULTS.md.)
     cache_dir
         Where the compiled decoder is kept; None: the user's cache directory.
+    card
+        The CUDA device; None: the CPU.
+    rows, share
+        On a card, the rows of a batch (None: planned) and the part of its free memory that is for this model.
+
+    Attributes
+    ----------
+    runner
+        The network, and what device it is on.
+
+    Raises
+    ------
+    ModelError
+        The precision is not for this device, or the model does not fit on the card.
     """
 
-    def __init__(self, bundle: ModelBundle, precision: str = "auto", cache_dir: Path | None = None) -> None:
-        self.precision = precision if precision != "auto" else "bf16" if processor_has_bf16() else "fp32"
+    def __init__(
+        self,
+        bundle: ModelBundle,
+        precision: str = "auto",
+        cache_dir: Path | None = None,
+        card: Card | None = None,
+        rows: int | None = None,
+        share: float = 1.0,
+    ) -> None:
         self.bundle = bundle
         config = bundle.config
-        self.network = Network(bundle, self.precision)
         self.chunker = Chunker(
             config.chunk_size, config.overlap, config.stride, config.chunk_unit, config.coarse_stride
         )
+        self.runner: Runner = (
+            CudaRunner(bundle, self.chunker.lengths, precision, card, rows, share)
+            if card is not None
+            else CpuRunner(bundle, precision)
+        )
+        self.network, self.rows, self.precision = self.runner.network, self.runner.rows, self.runner.precision
         self.decode_settings = DecodeSettings(config.stay_score, config.quality_scale, config.quality_bias)
         self._decoder = Decoder(config.state_len, self.decode_settings, cache_dir)
-        self._buffers = threading.local()
 
     def prepare(self, signal_S: npt.NDArray[np.int16], measured: Measurement = UNKNOWN) -> PreparedRead:
         """Normalise, trim and plan a read: `models.prepare.prepare` with this model."""
@@ -108,7 +114,7 @@ class Basecaller:
         Parameters
         ----------
         chunks
-            Of each its read, and its first sample in it. At most ROWS.
+            Of each its read, and its first sample in it. At most `rows`.
         samples
             The chunk length, one of the chunker's.
 
@@ -117,15 +123,11 @@ class Basecaller:
         list
             Of each chunk what was called, or why not (scores that are not finite).
         """
-        batch_NM, scores_TNC = self._buffers_of_thread(samples)
-        for row, (read, start) in enumerate(chunks):
-            batch_NM[row] = torch.from_numpy(read.chunk(start, samples))
-        batch_NM[len(chunks) :] = 0.0
-        scores = self.network(batch_NM, scores_TNC).numpy()
+        scores_TNC = self.runner((read.chunk(start, samples) for read, start in chunks), samples)
         called: list[Decoded | ValueError] = []
         for row in range(len(chunks)):
             try:
-                called.append(self._decoder(scores, row))
+                called.append(self._decoder(scores_TNC, row))
             except ValueError as error:
                 called.append(error)
         return called
@@ -142,8 +144,8 @@ class Basecaller:
         decoded: list[Decoded | None] = [None] * len(read.plan.pieces)
         for samples in self.chunker.lengths:
             indexes = [index for index, piece in enumerate(read.plan.pieces) if piece.samples == samples]
-            for first in range(0, len(indexes), ROWS):
-                group = indexes[first : first + ROWS]
+            for first in range(0, len(indexes), self.rows):
+                group = indexes[first : first + self.rows]
                 for index, result in zip(
                     group, self.call([(read, read.plan.pieces[index].start) for index in group], samples), strict=True
                 ):
@@ -156,12 +158,3 @@ class Basecaller:
         """Call one batch of each shape, so that plans are built and memory is taken before the first read."""
         for samples in self.chunker.lengths:
             self.call([(self.prepare(np.zeros(samples, np.int16)), 0)], samples)
-
-    def _buffers_of_thread(self, samples: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """batch_NM and scores_TNC, kept from batch to batch: allocated anew, the latter would fragment the heap."""
-        config = self.bundle.config
-        buffers: dict[int, tuple[torch.Tensor, torch.Tensor]] = self._buffers.__dict__.setdefault("by_length", {})
-        if samples not in buffers:
-            steps = samples // config.stride
-            buffers[samples] = torch.zeros(ROWS, samples), torch.zeros(steps, ROWS, config.score_count)
-        return buffers[samples]

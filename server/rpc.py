@@ -12,7 +12,7 @@ import structlog
 from google.protobuf.duration_pb2 import Duration
 
 from porestream.kernels.aligner import Aligner, preset_for_model
-from porestream.models.basecaller import Basecaller, device_class
+from porestream.models.basecaller import Basecaller
 from porestream.models.chemistry import chemistry_of_run
 from porestream.server import reads
 from porestream.server.budget import MAX_CHUNK_SAMPLES, MIN_CHUNK_CREDIT_SAMPLES, MemoryBudget
@@ -231,7 +231,7 @@ class BasecallService(pb_grpc.BasecallServiceServicer):
             reference=settings.reference,
             reference_sha256=bytes.fromhex(aligner.reference.sha256) if aligner else b"",
             precision=basecaller.precision,
-            device_class=device_class(basecaller.precision),
+            device_class=basecaller.runner.device_class,
             version=version("porestream"),
             preset=settings.preset,
         )

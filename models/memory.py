@@ -1,0 +1,182 @@
+"""What a network needs of a card's memory, and how many rows of a batch therefore go at once.
+
+Everything is in proportion to the rows and to the chunk length, so the longest length decides; shorter ones are
+computed in the same memory.
+
+Dimensions: N rows of a batch, S samples, T time steps, C channels or transition scores, F features, H attention heads.
+"""
+
+import math
+from collections.abc import Iterable
+
+from porestream.models.bundle import tensor_shapes
+from porestream.models.config import ModelConfig, ModelError
+from porestream.models.network import PRECISIONS, convolution_dtypes, slab_steps
+
+MAX_ROWS = 1024
+_FEW_ROWS = (48, 32, 16)
+_ROW_STEP = 64
+
+_FLOAT32 = 4
+_LIBRARIES_BYTES = 512 << 20  # kernels that CUDA, cuBLAS and cuDNN load when first used, and cuBLAS's workspaces
+_FRAGMENTATION = 1.1  # PyTorch's allocator rounds up, and leaves gaps
+
+
+def plan_rows(
+    config: ModelConfig,
+    lengths: Iterable[int],
+    precision: str,
+    free_bytes: int,
+    host_bytes: int,
+    threads: int,
+    rows: int | None = None,
+) -> int:
+    """Rows of a batch on a card: as many as fit, a multiple of 64 (16, 32 or 48 where that is too many), at most 1,024.
+
+    Parameters
+    ----------
+    config
+        The model's.
+    lengths
+        Its chunk lengths, in samples.
+    precision
+        "fp32", "bf16" or "fp16".
+    free_bytes
+        Of the card's memory.
+    host_bytes
+        What pinned memory of the host may take: each thread has a batch's signal and scores there.
+    threads
+        Threads that call batches.
+    rows
+        As many and no others; None: planned.
+
+    Raises
+    ------
+    ModelError
+        So many, or 16, do not fit; the message says what they need, and the way out.
+    """
+    samples = max(lengths)
+    most = MAX_ROWS // _ROW_STEP
+    candidates = [rows] if rows else [*(step * _ROW_STEP for step in range(most, 0, -1)), *_FEW_ROWS]
+    for count in candidates:
+        if (
+            device_bytes(config, samples, precision, count) <= free_bytes
+            and threads * pinned_bytes(config, samples, count) <= host_bytes
+        ):
+            return count
+    count = candidates[-1]
+    needed = device_bytes(config, samples, precision, count)
+    if needed > free_bytes:
+        raise ModelError(
+            f"a batch of {count} chunks needs {_gib(needed)} of the card's memory, and {_gib(free_bytes)} is there for "
+            f"it: choose {_way_out(rows)}, free memory on the card, or --device cpu"
+        )
+    raise ModelError(
+        f"a batch of {count} chunks needs {_gib(threads * pinned_bytes(config, samples, count))} of pinned memory for "
+        f"{threads} threads, and a quarter of this machine's is {_gib(host_bytes)}: choose {_way_out(rows)}, fewer "
+        "--threads, or --device cpu"
+    )
+
+
+def device_bytes(config: ModelConfig, samples: int, precision: str, rows: int) -> int:
+    """Most that a network takes on a card, once loaded and while it computes chunks of `samples`."""
+    in_batch = tensor_bytes(config, samples, precision, rows) + rows * _workspace_bytes(config, samples, precision)
+    return _LIBRARIES_BYTES + 2 * weight_bytes(config, precision) + math.ceil(_FRAGMENTATION * in_batch)
+
+
+def pinned_bytes(config: ModelConfig, samples: int, rows: int) -> int:
+    """What one thread pins of the host's memory: signal in and scores out.
+
+    Each is rounded up to a power of two, as PyTorch's CachingHostAllocator does.
+    """
+    signal, scores = rows * samples * _FLOAT32, rows * _steps(config, samples) * config.score_count * _FLOAT32
+    return sum(1 << (size - 1).bit_length() for size in (signal, scores))
+
+
+def weight_bytes(config: ModelConfig, precision: str) -> int:
+    """Of the weights once; while cuDNN's copy of them in one piece is made, they are there twice."""
+    return sum(math.prod(shape) for shape in tensor_shapes(config).values()) * _size(precision)
+
+
+def tensor_bytes(config: ModelConfig, samples: int, precision: str, rows: int) -> int:
+    """Most that the tensors of a batch take at a time, its signal and its scores included.
+
+    Follows models/network.py and models/transformer.py, all rows at once: a tensor lives until nothing names it.
+    """
+    T, size = _steps(config, samples), _size(precision)
+    static = (samples + T * config.score_count) * _FLOAT32
+    features = config.layers.width * _coarse_steps(config, samples) * size  # what the convolutions put out
+    if config.layers.transformer:
+        inner = _transformer_bytes(config, samples, size)
+    else:
+        # The convolutions' features; an LSTM's input, as it is and turned round; its output. Its states, old and new.
+        inner = 4 * (features + config.layers.width * size)
+    slab_steps_ = min(T, slab_steps(rows, config.score_count, "cuda"))
+    slab = slab_steps_ * (config.score_count + config.layers.bottleneck) * size
+    last = config.layers.width * T * size + slab
+    return rows * (static + max(_convolution_bytes(config, samples, precision), inner, last))
+
+
+def _convolution_bytes(config: ModelConfig, samples: int, precision: str) -> int:
+    """Of a row: a convolution's input, the input in the convolution's type, and its output; of the largest one."""
+    most, before, before_size, length = 0, 0, _FLOAT32, samples  # the signal itself counts as static
+    channels = 1
+    for layer, dtype in zip(
+        config.layers.convolutions, convolution_dtypes(config.layers, PRECISIONS[precision]), strict=True
+    ):
+        converted = channels * length * dtype.itemsize if dtype.itemsize != before_size else 0
+        length, channels = -(-length // layer.stride), layer.outs
+        output = channels * length * dtype.itemsize
+        most = max(most, before + converted + output)
+        before, before_size = output, dtype.itemsize
+    return most
+
+
+def _transformer_bytes(config: ModelConfig, samples: int, size: int) -> int:
+    """Of a row, with the convolutions' features and a layer's input, which live as long as the layer."""
+    shape = config.layers.transformer
+    assert shape is not None
+    steps = _coarse_steps(config, samples)
+    half, full = shape.width * steps * size, shape.width * steps * _FLOAT32  # features in either type
+    as_float = full if size < _FLOAT32 else 0  # a copy that is not made of what is float32 already
+    rotation = 3 * half + as_float + 2 * full + half  # qkv; k in float32; halves turned and joined; q, turned before
+    attention = 8 * half  # qkv; q and k turned; what was attended to, as it is and joined; the layer's output
+    hidden = 3 * shape.hidden * steps * size  # fc1's two halves, and the gate's, which the product overwrites
+    norm = 2 * half + as_float + 3 * full  # what is added; sum, its square, the quotient
+    upsampled = (1 + 3 * shape.upsampling) * half  # with the parts, all rows, and these with time first
+    return 2 * half + max(rotation, attention, hidden + 2 * half, norm, upsampled)
+
+
+def _workspace_bytes(config: ModelConfig, samples: int, precision: str) -> int:
+    """Of a row, what libraries take beside the tensors; estimated from above, for no library says so beforehand.
+
+    An LSTM's four gates at all steps, in float32 (cuDNN computes them of the whole input first); for attention, scores
+    of a block of steps where no fused kernel takes a mask; as much as the largest convolution once more.
+    """
+    steps = _coarse_steps(config, samples)
+    shape = config.layers.transformer
+    if shape is None:
+        inner = 4 * config.layers.width * steps * _FLOAT32
+    else:
+        inner = 3 * shape.heads * 128 * (128 + sum(shape.window)) * _FLOAT32
+    return max(inner, _convolution_bytes(config, samples, precision))
+
+
+def _steps(config: ModelConfig, samples: int) -> int:
+    return samples // config.stride
+
+
+def _coarse_steps(config: ModelConfig, samples: int) -> int:
+    return samples // config.coarse_stride
+
+
+def _size(precision: str) -> int:
+    return PRECISIONS[precision].itemsize
+
+
+def _way_out(rows: int | None) -> str:
+    return "a smaller --batch-size" if rows else "a smaller model"
+
+
+def _gib(size: int) -> str:
+    return f"{size / (1 << 30):.2f} GiB"

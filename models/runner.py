@@ -1,0 +1,364 @@
+"""One network in few fixed shapes on one device: on the CPU in the thread that calls, on a CUDA card in its one stream.
+
+Libraries choose their kernels by shape, and with them the last bits: with one shape a chunk length, a chunk's scores do
+not depend on how full its batch was.
+
+Dimensions: N rows of a batch, M samples at the model's rate, T time steps, C transition scores.
+"""
+
+import math
+import os
+import re
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from porestream.models.bundle import ModelBundle
+from porestream.models.config import ModelConfig, ModelError
+from porestream.models.memory import device_bytes, plan_rows
+from porestream.models.network import Network
+
+ROWS = 16
+"""Rows of the CPU's one shape."""
+
+_FEWER_ROWS = 8
+_MANY_SCORE_BYTES = 128 << 20
+_WARM_UPS = 3  # PyTorch's advice before a capture: plans are made, workspaces taken
+_CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+_DEVICE_NAME = re.compile(r"auto|cpu|cuda(:\d+)?")
+
+F32 = npt.NDArray[np.float32]
+
+
+class Runner(Protocol):
+    """A network that computes batches. Thread-safe.
+
+    Attributes
+    ----------
+    network
+        The network itself.
+    rows
+        Most chunks of a batch. It is always computed with so many rows.
+    precision
+        "fp32", "bf16" or "fp16".
+    device_class
+        What decides the last bits of scores beside model and precision: the kind of processor, and the rows where they
+        are not always the same.
+    """
+
+    network: Network
+    rows: int
+    precision: str
+    device_class: str
+
+    def __call__(self, chunks: Iterable[F32], samples: int) -> F32:
+        """Scores of at most `rows` chunks of `samples` samples each.
+
+        Returns
+        -------
+        numpy.ndarray
+            scores_TNC, float32, contiguous, of all rows; it is overwritten by the calling thread's next call.
+        """
+
+
+def processor_has_bf16() -> bool:
+    """Whether bf16 is computed by this processor, not emulated."""
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))
+
+
+def cpu_class(precision: str) -> str:
+    """The kind of this processor, e.g. "cpu-avx512", "cpu-avx512-amx"."""
+    capabilities = torch.cpu.get_capabilities()
+    name = f"cpu-{torch.backends.cpu.get_cpu_capability().lower()}"
+    if precision == "bf16":
+        name += "-amx" if capabilities.get("amx_bf16") else "-bf16" if processor_has_bf16() else "-emulated"
+    return name
+
+
+def cpu_precision(precision: str) -> str:
+    """What "auto" is on a CPU: bf16 where the processor computes it.
+
+    Raises
+    ------
+    ModelError
+        fp16, which no x86 processor's libraries compute quickly.
+    """
+    if precision == "fp16":
+        raise ModelError(
+            "precision fp16 is twenty times slower than fp32 on a CPU: choose bf16 or fp32, or --device cuda"
+        )
+    return precision if precision != "auto" else "bf16" if processor_has_bf16() else "fp32"
+
+
+def cpu_rows(config: ModelConfig) -> int:
+    """Rows of a batch on the CPU: 16, or 8 where the scores of 16 would take more than 128 MiB."""
+    scores = ROWS * config.chunk_size // config.stride * config.score_count
+    return ROWS if scores * torch.float32.itemsize <= _MANY_SCORE_BYTES else _FEWER_ROWS
+
+
+class CpuRunner:
+    """A network on the CPU: each thread computes its own batches, in buffers of its own."""
+
+    def __init__(self, bundle: ModelBundle, precision: str = "auto") -> None:
+        self.precision = cpu_precision(precision)
+        self.network = Network(bundle, self.precision)
+        self.rows = cpu_rows(bundle.config)
+        self.device_class = cpu_class(self.precision)
+        self._score_count = bundle.config.score_count
+        self._buffers = threading.local()
+
+    def __call__(self, chunks: Iterable[F32], samples: int) -> F32:
+        batch_NM, scores_TNC = self._buffers_of_thread(samples)
+        _fill(batch_NM, chunks)
+        return self.network(batch_NM, scores_TNC).numpy()  # type: ignore[no-any-return]
+
+    def _buffers_of_thread(self, samples: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """batch_NM and scores_TNC, kept from batch to batch: allocated anew, the latter would fragment the heap."""
+        buffers: dict[int, tuple[torch.Tensor, torch.Tensor]] = self._buffers.__dict__.setdefault("by_length", {})
+        if samples not in buffers:
+            steps = samples // self.network.stride
+            buffers[samples] = torch.zeros(self.rows, samples), torch.zeros(steps, self.rows, self._score_count)
+        return buffers[samples]
+
+
+def find_device(name: str) -> torch.device:
+    """The device that "auto", "cpu", "cuda" or "cuda:N" means; "auto" is the first CUDA card where PyTorch finds one.
+
+    Raises
+    ------
+    ModelError
+        Another name, or there is no such card.
+    """
+    if not _DEVICE_NAME.fullmatch(name):
+        raise ModelError(f"not a device: {name!r}; auto, cpu, cuda and cuda:N are")
+    found = torch.cuda.is_available()
+    if name == "cpu" or (name == "auto" and not found):
+        return torch.device("cpu")
+    if not found:
+        why = "finds no card or driver" if torch.version.cuda else "is a build without CUDA"
+        raise ModelError(f"device {name}: PyTorch {torch.__version__} {why}; docs/gpu.md says how to install it")
+    index = int(name.partition(":")[2] or 0)
+    if index >= torch.cuda.device_count():
+        raise ModelError(f"device {name}: there are {torch.cuda.device_count()} cards, numbered from 0")
+    return torch.device("cuda", index)
+
+
+class Card:
+    """A CUDA card as all its models share it: one stream, whose order is that of the work on the card.
+
+    `torch.device("cpu")` works too, without stream, graphs and pinned memory: for tests of what is the same on both.
+
+    Parameters
+    ----------
+    device
+        Where.
+    threads
+        Threads that call batches: each pins memory of the host.
+    graphs
+        Whether networks are captured in CUDA graphs, or called kernel by kernel.
+
+    Attributes
+    ----------
+    stream
+        The stream; `cupy.cuda.ExternalStream(card.stream.cuda_stream)` is the same to CuPy. None: not a CUDA device.
+    lock
+        Held while one batch's work is put into the stream.
+    """
+
+    def __init__(self, device: torch.device, threads: int = 1, graphs: bool = True) -> None:
+        self.device, self.threads = device, threads
+        self.lock = threading.Lock()
+        self.stream: torch.cuda.Stream | None = None
+        self._pool = None
+        self._host_sizes = [0, 0]  # float32 values of the largest batch of all models, and of its scores
+        self._host = threading.local()
+        if device.type == "cuda":
+            fix_arithmetic()
+            self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            self._pool = torch.cuda.graph_pool_handle() if graphs else None
+
+    @property
+    def device_class(self) -> str:
+        """The kind of card, e.g. "sm_90"."""
+        if self.stream is None:
+            return "cpu"
+        major, minor = torch.cuda.get_device_capability(self.device)
+        return f"sm_{major}{minor}"
+
+    def free_bytes(self) -> int:
+        """Of the card's memory."""
+        if self.stream is None:
+            return host_memory_bytes()
+        torch.cuda.empty_cache()
+        return int(torch.cuda.mem_get_info(self.device)[0])
+
+    def in_order(self) -> AbstractContextManager[object]:
+        """What is done inside goes into the card's stream."""
+        return torch.cuda.stream(self.stream) if self.stream else nullcontext()
+
+    def recorded(self, compute: Callable[[], object]) -> Callable[[], object]:
+        """The same work as a CUDA graph, which is started at once and not kernel by kernel.
+
+        All graphs share memory, for the stream runs them one after another: nothing may be kept in what `compute`
+        allocates.
+        """
+        if self.stream is None:
+            return compute
+        with self.in_order():
+            for _ in range(_WARM_UPS):
+                compute()
+        self.stream.synchronize()
+        if self._pool is None:
+            return compute
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.device(self.device), torch.cuda.graph(graph, pool=self._pool, stream=self.stream):
+            compute()
+        return graph.replay
+
+    def reserve(self, batch: int, scores: int) -> None:
+        """A model's batches and scores have at most so many values: threads take memory of the host for the largest."""
+        self._host_sizes = [max(sizes) for sizes in zip(self._host_sizes, (batch, scores), strict=True)]
+
+    def host_buffers(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The calling thread's float32 buffers for a batch and for its scores, pinned: copies need not wait."""
+        buffers: list[torch.Tensor] = self._host.__dict__.setdefault("buffers", [])
+        if [buffer.numel() for buffer in buffers] != self._host_sizes:
+            buffers.clear()
+            with torch.cuda.device(self.device) if self.stream else nullcontext():
+                buffers += [torch.zeros(size, pin_memory=self.stream is not None) for size in self._host_sizes]
+        batch, scores = buffers
+        return batch, scores
+
+    def mark(self) -> Callable[[], object]:
+        """A function that waits until all is done that is in the stream now. The thread sleeps meanwhile."""
+        if self.stream is None:
+            return lambda: None
+        event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+        event.record(self.stream)
+        return event.synchronize
+
+
+class CudaRunner:
+    """A network on a card: a CUDA graph a chunk length, between pinned copies.
+
+    Parameters
+    ----------
+    bundle
+        The model.
+    lengths
+        Its chunk lengths, in samples.
+    precision
+        "auto" is fp16 on a card.
+    card
+        Where.
+    rows
+        Rows of a batch; None: as many as its share of the memory holds, by `models.memory`.
+    share
+        Of the card's free memory, what this model may take.
+
+    Raises
+    ------
+    ModelError
+        It does not fit.
+    """
+
+    def __init__(
+        self,
+        bundle: ModelBundle,
+        lengths: Sequence[int],
+        precision: str,
+        card: Card,
+        rows: int | None = None,
+        share: float = 1.0,
+    ) -> None:
+        config = bundle.config
+        if card.stream is None:
+            self.precision = cpu_precision(precision)
+        else:
+            self.precision = "fp16" if precision == "auto" else precision
+        self._card = card
+        free_bytes = int(share * card.free_bytes())
+        try:
+            self.rows = plan_rows(
+                config, lengths, self.precision, free_bytes, host_memory_bytes() // 4, card.threads, rows
+            )
+        except ModelError as error:
+            raise ModelError(f"{bundle.name} on {card.device}: {error}") from error
+        self.device_class = f"{card.device_class}-{self.rows}rows"
+        sizes = [(self.rows * length, length // config.stride * self.rows * config.score_count) for length in lengths]
+        card.reserve(*(max(size) for size in zip(*sizes, strict=True)))
+        try:
+            with card.in_order():
+                self.network = Network(bundle, self.precision, transformer_rows=self.rows).to(card.device)
+                # Shorter lengths are computed in the memory of the longest: the stream's order keeps them apart.
+                batch, scores = (torch.zeros(max(size), device=card.device) for size in zip(*sizes, strict=True))
+            self._shapes = {length: self._shape(batch, scores, length, config.score_count) for length in lengths}
+        except torch.OutOfMemoryError as error:
+            raise ModelError(
+                f"{bundle.name} on {card.device}: {self.rows} rows do not fit after all, of which "
+                f"{device_bytes(config, max(lengths), self.precision, self.rows):,} of {free_bytes:,} bytes were "
+                f"expected: choose a smaller --batch-size, or --device cpu ({str(error).splitlines()[0]})"
+            ) from error
+
+    def _shape(
+        self, batch: torch.Tensor, scores: torch.Tensor, length: int, score_count: int
+    ) -> tuple[torch.Tensor, torch.Tensor, Callable[[], object]]:
+        """batch_NM and scores_TNC of a chunk length, the first parts of the two, and what computes one of the other."""
+        shape = length // self.network.stride, self.rows, score_count
+        batch_NM = batch[: self.rows * length].view(self.rows, length)
+        scores_TNC = scores[: math.prod(shape)].view(shape)
+        return batch_NM, scores_TNC, self._card.recorded(partial(self.network, batch_NM, scores_TNC))
+
+    def __call__(self, chunks: Iterable[F32], samples: int) -> F32:
+        batch_NM, scores_TNC, compute = self._shapes[samples]
+        host_batch, host_scores = self._card.host_buffers()
+        host_NM = host_batch[: batch_NM.numel()].view_as(batch_NM)
+        host_TNC = host_scores[: scores_TNC.numel()].view_as(scores_TNC)
+        _fill(host_NM, chunks)
+        with self._card.lock, self._card.in_order():
+            batch_NM.copy_(host_NM, non_blocking=True)
+            compute()
+            host_TNC.copy_(scores_TNC, non_blocking=True)
+            wait = self._card.mark()
+        wait()
+        return host_TNC.numpy()
+
+
+def fix_arithmetic() -> None:
+    """Make CUDA's libraries compute the same bits each time; for the whole process, before its first work on a card.
+
+    https://docs.pytorch.org/docs/stable/notes/randomness.html: no TF32, no choice of kernels by timing, no sums in half
+    precision, and for cuBLAS and cuDNN's LSTMs workspaces of a fixed size. (But no NaN in each torch.empty.)
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def host_memory_bytes() -> int:
+    """Of this machine, or of the container."""
+    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limit = _CGROUP_LIMIT.read_text().strip() if _CGROUP_LIMIT.is_file() else "max"
+    return machine if limit == "max" else min(machine, int(limit))
+
+
+def _fill(batch_NM: torch.Tensor, chunks: Iterable[F32]) -> None:
+    """Chunks into the first rows, zeros into the rest."""
+    count = 0
+    for count, chunk_M in enumerate(chunks, 1):
+        batch_NM[count - 1] = torch.from_numpy(chunk_M)
+    batch_NM[count:] = 0.0
