@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -62,22 +63,50 @@ def slow_posteriors(scores_TC: npt.NDArray[np.float32], stay: float = 2.0) -> np
     return np.exp(both - np.logaddexp.reduce(both, axis=1, keepdims=True))[1:]
 
 
-def every_path(scores_TC: npt.NDArray[np.float32], stay: float = 2.0) -> dict[tuple[int, tuple[int, ...]], float]:
-    """Log weight of each (first state, moved bases), summed over all timings, by listing every path."""
-    S = scores_TC.shape[1] // 4
-    paths: dict[tuple[int, tuple[int, ...]], float] = {}
-    for first in range(S):
-        for steps in itertools.product(range(-1, 4), repeat=len(scores_TC)):
-            state, weight = first, 0.0
-            for scores_C, base in zip(scores_TC, steps, strict=True):
-                if base < 0:
-                    weight += stay
-                else:
-                    dropped, state = state // (S // 4), (4 * state) % S + base
-                    weight += float(scores_C[4 * state + dropped])
-            key = first, tuple(base for base in steps if base >= 0)
-            paths[key] = np.logaddexp(paths.get(key, -np.inf), weight)
-    return paths
+@dataclass(frozen=True)
+class EveryPath:
+    """All paths of P timed moves from each of S first states: their log weights, and their state after each block.
+
+    `moves_P` are the moved bases, without their timing.
+    """
+
+    weights_SP: npt.NDArray[np.float64]
+    states_TSP: npt.NDArray[np.int64]
+    moves_P: list[tuple[int, ...]]
+
+    def best(self) -> tuple[int, tuple[int, ...]]:
+        """First state and moved bases of the largest weight, summed over all timings."""
+        columns: dict[tuple[int, ...], list[int]] = {}
+        for place, moves in enumerate(self.moves_P):
+            columns.setdefault(moves, []).append(place)
+        sums_SQ = np.stack([np.logaddexp.reduce(self.weights_SP[:, of], axis=1) for of in columns.values()], axis=1)
+        first, place = np.unravel_index(sums_SQ.argmax(), sums_SQ.shape)
+        return int(first), list(columns)[place]
+
+
+def every_path(scores_TC: npt.NDArray[np.float32], stay: float = 2.0) -> EveryPath:
+    """Lists every path."""
+    T, S = len(scores_TC), scores_TC.shape[1] // 4
+    steps_PT = np.array(list(itertools.product(range(-1, 4), repeat=T)))
+    state_SP = np.arange(S)[:, None].repeat(len(steps_PT), axis=1)
+    weights_SP, states = np.zeros(state_SP.shape), []
+    for scores_C, base_P in zip(scores_TC.astype(np.float64), steps_PT.T, strict=True):
+        dropped_SP = state_SP // (S // 4)
+        state_SP = np.where(base_P < 0, state_SP, (4 * state_SP) % S + base_P)
+        weights_SP += np.where(base_P < 0, stay, scores_C[4 * state_SP + dropped_SP])
+        states.append(state_SP)
+    return EveryPath(weights_SP, np.stack(states), [tuple(steps[steps >= 0].tolist()) for steps in steps_PT])
+
+
+def lifted(scores_TNC: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """The same lattice over states that are one base longer, their oldest.
+
+    A move's score was by new state and dropped base. That base is now the new state's oldest one, and the one dropped
+    changes nothing.
+    """
+    T, N, C = scores_TNC.shape
+    by_dropped_TNKS = scores_TNC.reshape(T, N, C // 4, 4).transpose(0, 1, 3, 2)
+    return np.ascontiguousarray(by_dropped_TNKS[..., None].repeat(4, axis=4).reshape(T, N, 4 * C))
 
 
 def as_text(decoded: Decoded) -> str:
@@ -111,33 +140,47 @@ def fast(cache: Path) -> Decoder:
     return Decoder(3, DecodeSettings(), cache)
 
 
-@pytest.mark.parametrize(("state_len", "T", "seed"), [(1, 6, 1), (1, 5, 2), (1, 4, 3), (2, 4, 4), (2, 3, 5), (2, 1, 6)])
+@pytest.mark.parametrize(
+    ("state_len", "T", "seed"),
+    [(1, 6, 1), (1, 5, 2), (1, 4, 3), (2, 4, 4), (2, 3, 5), (2, 1, 6), (4, 3, 7), (4, 2, 8), (5, 2, 9), (5, 3, 10)],
+)
 def test_beam_finds_the_best_of_all_sequences(cache: Path, state_len: int, T: int, seed: int) -> None:
     scores_TNC = random_scores(seed, T, 1, state_len)
-    paths = every_path(scores_TNC[:, 0])
-    first, moves = max(paths, key=lambda key: paths[key])
+    first, moves = every_path(scores_TNC[:, 0]).best()
     called = as_text(Decoder(state_len, EXHAUSTIVE, cache)(scores_TNC, 0))
     after_move = "".join("ACGT"[base] for base in moves)
     assert called in (after_move, "ACGT"[first & 3] + after_move)  # the first block either moved or stayed
 
 
-@pytest.mark.parametrize(("state_len", "T"), [(1, 5), (2, 3)])
+@pytest.mark.parametrize(("state_len", "T"), [(1, 5), (2, 3), (4, 3), (5, 3)])
 def test_posteriors_are_those_of_all_paths(cache: Path, state_len: int, T: int) -> None:
     scores_TNC = random_scores(7, T, 1, state_len)
-    S = 4**state_len
-    posteriors = np.zeros((T, S))
-    for first in range(S):
-        for steps in itertools.product(range(-1, 4), repeat=T):
-            state, weight, states = first, 0.0, []
-            for t, base in enumerate(steps):
-                dropped, new = state // (S // 4), (4 * state) % S + base
-                weight += 2.0 if base < 0 else float(scores_TNC[t, 0, 4 * new + dropped])
-                state = state if base < 0 else new
-                states.append(state)
-            posteriors[np.arange(T), states] += np.exp(weight)
+    paths = every_path(scores_TNC[:, 0])
+    likelihoods = np.exp(paths.weights_SP - paths.weights_SP.max()).ravel()
+    posteriors = np.stack([np.bincount(states.ravel(), likelihoods, 4**state_len) for states in paths.states_TSP])
     posteriors /= posteriors.sum(axis=1, keepdims=True)
     np.testing.assert_allclose(slow_posteriors(scores_TNC[:, 0]), posteriors, rtol=1e-9)
     np.testing.assert_allclose(Decoder(state_len, EXHAUSTIVE, cache).posteriors(scores_TNC, 0), posteriors, rtol=1e-5)
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("scores", ["random", "peaky"])
+def test_longer_states_that_say_no_more_call_the_same(cache: Path, scores: str, seed: int) -> None:
+    """256 and 1,024 states against the decoder of 64, on one lattice; a posterior is the sum over the added bases."""
+    make, T = (peaky_scores, 200) if scores == "peaky" else (random_scores, 40)
+    scores_TNC = make(seed, T, 2, 3)
+    wide = DecodeSettings(beam_width=4096, beam_cut=1e9)  # many states of equal weight to begin with
+    decoder = Decoder(3, wide, cache)
+    called, posteriors_TS = decoder(scores_TNC, 1), decoder.posteriors(scores_TNC, 1)
+    assert len(called.bases_B) > T // 4
+    for state_len in (4, 5):
+        scores_TNC = lifted(scores_TNC)
+        decoder = Decoder(state_len, wide, cache)
+        longer = decoder(scores_TNC, 1)
+        assert as_text(longer) == as_text(called)
+        assert longer.moves_T.tolist() == called.moves_T.tolist()
+        sums_TS = decoder.posteriors(scores_TNC, 1).reshape(T, -1, 64).sum(axis=1)
+        np.testing.assert_allclose(sums_TS, posteriors_TS, rtol=1e-4, atol=1e-9)
 
 
 @pytest.mark.parametrize(("state_len", "T"), [(1, 40), (2, 40), (3, 60), (4, 30), (5, 6)])
