@@ -51,16 +51,23 @@ from click.core import ParameterSource
     "--batch-size",
     type=click.IntRange(1, 4096),
     metavar="N",
-    help="Chunks that a worker calls at a time. Default: 16; does not change any base.",
+    help="Chunks that a worker calls at a time. Default: 16 on a CPU, where it does not change any base; on a card as "
+    "many as fit into its memory.",
 )
 @click.option(
     "-t", "--threads", type=click.IntRange(1), metavar="N", help="Workers, one core each. Default: one for every core."
 )
 @click.option("-n", "--max-reads", type=click.IntRange(1), metavar="N", help="Stop after N reads. Default: all.")
 @click.option(
+    "-x",
+    "--device",
+    metavar="auto|cpu|cuda|cuda:N",
+    help="Where the network runs. Default: auto (the first CUDA card where PyTorch finds one, else the CPU).",
+)
+@click.option(
     "--precision",
-    type=click.Choice(["auto", "fp32", "bf16"]),
-    help="Of the network. Default: auto (bf16 where the processor computes it).",
+    type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
+    help="Of the network. Default: auto (fp16 on a card; on a CPU bf16 where the processor computes it).",
 )
 @click.option("--emit-moves", is_flag=True, help="Write the mv tag: where in the signal each base is.")
 @click.option(
@@ -88,6 +95,7 @@ def call(
     batch_size: int | None,
     threads: int | None,
     max_reads: int | None,
+    device: str | None,
     precision: str | None,
     emit_moves: bool,
     summary_json: Path | None,
@@ -104,7 +112,7 @@ def call(
     ones are listed), 2 wrong usage, 3 an input could not be read, 4 the server was lost, 5 reads are missing, 1 other
     errors.
     """
-    server_only = {"-b": batch_size, "-t": threads, "--precision": precision, "--cache-dir": cache_dir}
+    server_only = {"-b": batch_size, "-t": threads, "-x": device, "--precision": precision, "--cache-dir": cache_dir}
     if server is not None and (given := [flag for flag, value in server_only.items() if value is not None]):
         raise click.UsageError(f"{given[0]} is the server's to choose; give it to `porestream serve`")
     if server is not None and ctx.get_parameter_source("models_dir") is ParameterSource.COMMANDLINE:

@@ -50,16 +50,23 @@ import click
 @click.option("--max-streams", type=int, metavar="N", help="Streams served at once; more are turned away. Default: 64.")
 @click.option("--max-read-samples", type=int, metavar="N", help="Longer reads are rejected. Default: 50,000,000.")
 @click.option(
+    "-x",
+    "--device",
+    metavar="auto|cpu|cuda|cuda:N",
+    help="Where the network runs. Default: auto (the first CUDA card where PyTorch finds one, else the CPU).",
+)
+@click.option(
     "--precision",
-    metavar="auto|fp32|bf16",
-    help="Of the network. Default: auto (bf16 where the processor computes it).",
+    metavar="auto|fp32|bf16|fp16",
+    help="Of the network. Default: auto (fp16 on a card; on a CPU bf16 where the processor computes it).",
 )
 @click.option(
     "-b",
     "--batch-size",
     type=int,
     metavar="N",
-    help="Chunks that a worker calls at a time. Default: 16; does not change any base.",
+    help="Chunks that a worker calls at a time. Default: 16 on a CPU, where it does not change any base; on a card as "
+    "many as fit into its memory.",
 )
 @click.option("-t", "--threads", type=int, metavar="N", help="Workers, one core each. Default: one for every core.")
 @click.option(

@@ -24,6 +24,7 @@ from porestream.models.basecaller import Basecaller
 from porestream.models.bundle import load_bundle
 from porestream.models.catalog import models_to_serve
 from porestream.models.compiled import default_cache_dir
+from porestream.models.runner import Card, find_device
 from porestream.server.budget import MemoryBudget
 from porestream.server.metrics import Ledger, ServerCollector
 from porestream.server.pipeline import Pipeline
@@ -52,25 +53,10 @@ def build_engine(settings: Settings) -> Engine:
     tune_allocator()
     cache_dir = settings.cache_dir or default_cache_dir()
     budget = MemoryBudget(settings.memory_budget, settings.max_streams)
-    basecallers: dict[str, Basecaller] = {}
-    directories, passed_over = models_to_serve(settings.model, settings.models_directory)
-    for reason in passed_over:
-        log.warning("model passed over", reason=reason)
-    for directory in directories:
-        started_s = time.monotonic()
-        bundle = load_bundle(directory)
-        if bundle.name in basecallers:
-            raise SettingsError(f"two models are called {bundle.name!r}: streams could not tell them apart")
-        caller = basecallers[bundle.name] = Basecaller(bundle, settings.precision, cache_dir)
-        log.info(
-            "model loaded",
-            model=bundle.name,
-            precision=caller.precision,
-            sha256=bundle.sha256.hex(),
-            seconds=round(time.monotonic() - started_s, 2),
-        )
+    basecallers = _load_models(settings, cache_dir)
     aligners = _load_references(settings, list(basecallers), cache_dir)
-    scheduler = Scheduler(dict.fromkeys(basecallers, settings.batch_size), settings.batch_delay_s, budget.decoded_bytes)
+    batch_rows = {name: settings.batch_size or caller.rows for name, caller in basecallers.items()}
+    scheduler = Scheduler(batch_rows, settings.batch_delay_s, budget.decoded_bytes)
     pipeline = Pipeline(basecallers, aligners, scheduler, settings.worker_count)
     pipeline.start()
     gc.collect()
@@ -85,6 +71,34 @@ def build_engine(settings: Settings) -> Engine:
         max_read_samples=min(settings.max_read_samples, budget.decoded_bytes // 4),
         queued_samples=scheduler.queued_samples,
     )
+
+
+def _load_models(settings: Settings, cache_dir: Path) -> dict[str, Basecaller]:
+    """The models by name. On a card each may take an equal part of what is free for it and those after it."""
+    device = find_device(settings.device)
+    card = Card(device, settings.worker_count) if device.type == "cuda" else None
+    basecallers: dict[str, Basecaller] = {}
+    directories, passed_over = models_to_serve(settings.model, settings.models_directory)
+    for reason in passed_over:
+        log.warning("model passed over", reason=reason)
+    for index, directory in enumerate(directories):
+        started_s = time.monotonic()
+        bundle = load_bundle(directory)
+        if bundle.name in basecallers:
+            raise SettingsError(f"two models are called {bundle.name!r}: streams could not tell them apart")
+        share = 1 / (len(directories) - index)
+        caller = Basecaller(bundle, settings.precision, cache_dir, card, settings.batch_size, share)
+        basecallers[bundle.name] = caller
+        log.info(
+            "model loaded",
+            model=bundle.name,
+            device=str(device),
+            precision=caller.precision,
+            rows=caller.rows,
+            sha256=bundle.sha256.hex(),
+            seconds=round(time.monotonic() - started_s, 2),
+        )
+    return basecallers
 
 
 def _load_references(settings: Settings, models: list[str], cache_dir: Path) -> dict[tuple[str, str], Aligner]:

@@ -1,7 +1,7 @@
 """A complete read's way to its result, top to bottom, and the workers that walk it.
 
 One worker a core, each single-threaded: the network, the decoder and the mapper release the GIL, so that workers do not
-wait for each other, and small batches stay in the core's own cache.
+wait for each other, and small batches stay in the core's own cache. On a card their batches go one after another.
 """
 
 import math
@@ -13,7 +13,8 @@ import structlog
 import torch
 
 from porestream.kernels.aligner import Aligner
-from porestream.models.basecaller import ROWS, Basecaller, finish
+from porestream.models.basecaller import Basecaller, finish
+from porestream.models.config import ModelError
 from porestream.models.decode import Decoded
 from porestream.models.prepare import PreparedRead
 from porestream.models.quality import mean_qscore
@@ -37,15 +38,28 @@ class Pipeline:
     ) -> None:
         self._basecallers, self._aligners, self._scheduler = basecallers, aligners, scheduler
         self._warm = threading.Barrier(workers + 1)
+        self._failure: Exception | None = None  # the first worker's that could not warm up
         self._threads = [
             threading.Thread(target=self._work, name=f"worker-{number}", daemon=True) for number in range(workers)
         ]
 
     def start(self) -> None:
-        """Start the workers; returns when each has its memory and its plans, so that no read waits for them."""
+        """Start the workers; returns when each has its memory and its plans, so that no read waits for them.
+
+        Raises
+        ------
+        ModelError
+            A model cannot compute a batch here; its cause is the worker's error. No worker is left.
+        """
         for thread in self._threads:
             thread.start()
-        self._warm.wait()
+        try:
+            self._warm.wait()
+        except threading.BrokenBarrierError:
+            for thread in self._threads:
+                thread.join()
+            error = self._failure
+            raise ModelError(f"a worker could not call a first batch: {type(error).__name__}: {error}") from error
 
     def submit(self, job: Job) -> None:
         """Queue a complete read."""
@@ -66,10 +80,14 @@ class Pipeline:
         try:
             for basecaller in [*self._basecallers.values()] * 2:  # plans are made once; then all take memory together
                 basecaller.warm_up()
-        except BaseException:
+            self._warm.wait()
+        except threading.BrokenBarrierError:  # another worker could not
+            return
+        except Exception as error:  # `start` raises it
+            log.exception("worker could not start")
+            self._failure = self._failure or error
             self._warm.abort()
-            raise
-        self._warm.wait()
+            return
         while (work := self._scheduler.take()) is not None:
             try:
                 if isinstance(work, Job):
@@ -105,8 +123,9 @@ class Pipeline:
     def _call(self, batch: Batch) -> None:
         """Basecall one batch; finish the reads whose last chunk it held."""
         observe_batch(batch)
-        for first in range(0, len(batch.tasks), ROWS):
-            group = batch.tasks[first : first + ROWS]
+        rows = self._basecallers[batch.model].rows
+        for first in range(0, len(batch.tasks), rows):
+            group = batch.tasks[first : first + rows]
             started_s = time.monotonic()
             results = self._call_group(batch, group)
             STAGE_SECONDS.labels("basecall").observe(time.monotonic() - started_s)

@@ -42,8 +42,9 @@ class Settings(BaseSettings):
     memory_budget: int = 1 << 30
     max_streams: int = Field(default=64, ge=1)
     max_read_samples: int = Field(default=50_000_000, ge=1)
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    batch_size: int = Field(default=16, ge=1, le=4096)
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    batch_size: int | None = Field(default=None, ge=1, le=4096)
     threads: int = Field(default=0, ge=0)
     batch_delay_s: float = Field(default=0.02, gt=0, le=10)
     grace_s: float = Field(default=30.0, ge=0)
