@@ -76,7 +76,8 @@ SHAPES = {
 
 def shape_config(shape: Shape) -> dict[str, Any]:
     """The tables of its config.toml."""
-    config: dict[str, Any] = {"input": {"features": 1}, "labels": {"labels": ["N", "A", "C", "G", "T"]}}
+    config: dict[str, Any] = {"model": {"package": "bonito.crf"}, "input": {"features": 1}}
+    config["labels"] = {"labels": ["N", "A", "C", "G", "T"]}
     if shape.release == "v3":
         config["global_norm"] = {"state_len": shape.state_len}
         config["encoder"] = {"stride": shape.stride, "winlen": shape.winlen, "scale": 5.0, "features": shape.features}

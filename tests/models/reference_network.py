@@ -92,7 +92,7 @@ def reference_scores(config: dict[str, Any], tensors: dict[str, npt.NDArray[np.f
     """Scores of a batch, (T, N, C), of a model of any format, its batch norms fused."""
     weights = {name: tensor.astype(np.float64) for name, tensor in tensors.items()}
     x_NCS = batch_NS.astype(np.float64)[:, None]
-    if "model" in config:
+    if "encoder" in config.get("model", {}):
         return _transformer(config["model"]["encoder"], weights, x_NCS)
     if "sublayers" in config["encoder"]:
         return _listed(config["encoder"]["sublayers"], weights, x_NCS)
