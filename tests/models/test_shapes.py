@@ -151,3 +151,12 @@ def test_attention_sees_its_window_and_nothing_else(changed: int) -> None:
     steps = np.arange(T)
     seen_T = (changed >= steps - window[0]) & (changed <= steps + window[1])
     assert same_T.tolist() == (~seen_T).tolist()
+
+
+@pytest.mark.parametrize("rows_at_once", [2, ROWS])
+def test_rows_of_a_transformer_may_go_through_together(tmp_path: Path, rows_at_once: int) -> None:
+    bundle = load_bundle(write_shape("tiny sup v5", tmp_path / "model", seed=5))
+    batch_NS = squiggles(3, samples_of(SHAPES["tiny sup v5"]))
+    expected_TNC = scores(Network(bundle), batch_NS)
+    computed_TNC = scores(Network(bundle, transformer_rows=rows_at_once), batch_NS)
+    np.testing.assert_allclose(computed_TNC, expected_TNC, rtol=0, atol=1e-4)
