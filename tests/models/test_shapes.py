@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pytest
 import reference_network as reference
 import torch
-from shapes import CONTAINERS, SHAPES, Shape, shape_config, shape_tensors, write_shape
+from shapes import CONTAINERS, SHAPES, Shape, shape_config, shape_tensors, write_shape, write_torchscript
 
 from porestream.models.basecaller import ROWS
 from porestream.models.bundle import load_bundle
@@ -160,3 +160,10 @@ def test_rows_of_a_transformer_may_go_through_together(tmp_path: Path, rows_at_o
     expected_TNC = scores(Network(bundle), batch_NS)
     computed_TNC = scores(Network(bundle, transformer_rows=rows_at_once), batch_NS)
     np.testing.assert_allclose(computed_TNC, expected_TNC, rtol=0, atol=1e-4)
+
+
+def test_constants_among_a_transformers_tensors_change_nothing(tmp_path: Path) -> None:
+    """Directories may hold `deepnorm_alpha`, which config.toml says too."""
+    plain, more = (write_shape("tiny sup v5", tmp_path / name, container="dorado") for name in ("plain", "more"))
+    write_torchscript(more / "transformer_encoder.0.deepnorm_alpha.tensor", np.array(2.4494897, np.float32))
+    assert load_bundle(more).sha256 == load_bundle(plain).sha256
