@@ -14,8 +14,8 @@ from click.core import ParameterSource
     "--model",
     metavar="auto|fast|hac|sup|NAME|DIR",
     help="Model directory, or the name of a model in the models folder (`porestream models` lists them); fast, hac or "
-    "sup: the newest of that kind that fits the runs; hac@v5.0.0: that release of it. With --server: the name of one "
-    "of its models. Default: auto: the fastest kind's newest that fits the runs' chemistry, else the one that ships "
+    "sup: the newest of that kind that fits the runs; hac@v5.0.0: that release of it. With --server: one of its "
+    "models. Default: auto: the fastest kind's newest that fits the runs' chemistry, else the one that ships "
     "(R10.4.1 DNA); with --server: its model for that chemistry.",
 )
 @click.option(

@@ -22,8 +22,16 @@ from porestream.client.records import RecordWriter, output_mode
 from porestream.client.sources import Pod5Source
 from porestream.client.stream import ServerLost, ServerRefused, StreamOptions
 from porestream.client.summary import Summary
-from porestream.models.catalog import BUNDLED, choose_model, default_models_directory, find_model, kind_of
-from porestream.models.chemistry import chemistry_of_run
+from porestream.models.catalog import (
+    BUNDLED,
+    NoModel,
+    choose_model,
+    default_models_directory,
+    find_model,
+    kind_of,
+    model_among,
+)
+from porestream.models.chemistry import Chemistry, chemistry_of_run
 
 EXIT_FAILURE, EXIT_USAGE, EXIT_UNREADABLE, EXIT_SERVER_LOST, EXIT_UNBALANCED = 1, 2, 3, 4, 5
 EXIT_TERMINATED = 128 + signal.SIGTERM
@@ -130,17 +138,17 @@ async def _call(request: Request) -> int:
 
 
 async def _stream(request: Request, model: str, source: Pod5Source, address: str, summary: Summary) -> None:
+    info = await BasecallClient(address).server_info()
     client = BasecallClient(
         address,
         StreamOptions(
-            model=_name(model),
+            model=_model_on_server(request, source, info.models) if request.server else _name(model),
             reference=_name(request.reference),
             preset=request.preset,
             emit_moves=request.emit_moves,
             emit_md=bool(request.reference),
         ),
     )
-    info = await client.server_info()
     identity = await client.identify()
     if request.server and not request.model and identity.model == BUNDLED.name:
         _say(f"model: {identity.model}, {_ABOUT_BUNDLED}.")
@@ -198,12 +206,7 @@ def _resolve_model(request: Request, source: Pod5Source) -> Path:
     kind = kind_of(request.model)
     if request.model != "auto" and kind is None:
         return find_model(request.model, request.models_directory)
-    runs = source.runs.values()
-    model, passed_over = choose_model(
-        (chemistry_of_run(run.flow_cell_product_code, run.sequencing_kit, run.sample_rate_hz) for run in runs),
-        request.models_directory,
-        kind,
-    )
+    model, passed_over = choose_model(_chemistries(source), request.models_directory, kind)
     for reason in passed_over:
         _say(f"model passed over: {reason}")
     if model == BUNDLED:
@@ -212,6 +215,34 @@ def _resolve_model(request: Request, source: Pod5Source) -> Path:
     else:
         _say(f"model: {model}")
     return model
+
+
+def _model_on_server(request: Request, source: Pod5Source, names: tuple[str, ...]) -> str:
+    """What to name to the server; empty where it has one model, or where only it can say what is amiss.
+
+    Raises
+    ------
+    NoModel
+        The server has none of the kind for these runs.
+    """
+    kind = kind_of(request.model)
+    if kind is None and request.model not in ("", "auto"):
+        return _name(request.model)
+    if kind is None and len(names) == 1:
+        return ""
+    runs = _chemistries(source)
+    model = model_among(names, runs, kind)
+    if kind and not model:
+        chemistries = "; ".join(sorted({str(run) for run in runs}))
+        raise NoModel(f"no {kind} model for {chemistries} on {request.server}; there are: {', '.join(names)}")
+    return model
+
+
+def _chemistries(source: Pod5Source) -> list[Chemistry]:
+    return [
+        chemistry_of_run(run.flow_cell_product_code, run.sequencing_kit, run.sample_rate_hz)
+        for run in source.runs.values()
+    ]
 
 
 def _server_flags(request: Request, model: str) -> list[str]:

@@ -103,13 +103,13 @@ def find_model(name: str, models_directory: Path | None = None) -> Path:
     if path.is_dir():
         return path  # load_config says what is missing
     names = [directory.name for directory in known]
-    close = difflib.get_close_matches(path.name, names, n=3, cutoff=0.8)
-    meant = f"; did you mean {' or '.join(close)}?" if close else ""
+    close = difflib.get_close_matches(path.name, [*names, "auto", *KINDS], n=3, cutoff=0.8)
+    meant = f"did you mean {' or '.join(close)}? " if close else ""
     folder = models_directory or default_models_directory()
     missing = "" if folder.is_dir() else ", a folder that does not exist"
     raise NoModel(
-        f"{name}: no such model directory, and no model of that name in {folder}{missing}{meant}; "
-        f"there are: {', '.join(names)}"
+        f"{name}: no such model directory, and no model of that name in {folder}{missing}; "
+        f"{meant}there are: {', '.join(names)}"
     )
 
 
@@ -164,6 +164,23 @@ def choose_model(runs: Iterable[Chemistry], models_directory: Path | None = None
         raise NoModel(f"no model{runs_are} here: {way_out}{tried}")
     tried = "; ".join([*passed_over, *unfit]) or _none_of_kind(kind, models_directory)
     raise NoModel(f"no {kind} model{runs_are} in {folder}: {tried}; {way_out}")
+
+
+def model_among(names: Iterable[str], runs: Iterable[Chemistry], kind: Kind | None = None) -> str:
+    """The one of a server's models that is for these runs, as far as its name tells; empty: none, or several.
+
+    Of a kind it is the newest. Sample rates count as ONT's names stand for them.
+    """
+    parsed = ((name, parse_model_name(name)) for name in names)
+    wanted = set(runs)
+    fitting = [
+        (model.release, name)
+        for name, model in parsed
+        if model and (kind is None or kind.includes(model)) and all(model.chemistry.fits(run) for run in wanted)
+    ]
+    if not wanted or not fitting or (kind is None and len(fitting) > 1):
+        return ""
+    return max(fitting)[1]
 
 
 def models_to_serve(names: Sequence[str], models_directory: Path | None = None) -> tuple[list[Path], list[str]]:
@@ -232,8 +249,8 @@ def _chemistry(model: Path, sample_rates_hz: tuple[int, ...]) -> Chemistry:
 
 
 def _none_of_kind(kind: Kind, models_directory: Path | None) -> str:
-    names = ", ".join(model.name for model in known_models(models_directory))
-    return f"there is none of that kind, only {names}"
+    others = [model for model, _ in _candidates(models_directory, Kind(kind.name))] or known_models(models_directory)
+    return f"there is none of that kind, only {', '.join(model.name for model in others)}"
 
 
 def _without_rate(run: Chemistry) -> Chemistry:

@@ -88,7 +88,7 @@ def parse_model_name(name: str, sample_rates_hz: tuple[int, ...] = ()) -> ModelN
         sample_rates_hz = (int(match["rate_khz"]) * 1000,)
     if not sample_rates_hz and pore.startswith("r9."):
         sample_rates_hz = (4000,)  # of every R9.4.1 run
-    if not sample_rates_hz and pore == "r10.4.1":
+    if not sample_rates_hz and pore == "r10.4.1" and not name.startswith("porestream_"):  # which count from 1
         sample_rates_hz = (5000,) if speed != 260 and release >= _FIRST_5_KHZ else (4000,)
     return ModelName(Chemistry(molecule, pore, speed, sample_rates_hz, match["kit"] or ""), match["kind"], release)
 

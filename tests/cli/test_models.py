@@ -6,16 +6,27 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
 from porestream.cli.main import main
 from porestream.models.bundle import load_bundle
 from porestream.models.catalog import BUNDLED
+from porestream.server.rpc import Engine
 from porestream.server.settings import Settings, SettingsError, load_settings
 
 MakeBundle = Callable[..., Path]
+
+
+class RunningServer(Protocol):
+    """What `start_server` returns."""
+
+    address: str
+    engine: Engine
+
 
 R1041 = "dna_r10.4.1_e8.2_400bps"
 GOOD, OLD, BROKEN, MODIFIED = (
@@ -202,8 +213,6 @@ def test_serve_takes_both_spellings(flag: str, folder: Path, monkeypatch: pytest
 def test_call_takes_a_kind_of_the_folder_and_says_which(
     folder: Path, tmp_path: Path, write_pod5: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import numpy as np
-
     reads = write_pod5(tmp_path / "run.pod5", [np.random.default_rng(1).normal(500, 60, 4000).astype(np.int16)])
     monkeypatch.setenv("PORESTREAM_MODELS", str(folder))
     output = tmp_path / "calls.sam"
@@ -221,13 +230,13 @@ def test_call_takes_a_kind_of_the_folder_and_says_which(
 
 
 def test_a_server_of_a_kind_has_one_model_a_chemistry(
-    folder: Path, start_server: Callable[..., object], make_bundle: MakeBundle
+    folder: Path, start_server: Callable[..., RunningServer], make_bundle: MakeBundle
 ) -> None:
     slow = make_bundle(folder.parent / "slow" / f"{R1041}_hac@v4.1.0")
     for name in (GOOD, f"{R1041}_hac@v4.2.0"):
         make_bundle(slow.parent / name, run_info__sample_rate=5000)
     server = start_server(model=["hac"], models_directory=slow.parent)
-    assert list(server.engine.basecallers) == [GOOD, slow.name]  # type: ignore[attr-defined]
+    assert list(server.engine.basecallers) == [GOOD, slow.name]
 
 
 def test_help_teaches_without_loading_torch() -> None:
@@ -242,3 +251,22 @@ def test_help_teaches_without_loading_torch() -> None:
     text = " ".join(done.stdout.split())
     for said in ("--models-dir DIR", "$PORESTREAM_MODELS", "fast, hac or sup", "--no-digest", "--json"):
         assert said in text
+
+
+def test_call_finds_the_model_for_its_run_among_a_servers(
+    folder: Path, tmp_path: Path, write_pod5: Callable[..., Path], start_server: Callable[..., RunningServer]
+) -> None:
+    reads = write_pod5(tmp_path / "run.pod5", [np.random.default_rng(1).normal(500, 60, 4000).astype(np.int16)])
+    server = start_server(model=[folder / GOOD, folder / OLD])
+    output = tmp_path / "calls.sam"
+    arguments = ["call", str(reads), "-o", str(output), "--server", server.address]
+    for kind in ([], ["--model", "fast"], ["--model", "fast@v3.4"]):
+        called = CliRunner().invoke(main, [*arguments, *kind])
+        assert called.exit_code == 0, called.output
+        assert f"_{OLD}\t" in output.read_text()
+        output.unlink()
+    refused = CliRunner().invoke(main, [*arguments, "--model", "hac"])
+    assert refused.exit_code == 1
+    assert "no hac model for R9.4.1 DNA (450 bases/s) at 4 kHz on " in refused.stderr
+    assert f"there are: {GOOD}, {OLD}" in refused.stderr
+    assert not output.exists()

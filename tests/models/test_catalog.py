@@ -14,6 +14,7 @@ from porestream.models.catalog import (
     default_models_directory,
     find_model,
     kind_of,
+    model_among,
     models_to_serve,
 )
 from porestream.models.chemistry import Chemistry, chemistry_of_model, chemistry_of_run, parse_model_name
@@ -83,7 +84,7 @@ def test_flow_cell_and_kit_name_the_chemistry(product: str, kit: str, expected: 
         ("rna002_70bps_hac@v3", Chemistry("rna002", "", 70)),
         ("rna004_130bps_sup@v5.0.0", Chemistry("rna004", "", 130)),
         ("rna004_sup@v6.0.0", Chemistry("rna004", "", 130)),
-        ("porestream_dna_r10.4.1_400bps_fast@v1", Chemistry("dna", "r10.4.1", 400, (4000,))),
+        ("porestream_dna_r10.4.1_400bps_fast@v1", Chemistry("dna", "r10.4.1", 400)),
         ("my_model", Chemistry()),
         ("my_hac@v5.0.0", Chemistry()),
     ],
@@ -253,6 +254,26 @@ def test_a_server_gets_the_newest_of_a_kind_for_each_chemistry(tmp_path: Path) -
     assert named == [BUNDLED, tmp_path / names[0]]
     with pytest.raises(NoModel, match=r"no sup@v4 model in .*: there is none of that kind, only dna_"):
         models_to_serve(["sup@v4"], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("runs", "kind", "expected"),
+    [
+        ([R1041], "hac", "dna_r10.4.1_e8.2_400bps_hac@v5.0.0"),
+        ([R1041], "hac@v4.3", "dna_r10.4.1_e8.2_400bps_hac@v4.3.0"),
+        ([R1041], "", ""),  # three would do
+        ([R1041], "sup", ""),
+        ([Chemistry("dna", "r10.4.1", 400, (4000,))], "hac", "dna_r10.4.1_e8.2_400bps_hac@v4.1.0"),
+        ([Chemistry("dna", "r9.4.1", 450, (4000,))], "", "dna_r9.4.1_e8_hac@v3.3"),
+        ([R1041, Chemistry("dna", "r9.4.1", 450, (4000,))], "hac", ""),
+        ([Chemistry()], "", ""),
+        ([], "", ""),
+    ],
+)
+def test_the_one_of_a_servers_models_that_fits(runs: list[Chemistry], kind: str, expected: str) -> None:
+    names = ["tiny", BUNDLED.name, "dna_r9.4.1_e8_hac@v3.3"]
+    names += [f"dna_r10.4.1_e8.2_400bps_hac@v{release}" for release in ("4.1.0", "5.0.0", "4.3.0")]
+    assert model_among(names, runs, kind_of(kind)) == expected
 
 
 def test_what_cannot_be_used_is_passed_over_and_named(tmp_path: Path) -> None:
