@@ -42,17 +42,28 @@ def bonito_model_class() -> Any:
 
 
 def load_model(directory: Path) -> Any:
-    """bonito's model with a dorado directory's weights, by name: `9.linear.bias` is `encoder.9.linear.bias`."""
+    """bonito's model with a directory's weights: `weights_1.tar` of its own, or dorado's, by name.
+
+    `9.linear.bias` is `encoder.9.linear.bias`; so only of v3, where dorado and bonito count layers alike.
+    """
     config = tomllib.loads((directory / "config.toml").read_text())
     model = bonito_model_class()(config)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)
-        weights = {
-            f"encoder.{file.name.removesuffix('.tensor')}": next(iter(torch.jit.load(file).parameters())).detach()
-            for file in directory.glob("*.tensor")
-        }
+    if (checkpoint := directory / "weights_1.tar").is_file():
+        weights = torch.load(checkpoint, weights_only=True)
+    else:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)
+            weights = {
+                f"encoder.{file.name.removesuffix('.tensor')}": next(iter(torch.jit.load(file).parameters())).detach()
+                for file in directory.glob("*.tensor")
+            }
     model.load_state_dict(weights)  # strict: every parameter of bonito's, and no other
     return model.eval()
+
+
+def fuse(model: Any) -> Any:
+    """The model as bonito calls with it: its batch norms made part of the convolutions before them."""
+    return model.apply(importlib.import_module("bonito.nn").fuse_bn_)
 
 
 def drop_blanks(scores_TNC: torch.Tensor, model: Any) -> torch.Tensor:
@@ -98,12 +109,12 @@ def main() -> None:
 
     torch.set_num_threads(options.threads)
     model = load_model(options.model)
+    exact, model = fuse(copy.deepcopy(model).double()), fuse(model)
     chunks_N1S = torch.from_numpy(np.load(options.chunks))[:, None]
-    batches = [int(size) for size in options.batches.split(",")]
+    batches = [int(size) for size in options.batches.split(",") if size]
     with torch.inference_mode():
         scores_TNC = drop_blanks(model(chunks_N1S[: options.scored]), model).contiguous().numpy()
         alone_TNC = torch.cat([drop_blanks(model(chunk), model) for chunk in chunks_N1S[: options.scored].split(1)], 1)
-        exact = copy.deepcopy(model).double()
         exact_TNC = drop_blanks(exact(chunks_N1S[: options.scored].double()), exact).numpy()
         speeds = [measure(model, chunks_N1S, size, options.threads, options.runs) for size in batches]
     versions = [f"{name} {importlib.metadata.version(name)}" for name in ("ont-bonito", "ont-koi", "torch")]

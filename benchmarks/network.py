@@ -1,0 +1,167 @@
+"""Speed of the network and the decoder by model shape and stage, on one core: `python benchmarks/network.py`.
+
+Weights and signal are made up: speeds do not depend on them, but for the decoder's a little. Beside each speed stands
+the share that it is of the machine's own peak, the best speed of matrix products of the same precision in the same run.
+Prints Markdown: medians of RUNS passes, and what bf16 does to the scores.
+
+    python benchmarks/network.py "hac v4.3" "sup v5"
+
+Dimensions: N rows of a batch, S samples, T time steps, C features or transition scores.
+"""
+
+import argparse
+import itertools
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from compare_bonito import made_up_chunks
+from shapes import SHAPES, write_shape
+
+from porestream.models.basecaller import processor_has_bf16
+from porestream.models.bundle import ModelBundle, load_bundle
+from porestream.models.decode import Decoder, DecodeSettings
+from porestream.models.layers import Layers
+from porestream.models.network import PRECISIONS, Network
+from porestream.server.app import tune_allocator
+
+RUNS = 5
+LARGE_SAMPLES = 24_000  # of a batch of a sup model: more would only take longer
+NAMES = ("fast v4.3", "hac v4.3", "sup v4", "sup v5")
+STAGES = ("convolutions", "LSTMs or transformer", "linear layers", "network", "decoder")
+
+
+@dataclass(frozen=True, slots=True)
+class Speeds:
+    """Seconds a sample of each stage, and the scores that came out."""
+
+    seconds: dict[str, float]
+    scores_TNC: torch.Tensor
+
+
+def gemm_peak(precision: str) -> float:
+    """Floating point operations a second of the best of square matrix products: a multiplication and an addition are 2.
+
+    The median of RUNS products of each size, of the sizes the best.
+    """
+    rates = []
+    for size in (512, 1024, 2048):
+        left, right = (torch.randn(size, size).to(PRECISIONS[precision]) for _ in range(2))
+        rates.append(2 * size**3 / median_seconds(lambda a=left, b=right: torch.mm(a, b)))  # type: ignore[misc]
+    return max(rates)
+
+
+def flops_a_sample(layers: Layers, score_count: int) -> dict[str, float]:
+    """Floating point operations of matrix products by stage, a sample; all else is less than a hundredth."""
+    strides = itertools.accumulate((layer.stride for layer in layers.convolutions), lambda a, b: a * b)
+    pairs = zip(layers.convolutions, strides, strict=True)
+    convolutions = sum(2 * layer.ins * layer.outs * layer.winlen / stride for layer, stride in pairs)
+    width, ins = layers.width, layers.bottleneck or layers.width
+    linear = 2 * ins * score_count + (2 * width * ins if layers.bottleneck else 0)
+    encoder = len(layers.reverse) * 2 * 8 * width**2  # four gates of input and hidden state
+    if transformer := layers.transformer:
+        seen = sum(transformer.window) + 1
+        attention = 4 * width**2 + 2 * width * seen  # projections; products with keys and with values
+        encoder = transformer.depth * 2 * (attention + 3 * width * transformer.hidden)
+        encoder += 2 * transformer.upsampling * width**2
+    return {
+        "convolutions": convolutions,
+        "LSTMs or transformer": encoder / layers.coarse_stride,
+        "linear layers": linear / layers.stride,
+    }
+
+
+def measure(bundle: ModelBundle, precision: str, batch_NS: torch.Tensor, cache: Path) -> Speeds:
+    """Medians of RUNS passes of each stage, after one that does not count."""
+    network = Network(bundle, precision)
+    config = bundle.config
+    settings = DecodeSettings(config.stay_score, config.quality_scale, config.quality_bias)
+    decoder = Decoder(config.state_len, settings, cache)
+    with torch.inference_mode():
+        x_NCT = network.convolved(batch_NS)
+        x_TNC = network.encoded(x_NCT)
+        scores_TNC = network.scores(x_TNC)
+        stages: dict[str, Callable[[], object]] = {
+            "convolutions": lambda: network.convolved(batch_NS),
+            "LSTMs or transformer": lambda: network.encoded(x_NCT),
+            "linear layers": lambda: network.scores(x_TNC, scores_TNC),
+            "network": lambda: network(batch_NS, scores_TNC),
+            "decoder": lambda: [decoder(scores_TNC.numpy(), row) for row in range(min(len(batch_NS), 4))],
+        }
+        seconds = {name: median_seconds(run) / batch_NS.numel() for name, run in stages.items()}
+    seconds["decoder"] *= len(batch_NS) / min(len(batch_NS), 4)
+    return Speeds(seconds, scores_TNC)
+
+
+def median_seconds(run: Callable[[], object]) -> float:
+    """Of RUNS runs, after one that does not count."""
+    run()
+    seconds = []
+    for _ in range(RUNS):
+        began_s = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - began_s)
+    return statistics.median(seconds)
+
+
+def batch_of(bundle: ModelBundle, rows: int) -> torch.Tensor:
+    """Made-up chunks of the model's own length, but of a sup model's fewer or shorter ones."""
+    unit, samples = bundle.config.chunk_unit, bundle.config.chunk_size
+    if bundle.config.state_len == 5 and bundle.config.kind == "transformer":
+        rows = LARGE_SAMPLES // samples  # these go through it one by one
+    elif bundle.config.state_len == 5:
+        samples = LARGE_SAMPLES // rows
+    return torch.from_numpy(made_up_chunks(rows, samples // unit * unit))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("shapes", nargs="*", default=NAMES, metavar="SHAPE", help=f"of: {', '.join(SHAPES)}")
+    parser.add_argument("--rows", type=int, default=16, help="rows of a batch (default 16)")
+    options = parser.parse_args()
+    tune_allocator()
+    torch.set_num_threads(1)
+    precisions = ("fp32", "bf16") if processor_has_bf16() else ("fp32",)
+    peaks = {precision: gemm_peak(precision) for precision in precisions}
+    speeds: dict[tuple[str, str], Speeds] = {}
+    bundles: dict[str, ModelBundle] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for number, name in enumerate(options.shapes):
+            bundle = load_bundle(write_shape(name, Path(folder) / str(number)))
+            batch_NS = batch_of(bundle, options.rows)
+            for precision in precisions:
+                speeds[name, precision] = measure(bundle, precision, batch_NS, Path(folder))
+                peaks[precision] = max(peaks[precision], gemm_peak(precision))
+            bundles[name] = bundle
+
+    said = ", ".join(f"{peak / 1e9:,.0f} GFLOP/s in {precision}" for precision, peak in peaks.items())
+    print(f"One core; its peak in matrix products: {said}. Medians of {RUNS}; load {os.getloadavg()[0]:.1f}.\n")
+    print("| shape | stage | kFLOP a sample |" + "".join(f" {p}, k samples/s | of peak |" for p in precisions))
+    print("| --- " * (3 + 2 * len(precisions)) + "|")
+    for name, bundle in bundles.items():
+        flops = flops_a_sample(bundle.config.layers, bundle.config.score_count)
+        flops["network"] = sum(flops.values())
+        for stage in STAGES:
+            cells = [name, stage, f"{flops[stage] / 1e3:,.0f}" if stage in flops else ""]
+            for precision in precisions:
+                seconds = speeds[name, precision].seconds[stage]
+                share = f"{flops[stage] / seconds / peaks[precision]:.0%}" if stage in flops else ""
+                cells += [f"{1 / seconds / 1e3:,.1f}", share]
+            print(f"| {' | '.join(cells)} |")
+    if "bf16" in precisions:
+        print("\n| scores, bf16 against fp32 | deviation | mean difference | 99.9% below | largest |")
+        print("| --- " * 5 + "|")
+        for name in bundles:
+            exact, half = (speeds[name, precision].scores_TNC for precision in ("fp32", "bf16"))
+            gap = (exact - half).abs().flatten()
+            most = gap.kthvalue(int(0.999 * gap.numel())).values
+            print(f"| {name} | {exact.std():.2f} | {gap.mean():.3f} | {most:.2f} | {gap.max():.2f} |")
+
+
+if __name__ == "__main__":
+    main()
