@@ -111,9 +111,8 @@ def tensor_bytes(config: ModelConfig, samples: int, precision: str, rows: int) -
     else:
         # The convolutions' features; an LSTM's input, as it is and turned round; its output. Its states, old and new.
         inner = 4 * (features + config.layers.width * size)
-    slab_steps_ = min(T, slab_steps(rows, config.score_count, "cuda"))
-    slab = slab_steps_ * (config.score_count + config.layers.bottleneck) * size
-    last = config.layers.width * T * size + slab
+    steps = min(T, slab_steps(rows, config.score_count, "cuda"))
+    last = (config.layers.width * T + steps * (config.score_count + config.layers.bottleneck)) * size
     return rows * (static + max(_convolution_bytes(config, samples, precision), inner, last))
 
 

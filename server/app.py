@@ -53,7 +53,7 @@ def build_engine(settings: Settings) -> Engine:
     tune_allocator()
     cache_dir = settings.cache_dir or default_cache_dir()
     budget = MemoryBudget(settings.memory_budget, settings.max_streams)
-    basecallers = _load_models(settings, cache_dir)
+    basecallers = load_models(settings, cache_dir)
     aligners = _load_references(settings, list(basecallers), cache_dir)
     batch_rows = {name: settings.batch_size or caller.rows for name, caller in basecallers.items()}
     scheduler = Scheduler(batch_rows, settings.batch_delay_s, budget.decoded_bytes)
@@ -73,7 +73,7 @@ def build_engine(settings: Settings) -> Engine:
     )
 
 
-def _load_models(settings: Settings, cache_dir: Path) -> dict[str, Basecaller]:
+def load_models(settings: Settings, cache_dir: Path) -> dict[str, Basecaller]:
     """The models by name. On a card each may take an equal part of what is free for it and those after it."""
     device = find_device(settings.device)
     card = Card(device, settings.worker_count) if device.type == "cuda" else None

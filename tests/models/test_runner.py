@@ -1,0 +1,295 @@
+"""One network in few fixed shapes: the card's way with the CPU in its place, and what is asked of CUDA in which order.
+
+Dimensions: N rows of a batch, M samples, T time steps, C scores.
+"""
+
+import os
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from shapes import SHAPES, write_shape
+
+from porestream.models import runner as module
+from porestream.models.basecaller import Basecaller
+from porestream.models.bundle import ModelBundle, load_bundle
+from porestream.models.config import ModelError, load_config
+from porestream.models.runner import (
+    Card,
+    CpuRunner,
+    CudaRunner,
+    Runner,
+    cpu_rows,
+    find_device,
+    fix_arithmetic,
+)
+
+F32 = npt.NDArray[np.float32]
+CPU = torch.device("cpu")
+LENGTHS = (1200, 300)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ModelBundle]:
+    folder = tmp_path_factory.mktemp("models")
+    return {name: load_bundle(write_shape(name, folder / name)) for name in ("tiny v3", "tiny v4.3", "tiny sup v5")}
+
+
+def chunks(count: int, samples: int, seed: int = 1) -> list[F32]:
+    return [*np.random.default_rng(seed).standard_normal((count, samples), np.float32)]
+
+
+def same_bits(left: F32, right: F32) -> bool:
+    return left.shape == right.shape and left.tobytes() == right.tobytes()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_card_computes_what_the_cpu_does(bundles: dict[str, ModelBundle], precision: str) -> None:
+    bundle = bundles["tiny v4.3"]
+    ours = CpuRunner(bundle, precision)
+    theirs = CudaRunner(bundle, LENGTHS, precision, Card(CPU), rows=ours.rows)
+    assert theirs.precision == ours.precision == precision
+    for samples in (*LENGTHS, LENGTHS[0]):  # the long length again, in memory that a short one has used
+        for count in (16, 3, 0):
+            batch = chunks(count, samples, count)
+            assert same_bits(theirs(iter(batch), samples), ours(iter(batch), samples)), (samples, count)
+
+
+def test_a_card_computes_a_transformers_rows_together(bundles: dict[str, ModelBundle]) -> None:
+    bundle = bundles["tiny sup v5"]
+    batch = chunks(5, 1920)
+    ours, theirs = CpuRunner(bundle, "fp32"), CudaRunner(bundle, [1920], "fp32", Card(CPU), rows=16)
+    np.testing.assert_allclose(theirs(batch, 1920), ours(batch, 1920), atol=1e-4)
+
+
+def test_threads_and_models_share_a_card(bundles: dict[str, ModelBundle]) -> None:
+    card = Card(CPU, threads=4)
+    runners: list[Runner] = [CudaRunner(bundles[name], LENGTHS, "fp32", card, 16) for name in ("tiny v3", "tiny v4.3")]
+    work = [(runner, samples, seed) for runner in runners for samples in LENGTHS for seed in range(3)]
+    expected = [runner(chunks(16, samples, seed), samples).copy() for runner, samples, seed in work]
+
+    def call(index: int) -> bool:
+        torch.set_num_threads(1)
+        runner, samples, seed = work[index % len(work)]
+        return same_bits(runner(chunks(16, samples, seed), samples), expected[index % len(work)])
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(call, range(4 * len(work))))
+
+
+def test_a_batch_has_no_more_than_its_rows(bundles: dict[str, ModelBundle]) -> None:
+    runner = CudaRunner(bundles["tiny v3"], LENGTHS, "fp32", Card(CPU), rows=5)
+    assert runner(chunks(5, 300), 300).shape == (60, 5, 64)
+    with pytest.raises(IndexError):
+        runner(chunks(6, 300), 300)
+
+
+def test_rows_are_part_of_what_decides_the_bits(bundles: dict[str, ModelBundle]) -> None:
+    classes = {CudaRunner(bundles["tiny v3"], LENGTHS, "fp32", Card(CPU), rows).device_class for rows in (16, 32, None)}
+    assert len(classes) == 3
+
+
+class FakeCuda:
+    """What `Card` asks of torch.cuda, written down; the work itself is done on the CPU."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.log: list[str] = []
+        self.inside = False
+        self._capturing: list[Callable[[], object]] | None = None
+        fake: dict[str, Any] = {
+            "Stream": lambda device: SimpleNamespace(cuda_stream=1, synchronize=lambda: self.log.append("synchronize")),
+            "stream": self._stream,
+            "Event": self._event,
+            "CUDAGraph": lambda: SimpleNamespace(replay=lambda: self.log.append("replay")),
+            "graph": self._graph,
+            "graph_pool_handle": lambda: "pool",
+            "device": self._device,
+            "get_device_capability": lambda device: (9, 0),
+            "empty_cache": lambda: None,
+            "mem_get_info": lambda device: (8 << 30, 80 << 30),
+        }
+        for name, value in fake.items():
+            monkeypatch.setattr(torch.cuda, name, value)
+        zeros = torch.zeros
+        monkeypatch.setattr(torch, "zeros", lambda *size, pin_memory=False, device=None, **rest: zeros(*size, **rest))
+        monkeypatch.setattr(Network := module.Network, "to", lambda network, device: network)
+        forward = Network.forward
+
+        def logged(network: Any, *args: Any) -> torch.Tensor:
+            assert self.inside, "a kernel outside the card's stream"
+            self.log.append("kernels")
+            return forward(network, *args)
+
+        monkeypatch.setattr(Network, "forward", logged)
+
+    @contextmanager
+    def _stream(self, stream: object) -> Iterator[None]:
+        before, self.inside = self.inside, True
+        yield
+        self.inside = before
+
+    @contextmanager
+    def _device(self, device: torch.device) -> Iterator[None]:
+        assert device == torch.device("cuda", 0)
+        yield
+
+    @contextmanager
+    def _graph(self, graph: object, pool: object, stream: object) -> Iterator[None]:
+        assert pool == "pool"
+        self.log.append("capture")
+        with self._stream(stream):
+            yield
+        self.log.append("captured")
+
+    def _event(self, blocking: bool) -> SimpleNamespace:
+        assert blocking
+        return SimpleNamespace(
+            record=lambda stream: self.log.append("mark"), synchronize=lambda: self.log.append("wait")
+        )
+
+
+@pytest.fixture
+def arithmetic() -> Iterator[None]:
+    """The process's settings are as before after the test."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    settings = [
+        (matmul, "allow_tf32"),
+        (matmul, "allow_fp16_reduced_precision_reduction"),
+        (matmul, "allow_bf16_reduced_precision_reduction"),
+        (cudnn, "allow_tf32"),
+        (cudnn, "benchmark"),
+        (cudnn, "deterministic"),
+        (torch.utils.deterministic, "fill_uninitialized_memory"),
+    ]
+    before = [getattr(owner, name) for owner, name in settings]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+        yield
+    for (owner, name), value in zip(settings, before, strict=True):
+        setattr(owner, name, value)
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.usefixtures("arithmetic")
+def test_what_is_asked_of_cuda(monkeypatch: pytest.MonkeyPatch, bundles: dict[str, ModelBundle]) -> None:
+    cuda = FakeCuda(monkeypatch)
+    card = Card(torch.device("cuda", 0))
+    runner = CudaRunner(bundles["tiny v3"], LENGTHS, "auto", card, rows=16)
+    captured = ["kernels"] * 3 + ["synchronize", "capture", "kernels", "captured"]
+    assert cuda.log == captured * 2  # a length each
+    assert (runner.precision, runner.device_class) == ("fp16", "sm_90-16rows")
+    cuda.log.clear()
+
+    class WatchedLock:
+        def __enter__(self) -> None:
+            cuda.log.append("lock")
+
+        def __exit__(self, *_: object) -> None:
+            cuda.log.append("unlock")
+
+    card.lock = WatchedLock()  # type: ignore[assignment]
+    runner(chunks(2, 300), 300)
+    assert cuda.log == ["lock", "replay", "mark", "unlock", "wait"]
+    cuda.log.clear()
+
+    eager = CudaRunner(bundles["tiny v3"], LENGTHS, "auto", Card(torch.device("cuda", 0), graphs=False), rows=16)
+    cuda.log.clear()
+    eager(chunks(2, 300), 300)
+    assert cuda.log == ["kernels", "mark", "wait"]
+
+
+@pytest.mark.usefixtures("arithmetic")
+def test_arithmetic_is_fixed_and_the_network_keeps_to_it(bundles: dict[str, ModelBundle]) -> None:
+    fix_arithmetic()
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    assert not torch.backends.cuda.matmul.allow_tf32
+    assert not torch.backends.cudnn.allow_tf32
+    assert not torch.backends.cudnn.benchmark
+    assert not torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # operators that are not deterministic warn
+        for bundle in bundles.values():
+            CpuRunner(bundle, "fp32")(chunks(2, 1920), 1920)
+
+
+def test_devices_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert find_device("auto") == find_device("cpu") == CPU
+    with pytest.raises(ModelError, match=r"device cuda:1: PyTorch .* (without CUDA|no card or driver); docs/gpu.md"):
+        find_device("cuda:1")
+    for name in ("gpu", "cuda:", "cuda:-1", "cpu:0", ""):
+        with pytest.raises(ModelError, match="not a device"):
+            find_device(name)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert find_device("auto") == find_device("cuda") == torch.device("cuda", 0)
+    assert find_device("cuda:1") == torch.device("cuda", 1)
+    assert find_device("cpu") == CPU
+    with pytest.raises(ModelError, match="cuda:2: there are 2 cards"):
+        find_device("cuda:2")
+
+
+def test_a_model_that_does_not_fit_is_refused_when_it_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, bundles: dict[str, ModelBundle]
+) -> None:
+    bundle, card = bundles["tiny v3"], Card(CPU)
+    monkeypatch.setattr(card, "free_bytes", lambda: 700 << 20)
+    planned = CudaRunner(bundle, LENGTHS, "fp32", card)
+    assert planned.rows % 64 == 0
+    with pytest.raises(ModelError, match=r"^tiny v3 on cpu: a batch of 4096 chunks needs .* 0\.68 GiB .* --batch-size"):
+        CudaRunner(bundle, LENGTHS, "fp32", card, rows=4096)
+    with pytest.raises(ModelError, match=r"^tiny v3 on cpu: a batch of 16 chunks needs .* a smaller model"):
+        CudaRunner(bundle, LENGTHS, "fp32", card, share=0.5)
+    with pytest.raises(ModelError, match="smaller model"):
+        Basecaller(bundle, "fp32", card=card, share=0.5)
+
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore")
+
+    monkeypatch.setattr(card, "recorded", full)
+    with pytest.raises(ModelError, match=r"16 rows do not fit after all.*--batch-size.*Tried to allocate 2 GiB\)$"):
+        CudaRunner(bundle, LENGTHS, "fp32", card, rows=16)
+
+
+def test_half_precision_is_for_cards(bundles: dict[str, ModelBundle]) -> None:
+    for make in (lambda: CpuRunner(bundles["tiny v3"], "fp16"), lambda: Basecaller(bundles["tiny v3"], "fp16")):
+        with pytest.raises(ModelError, match=r"fp16 is twenty times slower than fp32 on a CPU: .* --device cuda"):
+            make()
+
+
+def test_fewer_rows_on_the_cpu_where_scores_are_many(tmp_path: Path) -> None:
+    for name, rows in (("fast v4.3", 16), ("hac v4.3", 16), ("sup v5", 8)):
+        shape = SHAPES[name] if name != "sup v5" else replace(SHAPES[name], depth=1)
+        assert cpu_rows(load_config(write_shape(shape, tmp_path / name))) == rows, name
+
+
+def test_a_cards_buffers_are_each_threads_own(bundles: dict[str, ModelBundle]) -> None:
+    card = Card(CPU)
+    card.reserve(10, 20)
+    card.reserve(30, 5)
+    mine = card.host_buffers()
+    assert [buffer.numel() for buffer in mine] == [30, 20]
+    assert card.host_buffers()[0] is mine[0]
+    others: list[torch.Tensor] = []
+    thread = threading.Thread(target=lambda: others.extend(card.host_buffers()))
+    thread.start()
+    thread.join()
+    assert {buffer.data_ptr() for buffer in others}.isdisjoint({buffer.data_ptr() for buffer in mine})
