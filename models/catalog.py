@@ -151,7 +151,7 @@ def choose_model(runs: Iterable[Chemistry], models_directory: Path | None = None
             continue
         try:
             rates_hz = load_config(model).sample_rates_hz
-        except ModelError as error:
+        except (ModelError, OSError) as error:
             passed_over.append(str(error))
             continue
         chemistry = _chemistry(model, rates_hz)
@@ -219,7 +219,7 @@ def _newest_of_each_chemistry(kind: Kind, models_directory: Path | None) -> tupl
     for model, _ in _candidates(models_directory, kind):
         try:
             chemistry = _chemistry(model, load_config(model).sample_rates_hz)
-        except ModelError as error:
+        except (ModelError, OSError) as error:
             passed_over.append(str(error))
             continue
         runs = [replace(chemistry, sample_rates_hz=(rate_hz,)) for rate_hz in chemistry.sample_rates_hz] or [chemistry]

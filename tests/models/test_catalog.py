@@ -18,6 +18,7 @@ from porestream.models.catalog import (
     models_to_serve,
 )
 from porestream.models.chemistry import Chemistry, chemistry_of_model, chemistry_of_run, parse_model_name
+from porestream.models.config import ModelConfig, load_config
 
 R1041 = Chemistry("dna", "r10.4.1", 400, (5000,))
 
@@ -284,6 +285,22 @@ def test_what_cannot_be_used_is_passed_over_and_named(tmp_path: Path) -> None:
     model, passed_over = choose_model([R1041], tmp_path)
     assert model == usable
     assert ["v5.0.0" in reason or "v4.3.0" in reason for reason in passed_over] == [True, True]
+
+
+def test_a_directory_that_may_not_be_read_blocks_no_other(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    names = [f"dna_r10.4.1_e8.2_400bps_fast@v{release}" for release in ("4.2.0", "4.3.0")]
+    usable, _ = (add_model(tmp_path, name) for name in names)
+
+    def load(directory: Path) -> ModelConfig:
+        if directory.name == names[1]:
+            raise PermissionError(13, "Permission denied", str(directory))
+        return load_config(directory)
+
+    monkeypatch.setattr("porestream.models.catalog.load_config", load)
+    for model, passed_over in (choose_model([R1041], tmp_path), choose_model([R1041], tmp_path, Kind("fast"))):
+        assert model == usable
+        assert [names[1] in reason for reason in passed_over] == [True]
+    assert models_to_serve(["fast"], tmp_path)[0][0] == usable
 
 
 def test_two_models_of_another_chemistry_are_both_seen(tmp_path: Path) -> None:
