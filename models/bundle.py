@@ -6,6 +6,7 @@ them is executed.
 """
 
 import hashlib
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -42,7 +43,7 @@ def load_bundle(directory: Path) -> ModelBundle:
     ModelError
         Missing, unknown or unsafe files, an unsupported layer, a wrong shape, or weights that are not finite.
     """
-    directory = Path(directory).resolve()
+    directory = Path(os.path.abspath(directory))  # a link is called as it is, not as what it leads to
     config = load_config(directory)
     tensors = _tensors(directory, config)
     _check_tensors(tensors, tensor_shapes(config), directory)

@@ -3,6 +3,7 @@
 models/layers.py reads what it says of the network; here is the rest.
 """
 
+import os
 import tomllib
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -11,8 +12,8 @@ from typing import Any
 from porestream.models.layers import Layers, finite, listed_layers, max_steps, transformer_layers, v3_layers, whole
 from porestream.models.scale import STRATEGIES, QuantileRule, Standardisation
 
-# Of fast v3 models, the only ones that were measured: docs/decisions/0002. dorado scales every v3 model by "quantile" and
-# takes its blank_score as it is: `[scaling] strategy = "quantile"` and `[decoder] stay_score = 2.0` give its choice.
+# Of fast v3 models, the only ones that were measured: docs/decisions/0002. dorado scales every v3 model by "quantile"
+# and takes its blank_score as it is: `[scaling] strategy = "quantile"` and `[decoder] stay_score = 2.0` give its choice.
 _FAST_V3_SCALING, _FAST_V3_STAY_CORRECTION, _FAST_STATE_LEN = "med_mad", -0.5, 3
 
 _TRANSFORMER_STEPS = 16  # dorado's chunks of transformers are multiples of so many steps
@@ -105,16 +106,18 @@ def load_config(directory: Path) -> ModelConfig:
         It is missing, is not TOML, or describes what is not supported.
     """
     file = directory / "config.toml"
-    if not file.is_file():
-        raise ModelError(f"{directory}: not a model directory: it has no config.toml")
     try:
+        if not file.is_file():
+            raise ModelError("not a model directory: there is no such file")
         values = tomllib.loads(file.read_text("utf-8"))
-        config = _config(values, directory.resolve().name)
+        config = _config(values, os.path.basename(os.path.abspath(directory)))
         _check_ranges(config, values)
     except KeyError as error:
         raise ModelError(f"{file}: {error} is missing") from error
-    except (ValueError, OverflowError, TypeError, AttributeError) as error:
+    except (ValueError, OverflowError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(f"{file}: {error}") from error
+    except OSError as error:
+        raise ModelError(f"{file}: {error.strerror}") from error
     return config
 
 

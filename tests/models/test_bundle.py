@@ -109,7 +109,7 @@ def test_the_chemistry_is_read_from_the_name(
 
 def test_a_directory_without_config_is_refused(tmp_path: Path) -> None:
     for directory in (tmp_path, tmp_path / "absent"):
-        with pytest.raises(ModelError, match=r"has no config\.toml"):
+        with pytest.raises(ModelError, match="not a model directory: there is no such file"):
             load_bundle(directory)
 
 
@@ -331,3 +331,22 @@ def test_listed_layers_that_are_not_supported_are_refused(
     directory = make_bundle(tmp_path / "model", layers="listed")
     with pytest.raises(ModelError, match=reason):
         load_bundle(edit_config(directory, old, new))
+
+
+def test_a_link_to_a_directory_is_called_as_it_is(make_bundle: MakeBundle, tmp_path: Path) -> None:
+    directory = make_bundle(tmp_path / "store" / "abc123", container="safetensors")
+    link = tmp_path / "rna004_130bps_hac@v5.0.0"
+    link.symlink_to(directory)
+    bundle = load_bundle(link)
+    assert (bundle.name, bundle.chemistry.molecule, bundle.config.is_rna) == (link.name, "rna004", True)
+    assert bundle.sha256 == load_bundle(directory).sha256
+
+
+def test_a_config_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text("x = " + "[" * 20_000)
+    with pytest.raises(ModelError, match=r"config\.toml: .*recursion"):
+        load_bundle(tmp_path)
+    (tmp_path / "config.toml").unlink()
+    (tmp_path / "config.toml").symlink_to(tmp_path / "config.toml")
+    with pytest.raises(ModelError, match=r"config\.toml"):
+        load_bundle(tmp_path)
