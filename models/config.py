@@ -13,7 +13,7 @@ from porestream.models.layers import Layers, finite, listed_layers, max_steps, t
 from porestream.models.scale import STRATEGIES, QuantileRule, Standardisation
 
 # Of fast v3 models, the only ones that were measured: docs/decisions/0002. dorado scales every v3 model by "quantile"
-# and takes its blank_score as it is: `[scaling] strategy = "quantile"` and `[decoder] stay_score = 2.0` give its choice.
+# and takes its blank_score as it is; `[scaling] strategy = "quantile"` and `[decoder] stay_score = 2.0` do the same.
 _FAST_V3_SCALING, _FAST_V3_STAY_CORRECTION, _FAST_STATE_LEN = "med_mad", -0.5, 3
 
 _TRANSFORMER_STEPS = 16  # dorado's chunks of transformers are multiples of so many steps
