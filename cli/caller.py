@@ -1,6 +1,7 @@
 """What `porestream call` does: source, server, client, writer, summary."""
 
 import asyncio
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -162,22 +163,23 @@ async def _stream(request: Request, model: str, source: Pod5Source, address: str
     bar = tqdm(
         total=source.total_reads, unit="read", disable=not sys.stderr.isatty(), dynamic_ncols=True, smoothing=0.1
     )
-    results = client.call(_counted(source, summary))
+    batches = client.call_batches(_counted(source, summary))
     try:
-        async for result in results:
-            await loop.run_in_executor(writing, writer.write, result)
-            summary.add(result)
-            if result.status in (ReadStatus.REJECTED, ReadStatus.FAILED):
-                problems += 1
-                if problems <= _LISTED_PROBLEMS:
-                    _say(f"read {result.info.read_id} {result.status.value}: {result.detail}")
-                elif problems == _LISTED_PROBLEMS + 1:
-                    _say("further rejected and failed reads are counted, not listed")
-            bar.update()
+        async for results in batches:
+            await loop.run_in_executor(writing, writer.write_all, results)
+            for result in results:
+                summary.add(result)
+                if result.status in (ReadStatus.REJECTED, ReadStatus.FAILED):
+                    problems += 1
+                    if problems <= _LISTED_PROBLEMS:
+                        _say(f"read {result.info.read_id} {result.status.value}: {result.detail}")
+                    elif problems == _LISTED_PROBLEMS + 1:
+                        _say("further rejected and failed reads are counted, not listed")
+            bar.update(len(results))
             summary.stop_clock()
             bar.set_postfix_str(f"{summary.bases:,} bases, {summary.bases_per_second:,.0f} bases/s", refresh=False)
     finally:
-        await results.aclose()
+        await batches.aclose()
         bar.close()
         summary.stop_clock()
         summary.reconnects = client.reconnects
@@ -186,7 +188,7 @@ async def _stream(request: Request, model: str, source: Pod5Source, address: str
 
 def _name(path: str) -> str:
     """What the server calls a model or reference: the last part of its path."""
-    return Path(path).resolve().name if path else ""
+    return os.path.basename(os.path.abspath(path)) if path else ""
 
 
 def _counted(source: Pod5Source, summary: Summary) -> Iterator[SignalRead]:

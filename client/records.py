@@ -238,6 +238,11 @@ class RecordWriter:
             except OSError as error:
                 raise self._named(error) from error
 
+    def write_all(self, results: Iterable[ReadResult]) -> None:
+        """Write the records of several results."""
+        for result in results:
+            self.write(result)
+
     def close(self) -> None:
         """Finish the file, down to the disk."""
         if self._file.closed:

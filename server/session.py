@@ -42,6 +42,7 @@ _WINDOW_SAMPLES = 2_000_000  # credit that a stream is given ahead, memory permi
 _BACKLOG_SAMPLES = 8_000_000  # complete reads of a stream beyond which its credit waits
 _RESULTS_A_MESSAGE = 64
 _RESULT_MESSAGE_BYTES = 1 << 20
+GATHER_S = 0.01  # least time between two messages of results, while more are under way
 
 
 class StreamFault(Exception):
@@ -232,17 +233,20 @@ class Session:
         """
         draining = False
         sent_s = time.monotonic()
+        results_s = 0.0
         while True:
-            wait_s = sent_s + self._heartbeat_s - time.monotonic()
+            now_s = time.monotonic()
+            wait_s = sent_s + self._heartbeat_s - now_s
+            gather_s = results_s + GATHER_S - now_s
             if self._fault:
                 raise self._fault
             if self._drain and not draining:
                 draining = True
                 yield self._drain
                 sent_s = time.monotonic()
-            elif self._unsent:
+            elif self._unsent and (gather_s <= 0 or not self._running or len(self._unsent) >= _RESULTS_A_MESSAGE):
                 yield self._next_results()
-                sent_s = time.monotonic()
+                sent_s = results_s = time.monotonic()
                 self.extend_credit()
             elif self._granted > self._announced and not self._half_closed:
                 self._announced = self._granted
@@ -252,6 +256,8 @@ class Session:
                 if draining:
                     raise StreamFault("UNAVAILABLE", "drained: go on with another server")
                 return
+            elif self._unsent:
+                await asyncio.sleep(gather_s)
             elif wait_s <= 0:
                 yield Beat()
                 sent_s = time.monotonic()
@@ -375,9 +381,9 @@ class Session:
         if self._closed or self._half_closed or self._drain or self._running_samples > _BACKLOG_SAMPLES:
             return
         outstanding = self._granted - self._used
-        window = min(
-            max(self._used, 4 * MAX_CHUNK_SAMPLES), _WINDOW_SAMPLES
-        )  # grows with use: idle streams tie up little
+        share = self._budget.share_bytes // BYTES_PER_CREDIT_SAMPLE
+        # Grows with use: idle streams tie up little, and nothing of the pool.
+        window = min(max(self._used, min(4 * MAX_CHUNK_SAMPLES, share)), _WINDOW_SAMPLES)
         if outstanding >= window // 2:
             return
         self._grant(min(window - outstanding, self._room(starving=False)))

@@ -30,7 +30,7 @@ from porestream.server.reads import (
     Status,
 )
 from porestream.server.scheduler import Job
-from porestream.server.session import MAX_OPEN_READS, Beat, CreditGrant, Drain, Results, Session, StreamFault
+from porestream.server.session import GATHER_S, MAX_OPEN_READS, Beat, CreditGrant, Drain, Results, Session, StreamFault
 
 SETTINGS = CallSettings("model", "", "", Priority.STANDARD, 0.0, False, False, 4000)
 MIB = 1 << 20
@@ -174,6 +174,7 @@ def test_no_legal_stream_stalls_and_memory_stays_in_budget(plans, random) -> Non
             progressed = any(action() for action in actions)
             if not progressed:
                 before = [(client.credit, len(client.results)) for client in clients]
+                await asyncio.sleep(2 * GATHER_S)
                 await settle()
                 after = [(client.credit, len(client.results)) for client in clients]
                 missing = [len(client.reads) - len(client.results) for client in clients]
