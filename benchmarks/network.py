@@ -1,8 +1,9 @@
-"""Speed of the network and the decoder by model shape and stage, on one core: `python benchmarks/network.py`.
+"""Speed of the network and the decoder by model shape and stage, a core-second: `python benchmarks/network.py`.
 
 Weights and signal are made up: speeds do not depend on them, but for the decoder's a little. Beside each speed stands
 the share that it is of the machine's own peak, the best speed of matrix products of the same precision in the same run.
-Prints Markdown: medians of RUNS passes, and what bf16 does to the scores.
+Prints Markdown: medians of RUNS passes, and what bf16 does to the scores. Time is the thread's processor time, so that
+other jobs of the machine count little.
 
     python benchmarks/network.py "hac v4.3" "sup v5"
 
@@ -99,13 +100,13 @@ def measure(bundle: ModelBundle, precision: str, batch_NS: torch.Tensor, cache: 
 
 
 def median_seconds(run: Callable[[], object]) -> float:
-    """Of RUNS runs, after one that does not count."""
+    """This thread's processor time: of RUNS runs, after one that does not count."""
     run()
     seconds = []
     for _ in range(RUNS):
-        began_s = time.perf_counter()
+        began_s = time.thread_time()
         run()
-        seconds.append(time.perf_counter() - began_s)
+        seconds.append(time.thread_time() - began_s)
     return statistics.median(seconds)
 
 
@@ -141,7 +142,7 @@ def main() -> None:
 
     said = ", ".join(f"{peak / 1e9:,.0f} GFLOP/s in {precision}" for precision, peak in peaks.items())
     print(f"One core; its peak in matrix products: {said}. Medians of {RUNS}; load {os.getloadavg()[0]:.1f}.\n")
-    print("| shape | stage | kFLOP a sample |" + "".join(f" {p}, k samples/s | of peak |" for p in precisions))
+    print("| shape | stage | kFLOP a sample |" + "".join(f" {p}, k samples/core-s | of peak |" for p in precisions))
     print("| --- " * (3 + 2 * len(precisions)) + "|")
     for name, bundle in bundles.items():
         flops = flops_a_sample(bundle.config.layers, bundle.config.score_count)
