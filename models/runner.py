@@ -331,6 +331,13 @@ class CudaRunner:
         wait()
         return host_TNC.numpy()
 
+    def compute_only(self, samples: int) -> None:
+        """Compute what was last on the card once more, without copies: for measurements."""
+        with self._card.lock, self._card.in_order():
+            self._shapes[samples][2]()
+            wait = self._card.mark()
+        wait()
+
 
 def fix_arithmetic() -> None:
     """Make CUDA's libraries compute the same bits each time; for the whole process, before its first work on a card.

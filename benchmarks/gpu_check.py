@@ -1,0 +1,306 @@
+"""Does the CUDA path work on this machine? `make gpu-check`: tests, the CPU's bases, speeds; the report is Markdown.
+
+    python benchmarks/gpu_check.py --output gpu-report.md
+    python benchmarks/gpu_check.py --device cpu --quick      the same steps where there is no card
+
+Exit codes: 0 all is well, 1 a test fails or bases differ, 2 there is no card.
+
+Dimensions: M samples of a chunk.
+"""
+
+import argparse
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import mappy
+import numpy as np
+import torch
+from shapes import SHAPES, write_shape
+
+from porestream.client.reads import SignalRead
+from porestream.client.sources import Pod5Source
+from porestream.models.basecaller import Basecaller
+from porestream.models.bundle import load_bundle
+from porestream.models.catalog import BUNDLED
+from porestream.models.config import ModelError
+from porestream.models.memory import device_bytes
+from porestream.models.runner import Card, CudaRunner, find_device
+from porestream.models.scale import Measurement
+from porestream.models.simulate.sequence import decode, random_bases
+
+ROOT = Path(__file__).resolve().parent.parent
+LEAST_AGREEMENT = 0.99
+COMPARED_ROWS = 64
+RUNS = 5
+REAL_SETS = {
+    "sarscov2_r941": "models/dna_r9.4.1_e8.1_fast@v3.4",
+    "klebsiella_r94": "models/dna_r9.4.1_e8.1_fast@v3.4",
+    "r1041_5khz": None,
+}
+"""Folders of reads.pod5, and the model that fits them; None: the one that ships."""
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What two devices called of the same reads.
+
+    Attributes
+    ----------
+    agreement
+        Matching bases of the longer of the two sequences, over all reads.
+    equal
+        Reads of which the sequences are the same.
+    """
+
+    name: str
+    reads: int
+    bases: int
+    agreement: float
+    equal: int
+
+
+def agreement(left: str, right: str) -> float:
+    """Matching bases of the best alignment, as a part of the longer sequence."""
+    if left == right:
+        return 1.0
+    hits = mappy.Aligner(seq=left, preset="map-ont").map(right)
+    return max((hit.mlen for hit in hits), default=0) / max(len(left), len(right))
+
+
+def sequence(caller: Basecaller, read: SignalRead) -> str:
+    """A read's bases; none where it is refused."""
+    info = read.info
+    measured = Measurement(
+        info.run.sample_rate_hz,
+        info.offset_adc,
+        info.scale_pa_per_adc,
+        info.open_pore_level_pa or float("nan"),
+        info.run.flow_cell_product_code,
+    )
+    try:
+        return caller.call_read(read.signal_S, measured).sequence
+    except ValueError:
+        return ""
+
+
+def compare(name: str, model: Path, reads: Iterable[SignalRead], card: Card) -> Comparison:
+    """Reads called on the CPU in fp32, and on the card."""
+    bundle = load_bundle(model)
+    callers = Basecaller(bundle, "fp32"), Basecaller(bundle, "auto", card=card, rows=COMPARED_ROWS)
+    count = equal = bases = 0
+    matching = 0.0
+    for read in reads:
+        ours, theirs = (sequence(caller, read) for caller in callers)
+        longer = max(len(ours), len(theirs))
+        count, equal, bases = count + 1, equal + (ours == theirs), bases + longer
+        matching += longer * agreement(ours, theirs)
+    return Comparison(name, count, bases, matching / bases if bases else 0.0, equal)
+
+
+def simulated_reads(folder: Path, count: int) -> Path:
+    """A POD5 file of made-up R10.4.1 reads."""
+    reference, run = folder / "reference.fasta", folder / "run.pod5"
+    reference.write_text(f">made_up\n{decode(random_bases(50_000, np.random.default_rng(1)))}\n")
+    command = [sys.executable, "-m", "porestream.cli.main", "simulate", str(reference), "-o", str(run)]
+    subprocess.run([*command, "--reads", str(count), "--length-mean", "2000", "--seed", "1"], check=True)
+    return run
+
+
+def compare_all(data: Path, folder: Path, card: Card, max_reads: int, run: Path | None) -> list[Comparison]:
+    """The real sets that there are; always a run that is simulated."""
+    found = [
+        compare(name, data / model if model else BUNDLED, Pod5Source([data / name / "reads.pod5"], max_reads), card)
+        for name, model in REAL_SETS.items()
+        if (data / name / "reads.pod5").is_file()
+    ]
+    source = Pod5Source([run or simulated_reads(folder, max_reads)], max_reads)
+    return [*found, compare("simulated", BUNDLED, source, card)]
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """Of one model shape.
+
+    Attributes
+    ----------
+    network
+        Samples a second of the network alone.
+    scores
+        The same from signal to scores in the host's memory, with the threads that a server would have.
+    planned_bytes, taken_bytes
+        Of the card's memory.
+    """
+
+    name: str
+    rows: int
+    samples: int
+    network: float
+    scores: float
+    planned_bytes: int
+    taken_bytes: int
+
+
+def speed(name: str, model: Path, device: torch.device, threads: int, rows: int | None) -> Speed:
+    """Batches of the longest chunks, in the middle of RUNS times."""
+    bundle = load_bundle(model)
+    chunker = Basecaller(bundle, "fp32").chunker
+    card = Card(device, threads)
+    before = card.free_bytes()
+    runner = CudaRunner(bundle, chunker.lengths, "auto", card, rows)
+    taken = max(0, before - card.free_bytes())
+    samples = chunker.lengths[0]
+    chunks_M = [*np.random.default_rng(1).standard_normal((runner.rows, samples), np.float32)]
+    in_batch = runner.rows * samples
+    return Speed(
+        name,
+        runner.rows,
+        samples,
+        in_batch / median_seconds(lambda: runner.compute_only(samples)),
+        threads * in_batch / median_seconds(lambda: in_threads(threads, lambda: runner(chunks_M, samples))),
+        device_bytes(bundle.config, samples, runner.precision, runner.rows),
+        taken,
+    )
+
+
+def in_threads(count: int, work: Callable[[], object]) -> None:
+    """Do it in so many threads at once."""
+    started = [threading.Thread(target=work) for _ in range(count)]
+    for thread in started:
+        thread.start()
+    for thread in started:
+        thread.join()
+
+
+def median_seconds(work: Callable[[], object]) -> float:
+    """The median of RUNS times, after one that does not count."""
+    times = []
+    for _ in range(RUNS + 1):
+        started_s = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - started_s)
+    return statistics.median(times[1:])
+
+
+def run_tests() -> tuple[bool, str]:
+    """Whether tests/gpu pass, and pytest's last line."""
+    command = [sys.executable, "-m", "pytest", "-q", "tests/gpu"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        print(done.stdout, done.stderr, file=sys.stderr)
+    return done.returncode == 0, (done.stdout.strip().splitlines() or ["no output"])[-1]
+
+
+def environment(device: torch.device) -> dict[str, str]:
+    """What the figures depend on."""
+    facts = {"device": str(device), "processor": platform.processor() or platform.machine()}
+    if device.type == "cuda":
+        card = torch.cuda.get_device_properties(device)
+        query = ["nvidia-smi", f"--id={device.index}", "--query-gpu=driver_version", "--format=csv,noheader"]
+        try:
+            driver = subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip()
+        except (OSError, subprocess.CalledProcessError) as error:
+            driver = f"unknown ({error})"
+        facts |= {"card": f"{card.name}, {card.total_memory / 2**30:.0f} GiB, sm_{card.major}{card.minor}"}
+        facts |= {"driver": driver, "CUDA": str(torch.version.cuda), "cuDNN": str(torch.backends.cudnn.version())}
+    for package in ("porestream", "torch", "numpy", "cupy-cuda12x", "cupy-cuda13x"):
+        try:
+            facts[package] = version(package)
+        except PackageNotFoundError:
+            facts[package] = "not installed"
+    return facts | {"Python": platform.python_version()}
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """As Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(str(cell) for cell in line)} |" for line in lines)
+
+
+def report(tests: str, facts: dict[str, str], comparisons: list[Comparison], speeds: list[Speed]) -> str:
+    """The whole of it, as Markdown."""
+    compared = [
+        (
+            found.name,
+            found.reads,
+            f"{found.bases:,}",
+            f"{100 * found.agreement:.3f}%",
+            f"{found.equal} of {found.reads}",
+        )
+        for found in comparisons
+    ]
+    measured = [
+        (
+            found.name,
+            found.rows,
+            f"{found.samples:,}",
+            f"{found.network / 1e6:,.2f}",
+            f"{found.scores / 1e6:,.2f}",
+            f"{found.planned_bytes / 2**30:.2f}",
+            f"{found.taken_bytes / 2**30:.2f}",
+        )
+        for found in speeds
+    ]
+    speed_head = [
+        "shape",
+        "rows",
+        "samples a chunk",
+        "network, M samples/s",
+        "to scores in the host's memory, M samples/s",
+    ]
+    return "\n\n".join(
+        [
+            "# GPU check",
+            f"tests/gpu: {tests}",
+            table(["", ""], facts.items()),
+            "## Bases, against the CPU in fp32",
+            table(["reads of", "reads", "bases", "agreement", "the same sequence"], compared),
+            "## Speed",
+            table([*speed_head, "memory planned, GiB", "taken when loaded, GiB"], measured),
+        ]
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Do it all; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda", help="cuda, cuda:N or cpu (default: cuda)")
+    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data", help="folder of real sets")
+    parser.add_argument("--run", type=Path, help="POD5 file in place of a run that is simulated")
+    parser.add_argument("--output", type=Path, default=Path("gpu-report.md"))
+    parser.add_argument("--threads", type=int, default=4, help="threads that call batches (default: 4)")
+    parser.add_argument("--quick", action="store_true", help="tiny shapes, few reads, no tests")
+    options = parser.parse_args(arguments)
+    try:
+        device = find_device(options.device)
+    except ModelError as error:
+        print(
+            f"{error}\nWith a card this runs tests/gpu, compares the bases of real and simulated reads with the CPU's, "
+            f"measures samples/s of each model shape, and writes {options.output}.",
+            file=sys.stderr,
+        )
+        return 2
+    torch.set_num_threads(1)
+    passed, tests = (True, "not run (--quick)") if options.quick else run_tests()
+    names = [name for name in SHAPES if name.startswith("tiny") == options.quick]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        max_reads = 2 if options.quick else 50
+        comparisons = compare_all(options.data, folder, Card(device), max_reads, options.run)
+        rows = 16 if options.quick else None
+        speeds = [speed(shape, write_shape(shape, folder / shape), device, options.threads, rows) for shape in names]
+    options.output.write_text(report(tests, environment(device), comparisons, speeds) + "\n")
+    print(options.output.read_text())
+    return 0 if passed and all(found.agreement >= LEAST_AGREEMENT for found in comparisons) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
