@@ -8,6 +8,7 @@ import select
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
@@ -196,6 +197,7 @@ def _clean(text: str) -> str:
     return "".join(character for character in " ".join(text.split()) if character.isprintable())
 
 
+@lru_cache(maxsize=256)  # few texts, each in very many records
 def _printable(text: str) -> str:
     """What a Z tag may hold: printable ASCII and space (SAM specification, section 1.5)."""
     return re.sub("[^ -~]", "_", text)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 import numpy.typing as npt
@@ -107,14 +108,15 @@ class Pod5Source:
         try:
             with pod5.Reader(path) as reader:
                 for record in reader.reads():
-                    if self._is_copy(record.read_id.bytes):
+                    read_id = record.read_id
+                    if self._is_copy(read_id.bytes):
                         reason = "duplicate: a read of this id was met before, and is called"
-                        self.read_faults.append(ReadFault(str(record.read_id), path, reason))
+                        self.read_faults.append(ReadFault(str(read_id), path, reason))
                         continue
                     try:
-                        read = self._convert(record, path)
+                        read = self._convert(record, read_id, path)
                     except Exception as error:  # noqa: BLE001 - one bad read must not end the file
-                        self.read_faults.append(ReadFault(str(record.read_id), path, _reason(error)))
+                        self.read_faults.append(ReadFault(str(read_id), path, _reason(error)))
                     else:
                         yield read
         except Exception as error:  # noqa: BLE001 - whatever pod5 and Arrow raise amid a damaged file
@@ -127,15 +129,16 @@ class Pod5Source:
         is_copy, self._copies[read_id] = self._copies[read_id], True
         return is_copy
 
-    def _convert(self, record: pod5.ReadRecord, path: Path) -> SignalRead:
+    def _convert(self, record: pod5.ReadRecord, read_id: UUID, path: Path) -> SignalRead:
         level_pa = record.open_pore_level  # NaN: the instrument did not say
+        calibration, pore = record.calibration, record.pore  # each is made anew whenever it is asked for
         info = ReadInfo(
-            read_id=record.read_id,
+            read_id=read_id,
             run=self.runs[record.run_info.acquisition_id or _UNKNOWN_RUN],
-            offset_adc=record.calibration.offset,
-            scale_pa_per_adc=record.calibration.scale,
-            channel=record.pore.channel,
-            well=record.pore.well,
+            offset_adc=calibration.offset,
+            scale_pa_per_adc=calibration.scale,
+            channel=pore.channel,
+            well=pore.well,
             read_number=record.read_number,
             start_sample=record.start_sample,
             end_reason=record.end_reason.name,
