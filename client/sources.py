@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from uuid import UUID
 
 import numpy as np
 import numpy.typing as npt
@@ -114,7 +113,7 @@ class Pod5Source:
                         self.read_faults.append(ReadFault(str(read_id), path, reason))
                         continue
                     try:
-                        read = self._convert(record, read_id, path)
+                        read = self._convert(record, path)
                     except Exception as error:  # noqa: BLE001 - one bad read must not end the file
                         self.read_faults.append(ReadFault(str(read_id), path, _reason(error)))
                     else:
@@ -129,11 +128,11 @@ class Pod5Source:
         is_copy, self._copies[read_id] = self._copies[read_id], True
         return is_copy
 
-    def _convert(self, record: pod5.ReadRecord, read_id: UUID, path: Path) -> SignalRead:
+    def _convert(self, record: pod5.ReadRecord, path: Path) -> SignalRead:
         level_pa = record.open_pore_level  # NaN: the instrument did not say
         calibration, pore = record.calibration, record.pore  # each is made anew whenever it is asked for
         info = ReadInfo(
-            read_id=read_id,
+            read_id=record.read_id,
             run=self.runs[record.run_info.acquisition_id or _UNKNOWN_RUN],
             offset_adc=calibration.offset,
             scale_pa_per_adc=calibration.scale,
