@@ -99,7 +99,12 @@ def cpu_precision(precision: str) -> str:
 
 
 def cpu_rows(config: ModelConfig) -> int:
-    """Rows of a batch on the CPU: 16, or 8 where the scores of 16 would take more than 128 MiB."""
+    """Rows of a batch on the CPU: 16, or 8 where the scores of 16 would take more than 128 MiB.
+
+    A transformer gains nothing from more than one row, and one wastes nothing where a batch is not full.
+    """
+    if config.layers.transformer:
+        return 1
     scores = ROWS * config.chunk_size // config.stride * config.score_count
     return ROWS if scores * torch.float32.itemsize <= _MANY_SCORE_BYTES else _FEWER_ROWS
 
@@ -294,7 +299,6 @@ class CudaRunner:
             raise ModelError(f"{bundle.name} on {card.device}: {error}") from error
         self.device_class = f"{card.device_class}-{self.rows}rows"
         sizes = [(self.rows * length, length // config.stride * self.rows * config.score_count) for length in lengths]
-        card.reserve(*(max(size) for size in zip(*sizes, strict=True)))
         try:
             with card.in_order():
                 self.network = Network(bundle, self.precision, transformer_rows=self.rows).to(card.device)
@@ -307,6 +311,7 @@ class CudaRunner:
                 f"{device_bytes(config, max(lengths), self.precision, self.rows):,} of {free_bytes:,} bytes were "
                 f"expected: choose a smaller --batch-size, or --device cpu ({str(error).splitlines()[0]})"
             ) from error
+        card.reserve(*(max(size) for size in zip(*sizes, strict=True)))
 
     def _shape(
         self, batch: torch.Tensor, scores: torch.Tensor, length: int, score_count: int
