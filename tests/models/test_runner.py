@@ -267,9 +267,10 @@ def test_a_model_that_does_not_fit_is_refused_when_it_is_loaded(
     def full(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore")
 
+    monkeypatch.setattr(card, "free_bytes", lambda: 8 << 30)
     monkeypatch.setattr(card, "recorded", full)
     with pytest.raises(ModelError, match=r"16 rows do not fit after all.*--batch-size.*Tried to allocate 2 GiB\)$"):
-        CudaRunner(bundle, [1 << 20], "fp32", card, rows=16)
+        CudaRunner(bundle, [120_000], "fp32", card, rows=16)
     assert card.host_buffers()[0].numel() == planned.rows * 1200  # what was refused takes nothing
 
 
