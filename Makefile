@@ -10,8 +10,12 @@ TORCH_VERSION := $(shell sed -n 's/^torch==//p' requirements.lock)
 # Where the CPU build of torch is to be had. PyPI's own build for Linux brings CUDA.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 DATA ?= ../shared/data
+# gpu-check's own environment: PyPI's torch brings CUDA (GPU_INDEX: another index), and CuPy for CUDA 12 or 13.
+GPU_VENV ?= .gpu-venv
+GPU_INDEX ?=
+CUDA ?= 13
 
-.PHONY: help system setup demo test lint typing bench compare-bonito stubs lock clean
+.PHONY: help system setup demo test lint typing bench compare-bonito gpu-check stubs lock clean
 
 help:
 	@echo 'make demo            install, then simulate a small run, call and align it, and compare with the truth'
@@ -19,6 +23,7 @@ help:
 	@echo 'make lint            ruff, mypy, import rules, wire contract'
 	@echo 'make bench           speed and memory, as Markdown tables'
 	@echo "make compare-bonito  scores and speed against bonito's own modules, in an environment of its own"
+	@echo 'make gpu-check       on a machine with an NVIDIA card: its tests, its bases against the CPU, its speed; a report'
 	@echo 'make stubs           generate the stubs of the wire contract'
 	@echo 'make lock            pin the newest versions that fit pyproject.toml'
 
@@ -74,6 +79,19 @@ bench: setup
 compare-bonito: setup
 	PYTHON=$(PYTHON) TORCH_VERSION=$(TORCH_VERSION) $(BIN)/python benchmarks/compare_bonito.py --data $(DATA)
 
+gpu-check:
+	@nvidia-smi -L >/dev/null 2>&1 || { \
+		echo 'nvidia-smi finds no card here. On a machine with one, gpu-check installs PyTorch with CUDA into $(GPU_VENV),' >&2; \
+		echo 'runs tests/gpu, compares bases with the CPU, measures samples/s, and writes gpu-report.md.' >&2; exit 2; }
+	$(MAKE) $(GPU_VENV)/.ready
+	$(GPU_VENV)/bin/python benchmarks/gpu_check.py --data $(DATA) --output gpu-report.md
+
+$(GPU_VENV)/.ready: pyproject.toml requirements.lock | system
+	$(PYTHON) -m venv $(GPU_VENV)
+	$(GPU_VENV)/bin/python -m pip install -q $(if $(GPU_INDEX),--extra-index-url $(GPU_INDEX)) 'torch==$(TORCH_VERSION)'
+	$(GPU_VENV)/bin/python -m pip install -q -c requirements.lock -e '.[dev,gpu$(CUDA)]'
+	touch $@
+
 stubs: setup
 	$(BIN)/python -m grpc_tools.protoc -I proto --python_out=proto --pyi_out=proto --grpc_python_out=proto \
 		porestream/v1/porestream.proto
@@ -86,4 +104,4 @@ lock:
 	rm -rf .lock-venv
 
 clean:
-	rm -rf $(VENV) .lock-venv .bonito-venv build dist demo *.egg-info .typing
+	rm -rf $(VENV) .lock-venv .bonito-venv $(GPU_VENV) build dist demo *.egg-info .typing
