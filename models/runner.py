@@ -272,7 +272,7 @@ class CudaRunner:
     Raises
     ------
     ModelError
-        It does not fit.
+        It does not fit, or the card's libraries refuse it.
     """
 
     def __init__(
@@ -310,6 +310,10 @@ class CudaRunner:
                 f"{bundle.name} on {card.device}: {self.rows} rows do not fit after all, of which "
                 f"{device_bytes(config, max(lengths), self.precision, self.rows):,} of {free_bytes:,} bytes were "
                 f"expected: choose a smaller --batch-size, or --device cpu ({str(error).splitlines()[0]})"
+            ) from error
+        except RuntimeError as error:  # of CUDA's libraries: a card or a driver that is too old, say
+            raise ModelError(
+                f"{bundle.name} does not run on {card.device}: {str(error).splitlines()[0]}; --device cpu does without"
             ) from error
         card.reserve(*(max(size) for size in zip(*sizes, strict=True)))
 

@@ -271,6 +271,13 @@ def test_a_model_that_does_not_fit_is_refused_when_it_is_loaded(
     monkeypatch.setattr(card, "recorded", full)
     with pytest.raises(ModelError, match=r"16 rows do not fit after all.*--batch-size.*Tried to allocate 2 GiB\)$"):
         CudaRunner(bundle, [120_000], "fp32", card, rows=16)
+
+    def old(*_: object) -> None:
+        raise RuntimeError("CUDA error: no kernel image is available\nmore")
+
+    monkeypatch.setattr(card, "recorded", old)
+    with pytest.raises(ModelError, match=r"^tiny v3 does not run on cpu: CUDA error: no kernel.*; --device cpu"):
+        CudaRunner(bundle, [120_000], "fp32", card, rows=16)
     assert card.host_buffers()[0].numel() == planned.rows * 1200  # what was refused takes nothing
 
 
