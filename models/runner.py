@@ -93,7 +93,7 @@ def cpu_precision(precision: str) -> str:
     """
     if precision == "fp16":
         raise ModelError(
-            "precision fp16 is twenty times slower than fp32 on a CPU: choose bf16 or fp32, or --device cuda"
+            "precision fp16 is ten times slower than fp32 on a CPU: choose bf16 or fp32, or --device cuda"
         )
     return precision if precision != "auto" else "bf16" if processor_has_bf16() else "fp32"
 

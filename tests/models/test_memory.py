@@ -90,7 +90,7 @@ def configs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ModelConfig]:
 @pytest.mark.parametrize("name", MEASURED)
 def test_the_formula_is_what_lives_in_a_forward_pass(tmp_path: Path, name: str, precision: str) -> None:
     bundle = load_bundle(write_shape(MEASURED[name], tmp_path / "model"))
-    config, rows = bundle.config, 4
+    config, rows = bundle.config, 2
     network = Network(bundle, precision, transformer_rows=rows)
     samples = config.chunk_size // config.chunk_unit * config.chunk_unit
     batch_NS = torch.zeros(rows, samples)
