@@ -53,6 +53,8 @@ class MemoryBudget:
         self.share_bytes = self.signal_bytes // 2 // max_streams
         self.pool_bytes = self.signal_bytes - self.share_bytes * max_streams
         self._charges: dict[Account, int] = {}
+        self._charged_bytes = 0  # of all
+        self._borrowers: dict[Account, int] = {}  # what each has of the pool, where it has any
         self._lent_bytes = 0  # of the pool
         self._waiting: set[Account] = set()
         needed = 2 * MAX_CHUNK_SAMPLES * BYTES_PER_CREDIT_SAMPLE
@@ -75,9 +77,13 @@ class MemoryBudget:
 
     def charge(self, account: Account, change_bytes: int) -> None:
         """Book that the stream holds more, or less. Who waits for memory is told of less."""
-        before = self._borrowed(account)
-        self._charges[account] += change_bytes
-        self._lent_bytes += self._borrowed(account) - before
+        before = self._borrowers.pop(account, 0)
+        self._charged_bytes += change_bytes
+        charged = self._charges[account] = self._charges[account] + change_bytes
+        borrowed = max(0, charged - self.share_bytes)
+        if borrowed:
+            self._borrowers[account] = borrowed
+        self._lent_bytes += borrowed - before
         if change_bytes < 0 and self._waiting:
             waiting, self._waiting = self._waiting, set()
             for other in waiting:
@@ -85,13 +91,13 @@ class MemoryBudget:
 
     def charged_bytes(self, account: Account | None = None) -> int:
         """What one stream, or all of them, are charged for: signal, unsent results, credit not yet used."""
-        return self._charges[account] if account else sum(self._charges.values())
+        return self._charges[account] if account else self._charged_bytes
 
     def room_bytes(self, account: Account, *, starving: bool) -> int:
         """How much more the stream may take; of the pool, all that is free where it is `starving`."""
         free = self.pool_bytes - self._lent_bytes
         own = max(0, self.share_bytes - self._charges[account])
-        return own + max(0, free if starving else (free - self._borrowed(account)) // 2)
+        return own + max(0, free if starving else (free - self._borrowers.get(account, 0)) // 2)
 
     def wait(self, account: Account) -> None:
         """Have the stream told when memory is freed."""
@@ -103,7 +109,7 @@ class MemoryBudget:
         Where a holder of the pool has complete reads, memory comes back by itself, and the stream waits. Else all is
         held by open reads, none of which may ever fit: the longest of them is rejected.
         """
-        holders = [other for other in self._charges if self._borrowed(other) or other is account]
+        holders = [account, *self._borrowers]
         if any(other.is_busy() for other in holders):
             return False
         victim = max(holders, key=lambda other: other.longest_open_read())
@@ -113,6 +119,3 @@ class MemoryBudget:
             f"too long: the server's memory budget of {self.total_bytes} bytes cannot hold it beside other open reads"
         )
         return True
-
-    def _borrowed(self, account: Account) -> int:
-        return max(0, self._charges[account] - self.share_bytes)

@@ -180,6 +180,7 @@ def test_no_legal_stream_stalls_and_memory_stays_in_budget(plans, random) -> Non
                 missing = [len(client.reads) - len(client.results) for client in clients]
                 assert before != after or not any(missing), f"stalled: {after}, missing {missing}"
             assert balanced(ledger.server)
+            assert budget.charged_bytes() == sum(budget.charged_bytes(client.session) for client in clients)
             assert budget.charged_bytes() <= budget.signal_bytes + 2 * MIB  # a result may outweigh its signal a little
         for client in clients:
             client.session.acknowledge(client.last_seq)
