@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from porestream.models.layers import Transformer
 
-_BLOCK_STEPS = 128
+BLOCK_STEPS = 128
 _RMS_EPSILON = 1e-5
 
 
@@ -71,8 +71,8 @@ class WindowedAttention(nn.Module):
         back, ahead = self._window
         steps = torch.arange(T, device=x_NTF.device)
         out_NHTD = torch.empty_like(v_NHTD, memory_format=torch.contiguous_format)
-        for first in range(0, T, _BLOCK_STEPS):
-            last = min(first + _BLOCK_STEPS, T)
+        for first in range(0, T, BLOCK_STEPS):
+            last = min(first + BLOCK_STEPS, T)
             low, high = max(first - back, 0), min(last + ahead, T)
             distance = steps[low:high] - steps[first:last, None]
             out_NHTD[:, :, first:last] = functional.scaled_dot_product_attention(

@@ -34,7 +34,7 @@ MEASURED = {
     "LSTM, bottleneck": SHAPES["tiny sup v4"],
     "LSTM, wide": Shape("v4.3", 64, 2, chunk_size=1200, overlap=120),
     "transformer": SHAPES["tiny sup v5"],
-    "transformer, many scores": Shape("v5", 32, 4, depth=2, heads=4, chunk_size=1920, overlap=192),
+    "transformer, many scores": Shape("v5", 32, 3, depth=2, heads=4, chunk_size=1920, overlap=192),
 }
 PLANNED = {
     "fast": SHAPES["fast v4.3"],
@@ -86,11 +86,12 @@ def configs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ModelConfig]:
     return {name: load_config(write_shape(shape, folder / name)) for name, shape in PLANNED.items()}
 
 
+@pytest.mark.parametrize("rows", [1, 4])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("name", MEASURED)
-def test_the_formula_is_what_lives_in_a_forward_pass(tmp_path: Path, name: str, precision: str) -> None:
+def test_the_formula_is_what_lives_in_a_forward_pass(tmp_path: Path, name: str, precision: str, rows: int) -> None:
     bundle = load_bundle(write_shape(MEASURED[name], tmp_path / "model"))
-    config, rows = bundle.config, 2
+    config = bundle.config
     network = Network(bundle, precision, transformer_rows=rows)
     samples = config.chunk_size // config.chunk_unit * config.chunk_unit
     batch_NS = torch.zeros(rows, samples)
@@ -100,7 +101,7 @@ def test_the_formula_is_what_lives_in_a_forward_pass(tmp_path: Path, name: str, 
         scores_TNC.zero_()
         network(batch_NS, scores_TNC)
     assert live.peak > 1.2 * (batch_NS.nbytes + scores_TNC.nbytes)
-    assert live.peak <= tensor_bytes(config, samples, precision, rows) <= 1.1 * live.peak
+    assert live.peak <= tensor_bytes(config, samples, precision, rows) <= (1.35 if rows == 1 else 1.1) * live.peak
 
 
 def test_weights_are_those_of_the_network(tmp_path: Path) -> None:
