@@ -92,9 +92,7 @@ def cpu_precision(precision: str) -> str:
         fp16, which no x86 processor's libraries compute quickly.
     """
     if precision == "fp16":
-        raise ModelError(
-            "precision fp16 is ten times slower than fp32 on a CPU: choose bf16 or fp32, or --device cuda"
-        )
+        raise ModelError("precision fp16 is ten times slower than fp32 on a CPU: choose bf16 or fp32, or --device cuda")
     return precision if precision != "auto" else "bf16" if processor_has_bf16() else "fp32"
 
 

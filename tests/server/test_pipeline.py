@@ -25,7 +25,7 @@ from porestream.models.config import ModelError
 from porestream.models.runner import Card
 from porestream.server import app
 from porestream.server.app import build_engine, load_models
-from porestream.server.settings import Settings
+from porestream.server.settings import Settings, SettingsError, load_settings
 
 StartServer = Callable[..., Any]
 
@@ -87,6 +87,8 @@ def test_without_a_card_cuda_is_refused(monkeypatch: pytest.MonkeyPatch, tiny_mo
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ModelError, match="device cuda:1: PyTorch"):
         build_engine(Settings(model=[str(tiny_model)], device="cuda:1"))
+    with pytest.raises(SettingsError, match=r"setting 'device': .*\(got 'gpu'\)"):
+        load_settings({"device": "gpu"}, None)
 
 
 @pytest.mark.parametrize("workers", [1, 3])
