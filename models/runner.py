@@ -305,13 +305,13 @@ class CudaRunner:
             self._shapes = {length: self._shape(batch, scores, length, config.score_count) for length in lengths}
         except torch.OutOfMemoryError as error:
             raise ModelError(
-                f"{bundle.name} on {card.device}: {self.rows} rows do not fit after all, of which "
-                f"{device_bytes(config, max(lengths), self.precision, self.rows):,} of {free_bytes:,} bytes were "
-                f"expected: choose a smaller --batch-size, or --device cpu ({str(error).splitlines()[0]})"
+                f"{bundle.name} on {card.device}: {self.rows} rows do not fit after all, though of "
+                f"{free_bytes:,} bytes no more than {device_bytes(config, max(lengths), self.precision, self.rows):,} "
+                f"were expected: choose a smaller --batch-size, or --device cpu ({_first_line(error)})"
             ) from error
         except RuntimeError as error:  # of CUDA's libraries: a card or a driver that is too old, say
             raise ModelError(
-                f"{bundle.name} does not run on {card.device}: {str(error).splitlines()[0]}; --device cpu does without"
+                f"{bundle.name} does not run on {card.device}: {_first_line(error)}; --device cpu does without"
             ) from error
         card.reserve(*(max(size) for size in zip(*sizes, strict=True)))
 
@@ -368,6 +368,10 @@ def host_memory_bytes() -> int:
     machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     limit = _CGROUP_LIMIT.read_text().strip() if _CGROUP_LIMIT.is_file() else "max"
     return machine if limit == "max" else min(machine, int(limit))
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
 
 
 def _fill(batch_NM: torch.Tensor, chunks: Iterable[F32]) -> None:
