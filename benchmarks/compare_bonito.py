@@ -19,7 +19,9 @@ Dimensions: N chunks, S samples, T time steps, C transition scores.
 
 import argparse
 import json
+import math
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -188,13 +190,19 @@ def simulated_run(folder: Path, samples: int) -> Path:
     return run
 
 
-def call_speed(model: Path, run: Path, folder: Path, threads: int) -> float:
-    """Samples a second of `porestream call`, signal to BAM, from the first read to the last result."""
+def call_speed(model: Path, run: Path, folder: Path, threads: int) -> tuple[float, float]:
+    """Samples a second of `porestream call`, signal to BAM, from the first read to the last result; and what its
+    processor time, start and warm-up included, comes to with `threads` cores at it all the time.
+    """
     summary = folder / "summary.json"
     command = [sys.executable, "-m", "porestream.cli.main", "call", run, "--model", model, "-t", str(threads)]
     command += ["-o", folder / "calls.bam", "--summary-json", summary]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
-    return float(json.loads(summary.read_text())["samples_per_second"])
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    processor_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    figures = json.loads(summary.read_text())
+    return figures["samples_per_second"], figures["samples"] / processor_s * threads
 
 
 def compare_hac_speed(folder: Path, threads: int, samples: int) -> bool:
@@ -206,13 +214,15 @@ def compare_hac_speed(folder: Path, threads: int, samples: int) -> bool:
     turns = []
     for _ in range(TURNS):
         bonito = run_bonito(theirs, chunks_NS, (16, 32), threads, scored=1, runs=1).samples_per_s
-        turns.append((max(bonito.values()), call_speed(model, run, folder, threads)))
-    ratio = statistics.median(ours / bonito for bonito, ours in turns)
-    bonito_speed, our_speed = (statistics.median(column) for column in zip(*turns, strict=True))
+        best = max((speed for speed in bonito.values() if not math.isnan(speed)), default=math.nan)
+        turns.append((best, *call_speed(model, run, folder, threads)))
+    ratio, processor_ratio = (statistics.median(turn[k] / turn[0] for turn in turns) for k in (1, 2))
+    bonito_speed, our_speed, processor_speed = (statistics.median(column) for column in zip(*turns, strict=True))
     print(f"\n| hac v4.3, {threads} cores, medians of {TURNS} turns | samples/s | against bonito |")
     print("| --- | --- | --- |")
     print(f"| bonito's forward pass alone, fp32, the best of batches of 16 and 32 | {bonito_speed:,.0f} | |")
-    print(f"| `porestream call`, signal to BAM | {our_speed:,.0f} | {ratio:.2f}, at least {SPEED_LIMIT} |", flush=True)
+    print(f"| `porestream call`, signal to BAM | {our_speed:,.0f} | {ratio:.2f}, at least {SPEED_LIMIT} |")
+    print(f"| by processor time, for a busy machine | {processor_speed:,.0f} | {processor_ratio:.2f} |")
     return ratio >= SPEED_LIMIT
 
 
