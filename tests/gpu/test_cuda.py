@@ -32,6 +32,15 @@ ROWS = 64
 SHAPES = ("tiny v3", "fast v4.3", "hac v4.3", "tiny sup v5")
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Of PyTorch on the CPU, as a worker has."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def device() -> torch.device:
     return find_device("cuda")
