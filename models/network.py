@@ -133,9 +133,7 @@ class Network(nn.Module):
 def convolution_dtypes(layers: Layers, dtype: torch.dtype) -> list[torch.dtype]:
     """Of each convolution's weights and output, where the rest of the network computes in `dtype`."""
     last = layers.convolutions[-1]
-    return [
-        dtype if layer is last or layer.ins >= _MANY_CHANNELS else torch.float32 for layer in layers.convolutions
-    ]
+    return [dtype if layer is last or layer.ins >= _MANY_CHANNELS else torch.float32 for layer in layers.convolutions]
 
 
 def slab_steps(rows: int, scores: int, device_type: str) -> int:
