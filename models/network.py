@@ -100,7 +100,7 @@ class Network(nn.Module):
         layers, steps = self._layers, slab_steps(N, C, x_TNC.device.type)
         for first in range(0, T, steps):
             slab = scores_TNC[first : first + steps]
-            # As a matrix: in a batch of one row the strides of features look odd, and torch's product is 100 times slower.
+            # As a matrix: a batch of one row has odd strides, with which torch's product is 100 times slower.
             features = x_TNC[first : first + steps].flatten(0, 1)
             if self.bottleneck is not None:
                 features = self.bottleneck(features)
