@@ -37,9 +37,10 @@ import pod5
 import torch
 from shapes import write_shape
 
-from porestream.models.basecaller import ROWS, Basecaller, processor_has_bf16
+from porestream.models.basecaller import Basecaller
 from porestream.models.bundle import ModelBundle, load_bundle
 from porestream.models.network import Network
+from porestream.models.runner import ROWS, processor_has_bf16
 from porestream.models.simulate.sequence import decode, random_bases
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -24,11 +24,11 @@ import torch
 from compare_bonito import made_up_chunks
 from shapes import SHAPES, write_shape
 
-from porestream.models.basecaller import processor_has_bf16
 from porestream.models.bundle import ModelBundle, load_bundle
 from porestream.models.decode import Decoder, DecodeSettings
 from porestream.models.layers import Layers
 from porestream.models.network import PRECISIONS, Network
+from porestream.models.runner import processor_has_bf16
 from porestream.server.app import tune_allocator
 
 RUNS = 5

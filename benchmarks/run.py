@@ -22,9 +22,10 @@ from compare_bonito import real_chunks, run_bonito
 
 from porestream.client.sources import Pod5Source
 from porestream.client.wire import encode_read
-from porestream.models.basecaller import ROWS, Basecaller
+from porestream.models.basecaller import Basecaller
 from porestream.models.bundle import load_bundle
 from porestream.models.decode import Decoder
+from porestream.models.runner import ROWS
 from porestream.server.app import build_engine, configure_logging, tune_allocator
 from porestream.server.reads import Calibration, CallSettings, Encoding, OpenRead, Priority, ReadResult, SignalPiece
 from porestream.server.scheduler import Job

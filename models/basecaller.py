@@ -14,10 +14,8 @@ from porestream.models.bundle import ModelBundle
 from porestream.models.chunk import Chunker, stitch
 from porestream.models.decode import Decoded, Decoder, DecodeSettings
 from porestream.models.prepare import PreparedRead, prepare
-from porestream.models.runner import ROWS, Card, CpuRunner, CudaRunner, Runner, processor_has_bf16
+from porestream.models.runner import Card, CpuRunner, CudaRunner, Runner
 from porestream.models.scale import UNKNOWN, Measurement
-
-__all__ = ["ROWS", "Basecaller", "CalledRead", "finish", "processor_has_bf16"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,11 +15,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from porestream.models.basecaller import ROWS, Basecaller, finish
+from porestream.models.basecaller import Basecaller, finish
 from porestream.models.bundle import load_bundle
 from porestream.models.chunk import ChunkPlan
 from porestream.models.decode import Decoded, NonFiniteScores
 from porestream.models.prepare import PreparedRead
+from porestream.models.runner import ROWS
 from porestream.models.scale import Scaling, med_mad_scaling, quantile_scaling
 
 MakeBundle = Callable[..., Path]

@@ -15,9 +15,9 @@ import pytest
 import torch
 from reference_network import reference_scores
 
-from porestream.models.basecaller import ROWS
 from porestream.models.bundle import ModelBundle, load_bundle
 from porestream.models.network import Network
+from porestream.models.runner import ROWS
 
 MakeBundle = Callable[..., Path]
 

@@ -15,10 +15,10 @@ import reference_network as reference
 import torch
 from shapes import CONTAINERS, SHAPES, Shape, shape_config, shape_tensors, write_shape, write_torchscript
 
-from porestream.models.basecaller import ROWS
 from porestream.models.bundle import load_bundle
 from porestream.models.layers import Transformer
 from porestream.models.network import Network
+from porestream.models.runner import ROWS
 from porestream.models.transformer import WindowedAttention, rotated
 
 TINY = [name for name in SHAPES if name.startswith("tiny")]
