@@ -1,9 +1,12 @@
 """Kernels of the CRF decoder: one row of scores in, its bases, qualities and moves out. Compiled with numba.
 
 Everything runs in the probability domain: a step's scores are exponentiated once, and the forward and backward
-vectors are rescaled to sum to one at every step, so that no logarithm is taken before the qualities. Sums that LLVM may
-reorder (``reassoc``) run over workspaces of a fixed layout, never over the caller's array, and LLVM never peels a loop
-to align it: a row decodes to the same bytes wherever it lies.
+vectors are rescaled to sum to one at every step, so that no logarithm is taken before the qualities.
+
+All that decides on bases and moves is plain IEEE arithmetic in the order in which it is written, with no fused
+multiply-add: kernels/crf.cu does the same, operation by operation, so that a card calls the same bases and moves. Only
+`dot`, of which qualities are made, may be reordered; it runs over workspaces of a fixed layout, and LLVM never peels a
+loop to align it: a row decodes to the same bytes wherever it lies.
 
 Dimensions: T time steps (scans have T + 1 borders), N rows of the batch, C transitions (4 * S), S states, K neighbours,
 W hypotheses of the beam, H candidates for the beam (5 * W + 1), X slots of a hash table.
@@ -57,7 +60,7 @@ def as_bits(value: np.float32) -> np.int32:
     return np.float32(value).view(np.int32)
 
 
-@_inline("contract")
+@_inline()
 def exp32(x: np.float32) -> np.float32:
     """e to the power x, for |x| < 87: a polynomial that LLVM vectorises, relative error below 2e-7.
 
@@ -78,7 +81,7 @@ def exp32(x: np.float32) -> np.float32:
     return np.float32(p * power)
 
 
-@_inline("contract")
+@_inline()
 def exponentiate(scores_C: F32, scratch_C: F32, weights_C: F32) -> np.int32:
     """Exponentials of a step's scores, from (new state, dropped base) to (dropped base, new state) order.
 
@@ -98,12 +101,28 @@ def exponentiate(scores_C: F32, scratch_C: F32, weights_C: F32) -> np.int32:
     return largest
 
 
-@_inline("contract", "reassoc", "nsz")
-def backward_step(weights_C: F32, stay: np.float32, scale: np.float32, after_S: F32, before_S: F32) -> np.float32:
-    """One step of the backward algorithm: `before_S` from `after_S` times `scale`. Returns the sum of `before_S`."""
+@_inline()
+def sum_in_pairs(values: F32) -> np.float32:
+    """Sum of a power of two of values, halves added to halves: the order in which threads of a card add. Overwrites."""
+    half = values.size >> 1
+    while half > 0:
+        for place in range(half):
+            values[place] += values[place + half]
+        half >>= 1
+    return values[0]
+
+
+@_inline()
+def backward_step(
+    weights_C: F32, stay: np.float32, scale: np.float32, after_S: F32, sums_C: F32, before_S: F32
+) -> np.float32:
+    """One step of the backward algorithm: `before_S` from `after_S` times `scale`. Returns the sum of `before_S`.
+
+    `sums_C` is scratch.
+    """
     S = after_S.size
     quarter = S // 4
-    total = np.float32(0.0)
+    sums = sums_C[:quarter]
     for dropped in range(4):
         weights_S = weights_C[dropped * S : (dropped + 1) * S]
         out = before_S[dropped * quarter : (dropped + 1) * quarter]
@@ -118,11 +137,11 @@ def backward_step(weights_C: F32, stay: np.float32, scale: np.float32, after_S: 
             )
             value = max(value * scale, np.float32(FLOOR))
             out[suffix] = value
-            total += value
-    return total
+            sums[suffix] = value if dropped == 0 else sums[suffix] + value
+    return sum_in_pairs(sums)
 
 
-@_inline("contract", "reassoc", "nsz")
+@_inline()
 def forward_step(
     weights_C: F32, stay: np.float32, scale: np.float32, before_S: F32, repeated_C: F32, after_S: F32
 ) -> np.float32:
@@ -134,7 +153,6 @@ def forward_step(
     for state in range(S):
         for copy in range(4):
             repeated_C[4 * state + copy] = before_S[state]
-    total = np.float32(0.0)
     for new in range(S):
         value = stay * before_S[new] + (
             weights_C[new] * repeated_C[new]
@@ -142,10 +160,12 @@ def forward_step(
             + weights_C[2 * S + new] * repeated_C[2 * S + new]
             + weights_C[3 * S + new] * repeated_C[3 * S + new]
         )
-        value = max(value * scale, np.float32(FLOOR))
-        after_S[new] = value
-        total += value
-    return total
+        after_S[new] = max(value * scale, np.float32(FLOOR))
+    sums = repeated_C[: S // 4]
+    for suffix in range(sums.size):
+        new = 4 * suffix
+        sums[suffix] = after_S[new] + after_S[new + 1] + after_S[new + 2] + after_S[new + 3]
+    return sum_in_pairs(sums)
 
 
 @_inline("contract", "reassoc", "nsz")
@@ -371,7 +391,7 @@ def backward(
     for t in range(T - 1, -1, -1):
         largest = max(largest, exponentiate(scores_TNC[t, row], repeated_C, weights_TC[t]))
         scale = np.float32(1.0) / total
-        total = backward_step(weights_TC[t], stay, scale, backward_TS[t + 1], backward_TS[t])
+        total = backward_step(weights_TC[t], stay, scale, backward_TS[t + 1], repeated_C, backward_TS[t])
     return largest
 
 

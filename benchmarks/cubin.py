@@ -1,0 +1,726 @@
+"""CUDA kernels as machine code, on a machine without a driver: registers, spills, loops, occupancy, estimated speed.
+
+    python benchmarks/cubin.py                Markdown tables of all KERNELS, on all ARCHITECTURES
+    python benchmarks/cubin.py --loops        and each loop with its opcodes
+
+NVRTC compiles, NVIDIA's cuobjdump and nvdisasm read what it made. All three come from PyPI. A loop of interest is
+marked in the source, in a header as well: `// cubin: main loop` on the line of its `for`, `// cubin: end` on the line of
+its closing brace. Nothing here is measured: speeds are upper bounds, and say how they are calculated.
+"""
+
+import argparse
+import re
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import networkx
+from cuda.bindings import nvrtc
+from cuda.pathfinder import find_nvidia_binary_utility
+
+KERNEL_FOLDER = Path(__file__).resolve().parent.parent / "kernels"
+OPTIONS = ("--std=c++17", "--fmad=false")
+"""What the service passes to NVRTC."""
+CUPY_OPTIONS = ("-ftz=true", "--device-as-default-execution-space")
+"""What CuPy adds to a RawModule's options (cupy/cuda/compiler.py, 13.6 to 14.2)."""
+ARCHITECTURES = (80, 90, 100, 120)
+WARP = 32
+
+
+class CompileError(RuntimeError):
+    """NVRTC refused a source; the message is its log, with file and line."""
+
+
+class SassError(RuntimeError):
+    """Machine code does not look as this module expects, or a marked loop is not to be found."""
+
+
+def compile_cubin(source: str, name: str, arch: int, options: Sequence[str] = OPTIONS, headers: Path | None = None) -> bytes:
+    """Machine code of `source` for one architecture, with line numbers, which do not change it.
+
+    Parameters
+    ----------
+    name
+        The source's file name, as errors and line numbers give it.
+    arch
+        Compute capability without its point: 90 is sm_90.
+    options
+        In the form of NVRTC, such as "-DR=4"; CuPy's are added to them.
+    headers
+        Folder of what the source includes.
+
+    Raises
+    ------
+    CompileError
+        With NVRTC's log.
+    """
+    given = [f"-arch=sm_{arch}", *options, *CUPY_OPTIONS, "-lineinfo"]
+    if headers is not None:
+        given.append(f"-I{headers}")
+    program = _checked(nvrtc.nvrtcCreateProgram(source.encode(), name.encode(), 0, [], []))
+    try:
+        (status,) = nvrtc.nvrtcCompileProgram(program, len(given), [option.encode() for option in given])
+        if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:
+            log = bytearray(_checked(nvrtc.nvrtcGetProgramLogSize(program)))
+            _checked(nvrtc.nvrtcGetProgramLog(program, log))
+            text = log.rstrip(b"\0").decode()
+            raise CompileError(f"{name} for sm_{arch} with {' '.join(options)}: {status.name}\n{text}")
+        cubin = bytearray(_checked(nvrtc.nvrtcGetCUBINSize(program)))
+        _checked(nvrtc.nvrtcGetCUBIN(program, cubin))
+        return bytes(cubin)
+    finally:
+        _checked(nvrtc.nvrtcDestroyProgram(program))
+
+
+def _checked(result: tuple) -> object:
+    status, *values = result
+    if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:
+        raise CompileError(f"NVRTC: {status.name}")
+    return values[0] if values else None
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """Lines of a main loop, both included, in a file by its name without folders."""
+
+    file: str
+    first: int
+    last: int
+
+
+def find_marks(text: str, file: str) -> list[Mark]:
+    """The marked loops of a source or header.
+
+    Raises
+    ------
+    SassError
+        An end without its beginning, or the other way round.
+    """
+    marks: list[Mark] = []
+    first = None
+    for number, line in enumerate(text.splitlines(), 1):
+        begins = "// cubin: main loop" in line
+        if begins != (first is None) and (begins or "// cubin: end" in line):
+            raise SassError(f"{file}, line {number}: '// cubin: main loop' and '// cubin: end' do not alternate")
+        if begins:
+            first = number
+        elif "// cubin: end" in line and first is not None:
+            marks.append(Mark(Path(file).name, first, number))
+            first = None
+    if first is not None:
+        raise SassError(f"{file}, line {first}: '// cubin: main loop' without its '// cubin: end'")
+    return marks
+
+
+@dataclass(frozen=True, slots=True)
+class Instruction:
+    """One instruction of SASS.
+
+    Attributes
+    ----------
+    address
+        Bytes from the kernel's beginning.
+    guard
+        Its predicate, such as "@!P0"; empty: none.
+    targets
+        Addresses that it can branch to.
+    lines
+        (file, line) of the source that it was made of, with those that it was inlined at.
+    """
+
+    address: int
+    guard: str
+    opcode: str
+    operands: str
+    targets: tuple[int, ...]
+    lines: frozenset[tuple[str, int]]
+
+    @property
+    def kind(self) -> str:
+        """The opcode without what follows its first point."""
+        return self.opcode.split(".")[0]
+
+
+_INSTRUCTION = re.compile(r"\s+/\*([0-9a-f]{4,})\*/\s+(?:(@!?U?P\w+)\s+)?([A-Z][\w.]*)\s*(.*?)\s*;")
+_LABEL = re.compile(r"([.$\w]+):\s*$")
+_TARGET = re.compile(r"`\(([^)]+)\)|BRANCH_TARGETS ([^\"]+)\"")
+_LINE = re.compile(r'"([^"]+)", line (\d+)')
+
+
+def disassemble(cubin: bytes, kernel: str) -> list[Instruction]:
+    """All instructions of a kernel, in the order of their addresses."""
+    found: list[tuple[int, str, str, str, frozenset[tuple[str, int]]]] = []
+    labels: dict[str, int] = {}
+    waiting: list[str] = []
+    lines: frozenset[tuple[str, int]] = frozenset()
+    inside = annotated = False
+    for text in _run("nvdisasm", ["-c", "-gi"], cubin).splitlines():
+        if text.split()[:1] == [".section"]:
+            inside = f".text.{kernel}," in text
+            lines = frozenset()
+        elif not inside:
+            continue
+        elif "//## File" in text:
+            here = frozenset((Path(file).name, int(line)) for file, line in _LINE.findall(text))
+            lines = lines | here if annotated else here
+            annotated = True
+            continue
+        elif match := _LABEL.match(text):
+            waiting.append(match[1])
+        elif match := _INSTRUCTION.match(text):
+            address = int(match[1], 16)
+            labels |= dict.fromkeys(waiting, address)
+            waiting.clear()
+            found.append((address, match[2] or "", match[3], match[4], lines))
+        annotated = False
+    if not found:
+        raise SassError(f"{kernel}: there is no such kernel; is it extern \"C\"?")
+    instructions = []
+    for address, guard, opcode, operands, lines in found:
+        names = [name for one, many in _TARGET.findall(operands) for name in (one, *many.split(",")) if name]
+        targets = tuple(labels[name] for name in names if name in labels)
+        instructions.append(Instruction(address, guard, opcode, operands, targets, lines))
+    return instructions
+
+
+def _run(tool: str, options: Sequence[str], cubin: bytes) -> str:
+    program = find_nvidia_binary_utility(tool)
+    if program is None:
+        raise SassError(f"{tool} is not to be found: pip install nvidia-cuda-{tool}")
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        done = subprocess.run([program, *options, file.name], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SassError(f"{tool} {' '.join(options)}: exit code {done.returncode}: {done.stderr.strip()}")
+    return done.stdout
+
+
+@dataclass(frozen=True, slots=True)
+class Loop:
+    """A natural loop: what a branch back encloses, and a function's calls not.
+
+    Attributes
+    ----------
+    first, last
+        Addresses of its header and of its last branch back, in bytes.
+    depth
+        Loops around it.
+    body
+        Instructions in it, with those of loops in it.
+    own
+        Opcodes in it and in no loop in it, without those out of line.
+    out_of_line
+        Opcodes in it and in no loop in it that are thought rare: those that follow its last branch back, where the
+        compiler puts what it thinks unlikely, and those reached only by BRA.DIV, which a warp takes when its lanes have
+        diverged before a shuffle or vote.
+    path
+        Opcodes on the longest way through one iteration, of `own` only, unless all ways are out of line: what a warp
+        issues at most if its lanes do not diverge. If they do, it issues up to all of `own`.
+    shortest
+        Instructions on the shortest way.
+    """
+
+    first: int
+    last: int
+    depth: int
+    body: int
+    own: Counter[str] = field(repr=False)
+    out_of_line: Counter[str] = field(repr=False)
+    path: Counter[str] = field(repr=False)
+    shortest: int
+
+
+def _flow(instructions: Sequence[Instruction]) -> networkx.DiGraph:
+    """Which instruction can follow which, by index, from the first one on; edges taken by BRA.DIV are `divergent`."""
+    at = {instruction.address: index for index, instruction in enumerate(instructions)}
+    graph = networkx.DiGraph()
+    graph.add_node(0)
+    for index, instruction in enumerate(instructions):
+        always = not instruction.guard
+        match instruction.kind:
+            case "EXIT" | "RET" | "KILL":
+                falls, jumps = not always, False
+            case "BRA" | "JMP":  # with an operand before its target it is conditional: BRA P0, BRA.U UP0, BRA.DIV UR4
+                falls, jumps = not (always and re.fullmatch(r"`\([^)]+\)", instruction.operands)), True
+            case "BRX" | "BRXU" | "JMX" | "JMXU":
+                falls, jumps = not always, True
+            case "CALL" | "WARPSYNC":
+                falls, jumps = True, True
+            case _:  # BSSY names where its threads meet again, but does not go there
+                falls, jumps = True, False
+        if falls and index + 1 < len(instructions):
+            graph.add_edge(index, index + 1, divergent=False)
+        for target in instruction.targets if jumps else ():
+            if not graph.has_edge(index, at[target]):
+                graph.add_edge(index, at[target], divergent=instruction.opcode == "BRA.DIV")
+    return graph.subgraph(networkx.descendants(graph, 0) | {0}).copy()
+
+
+def _nests(graph: networkx.DiGraph) -> dict[int, tuple[set[int], set[int]]]:
+    """Natural loops by their header: (ends of branches back, all in the loop) (Aho et al., Compilers, 9.6)."""
+    dominator = networkx.immediate_dominators(graph, 0)
+    loops: dict[int, tuple[set[int], set[int]]] = {}
+    for latch, header in graph.edges:
+        above = latch if graph.in_degree(header) > 1 or header == 0 else None
+        while above is not None and above != header:
+            above = None if above == 0 else dominator[above]
+        if above is None:
+            continue
+        latches, body = loops.setdefault(header, (set(), {header}))
+        latches.add(latch)
+        stack = [latch]
+        while stack:
+            if (node := stack.pop()) not in body:
+                body.add(node)
+                stack.extend(graph.predecessors(node))
+    return loops
+
+
+def _ways(graph: networkx.DiGraph, header: int, latches: set[int], counted: set[int]) -> tuple[set[int], int] | None:
+    """The longest way from header to a latch, as the `counted` nodes on it, and the shortest one's length."""
+    longest: dict[int, tuple[int, int | None]] = {}
+    shortest: dict[int, int] = {}
+    for node in networkx.topological_sort(graph):
+        before = [other for other in graph.predecessors(node) if other in longest]
+        if node != header and not before:
+            continue
+        best = max(before, key=lambda other: longest[other][0], default=None)
+        longest[node] = ((longest[best][0] if best is not None else 0) + (node in counted), best)
+        shortest[node] = min((shortest[other] for other in before), default=0) + (node in counted)
+    ends = [latch for latch in latches if latch in longest]
+    if not ends:
+        return None
+    node: int | None = max(ends, key=lambda latch: longest[latch][0])
+    path = set()
+    while node is not None:
+        path.add(node)
+        node = longest[node][1]
+    return path & counted, min(shortest[latch] for latch in ends)
+
+
+def find_loops(instructions: Sequence[Instruction]) -> list[tuple[Loop, set[int]]]:
+    """The loops of a kernel, outer ones before inner ones, each with the indices of its instructions."""
+    graph = _flow(instructions)
+    nests = _nests(graph)
+    straight = networkx.subgraph_view(graph, filter_edge=lambda here, there: not graph.edges[here, there]["divergent"])
+    converged = networkx.descendants(straight, 0) | {0}
+    forward = graph.copy()
+    forward.remove_edges_from([(latch, header) for header, (latches, _) in nests.items() for latch in latches])
+    found = []
+    for header, (latches, body) in nests.items():
+        own = body - {node for other, (_, inner) in nests.items() if other != header and inner < body for node in inner}
+        last = max([header, *(latches & converged)])
+        rare = {node for node in own if node > last or node not in converged}
+        candidates = (body - rare, body)
+        ways = None
+        if networkx.is_directed_acyclic_graph(forward.subgraph(body)):
+            ways = next(filter(None, (_ways(forward.subgraph(part), header, latches, own) for part in candidates)), None)
+        path, shortest = ways or (own, len(own))  # a loop with two entries has no order: all of it counts
+
+        def opcodes(nodes: Iterable[int]) -> Counter[str]:
+            return Counter(instructions[node].kind for node in nodes)
+
+        depth = sum(body < inner for _, inner in nests.values())
+        addresses = instructions[header].address, instructions[last].address
+        loop = Loop(*addresses, depth, len(body), opcodes(own - rare), opcodes(rare), opcodes(path), shortest)
+        found.append((loop, body))
+    return sorted(found, key=lambda pair: (pair[0].first, pair[0].depth))
+
+
+def find_main_loop(
+    instructions: Sequence[Instruction], loops: Sequence[tuple[Loop, set[int]]], marks: Sequence[Mark]
+) -> Loop | None:
+    """The loop of a mark; None where no instruction is of a marked line.
+
+    Of all marks and loops it is the pair with the most lines in common: instructions both in the loop and of the mark's
+    lines, in shares of those in either. A loop whose branch back is of the mark's lines goes before all whose is not, for
+    a loop around the marked one can consist of it almost entirely. Of equal copies of a loop it is the first.
+
+    Raises
+    ------
+    SassError
+        Marked lines are in the kernel, but in no loop.
+    """
+    graded = []
+    marked = False
+    for mark in marks:
+        lines = {(mark.file, line) for line in range(mark.first, mark.last + 1)}
+        of_mark = {index for index, instruction in enumerate(instructions) if lines & instruction.lines}
+        marked |= bool(of_mark)
+        for loop, body in loops:
+            back = any(instructions[index].address == loop.last for index in of_mark)
+            graded.append(((back, len(of_mark & body) / len(of_mark | body)), loop))
+    if not marked:
+        return None
+    (back, share), loop = max(graded, key=lambda pair: pair[0], default=((False, 0.0), None))
+    if loop is None or not (back or share >= 0.5):
+        raise SassError(f"no loop in the machine code is that of {', '.join(map(str, marks))}")
+    return loop
+
+
+@dataclass(frozen=True, slots=True)
+class KernelReport:
+    """What a cubin says of a kernel.
+
+    Attributes
+    ----------
+    registers
+        Of a thread.
+    stack_bytes
+        Local memory of a thread: what is spilled, and arrays that are not in registers.
+    spill_store_bytes, spill_load_bytes
+        Bytes a thread stores to and loads from local memory if each such instruction runs once (as `ptxas -v` counts
+        spills, but arrays in local memory count as well).
+    static_shared_bytes
+        Of a block, without the 1,024 bytes that the system reserves.
+    constant_bytes
+        By constant bank; bank 0 has the launch's parameters.
+    max_threads
+        Of a block, from __launch_bounds__; None: it has none.
+    instructions
+        Those that can be reached.
+    main_loop
+        The marked one; None: none is marked.
+    """
+
+    kernel: str
+    arch: int
+    registers: int
+    stack_bytes: int
+    spill_store_bytes: int
+    spill_load_bytes: int
+    static_shared_bytes: int
+    constant_bytes: dict[int, int]
+    max_threads: int | None
+    instructions: int
+    loops: list[Loop] = field(repr=False)
+    main_loop: Loop | None
+
+    @property
+    def spills(self) -> bool:
+        """Whether it uses local memory at all."""
+        return bool(self.stack_bytes or self.spill_store_bytes or self.spill_load_bytes)
+
+    def instructions_per(self, units: float) -> float:
+        """Instructions that a lane issues for one of `units` made in an iteration of the main loop, on its longest way.
+
+        Raises
+        ------
+        SassError
+            No loop is marked.
+        """
+        if self.main_loop is None:
+            raise SassError(f"{self.kernel}: no loop is marked: '// cubin: main loop' ... '// cubin: end'")
+        return self.main_loop.path.total() / units
+
+
+def report(cubin: bytes, kernel: str, marks: Sequence[Mark] = ()) -> KernelReport:
+    """Everything about one kernel of a cubin.
+
+    Raises
+    ------
+    SassError
+        There is no such kernel, or its marked loop is not to be found.
+    """
+    instructions = disassemble(cubin, kernel)
+    elf = _run("cuobjdump", ["-elf", "-res-usage"], cubin)
+    usage = re.search(rf"Function {re.escape(kernel)}:\n(.*)", elf)
+    arch = re.search(r"CUDA Virtual SM: sm_(\d+)", elf)
+    if usage is None or arch is None:
+        raise SassError(f"{kernel}: cuobjdump does not state its resources")
+    resources = {name: int(value) for name, value in re.findall(r"([A-Z]+(?:\[\d+\])?):(\d+)", usage[1])}
+    info = elf.partition(f"\n.nv.info.{kernel}\n")[2].partition("\n.nv.")[0]
+    threads = re.search(r"EIATTR_(?:MAX_THREADS|REQNTID)\n.*\n\s*Value:\s*(\w+) (\w+) (\w+)", info)
+    reserved = 1024 if int(arch[1]) >= 90 and resources["SHARED"] else 0
+    loops = find_loops(instructions)
+    return KernelReport(
+        kernel=kernel,
+        arch=int(arch[1]),
+        registers=resources["REG"],
+        stack_bytes=resources["STACK"] + resources["LOCAL"],
+        spill_store_bytes=_access_bytes(instructions, "STL"),
+        spill_load_bytes=_access_bytes(instructions, "LDL"),
+        static_shared_bytes=resources["SHARED"] - reserved,
+        constant_bytes={int(name[9:-1]): value for name, value in resources.items() if name.startswith("CONSTANT")},
+        max_threads=int(threads[1], 16) * int(threads[2], 16) * int(threads[3], 16) if threads else None,
+        instructions=len(_flow(instructions)),
+        loops=[loop for loop, _ in loops],
+        main_loop=find_main_loop(instructions, loops, marks),
+    )
+
+
+def _access_bytes(instructions: Iterable[Instruction], kind: str) -> int:
+    widths = {"8": 1, "U8": 1, "S8": 1, "16": 2, "U16": 2, "S16": 2, "64": 8, "128": 16, "256": 32}
+    found = [one.opcode.split(".")[1:] for one in instructions if one.kind == kind]
+    return sum(next((widths[part] for part in parts if part in widths), 4) for parts in found)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What an SM has for blocks at a time."""
+
+    warps: int
+    blocks: int
+    shared_bytes: int
+    block_shared_bytes: int
+
+
+LIMITS = {
+    80: Limits(64, 32, 164 * 1024, 163 * 1024),
+    90: Limits(64, 32, 228 * 1024, 227 * 1024),
+    100: Limits(64, 32, 228 * 1024, 227 * 1024),
+    120: Limits(48, 24, 100 * 1024, 99 * 1024),
+}
+"""CUDA C++ Programming Guide 13, "Technical Specifications per Compute Capability" (Table 27).
+
+The Blackwell Tuning Guide, 1.4.1.1, states 32 blocks and 128 KB for 12.0; cards report 24 and 100 KiB, as here.
+"""
+SM_REGISTERS = 65_536
+"""The same table: 64 K 32-bit registers an SM."""
+PARTITIONS = 4
+"""cuda_occupancy.h, cudaOccSubPartitionsPerMultiprocessor: each has a quarter of the registers and whole warps."""
+REGISTER_UNIT = 256
+"""cuda_occupancy.h, cudaOccRegAllocationGranularity: registers of a warp are a multiple of it."""
+SHARED_UNIT = 128
+"""cuda_occupancy.h, cudaOccSMemAllocationGranularity, in bytes."""
+SHARED_RESERVED = 1024
+"""Bytes of each block that the system keeps (Hopper Tuning Guide, 1.4.2.2; 8.0 and later)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Occupancy:
+    """Blocks and warps that an SM can hold, the most that it could, and what sets the limit."""
+
+    blocks: int
+    warps: int
+    max_warps: int
+    limited_by: str
+
+
+def occupancy(arch: int, registers: int, block_threads: int, shared_bytes: int = 0) -> Occupancy:
+    """As cuda_occupancy.h does it, with all of an SM's shared memory available to blocks.
+
+    Parameters
+    ----------
+    registers
+        Of a thread.
+    shared_bytes
+        Static and dynamic, of a block.
+    """
+    limits = LIMITS[arch]
+    block_warps = -(-block_threads // WARP)
+    warp_registers = -(-registers * WARP // REGISTER_UNIT) * REGISTER_UNIT
+    register_warps = SM_REGISTERS // PARTITIONS // warp_registers * PARTITIONS
+    block_shared = -(-(shared_bytes + SHARED_RESERVED) // SHARED_UNIT) * SHARED_UNIT
+    fits = block_threads <= 1024 and shared_bytes <= limits.block_shared_bytes
+    blocks = {
+        "registers": register_warps // block_warps,
+        "shared memory": limits.shared_bytes // block_shared if fits else 0,
+        "warps": limits.warps // block_warps,
+        "blocks": limits.blocks,
+    }
+    least = min(blocks, key=blocks.__getitem__)
+    return Occupancy(blocks[least], blocks[least] * block_warps, limits.warps, least)
+
+
+ISSUE_LANES = 4 * WARP
+"""A clock an SM: four schedulers of one warp instruction each (Programming Guide; tuning guides of each architecture)."""
+LANES = {
+    80: {"alu": 64, "imad": 64, "fma": 64, "half": 128, "double": 32},
+    90: {"alu": 64, "imad": 64, "fma": 128, "half": 128, "double": 64},
+    100: {"alu": 64, "imad": 64, "fma": 128, "half": 64, "double": 64},
+    120: {"alu": 64, "add": 128, "imad": 64, "fma": 128, "half": 64, "double": 2},
+}
+"""Lanes a clock an SM for each class of opcodes.
+
+CUDA C++ Best Practices Guide 13, 12.1.1, "Throughput of Native Arithmetic Instructions": integer add, compare, minimum,
+shift and logic share 64 lanes, but on 12.0 integer add and minimum have 128; integer multiply-add has 64 of the FMA
+pipe's; two-way half precision counts once an instruction.
+"""
+COMMON_LANES = {"shuffle": 32, "reduce": 16, "special": 16, "memory": 32}
+"""The same table: warp shuffle, warp reduce, functions and conversions; shared memory has 32 banks of one word a clock."""
+_CLASSES = {
+    "imad": "IMAD IMUL IDP",
+    "fma": "FFMA FADD FMUL FFMA2 FADD2 FMUL2",
+    "half": "HFMA2 HADD2 HMUL2",
+    "double": "DFMA DADD DMUL DSETP",
+    "shuffle": "SHFL",
+    "reduce": "REDUX CREDUX",
+    "special": "MUFU I2F F2I F2F POPC FLO BREV",
+    "memory": "LD LDG LDS LDL LDSM LDGSTS ST STG STS STL STSM ATOM ATOMG ATOMS RED REDG",
+    "add": "IADD IADD3 VIADD IMNMX VIMNMX VIMNMX3",
+    "issue": "BRA BRX JMP JMX BSSY BSYNC BREAK BMOV EXIT RET CALL WARPSYNC ENDCOLLECTIVE NOP BAR DEPBAR NANOSLEEP YIELD "
+    "S2R CS2R S2UR R2UR LDC LDCU MEMBAR CCTL ERRBAR",
+}
+_CLASS_OF = {opcode: name for name, opcodes in _CLASSES.items() for opcode in opcodes.split()}
+
+
+def pipe(opcode: str, arch: int) -> str:
+    """The class of LANES or COMMON_LANES that an opcode goes through; "issue": it only has to be issued.
+
+    Opcodes of the uniform datapath, which begin with U, are of the latter. What is unknown here is "alu", the slowest of
+    the common ones.
+    """
+    name = _CLASS_OF.get(opcode, "issue" if opcode.startswith("U") else "alu")
+    return "alu" if name == "add" and "add" not in LANES[arch] else name
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """A card: its SMs, and the clock that it boosts to."""
+
+    name: str
+    arch: int
+    sms: int
+    clock_ghz: float
+
+
+CARDS = (
+    Card("A100 SXM", 80, 108, 1.410),
+    Card("H100 SXM", 90, 132, 1.980),
+    Card("B200", 100, 148, 1.965),
+    Card("RTX 5090", 120, 170, 2.407),
+    Card("RTX PRO 6000 Blackwell", 120, 188, 2.617),
+)
+"""NVIDIA's whitepapers of A100, H100 (v1.04, Table 3) and RTX Blackwell; B200 and RTX PRO 6000 as cards report themselves.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """An upper bound of a card's speed.
+
+    Attributes
+    ----------
+    clocks
+        Of an SM for one iteration of a warp, by what it would be bound by.
+    giga_units_per_s
+        At the largest of them.
+    """
+
+    card: Card
+    clocks: dict[str, float]
+    giga_units_per_s: float
+    working: str
+
+
+def estimate(path: Counter[str], units: float, unit: str, card: Card) -> Estimate:
+    """How fast a card can run a loop whose iteration issues `path`'s opcodes for `units` of a lane.
+
+    It counts issue slots and lanes of each pipe, and no latencies, cache misses, bank conflicts, wide accesses,
+    divergence or work outside of the loop: an upper bound.
+    """
+    lanes = LANES[card.arch] | COMMON_LANES
+    counts = Counter({"issue": path.total()})
+    for opcode, count in path.items():
+        if (name := pipe(opcode, card.arch)) != "issue":
+            counts[name] += count
+    clocks = {name: count * WARP / (lanes | {"issue": ISSUE_LANES})[name] for name, count in counts.items()}
+    bound = max(clocks, key=clocks.__getitem__)
+    speed = card.sms * card.clock_ghz * WARP * units / clocks[bound]
+    width = (lanes | {"issue": ISSUE_LANES})[bound]
+    others = ", ".join(f"{name} {clocks[name]:.1f}" for name in clocks if name != bound)
+    working = (
+        f"{card.sms} SMs x {card.clock_ghz} GHz x {WARP} lanes x {units:g} {unit}s / {clocks[bound]:.1f} clocks "
+        f"({bound}: {counts[bound]} instructions x {WARP} / {width} lanes; {others}) = {speed:.0f} G{unit}s/s"
+    )
+    return Estimate(card, clocks, speed, working)
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """A kernel as it is built and launched.
+
+    Attributes
+    ----------
+    source
+        Its file, in the folder of kernels or absolute.
+    defines
+        Such as "R=4".
+    units
+        What a lane makes on the longest way through one iteration of the marked loop, as the compiler leaves it: state
+        it for `#pragma unroll 1` or a loop that is not unrolled. None: nothing is marked.
+    """
+
+    source: str
+    kernel: str
+    defines: tuple[str, ...]
+    block_threads: int
+    dynamic_shared_bytes: int = 0
+    units: float | None = None
+    unit: str = "cell"
+
+    @property
+    def name(self) -> str:
+        """For tables and tests."""
+        return " ".join([self.kernel, *self.defines])
+
+    def compile(self, arch: int) -> bytes:
+        """Its machine code; raises CompileError."""
+        path = KERNEL_FOLDER / self.source
+        options = (*OPTIONS, *(f"-D{define}" for define in self.defines))
+        return compile_cubin(path.read_text(), path.name, arch, options, path.parent)
+
+    def marks(self) -> list[Mark]:
+        """Those of its file, and of all headers beside it."""
+        path = KERNEL_FOLDER / self.source
+        files = [path, *sorted(path.parent.glob("*.cuh"))]
+        return [mark for file in files for mark in find_marks(file.read_text(), file.name)]
+
+    def report(self, cubin: bytes) -> KernelReport:
+        """What its machine code says; raises SassError."""
+        return report(cubin, self.kernel, self.marks())
+
+
+KERNELS: list[Configuration] = []
+"""All that the service builds."""
+
+
+def _print_tables(configurations: Sequence[Configuration], architectures: Sequence[int], loops: bool) -> None:
+    reports = [(one, one.report(one.compile(arch))) for one in configurations for arch in architectures]
+    header = "kernel|sm|registers|stack B|spilled B: stores, loads|shared B|constant B|warps|limited by|instructions"
+    header += "|main loop: own|out of line|longest way|shortest|a unit"
+    columns = header.split("|")
+    print(f"| {' | '.join(columns)} |\n|{' --- |' * len(columns)}")
+    for configuration, one in reports:
+        shared = one.static_shared_bytes + configuration.dynamic_shared_bytes
+        held = occupancy(one.arch, one.registers, configuration.block_threads, shared)
+        row = [configuration.name, one.arch, one.registers, one.stack_bytes]
+        row += [f"{one.spill_store_bytes}, {one.spill_load_bytes}", shared, sum(one.constant_bytes.values())]
+        row += [f"{held.warps} of {held.max_warps}", held.limited_by, one.instructions]
+        if loop := one.main_loop:
+            row += [loop.own.total(), loop.out_of_line.total(), loop.path.total(), loop.shortest]
+            row.append(f"{one.instructions_per(configuration.units):.2f}" if configuration.units else "")
+        else:
+            row += [""] * 5
+        print(f"| {' | '.join(map(str, row))} |")
+    print("\nEstimates: upper bounds from the longest way through the main loop, not measured.\n")
+    for configuration, one in reports:
+        for card in (card for card in CARDS if card.arch == one.arch and one.main_loop and configuration.units):
+            found = estimate(one.main_loop.path, configuration.units, configuration.unit, card)
+            print(f"- {configuration.name}, {card.name} (estimate): {found.working}")
+    for configuration, one in reports if loops else ():
+        print(f"\n{configuration.name}, sm_{one.arch}:")
+        for loop in one.loops:
+            mark = ", main" if loop == one.main_loop else ""
+            print(f"- {'  ' * loop.depth}{loop.first:#06x} to {loop.last:#06x}{mark}, {loop.body} instructions; of its own "
+                  f"{loop.own.total()}: " + ", ".join(f"{count} {opcode}" for opcode, count in loop.own.most_common()))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="What the machine code of the CUDA kernels says, as Markdown")
+    parser.add_argument("--arch", type=int, nargs="+", default=ARCHITECTURES, choices=ARCHITECTURES)
+    parser.add_argument("--loops", action="store_true", help="print each loop with its opcodes")
+    arguments = parser.parse_args(argv)
+    _print_tables(KERNELS, arguments.arch, arguments.loops)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

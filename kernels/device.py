@@ -1,0 +1,212 @@
+"""Where kernels run: on a CUDA card through CuPy, which only this file imports, or on the CPU emulator.
+
+Host code is written against `Device.xp`, cupy or numpy, and launches what `kernels.source.load` gives it: the same on
+either.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Array = Any
+"""An array of `Device.xp`."""
+
+Launch = Callable[..., None]
+"""A kernel: called with grid, block, arguments (arrays and numpy scalars) and `shared_mem` in bytes, as CuPy has it."""
+
+
+class DeviceError(ValueError):
+    """A device that is not there, or whose software is not; the message says what to do."""
+
+
+class Module(Protocol):
+    """What a source was compiled to; `cupy.RawModule` is one."""
+
+    def get_function(self, name: str) -> Launch: ...
+
+
+class Device(Protocol):
+    """What kernels are loaded for and launched on. Devices are equal when what was loaded for one serves the other.
+
+    Attributes
+    ----------
+    name
+        "cuda:0", "emulated".
+    xp
+        cupy or numpy.
+    arch
+        Compute capability as in sm_90: 90. The emulator has that of the kernels' paths which it runs.
+    blocks_at_once
+        Multiprocessors: blocks that run side by side, for persistent kernels.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def xp(self) -> ModuleType: ...
+    @property
+    def arch(self) -> int: ...
+    @property
+    def blocks_at_once(self) -> int: ...
+
+    def compile(self, code: str, options: Sequence[str], file: str) -> Module:
+        """Compile a source; errors name `file`."""
+
+    def in_order(self) -> contextlib.AbstractContextManager[object]:
+        """Within it arrays are allocated and kernels launched in the order of the device's stream."""
+
+    def array(self, tensor: Any) -> Array:
+        """A torch tensor of this device, or any other array that speaks DLPack, as an array of `xp`: not a copy."""
+
+    def to_host(self, array: Array) -> npt.NDArray[Any]:
+        """A copy in the host's memory, after everything that is in the stream."""
+
+
+@dataclass(frozen=True)
+class EmulatedDevice:
+    """The CPU, one fiber a CUDA thread: exact, and a thousand times slower than a card. For tests and for teaching.
+
+    Attributes
+    ----------
+    arch
+        Which path of the kernels it takes: 90 and above is the one with DPX instructions.
+    sanitize
+        "address" or "thread": compiled with that sanitizer.
+    """
+
+    arch: int = 90
+    sanitize: str | None = None
+    name: str = "emulated"
+    blocks_at_once: int = 2
+
+    @property
+    def xp(self) -> ModuleType:
+        return np
+
+    def compile(self, code: str, options: Sequence[str], file: str) -> Module:
+        from porestream import emulator
+
+        return emulator.RawModule(code, [*options, f"-DEMULATED_ARCH={self.arch * 10}"], file, self.sanitize)
+
+    def in_order(self) -> contextlib.AbstractContextManager[object]:
+        return contextlib.nullcontext()
+
+    def array(self, tensor: Any) -> Array:
+        return np.from_dlpack(tensor)
+
+    def to_host(self, array: Array) -> npt.NDArray[Any]:
+        return np.asarray(array)
+
+
+@dataclass(frozen=True)
+class CudaDevice:
+    """A card, in one stream of its own or another library's.
+
+    Attributes
+    ----------
+    index
+        Which card.
+    stream
+        A CUDA stream's address, say `torch.cuda.Stream.cuda_stream`; 0: the default stream. All work goes into it, so
+        that what torch puts into it before is done before.
+    allocate, free
+        Where arrays' memory is from: (bytes) -> address, and (address). Give torch's, and both share one pool: memory
+        that one library has freed serves the other. Without them CuPy has its own.
+    """
+
+    index: int = 0
+    stream: int = 0
+    allocate: Callable[[int], int] | None = field(default=None, compare=False)
+    free: Callable[[int], None] | None = field(default=None, compare=False)
+
+    @property
+    def name(self) -> str:
+        return f"cuda:{self.index}"
+
+    @property
+    def xp(self) -> ModuleType:
+        return _cupy()
+
+    @functools.cached_property
+    def arch(self) -> int:
+        return int(_cupy().cuda.Device(self.index).compute_capability)
+
+    @functools.cached_property
+    def blocks_at_once(self) -> int:
+        return int(_cupy().cuda.Device(self.index).attributes["MultiProcessorCount"])
+
+    def compile(self, code: str, options: Sequence[str], file: str) -> Module:
+        return _cupy().RawModule(code=f'#line 1 "{file}"\n{code}', options=tuple(options))  # type: ignore[no-any-return]
+
+    @contextlib.contextmanager
+    def in_order(self) -> Iterator[None]:
+        cupy = _cupy()
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(cupy.cuda.Device(self.index))
+            if self.stream:
+                stack.enter_context(cupy.cuda.ExternalStream(self.stream, self.index))
+            if self._pool is not None:
+                stack.enter_context(cupy.cuda.using_allocator(self._pool.malloc))
+            yield
+
+    @functools.cached_property
+    def _pool(self) -> Any:
+        allocate, free = self.allocate, self.free
+        if allocate is None or free is None:
+            return None
+        return _cupy().cuda.PythonFunctionAllocator(lambda size, _device: allocate(size), lambda at, _device: free(at))
+
+    def array(self, tensor: Any) -> Array:
+        return _cupy().from_dlpack(tensor)
+
+    def to_host(self, array: Array) -> npt.NDArray[Any]:
+        with self.in_order():
+            return _cupy().asnumpy(array)  # type: ignore[no-any-return]
+
+
+def find_kernel_device(name: str, **cuda: Any) -> Device:
+    """The device of kernels called "emulated", "cuda" or "cuda:N"; `cuda` are `CudaDevice`'s other attributes.
+
+    Raises
+    ------
+    DeviceError
+        There is no such device here, or CuPy does not find it.
+    """
+    if name == "emulated":
+        return EmulatedDevice()
+    kind, _, index = name.partition(":")
+    if kind != "cuda" or not (index.isdecimal() or name == "cuda"):
+        raise DeviceError(f"kernels do not run on {name!r}: cuda, cuda:N and emulated are devices")
+    count = cuda_count()
+    if int(index or 0) >= count:
+        raise DeviceError(f"device {name}: CuPy finds {count} cards; docs/gpu.md says how to install it")
+    return CudaDevice(int(index or 0), **cuda)
+
+
+def cuda_count() -> int:
+    """Cards that CuPy finds: none without a driver.
+
+    Raises
+    ------
+    DeviceError
+        CuPy is not installed.
+    """
+    cupy = _cupy()
+    return int(cupy.cuda.runtime.getDeviceCount()) if cupy.cuda.is_available() else 0
+
+
+@functools.cache
+def _cupy() -> ModuleType:
+    try:
+        import cupy
+    except ImportError as error:
+        raise DeviceError(f"kernels on a card need CuPy ({error}): pip install 'porestream[gpu13]', or [gpu12]") from error
+    return cupy  # type: ignore[no-any-return]
