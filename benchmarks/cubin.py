@@ -3,9 +3,9 @@
     python benchmarks/cubin.py                Markdown tables of all KERNELS, on all ARCHITECTURES
     python benchmarks/cubin.py --loops        and each loop with its opcodes
 
-NVRTC compiles, NVIDIA's cuobjdump and nvdisasm read what it made. All three come from PyPI. A loop of interest is
-marked in the source, in a header as well: `// cubin: main loop` on the line of its `for`, `// cubin: end` on the line of
-its closing brace. Nothing here is measured: speeds are upper bounds, and say how they are calculated.
+NVRTC compiles; NVIDIA's cuobjdump and nvdisasm read what it made. All three come from PyPI. A loop of interest is
+marked in the source or in a header: `// cubin: main loop` on the line of its `for`, `// cubin: end` on that of its
+closing brace. Nothing here is measured: speeds are upper bounds, and say how they are calculated.
 """
 
 import argparse
@@ -39,7 +39,9 @@ class SassError(RuntimeError):
     """Machine code does not look as this module expects, or a marked loop is not to be found."""
 
 
-def compile_cubin(source: str, name: str, arch: int, options: Sequence[str] = OPTIONS, headers: Path | None = None) -> bytes:
+def compile_cubin(
+    source: str, name: str, arch: int, options: Sequence[str] = OPTIONS, headers: Path | None = None
+) -> bytes:
     """Machine code of `source` for one architecture, with line numbers, which do not change it.
 
     Parameters
@@ -141,8 +143,9 @@ class Instruction:
 
     @property
     def kind(self) -> str:
-        """The opcode without what follows its first point."""
-        return self.opcode.split(".")[0]
+        """The opcode without what follows its first point, unless that is of packed numbers: VIMNMX.U16x2."""
+        name, *rest = self.opcode.split(".")
+        return ".".join([name, *(part for part in rest if re.fullmatch(r"[SU]?(16x2|8x4)", part))])
 
 
 _INSTRUCTION = re.compile(r"\s+/\*([0-9a-f]{4,})\*/\s+(?:(@!?U?P\w+)\s+)?([A-Z][\w.]*)\s*(.*?)\s*;")
@@ -178,7 +181,7 @@ def disassemble(cubin: bytes, kernel: str) -> list[Instruction]:
             found.append((address, match[2] or "", match[3], match[4], lines))
         annotated = False
     if not found:
-        raise SassError(f"{kernel}: there is no such kernel; is it extern \"C\"?")
+        raise SassError(f"{kernel}: there is no such kernel; is it extern C?")
     instructions = []
     for address, guard, opcode, operands, lines in found:
         names = [name for one, many in _TARGET.findall(operands) for name in (one, *many.split(",")) if name]
@@ -316,20 +319,27 @@ def find_loops(instructions: Sequence[Instruction]) -> list[tuple[Loop, set[int]
         own = body - {node for other, (_, inner) in nests.items() if other != header and inner < body for node in inner}
         last = max([header, *(latches & converged)])
         rare = {node for node in own if node > last or node not in converged}
-        candidates = (body - rare, body)
         ways = None
         if networkx.is_directed_acyclic_graph(forward.subgraph(body)):
-            ways = next(filter(None, (_ways(forward.subgraph(part), header, latches, own) for part in candidates)), None)
-        path, shortest = ways or (own, len(own))  # a loop with two entries has no order: all of it counts
-
-        def opcodes(nodes: Iterable[int]) -> Counter[str]:
-            return Counter(instructions[node].kind for node in nodes)
-
-        depth = sum(body < inner for _, inner in nests.values())
-        addresses = instructions[header].address, instructions[last].address
-        loop = Loop(*addresses, depth, len(body), opcodes(own - rare), opcodes(rare), opcodes(path), shortest)
+            each = (_ways(forward.subgraph(part), header, latches, own) for part in (body - rare, body))
+            ways = next(filter(None, each), None)
+        path, shortest = ways or (own, len(own))  # inside are jumps into the middle of a loop: all of it counts
+        loop = Loop(
+            first=instructions[header].address,
+            last=instructions[last].address,
+            depth=sum(body < around for _, around in nests.values()),
+            body=len(body),
+            own=_opcodes(instructions, own - rare),
+            out_of_line=_opcodes(instructions, rare),
+            path=_opcodes(instructions, path),
+            shortest=shortest,
+        )
         found.append((loop, body))
     return sorted(found, key=lambda pair: (pair[0].first, pair[0].depth))
+
+
+def _opcodes(instructions: Sequence[Instruction], chosen: Iterable[int]) -> Counter[str]:
+    return Counter(instructions[index].kind for index in chosen)
 
 
 def find_main_loop(
@@ -337,9 +347,9 @@ def find_main_loop(
 ) -> Loop | None:
     """The loop of a mark; None where no instruction is of a marked line.
 
-    Of all marks and loops it is the pair with the most lines in common: instructions both in the loop and of the mark's
-    lines, in shares of those in either. A loop whose branch back is of the mark's lines goes before all whose is not, for
-    a loop around the marked one can consist of it almost entirely. Of equal copies of a loop it is the first.
+    Of all marks and loops it is the pair with the most in common: instructions that are in the loop and of the mark's
+    lines, in shares of those that are either. Loops whose branch back is of the mark's lines go before those whose is
+    not, for a loop around the marked one can consist of it almost entirely. Of equal copies of a loop it is the first.
 
     Raises
     ------
@@ -407,7 +417,9 @@ class KernelReport:
         return bool(self.stack_bytes or self.spill_store_bytes or self.spill_load_bytes)
 
     def instructions_per(self, units: float) -> float:
-        """Instructions that a lane issues for one of `units` made in an iteration of the main loop, on its longest way.
+        """Instructions that a warp issues for one cell, on the longest way through the main loop.
+
+        In an iteration each of the warp's 32 lanes makes `units` cells, or whatever is counted.
 
         Raises
         ------
@@ -416,7 +428,7 @@ class KernelReport:
         """
         if self.main_loop is None:
             raise SassError(f"{self.kernel}: no loop is marked: '// cubin: main loop' ... '// cubin: end'")
-        return self.main_loop.path.total() / units
+        return self.main_loop.path.total() / (units * WARP)
 
 
 def report(cubin: bytes, kernel: str, marks: Sequence[Mark] = ()) -> KernelReport:
@@ -529,7 +541,7 @@ def occupancy(arch: int, registers: int, block_threads: int, shared_bytes: int =
 
 
 ISSUE_LANES = 4 * WARP
-"""A clock an SM: four schedulers of one warp instruction each (Programming Guide; tuning guides of each architecture)."""
+"""A clock an SM: four schedulers of one warp instruction each (whitepapers of A100, H100 and RTX Blackwell)."""
 LANES = {
     80: {"alu": 64, "imad": 64, "fma": 64, "half": 128, "double": 32},
     90: {"alu": 64, "imad": 64, "fma": 128, "half": 128, "double": 64},
@@ -539,11 +551,11 @@ LANES = {
 """Lanes a clock an SM for each class of opcodes.
 
 CUDA C++ Best Practices Guide 13, 12.1.1, "Throughput of Native Arithmetic Instructions": integer add, compare, minimum,
-shift and logic share 64 lanes, but on 12.0 integer add and minimum have 128; integer multiply-add has 64 of the FMA
-pipe's; two-way half precision counts once an instruction.
+shift and logic have 64 lanes, which they are taken to share; on 12.0 integer add, minimum and maximum have 128. An
+instruction of two-way half precision counts once.
 """
 COMMON_LANES = {"shuffle": 32, "reduce": 16, "special": 16, "memory": 32}
-"""The same table: warp shuffle, warp reduce, functions and conversions; shared memory has 32 banks of one word a clock."""
+"""The same table: warp shuffle, warp reduce, functions and conversions. Shared memory: 32 banks of a word a clock."""
 _CLASSES = {
     "imad": "IMAD IMUL IDP",
     "fma": "FFMA FADD FMUL FFMA2 FADD2 FMUL2",
@@ -551,11 +563,11 @@ _CLASSES = {
     "double": "DFMA DADD DMUL DSETP",
     "shuffle": "SHFL",
     "reduce": "REDUX CREDUX",
-    "special": "MUFU I2F F2I F2F POPC FLO BREV",
+    "special": "MUFU I2F F2I F2F FRND POPC FLO BREV",
     "memory": "LD LDG LDS LDL LDSM LDGSTS ST STG STS STL STSM ATOM ATOMG ATOMS RED REDG",
     "add": "IADD IADD3 VIADD IMNMX VIMNMX VIMNMX3",
-    "issue": "BRA BRX JMP JMX BSSY BSYNC BREAK BMOV EXIT RET CALL WARPSYNC ENDCOLLECTIVE NOP BAR DEPBAR NANOSLEEP YIELD "
-    "S2R CS2R S2UR R2UR LDC LDCU MEMBAR CCTL ERRBAR",
+    "issue": "BRA BRX JMP JMX BSSY BSYNC BREAK BMOV EXIT RET CALL WARPSYNC ENDCOLLECTIVE NOP BAR DEPBAR NANOSLEEP "
+    "YIELD S2R CS2R S2UR R2UR LDC LDCU MEMBAR CCTL ERRBAR",
 }
 _CLASS_OF = {opcode: name for name, opcodes in _CLASSES.items() for opcode in opcodes.split()}
 
@@ -563,8 +575,8 @@ _CLASS_OF = {opcode: name for name, opcodes in _CLASSES.items() for opcode in op
 def pipe(opcode: str, arch: int) -> str:
     """The class of LANES or COMMON_LANES that an opcode goes through; "issue": it only has to be issued.
 
-    Opcodes of the uniform datapath, which begin with U, are of the latter. What is unknown here is "alu", the slowest of
-    the common ones.
+    Opcodes of the uniform datapath, which begin with U, are of the latter. What is unknown here is taken for "alu",
+    such as additions and maxima of packed numbers, whose rates NVIDIA does not state.
     """
     name = _CLASS_OF.get(opcode, "issue" if opcode.startswith("U") else "alu")
     return "alu" if name == "add" and "add" not in LANES[arch] else name
@@ -587,8 +599,7 @@ CARDS = (
     Card("RTX 5090", 120, 170, 2.407),
     Card("RTX PRO 6000 Blackwell", 120, 188, 2.617),
 )
-"""NVIDIA's whitepapers of A100, H100 (v1.04, Table 3) and RTX Blackwell; B200 and RTX PRO 6000 as cards report themselves.
-"""
+"""NVIDIA's whitepapers of A100, H100 (v1.04, Table 3) and RTX Blackwell; B200 and RTX PRO 6000: as users report."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -681,35 +692,47 @@ KERNELS: list[Configuration] = []
 """All that the service builds."""
 
 
+_COLUMNS = (
+    "kernel|sm|registers|stack, B|spilled, B: stored, loaded|shared, B|constant, B|warps an SM|limited by|instructions|"
+    "main loop: own|out of line|longest way|shortest way|a warp's instructions"
+)
+
+
+def _row(configuration: Configuration, found: KernelReport) -> list[object]:
+    shared = found.static_shared_bytes + configuration.dynamic_shared_bytes
+    held = occupancy(found.arch, found.registers, configuration.block_threads, shared)
+    row = [configuration.name, found.arch, found.registers, found.stack_bytes]
+    row += [f"{found.spill_store_bytes}, {found.spill_load_bytes}", shared, sum(found.constant_bytes.values())]
+    row += [f"{held.warps} of {held.max_warps}", held.limited_by, found.instructions]
+    if (loop := found.main_loop) is None:
+        return [*row, *[""] * 5]
+    row += [loop.own.total(), loop.out_of_line.total(), loop.path.total(), loop.shortest]
+    units = configuration.units
+    return [*row, f"{found.instructions_per(units):.2f} a {configuration.unit}" if units else ""]
+
+
 def _print_tables(configurations: Sequence[Configuration], architectures: Sequence[int], loops: bool) -> None:
-    reports = [(one, one.report(one.compile(arch))) for one in configurations for arch in architectures]
-    header = "kernel|sm|registers|stack B|spilled B: stores, loads|shared B|constant B|warps|limited by|instructions"
-    header += "|main loop: own|out of line|longest way|shortest|a unit"
-    columns = header.split("|")
+    found = [(one, one.report(one.compile(arch))) for one in configurations for arch in architectures]
+    columns = _COLUMNS.split("|")
+    print("NVRTC {}.{}\n".format(*nvrtc.nvrtcVersion()[1:]))
     print(f"| {' | '.join(columns)} |\n|{' --- |' * len(columns)}")
-    for configuration, one in reports:
-        shared = one.static_shared_bytes + configuration.dynamic_shared_bytes
-        held = occupancy(one.arch, one.registers, configuration.block_threads, shared)
-        row = [configuration.name, one.arch, one.registers, one.stack_bytes]
-        row += [f"{one.spill_store_bytes}, {one.spill_load_bytes}", shared, sum(one.constant_bytes.values())]
-        row += [f"{held.warps} of {held.max_warps}", held.limited_by, one.instructions]
-        if loop := one.main_loop:
-            row += [loop.own.total(), loop.out_of_line.total(), loop.path.total(), loop.shortest]
-            row.append(f"{one.instructions_per(configuration.units):.2f}" if configuration.units else "")
-        else:
-            row += [""] * 5
-        print(f"| {' | '.join(map(str, row))} |")
-    print("\nEstimates: upper bounds from the longest way through the main loop, not measured.\n")
-    for configuration, one in reports:
-        for card in (card for card in CARDS if card.arch == one.arch and one.main_loop and configuration.units):
-            found = estimate(one.main_loop.path, configuration.units, configuration.unit, card)
-            print(f"- {configuration.name}, {card.name} (estimate): {found.working}")
-    for configuration, one in reports if loops else ():
-        print(f"\n{configuration.name}, sm_{one.arch}:")
+    for configuration, one in found:
+        print(f"| {' | '.join(map(str, _row(configuration, one)))} |")
+    print("\nEstimates, not measurements: upper bounds from the longest way through an iteration of the main loop.\n")
+    for configuration, one in found:
+        for card in CARDS if one.main_loop and configuration.units else ():
+            if card.arch == one.arch:
+                working = estimate(one.main_loop.path, configuration.units, configuration.unit, card).working
+                print(f"- {configuration.name}, {card.name} (estimate): {working}")
+    for configuration, one in found if loops else ():
+        print(f"\n{configuration.name}, sm_{one.arch}:\n")
         for loop in one.loops:
-            mark = ", main" if loop == one.main_loop else ""
-            print(f"- {'  ' * loop.depth}{loop.first:#06x} to {loop.last:#06x}{mark}, {loop.body} instructions; of its own "
-                  f"{loop.own.total()}: " + ", ".join(f"{count} {opcode}" for opcode, count in loop.own.most_common()))
+            opcodes = ", ".join(f"{count} {opcode}" for opcode, count in loop.own.most_common())
+            mark = " (main)" if loop == one.main_loop else ""
+            print(
+                f"{'  ' * loop.depth}- {loop.first:#06x} to {loop.last:#06x}{mark}: {loop.body} instructions; "
+                f"its own, in line, {loop.own.total()}: {opcodes}"
+            )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

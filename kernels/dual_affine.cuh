@@ -126,9 +126,9 @@ struct Directions {
     __device__ __forceinline__ void add(int w, const unsigned (&came)[4], const unsigned (&extends)[4])
     {
 #pragma unroll
-        for (int k = 3; k >= 0; --k) word[w >> 2] = __funnelshift_l(extends[k], word[w >> 2], 1);
+        for (int k = 0; k < 4; ++k) word[w >> 2] = __funnelshift_l(extends[3 - k], word[w >> 2], 1);
 #pragma unroll
-        for (int k = 3; k >= 0; --k) word[w >> 2] = __funnelshift_l(came[k], word[w >> 2], 1);
+        for (int k = 0; k < 4; ++k) word[w >> 2] = __funnelshift_l(came[3 - k], word[w >> 2], 1);
     }
 #endif
 };
@@ -153,7 +153,8 @@ __device__ __forceinline__ void update(unsigned score, unsigned& h, unsigned& e1
     const unsigned diagonal = h + score * STEP;
     h = most_of_five(diagonal, e1, f1, e2, f2);
     // A gap extends where that is worth more than opening it here; with `right` also where it is worth the same.
-    const unsigned extend1 = (HALF + FIRST1 - NEXT1) * ONE + right_one, extend2 = (HALF + FIRST2 - NEXT2) * ONE + right_one;
+    const unsigned extend1 = (HALF + (unsigned)(FIRST1 - NEXT1)) * ONE + right_one;
+    const unsigned extend2 = (HALF + (unsigned)(FIRST2 - NEXT2)) * ONE + right_one;
     const unsigned came[4] = {h - (right ? f2 : diagonal) + HALF * ONE, h - e1 + HALF * ONE, h - f1 + HALF * ONE, h - e2 + HALF * ONE};
     const unsigned extends[4] = {e1 - h + extend1, f1 - h + extend1, e2 - h + extend2, f2 - h + extend2};
     directions.add(w, came, extends);

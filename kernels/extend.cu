@@ -43,22 +43,19 @@ __device__ __forceinline__ void step(Band& band, int lane, bool right, unsigned 
     unsigned beyond1 = PARITY ? __shfl_down_sync(ALL, band.f1[OTHER][0], 1) : __shfl_up_sync(ALL, band.e1[OTHER][N - 1], 1);
     unsigned beyond2 = PARITY ? __shfl_down_sync(ALL, band.f2[OTHER][0], 1) : __shfl_up_sync(ALL, band.e2[OTHER][N - 1], 1);
     if (lane == (PARITY ? 31 : 0)) beyond1 = beyond2 = FLOOR * ONE;
+    Directions found[GROUPS];
 #pragma unroll
-    for (int g = 0; g < GROUPS; ++g) {
-        Directions found;
-        const unsigned compared = compare(band.rows[g], band.columns[g]);
-#pragma unroll
-        for (int r = 0; r < WORDS; ++r) {
-            const int w = g * WORDS + r;
-            unsigned e1 = PARITY ? band.e1[OTHER][w] : left_of(band.e1[OTHER], w, beyond1);
-            unsigned e2 = PARITY ? band.e2[OTHER][w] : left_of(band.e2[OTHER], w, beyond2);
-            unsigned f1 = PARITY ? right_of(band.f1[OTHER], w, beyond1) : band.f1[OTHER][w];
-            unsigned f2 = PARITY ? right_of(band.f2[OTHER], w, beyond2) : band.f2[OTHER][w];
-            update(score_of(compared, r), band.h[PARITY][w], e1, e2, f1, f2, right, right_one, r, found);
-            band.e1[PARITY][w] = e1, band.e2[PARITY][w] = e2, band.f1[PARITY][w] = f1, band.f2[PARITY][w] = f2;
-        }
-        directions[g * 32] = make_uint2(found.word[0], found.word[1]);
+    for (int w = 0; w < N; ++w) {
+        unsigned e1 = PARITY ? band.e1[OTHER][w] : left_of(band.e1[OTHER], w, beyond1);
+        unsigned e2 = PARITY ? band.e2[OTHER][w] : left_of(band.e2[OTHER], w, beyond2);
+        unsigned f1 = PARITY ? right_of(band.f1[OTHER], w, beyond1) : band.f1[OTHER][w];
+        unsigned f2 = PARITY ? right_of(band.f2[OTHER], w, beyond2) : band.f2[OTHER][w];
+        const unsigned score = score_of(compare(band.rows[w / WORDS], band.columns[w / WORDS]), w % WORDS);
+        update(score, band.h[PARITY][w], e1, e2, f1, f2, right, right_one, w % WORDS, found[w / WORDS]);
+        band.e1[PARITY][w] = e1, band.e2[PARITY][w] = e2, band.f1[PARITY][w] = f1, band.f2[PARITY][w] = f2;
     }
+#pragma unroll
+    for (int g = 0; g < GROUPS; ++g) directions[g * 32] = make_uint2(found[g].word[0], found[g].word[1]);
     if (PARITY == 0) {  // the columns' window moves on by a base
 #pragma unroll
         for (int g = 0; g < GROUPS; ++g)
@@ -66,8 +63,10 @@ __device__ __forceinline__ void step(Band& band, int lane, bool right, unsigned 
         band.next_columns >>= 4;
     } else {
 #pragma unroll
-        for (int g = GROUPS - 1; g >= 0; --g)
+        for (int k = 0; k < GROUPS; ++k) {  // NVRTC does not unroll a loop that counts down
+            const int g = GROUPS - 1 - k;
             band.rows[g] = __funnelshift_l(g ? band.rows[g ? g - 1 : 0] : band.next_rows, band.rows[g], 4);
+        }
         band.next_rows <<= 4;
     }
 }
@@ -77,8 +76,8 @@ __device__ __forceinline__ int place_of(const unsigned (&words)[N], unsigned val
 {
     int mine = R;
 #pragma unroll
-    for (int c = R - 1; c >= 0; --c)
-        if (cell_of(words + c / 8 * WORDS, c % 8) == value) mine = c;
+    for (int c = 0; c < R; ++c)
+        if (mine == R && cell_of(words + c / 8 * WORDS, c % 8) == value) mine = c;
     const unsigned have = __ballot_sync(ALL, mine < R);
     const int winner = __ffs(have) - 1;
     return R * winner + __shfl_sync(ALL, mine, winner);
@@ -167,10 +166,8 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) extend(
             band.h[side][w] = band.e1[side][w] = band.e2[side][w] = band.f1[side][w] = band.f2[side][w] = FLOOR * ONE;
 #pragma unroll
     for (int c = 0; c < R; ++c)  // where both begin: as if something had matched before
-        if (d0 + 2 * c == 0) {
-            const int w = c / 8 * WORDS + (PACKED ? c % 4 : c % 8);
-            band.h[0][w] += (unsigned)(TARGET - FLOOR) << (PACKED ? 16 * (c % 8 / 4) : 0);
-        }
+        band.h[0][c / 8 * WORDS + (PACKED ? c % 4 : c % 8)] +=
+            (d0 + 2 * c == 0 ? TARGET - FLOOR : 0u) << (PACKED ? 16 * (c % 8 / 4) : 0);
     int row_word = (-(d0 / 2) + 7) >> 3, column_word = (d0 / 2) >> 3;
 #pragma unroll
     for (int g = 0; g < GROUPS; ++g) {
@@ -188,7 +185,8 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) extend(
 #pragma unroll
     for (int w = 0; w < N; ++w) best.words[w] = 0;
     int level = TARGET, dropped = 0, row_end_score = INT_MIN, row_end_column = 0, corner_score = INT_MIN;
-    const int last = task.rows + task.columns;
+    const int corner = task.rows + task.columns;  // the anti-diagonal of both ends; the band may end before
+    const int last = min(corner, min(2 * task.rows + first + 64 * R - 1, 2 * task.columns - first));
     // Up to there the whole band lies before the last row and the last column.
     const int near_end = min(2 * task.rows + first - 2, 2 * task.columns - (first + 64 * R) - 2);
     uint2* out = (uint2*)(directions + task.directions) + lane;
@@ -209,7 +207,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) extend(
                 found = (int)cell_of(band.h[PARITY] + k / 8 * WORDS, k % 8) - level;                                       \
         found = __reduce_max_sync(ALL, found);                                                                             \
         if (found > row_end_score) row_end_score = found, row_end_column = a - task.rows;                                  \
-        if (a == last) corner_score = found;                                                                               \
+        if (a == corner) corner_score = found;                                                                              \
         if (follows) {                                                                                                     \
             unsigned masked[N];                                                                                            \
             inside(band.h[PARITY], masked, i0, j0, task);                                                                  \

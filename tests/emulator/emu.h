@@ -57,6 +57,9 @@
 #define EMU_STACK_KIB 64
 #endif
 
+// Where a fiber gives way, others write memory: g++ must not conclude from the body that shared arrays stay as they were.
+#define EMU_OPAQUE EMU_RUNTIME __attribute__((noipa))
+
 // ---- Qualifiers ---------------------------------------------------------------------------------------------------------
 #define __global__
 #define __device__
@@ -109,31 +112,6 @@ struct dim3 {
     unsigned x, y, z;
     constexpr dim3(unsigned a = 1, unsigned b = 1, unsigned c = 1) : x(a), y(b), z(c) {}
 };
-
-// ---- The switch: callee-saved registers go on the old stack, the stack pointer changes, and they come off the new one ---
-asm(R"(.text
-.globl emu_swap
-.hidden emu_swap
-.type emu_swap,@function
-emu_swap:
- pushq %rbp
- pushq %rbx
- pushq %r12
- pushq %r13
- pushq %r14
- pushq %r15
- movq %rsp,(%rdi)
- movq %rsi,%rsp
- popq %r15
- popq %r14
- popq %r13
- popq %r12
- popq %rbx
- popq %rbp
- ret
-.size emu_swap,.-emu_swap
-)");
-extern "C" __attribute__((visibility("hidden"))) void emu_swap(void** save_sp, void* new_sp);
 
 // The linker names the ends of the section that holds the static shared arrays; without any, both are null.
 extern "C" __attribute__((weak, visibility("hidden"))) char __start_emu_shared[], __stop_emu_shared[];
@@ -204,6 +182,29 @@ alignas(1024) static char dynamic_shared[MAX_SHARED_BYTES];
 EMU_RUNTIME inline Fiber& self() { return M.fiber[M.current]; }
 EMU_RUNTIME inline int lane() { return self().lane; }
 
+// ---- The switch -----------------------------------------------------------------------------------------------------------
+// The stack pointer changes, and the registers that a call would keep are the compiler's to save. Inline, and a jump where
+// C would return, for the sake of branch prediction: fibers mostly wait at the same place, so the jump's target is known.
+EMU_RUNTIME inline __attribute__((always_inline)) void swap_stacks(void** save_sp, void* new_sp) {
+    asm volatile(
+        "subq $128, %%rsp\n"   // the red zone
+        "pushq %%rbp\n"
+        "leaq 1f(%%rip), %%rax\n"
+        "pushq %%rax\n"
+        "movq %%rsp, (%[save])\n"
+        "movq %[to], %%rsp\n"
+        "popq %%rax\n"
+        "jmpq *%%rax\n"
+        "1:\n"
+        "popq %%rbp\n"
+        "addq $128, %%rsp\n"
+        : [save] "+D"(save_sp), [to] "+S"(new_sp)
+        :
+        : "rax", "rbx", "rcx", "rdx", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15", "memory", "cc", "xmm0", "xmm1",
+          "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10", "xmm11", "xmm12", "xmm13", "xmm14",
+          "xmm15");
+}
+
 // ---- Scheduling -----------------------------------------------------------------------------------------------------------
 EMU_RUNTIME inline void jump(void** save_sp, unsigned to) {
     M.current = to;
@@ -211,7 +212,7 @@ EMU_RUNTIME inline void jump(void** save_sp, unsigned to) {
 #ifdef __SANITIZE_THREAD__
     __tsan_switch_to_fiber(M.tsan[to], __tsan_switch_to_fiber_no_sync);
 #endif
-    emu_swap(save_sp, M.fiber[to].sp);
+    swap_stacks(save_sp, M.fiber[to].sp);
 }
 
 [[noreturn]] EMU_RUNTIME inline void leave_block() {
@@ -219,7 +220,7 @@ EMU_RUNTIME inline void jump(void** save_sp, unsigned to) {
     __tsan_switch_to_fiber(M.main_tsan, 0);
 #endif
     void* never_resumed;
-    emu_swap(&never_resumed, M.main_sp);
+    swap_stacks(&never_resumed, M.main_sp);
     __builtin_unreachable();
 }
 
@@ -315,7 +316,7 @@ EMU_RUNTIME inline void open_barrier() {
 }
 
 // Returns how many threads of the block voted.
-EMU_RUNTIME inline int block_barrier(bool vote, Site site) {
+EMU_OPAQUE inline int block_barrier(bool vote, Site site) {
     Fiber& me = self();
     [[maybe_unused]] const char* clock = &M.barrier_clock[M.generation & 1];
     if (!M.at_barrier)
@@ -361,7 +362,7 @@ struct Nothing {
 };
 
 template <class Deal>
-EMU_RUNTIME inline uint64_t warp_collective(Collective kind, unsigned mask, uint64_t value, unsigned source, Site site) {
+EMU_OPAQUE inline uint64_t warp_collective(Collective kind, unsigned mask, uint64_t value, unsigned source, Site site) {
     Fiber& me = self();
     Warp& warp = M.warp[me.warp];
     Fiber* base = &M.fiber[me.warp * 32];
@@ -460,10 +461,8 @@ EMU_RUNTIME inline void run_block(unsigned shared_bytes) {
         f.warp = uint8_t(i >> 5);
         f.site = {nullptr, 0};
         M.thread[i] = {i % M.block.x, i / M.block.x % M.block.y, i / (M.block.x * M.block.y)};
-        void** sp = reinterpret_cast<void**>(M.stacks + STACK_BYTES * (i + 1)) - 2;   // aligned to 16 after the `ret`
+        void** sp = reinterpret_cast<void**>(M.stacks + STACK_BYTES * (i + 1)) - 2;   // aligned as after a call
         *sp = reinterpret_cast<void*>(&fiber_main);
-        sp -= 6;
-        memset(sp, 0, 6 * sizeof *sp);
         f.sp = sp;
     }
     M.alive = M.threads;

@@ -1,0 +1,232 @@
+"""What the kernels of base-level alignment share: scores, tasks, how many fit at once, and what they give back."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+
+import numpy as np
+import numpy.typing as npt
+
+from porestream.kernels.device import Array, Device
+from porestream.kernels.pack import COLUMNS_OUTSIDE, ROWS_OUTSIDE, Pieces, pack_bases, packed_words
+
+NOT_REACHED = np.iinfo(np.int32).min
+WORD_BYTES = 4
+STEP_WORDS = 64
+"""Words of directions that a warp writes for eight cells a lane: a byte a cell."""
+
+RIGHT, GLOBAL, COLUMNS_ARE_QUERY, FORWARD = 1, 2, 4, 8  # dual_affine.cuh
+
+_TASK = np.dtype(
+    [(name, "i8") for name in ("row_words", "column_words", "directions", "cigar")]
+    + [(name, "i4") for name in ("rows", "columns", "first_diagonal", "flags")]
+)
+_RESULT_FIELDS = "score", "row", "column", "dropped", "row_end_score", "row_end_column", "corner_score", "operations"
+_RESULT = np.dtype([(name, "i4") for name in _RESULT_FIELDS])
+_PACKED_SPREAD = 19_000
+"""By how much scores of one anti-diagonal may differ in 15 bits: TARGET less FLOOR and what long gaps gain in INTERVAL."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scoring:
+    """Dual affine scores, all positive: a gap of k bases costs the less of open + k * extend and the same of the long.
+
+    The defaults are those of minimap2's presets map-ont and lr:hq (options.c, mm_mapopt_init).
+
+    Raises
+    ------
+    ValueError
+        The kernels take scores with match = mismatch - 2 * ambiguous, and an even mismatch.
+    """
+
+    match: int = 2
+    mismatch: int = 4
+    ambiguous: int = 1
+    open1: int = 4
+    extend1: int = 2
+    open2: int = 24
+    extend2: int = 1
+
+    def __post_init__(self) -> None:
+        if self.match != self.mismatch - 2 * self.ambiguous or self.mismatch % 2 or self.match < 1 or self.ambiguous < 0:
+            raise ValueError(
+                f"the kernels need match = mismatch - 2 * ambiguous and an even mismatch, not {self.match}, "
+                f"{self.mismatch}, {self.ambiguous}: minimap2's are 2, 4, 1"
+            )
+        if not (self.open1 <= self.open2 and self.extend1 >= self.extend2 >= 1):
+            raise ValueError(f"the second gap cost must open dearer and extend cheaper than the first: {self}")
+
+    def macros(self) -> dict[str, int]:
+        """For the compiler."""
+        return {field.name.upper(): getattr(self, field.name) for field in fields(self)}
+
+    def fits_packed(self, cells: int) -> bool:
+        """Whether 15 bits hold all scores of an anti-diagonal of so many cells.
+
+        A cell is worth no less than any other k rows away, less a gap of k (twice: the one that leads to it and the one
+        that the other path saves), less k matches.
+        """
+        return self.open2 + (2 * self.extend2 + self.match) * cells < _PACKED_SPREAD
+
+
+MINIMAP2 = Scoring()
+
+
+@dataclass(frozen=True, slots=True)
+class Alignments:
+    """What tasks gave, in the host's memory.
+
+    Attributes
+    ----------
+    score_N
+        int32; `NOT_REACHED` where the band of a task to both ends does not hold them.
+    query_N, target_N
+        Bases that the alignment consumes, int32.
+    dropped_N
+        Whether the z-drop test ended it, bool.
+    cigar, offset_N
+        uint32, BAM's encoding, of all tasks; task i has cigar[offset_N[i] : offset_N[i + 1]]. In the order of the
+        target's positions, also where the task went backwards.
+    """
+
+    score_N: npt.NDArray[np.int32]
+    query_N: npt.NDArray[np.int32]
+    target_N: npt.NDArray[np.int32]
+    dropped_N: npt.NDArray[np.bool_]
+    cigar: npt.NDArray[np.uint32]
+    offset_N: npt.NDArray[np.int64]
+
+    def cigar_of(self, task: int) -> npt.NDArray[np.uint32]:
+        """One task's."""
+        return self.cigar[self.offset_N[task] : self.offset_N[task + 1]]
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """A batch of tasks as a kernel has them.
+
+    Attributes
+    ----------
+    rows, columns
+        Their sequences.
+    direction_words_N
+        That each one's directions take, int64.
+    first_diagonal_N, flags_N
+        Of `Task`, int32.
+    rows_reversed
+        Which of the two sequences has the nibbles of its words reversed: rows, or columns.
+    """
+
+    rows: Pieces
+    columns: Pieces
+    direction_words_N: npt.NDArray[np.int64]
+    first_diagonal_N: npt.NDArray[np.int32]
+    flags_N: npt.NDArray[np.int32]
+    rows_reversed: bool
+
+    def bytes_N(self) -> npt.NDArray[np.int64]:
+        """What each task takes of the device's memory, but for the pools of codes."""
+        rows_N, columns_N = self.rows.length_N, self.columns.length_N
+        packed_N = packed_words(rows_N, self.rows_reversed) + packed_words(columns_N, not self.rows_reversed)
+        words_N = self.direction_words_N + packed_N + cigar_words(rows_N, columns_N)
+        return WORD_BYTES * words_N + _TASK.itemsize + _RESULT.itemsize + 2 * 32 + 8 * 5  # pieces; compact_cigars
+
+    def take(self, tasks: npt.NDArray[np.integer]) -> "Layout":
+        """Some of the tasks."""
+        of_task = (self.direction_words_N, self.first_diagonal_N, self.flags_N)
+        return Layout(
+            self.rows.take(tasks), self.columns.take(tasks), *(values[tasks] for values in of_task), self.rows_reversed
+        )
+
+
+def cigar_words(rows_N: npt.NDArray[np.int32], columns_N: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
+    """Most operations that a CIGAR can have: before, between and after matches an insertion and a deletion."""
+    rows_N, columns_N = rows_N.astype(np.int64), columns_N.astype(np.int64)
+    return np.minimum(3 * np.minimum(rows_N, columns_N) + 2, rows_N + columns_N)
+
+
+def batches(bytes_N: npt.NDArray[np.int64], memory_bytes: int) -> Iterator[npt.NDArray[np.int64]]:
+    """Tasks, largest first, in batches that fit: those of one batch then take about as long.
+
+    Raises
+    ------
+    MemoryError
+        One task alone does not fit; the message says what it needs.
+    """
+    if len(bytes_N) == 0:
+        return
+    order = np.argsort(-bytes_N, kind="stable")
+    if bytes_N[order[0]] > memory_bytes:
+        raise MemoryError(f"an alignment task needs {bytes_N[order[0]]:,} bytes, and {memory_bytes:,} are for a batch")
+    first, taken = 0, 0
+    for place, size in enumerate(bytes_N[order].tolist()):
+        if taken + size > memory_bytes:
+            yield order[first:place]
+            first, taken = place, 0
+        taken += size
+    yield order[first:]
+
+
+def run_batch(
+    device: Device, layout: Layout, launch: Callable[[Array, Array, Array, Array, Array, int], None]
+) -> tuple[npt.NDArray[np.void], npt.NDArray[np.uint32], npt.NDArray[np.int64]]:
+    """Pack the sequences, align and walk back by `launch(tasks, results, bases, directions, cigars, count)`.
+
+    Returns
+    -------
+    results
+        As the kernels have them.
+    cigar, offset_N
+        As of `Alignments`.
+    """
+    xp, count = device.xp, len(layout.flags_N)
+    table = np.zeros(count, _TASK)
+    table["rows"], table["columns"] = layout.rows.length_N, layout.columns.length_N
+    row_words_N = packed_words(layout.rows.length_N, layout.rows_reversed)
+    column_words_N = packed_words(layout.columns.length_N, not layout.rows_reversed)
+    starts = _starts(np.concatenate([row_words_N, column_words_N]))
+    table["row_words"], table["column_words"] = starts[:count], starts[count:-1]
+    directions_N, cigars_N = (
+        _starts(words) for words in (layout.direction_words_N, cigar_words(table["rows"], table["columns"]))
+    )
+    table["directions"], table["cigar"] = directions_N[:-1], cigars_N[:-1]
+    table["first_diagonal"], table["flags"] = layout.first_diagonal_N, layout.flags_N
+    with device.in_order():
+        bases = xp.empty(int(starts[-1]), np.uint32)
+        for pieces, first_N, is_reversed, outside in (
+            (layout.rows, starts[:count], layout.rows_reversed, ROWS_OUTSIDE),
+            (layout.columns, starts[count:-1], not layout.rows_reversed, COLUMNS_OUTSIDE),
+        ):
+            pack_bases(device, pieces, bases, first_N, reversed_nibbles=is_reversed, outside=outside)
+        tasks, results = xp.asarray(table.view(np.uint8)), xp.empty(count * _RESULT.itemsize, np.uint8)
+        directions = xp.empty(int(directions_N[-1]), np.uint32)
+        cigars = xp.empty(int(cigars_N[-1]), np.uint32)
+        launch(tasks, results, bases, directions, cigars, count)
+        found = device.to_host(results).view(_RESULT)
+        cigar, offset_N = compact_cigars(device, cigars, cigars_N[:-1], found["operations"], layout.flags_N)
+    return found, cigar, offset_N
+
+
+def compact_cigars(
+    device: Device,
+    cigars: Array,
+    start_N: npt.NDArray[np.int64],
+    operations_N: npt.NDArray[np.int32],
+    flags_N: npt.NDArray[np.int32],
+) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.int64]]:
+    """CIGARs one after another. The kernels wrote them from the end of the alignment to its start."""
+    xp = device.xp
+    offset_N = _starts(operations_N)
+    if offset_N[-1] == 0:
+        return np.zeros(0, np.uint32), offset_N
+    end_N, first_N, length_N = (xp.asarray(of) for of in (offset_N[1:], start_N, operations_N.astype(np.int64)))
+    place = xp.arange(int(offset_N[-1]))
+    task = xp.searchsorted(end_N, place, side="right")
+    in_task = place - (end_N - length_N)[task]
+    forward = xp.asarray((flags_N & FORWARD) != 0)[task]
+    source = first_N[task] + xp.where(forward, length_N[task] - 1 - in_task, in_task)
+    return device.to_host(cigars[source]), offset_N
+
+
+def _starts(sizes: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
+    """Where each begins when they lie one after another, and where the last ends."""
+    return np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]).astype(np.int64)
