@@ -30,6 +30,10 @@
 #define ARCH 900
 #endif
 
+#ifndef INT_MIN  // NVRTC has no limits.h
+#define INT_MIN (-2147483647 - 1)
+#endif
+
 namespace {
 static_assert(MATCH == MISMATCH - 2 * AMBIGUOUS && MISMATCH % 2 == 0, "a cell's score must be a multiple of STEP");
 constexpr int DRIFT = MISMATCH / 2, STEP = MISMATCH - AMBIGUOUS;

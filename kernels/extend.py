@@ -1,7 +1,6 @@
 """Alignment in a band of diagonals, from where two sequences begin: to where it scores best, or to both ends (extend.cu)."""
 
 from functools import partial
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,8 +18,7 @@ from porestream.kernels.tasks import (
     Alignments,
     Layout,
     Scoring,
-    batches,
-    run_batch,
+    align_all,
 )
 
 GROUPS = (1, 2, 3)
@@ -97,24 +95,9 @@ class Extender:
             A task does not fit into `memory_bytes`.
         """
         layout, groups_N = self._layout(query, target, np.asarray(band, np.int32), to_ends)
-        count = len(groups_N)
-        found: dict[str, Any] = {name: np.zeros(count, np.int32) for name in ("score", "row", "column", "dropped")}
-        cigars: list[npt.NDArray[np.uint32]] = [np.zeros(0, np.uint32)] * count
-        bytes_N = layout.bytes_N()
-        for groups in GROUPS:
-            chosen = np.flatnonzero(groups_N == groups)
-            for batch in batches(bytes_N[chosen], self.memory_bytes):
-                tasks = chosen[batch]
-                launch = partial(self._launch, groups, _ANY_DROP if zdrop < 0 else zdrop, end_bonus)
-                results, cigar, offset_N = run_batch(self.device, layout.take(tasks), launch)
-                for name, values in found.items():
-                    values[tasks] = results[name]
-                for place, task in enumerate(tasks.tolist()):
-                    cigars[task] = cigar[offset_N[place] : offset_N[place + 1]]
-        offset_N = np.concatenate([[0], np.cumsum([len(cigar) for cigar in cigars])]).astype(np.int64)
-        cigar = np.concatenate([*cigars, np.zeros(0, np.uint32)])
-        return Alignments(
-            found["score"], found["row"], found["column"], found["dropped"].astype(np.bool_), cigar, offset_N
+        limit = _ANY_DROP if zdrop < 0 else zdrop
+        return align_all(
+            self.device, layout, groups_N, lambda groups: partial(self._launch, groups, limit, end_bonus), self.memory_bytes
         )
 
     def _layout(
@@ -127,14 +110,14 @@ class Extender:
         wide_N = np.minimum(band, columns_N) - first_N + 1
         groups_N = (-(-wide_N // _GROUP_DIAGONALS)).astype(np.int32)
         last_N = first_N + _GROUP_DIAGONALS * groups_N - 1
-        steps_N = 1 + np.minimum(
-            rows_N.astype(np.int64) + columns_N, np.minimum(2 * rows_N.astype(np.int64) + last_N, 2 * columns_N.astype(np.int64) - first_N)
-        )
+        rows, columns = rows_N.astype(np.int64), columns_N.astype(np.int64)
+        steps_N = 1 + np.minimum(rows + columns, np.minimum(2 * rows + last_N, 2 * columns - first_N))
         flags_N = np.where(target.backwards_N, RIGHT, FORWARD) | (GLOBAL if to_ends else 0)
         return (
             Layout(
                 query,
                 target,
+                np.zeros(len(rows), np.bool_),
                 steps_N * groups_N * STEP_WORDS,
                 first_N.astype(np.int32),
                 flags_N.astype(np.int32),

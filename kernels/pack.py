@@ -8,11 +8,12 @@ import numpy.typing as npt
 from porestream.kernels.device import Array, Device
 from porestream.kernels.source import load
 
-ROWS_OUTSIDE, COLUMNS_OUTSIDE = 8, 9
+_ROWS_OUTSIDE, _COLUMNS_OUTSIDE = 8, 9  # dual_affine.cuh
 AMBIGUOUS_CODE = 4
 _THREADS = 128
 _PIECE = np.dtype(
-    [("start", "i8"), ("words", "i8"), ("length", "i4"), ("step", "i4"), ("complement", "i4"), ("reversed", "i4")]
+    [("start", "i8"), ("words", "i8")]
+    + [(name, "i4") for name in ("length", "step", "complement", "reversed", "outside", "unused")]
 )
 _CODES = np.full(256, AMBIGUOUS_CODE, np.uint8)
 for _code, _letters in enumerate(("Aa", "Cc", "Gg", "TtUu")):
@@ -63,21 +64,29 @@ class Pieces:
         return Pieces(codes, start_N, length_N, no_N, no_N)
 
 
-def packed_words(length_N: npt.NDArray[np.int32], reversed_nibbles: bool) -> npt.NDArray[np.int64]:
+def packed_words(length_N: npt.NDArray[np.int64], reversed_N: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
     """Words that each sequence takes."""
-    return (length_N.astype(np.int64) + (7 if reversed_nibbles else 0)) // 8 + 1
+    return (length_N + np.where(reversed_N, 7, 0)) // 8 + 1
 
 
 def pack_bases(
-    device: Device, pieces: Pieces, words: Array, first_N: npt.NDArray[np.int64], *, reversed_nibbles: bool, outside: int
+    device: Device,
+    pieces: Pieces,
+    words: Array,
+    first_N: npt.NDArray[np.int64],
+    reversed_N: npt.NDArray[np.bool_],
+    is_columns_N: npt.NDArray[np.bool_],
 ) -> None:
-    """Pack each task's sequence from `words[first_N]` on, in the device's order."""
+    """Pack each task's sequence from `words[first_N]` on, in the device's order.
+
+    `reversed_N` tells whether the nibbles of its words are, `is_columns_N` whether it lies along the columns.
+    """
     xp, count = device.xp, len(first_N)
     table = np.zeros(count, _PIECE)
     table["start"], table["words"], table["length"] = pieces.start_N, first_N, pieces.length_N
     table["step"] = np.where(pieces.backwards_N, -1, 1)
     table["complement"] = np.where(pieces.complement_N, 3, 0)
-    table["reversed"] = reversed_nibbles
+    table["reversed"] = reversed_N
+    table["outside"] = np.where(is_columns_N, _COLUMNS_OUTSIDE, _ROWS_OUTSIDE)
     kernel = load(device, "pack.cu", "pack_bases")
-    arguments = xp.asarray(table.view(np.uint8)), xp.asarray(pieces.codes), words, np.int32(outside)
-    kernel((count,), (_THREADS,), arguments)
+    kernel((count,), (_THREADS,), (xp.asarray(table.view(np.uint8)), xp.asarray(pieces.codes), words))

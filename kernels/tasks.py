@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from porestream.kernels.device import Array, Device
-from porestream.kernels.pack import COLUMNS_OUTSIDE, ROWS_OUTSIDE, Pieces, pack_bases, packed_words
+from porestream.kernels.pack import Pieces, pack_bases, packed_words
 
 NOT_REACHED = np.iinfo(np.int32).min
 WORD_BYTES = 4
@@ -22,6 +22,7 @@ _TASK = np.dtype(
 )
 _RESULT_FIELDS = "score", "row", "column", "dropped", "row_end_score", "row_end_column", "corner_score", "operations"
 _RESULT = np.dtype([(name, "i4") for name in _RESULT_FIELDS])
+_FIXED_BYTES = _TASK.itemsize + _RESULT.itemsize + 2 * 40 + 6 * 8  # of a task; with its pieces, and compact_cigars' arrays
 _PACKED_SPREAD = 19_000
 """By how much scores of one anti-diagonal may differ in 15 bits: TARGET less FLOOR and what long gaps gain in INTERVAL."""
 
@@ -102,12 +103,14 @@ class Alignments:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """A batch of tasks as a kernel has them.
+    """Tasks as a kernel has them.
 
     Attributes
     ----------
-    rows, columns
+    query, target
         Their sequences.
+    swapped_N
+        Whether the target lies along the rows, and not the query; bool.
     direction_words_N
         That each one's directions take, int64.
     first_diagonal_N, flags_N
@@ -116,31 +119,48 @@ class Layout:
         Which of the two sequences has the nibbles of its words reversed: rows, or columns.
     """
 
-    rows: Pieces
-    columns: Pieces
+    query: Pieces
+    target: Pieces
+    swapped_N: npt.NDArray[np.bool_]
     direction_words_N: npt.NDArray[np.int64]
     first_diagonal_N: npt.NDArray[np.int32]
     flags_N: npt.NDArray[np.int32]
     rows_reversed: bool
 
+    @property
+    def rows_N(self) -> npt.NDArray[np.int64]:
+        """Bases along the rows."""
+        return np.where(self.swapped_N, self.target.length_N, self.query.length_N).astype(np.int64)
+
+    @property
+    def columns_N(self) -> npt.NDArray[np.int64]:
+        """Bases along the columns."""
+        return np.where(self.swapped_N, self.query.length_N, self.target.length_N).astype(np.int64)
+
+    def packed_words(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Words of packed bases, of queries and of targets."""
+        query, target = self.query.length_N.astype(np.int64), self.target.length_N.astype(np.int64)
+        return packed_words(query, self.reversed_N(self.swapped_N)), packed_words(target, self.reversed_N(~self.swapped_N))
+
+    def reversed_N(self, is_columns_N: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+        """Whether the words of sequences have their nibbles reversed."""
+        return is_columns_N ^ self.rows_reversed
+
     def bytes_N(self) -> npt.NDArray[np.int64]:
         """What each task takes of the device's memory, but for the pools of codes."""
-        rows_N, columns_N = self.rows.length_N, self.columns.length_N
-        packed_N = packed_words(rows_N, self.rows_reversed) + packed_words(columns_N, not self.rows_reversed)
-        words_N = self.direction_words_N + packed_N + cigar_words(rows_N, columns_N)
-        return WORD_BYTES * words_N + _TASK.itemsize + _RESULT.itemsize + 2 * 32 + 8 * 5  # pieces; compact_cigars
+        words_N = self.direction_words_N + cigar_words(self.rows_N, self.columns_N) + sum(self.packed_words())
+        return WORD_BYTES * words_N + _FIXED_BYTES
 
     def take(self, tasks: npt.NDArray[np.integer]) -> "Layout":
         """Some of the tasks."""
-        of_task = (self.direction_words_N, self.first_diagonal_N, self.flags_N)
+        of_task = (self.swapped_N, self.direction_words_N, self.first_diagonal_N, self.flags_N)
         return Layout(
-            self.rows.take(tasks), self.columns.take(tasks), *(values[tasks] for values in of_task), self.rows_reversed
+            self.query.take(tasks), self.target.take(tasks), *(values[tasks] for values in of_task), self.rows_reversed
         )
 
 
-def cigar_words(rows_N: npt.NDArray[np.int32], columns_N: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
+def cigar_words(rows_N: npt.NDArray[np.int64], columns_N: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """Most operations that a CIGAR can have: before, between and after matches an insertion and a deletion."""
-    rows_N, columns_N = rows_N.astype(np.int64), columns_N.astype(np.int64)
     return np.minimum(3 * np.minimum(rows_N, columns_N) + 2, rows_N + columns_N)
 
 
@@ -166,10 +186,51 @@ def batches(bytes_N: npt.NDArray[np.int64], memory_bytes: int) -> Iterator[npt.N
     yield order[first:]
 
 
+Launch = Callable[[Array, Array, Array, Array, Array, int], None]
+"""Aligns and walks back: (tasks, results, bases, directions, cigars, count)."""
+
+
+def align_all(
+    device: Device, layout: Layout, kinds_N: npt.NDArray[np.int32], launch_of: Callable[[int], Launch], memory_bytes: int
+) -> Alignments:
+    """Align tasks, those of one kind together, in batches that fit.
+
+    Raises
+    ------
+    MemoryError
+        A task does not fit into `memory_bytes`.
+    """
+    count = len(kinds_N)
+    found_N = np.zeros(count, _RESULT)
+    cigars: list[npt.NDArray[np.uint32]] = [np.zeros(0, np.uint32)] * count
+    bytes_N = layout.bytes_N()
+    for kind in np.unique(kinds_N).tolist():
+        chosen = np.flatnonzero(kinds_N == kind)
+        for batch in batches(bytes_N[chosen], memory_bytes):
+            tasks = chosen[batch]
+            found_N[tasks], cigar, offset_N = run_batch(device, layout.take(tasks), launch_of(kind))
+            for place, task in enumerate(tasks.tolist()):
+                cigars[task] = cigar[offset_N[place] : offset_N[place + 1]]
+    offset_N = _starts(np.array([len(cigar) for cigar in cigars], np.int64))
+    return Alignments(
+        found_N["score"].copy(),
+        *_consumed(layout, found_N["row"], found_N["column"]),
+        found_N["dropped"] != 0,
+        np.concatenate([*cigars, np.zeros(0, np.uint32)]),
+        offset_N,
+    )
+
+
+def _consumed(
+    layout: Layout, row_N: npt.NDArray[np.int32], column_N: npt.NDArray[np.int32]
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+    return np.where(layout.swapped_N, column_N, row_N), np.where(layout.swapped_N, row_N, column_N)
+
+
 def run_batch(
-    device: Device, layout: Layout, launch: Callable[[Array, Array, Array, Array, Array, int], None]
+    device: Device, layout: Layout, launch: Launch
 ) -> tuple[npt.NDArray[np.void], npt.NDArray[np.uint32], npt.NDArray[np.int64]]:
-    """Pack the sequences, align and walk back by `launch(tasks, results, bases, directions, cigars, count)`.
+    """One batch: pack the sequences, align and walk back, bring the CIGARs to the host.
 
     Returns
     -------
@@ -179,24 +240,24 @@ def run_batch(
         As of `Alignments`.
     """
     xp, count = device.xp, len(layout.flags_N)
+    swapped_N = layout.swapped_N
     table = np.zeros(count, _TASK)
-    table["rows"], table["columns"] = layout.rows.length_N, layout.columns.length_N
-    row_words_N = packed_words(layout.rows.length_N, layout.rows_reversed)
-    column_words_N = packed_words(layout.columns.length_N, not layout.rows_reversed)
-    starts = _starts(np.concatenate([row_words_N, column_words_N]))
-    table["row_words"], table["column_words"] = starts[:count], starts[count:-1]
-    directions_N, cigars_N = (
-        _starts(words) for words in (layout.direction_words_N, cigar_words(table["rows"], table["columns"]))
-    )
+    table["rows"], table["columns"] = layout.rows_N, layout.columns_N
+    words_2N = _starts(np.concatenate(layout.packed_words()))
+    first_query_N, first_target_N = words_2N[:count], words_2N[count:-1]
+    table["row_words"] = np.where(swapped_N, first_target_N, first_query_N)
+    table["column_words"] = np.where(swapped_N, first_query_N, first_target_N)
+    directions_N = _starts(layout.direction_words_N)
+    cigars_N = _starts(cigar_words(layout.rows_N, layout.columns_N))
     table["directions"], table["cigar"] = directions_N[:-1], cigars_N[:-1]
     table["first_diagonal"], table["flags"] = layout.first_diagonal_N, layout.flags_N
     with device.in_order():
-        bases = xp.empty(int(starts[-1]), np.uint32)
-        for pieces, first_N, is_reversed, outside in (
-            (layout.rows, starts[:count], layout.rows_reversed, ROWS_OUTSIDE),
-            (layout.columns, starts[count:-1], not layout.rows_reversed, COLUMNS_OUTSIDE),
+        bases = xp.empty(int(words_2N[-1]), np.uint32)
+        for pieces, first_N, is_columns_N in (
+            (layout.query, first_query_N, swapped_N),
+            (layout.target, first_target_N, ~swapped_N),
         ):
-            pack_bases(device, pieces, bases, first_N, reversed_nibbles=is_reversed, outside=outside)
+            pack_bases(device, pieces, bases, first_N, layout.reversed_N(is_columns_N), is_columns_N)
         tasks, results = xp.asarray(table.view(np.uint8)), xp.empty(count * _RESULT.itemsize, np.uint8)
         directions = xp.empty(int(directions_N[-1]), np.uint32)
         cigars = xp.empty(int(cigars_N[-1]), np.uint32)
