@@ -22,9 +22,9 @@ import networkx
 from cuda.bindings import nvrtc
 from cuda.pathfinder import find_nvidia_binary_utility
 
+from porestream.kernels.source import OPTIONS
+
 KERNEL_FOLDER = Path(__file__).resolve().parent.parent / "kernels"
-OPTIONS = ("--std=c++17", "--fmad=false")
-"""What the service passes to NVRTC."""
 CUPY_OPTIONS = ("-ftz=true", "--device-as-default-execution-space")
 """What CuPy adds to a RawModule's options (cupy/cuda/compiler.py, 13.6 to 14.2)."""
 ARCHITECTURES = (80, 90, 100, 120)
@@ -688,7 +688,29 @@ class Configuration:
         return report(cubin, self.kernel, self.marks())
 
 
-KERNELS: list[Configuration] = []
+KERNELS: list[Configuration] = [
+    *(
+        Configuration("extend.cu", "extend", (f"GROUPS={groups}", f"PACKED={packed}"), 128, units=16 * groups)
+        for groups, packed in ((1, 1), (2, 1), (3, 1), (1, 0))
+    ),
+    *(
+        Configuration("fill.cu", "fill", (f"MANY={many}", f"PACKED={packed}"), threads, units=16)
+        for many, packed, threads in ((0, 1, 128), (1, 1, 512), (0, 0, 128), (1, 0, 512))
+    ),
+    Configuration("extend.cu", "extend_traceback", ("GROUPS=1",), 64),
+    Configuration("fill.cu", "fill_traceback", ("MANY=0",), 64),
+    Configuration("pack.cu", "pack_bases", (), 128),
+    *(
+        Configuration("crf.cu", kernel, (f"STATE_LEN={state_len}",), threads)
+        for state_len in (3, 4, 5)
+        for kernel, threads in (
+            ("crf_backward", max(32, 4 ** (state_len - 1))),
+            ("crf_beam", 128),
+            ("crf_errors", max(32, 4 ** (state_len - 1))),
+            ("crf_call", 128),
+        )
+    ),
+]
 """All that the service builds."""
 
 

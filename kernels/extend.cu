@@ -145,7 +145,7 @@ __device__ __forceinline__ void inside(const unsigned (&h)[N], unsigned (&masked
 }
 }  // namespace
 
-extern "C" __global__ void __launch_bounds__(32 * WARPS) extend(
+extern "C" __global__ void __launch_bounds__(32 * WARPS, PACKED ? (GROUPS == 1 ? 4 : GROUPS == 2 ? 3 : 2) : GROUPS == 1 ? 3 : 2) extend(
     const Task* __restrict__ tasks, Result* __restrict__ results, const unsigned* __restrict__ bases,
     unsigned* __restrict__ directions, int count, int zdrop)
 {

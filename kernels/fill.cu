@@ -51,7 +51,7 @@ __device__ __forceinline__ void step(Rows& rows, int lane, const unsigned (&abov
 }
 }  // namespace
 
-extern "C" __global__ void __launch_bounds__(32 * MOST_WARPS) fill(
+extern "C" __global__ void __launch_bounds__(32 * MOST_WARPS, MANY ? 1 : PACKED ? 7 : 5) fill(
     const Task* __restrict__ tasks, Result* __restrict__ results, const unsigned* __restrict__ bases,
     unsigned* __restrict__ directions, int count)
 {
@@ -138,10 +138,10 @@ extern "C" __global__ void __launch_bounds__(32 * MOST_WARPS) fill(
         unsigned cells[N];
 #pragma unroll
         for (int w = 0; w < N; ++w) cells[w] = last & 1 ? rows.h[1][w] : rows.h[0][w];
-        int score = 0;
+        unsigned corner = 0;  // picked by arithmetic: an index would put the cells into local memory
 #pragma unroll
-        for (int c = 0; c < 8; ++c)
-            if (c == task.rows % 8) score = (int)cell_of(cells, c) - level;
+        for (int c = 0; c < 8; ++c) corner = max(corner, cell_of(cells, c) * (c == task.rows % 8));
+        const int score = (int)corner - level;
         results[number] = Result{score, task.rows, task.columns, 0, score, task.columns, score, 0};
     }
 }
