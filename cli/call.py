@@ -61,8 +61,16 @@ from click.core import ParameterSource
 @click.option(
     "-x",
     "--device",
-    metavar="auto|cpu|cuda|cuda:N",
-    help="Where the network runs. Default: auto (the first CUDA card where PyTorch finds one, else the CPU).",
+    metavar="auto|cpu|cuda|cuda:N|emulated",
+    help="Where the network runs and scores are decoded. Default: auto (the first CUDA card where PyTorch finds one, "
+    "else the CPU). emulated: the network on the CPU, the card's kernels on an emulator: for a few short reads, to "
+    "learn how they work; needs g++.",
+)
+@click.option(
+    "--decoder",
+    type=click.Choice(["auto", "kernels", "cpu"]),
+    help="What makes bases of scores: kernels on the device, or the CPU. Default: auto (kernels, where the device is "
+    "not the CPU).",
 )
 @click.option(
     "--precision",
@@ -96,6 +104,7 @@ def call(
     threads: int | None,
     max_reads: int | None,
     device: str | None,
+    decoder: str | None,
     precision: str | None,
     emit_moves: bool,
     summary_json: Path | None,
@@ -112,7 +121,14 @@ def call(
     ones are listed), 2 wrong usage, 3 an input could not be read, 4 the server was lost, 5 reads are missing, 1 other
     errors.
     """
-    server_only = {"-b": batch_size, "-t": threads, "-x": device, "--precision": precision, "--cache-dir": cache_dir}
+    server_only = {
+        "-b": batch_size,
+        "-t": threads,
+        "-x": device,
+        "--decoder": decoder,
+        "--precision": precision,
+        "--cache-dir": cache_dir,
+    }
     if server is not None and (given := [flag for flag, value in server_only.items() if value is not None]):
         raise click.UsageError(f"{given[0]} is the server's to choose; give it to `porestream serve`")
     if server is not None and ctx.get_parameter_source("models_dir") is ParameterSource.COMMANDLINE:

@@ -52,8 +52,16 @@ import click
 @click.option(
     "-x",
     "--device",
-    metavar="auto|cpu|cuda|cuda:N",
-    help="Where the network runs. Default: auto (the first CUDA card where PyTorch finds one, else the CPU).",
+    metavar="auto|cpu|cuda|cuda:N|emulated",
+    help="Where the network runs and scores are decoded. Default: auto (the first CUDA card where PyTorch finds one, "
+    "else the CPU). emulated: the network on the CPU, the card's kernels on an emulator: for a few short reads, to "
+    "learn how they work; needs g++.",
+)
+@click.option(
+    "--decoder",
+    metavar="auto|kernels|cpu",
+    help="What makes bases of scores: kernels on the device, or the CPU. Default: auto (kernels, where the device is "
+    "not the CPU).",
 )
 @click.option(
     "--precision",

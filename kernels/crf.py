@@ -4,6 +4,7 @@ Dimensions: T time steps, N rows of the batch, C transition scores (4 * S), S st
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,7 +22,7 @@ _FILE = "crf.cu"
 class Calls(NamedTuple):
     """What a batch says, on the device: uint8 (N, T), of each row its first `counts_N` letters and qualities.
 
-    `counts_N`, int32, is -1 where a score of the row is not finite. `moves_NT` holds 1 for each step that begins a base.
+    `counts_N`, int32, is -1 where a score of the row is not finite. `moves_NT` has 1 for each step that begins a base.
     """
 
     letters_NT: Array
@@ -71,7 +72,7 @@ class CrfDecoder:
             load(device, _FILE, name, STATE_LEN=state_len) for name in names
         )
 
-    def __call__(self, scores_TNC: Any) -> Calls:
+    def __call__(self, scores_TNC: Any, into: Sequence[Any] | None = None) -> Calls:
         """Decode a batch, in the order of the device's stream.
 
         Parameters
@@ -79,6 +80,8 @@ class CrfDecoder:
         scores_TNC
             Transition scores as `models.decode.Decoder` takes them, on this device: a torch tensor or anything else
             that speaks DLPack. It is not copied.
+        into
+            Arrays or tensors of this device for the four fields of `Calls`; None: they are allocated.
 
         Raises
         ------
@@ -97,7 +100,11 @@ class CrfDecoder:
             back_TNW = xp.empty((T, N, MAX_BEAM_WIDTH), np.uint16)
             path_NT, errors_NT = xp.empty((N, T), np.uint8), xp.empty((N, T), np.float32)
             first_N, status_N = xp.empty(N, np.int32), xp.zeros(N, np.int32)
-            calls = Calls(*(xp.empty((N, T), np.uint8) for _ in range(3)), xp.empty(N, np.int32))
+            calls = (
+                Calls(*(xp.empty((N, T), np.uint8) for _ in range(3)), xp.empty(N, np.int32))
+                if into is None
+                else Calls(*(device.array(tensor) for tensor in into))
+            )
             steps, rows = np.int32(T), np.int32(N)
             scan_threads, scan_rows = scan_block(self.states)
             scan = (-(-N // scan_rows),), (scan_threads,)

@@ -208,5 +208,7 @@ def _cupy() -> ModuleType:
     try:
         import cupy
     except ImportError as error:
-        raise DeviceError(f"kernels on a card need CuPy ({error}): pip install 'porestream[gpu13]', or [gpu12]") from error
+        raise DeviceError(
+            f"kernels on a card need CuPy ({error}): pip install 'porestream[gpu13]', or [gpu12]"
+        ) from error
     return cupy  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""Alignment in a band of diagonals, from where two sequences begin: to where it scores best, or to both ends (extend.cu)."""
+"""Alignment in a band of diagonals from where two sequences begin, to where it scores best or to both ends (extend.cu)."""
 
 from functools import partial
 
@@ -54,9 +54,7 @@ class Extender:
     they would from the other side: as far left as can be, as minimap2 has them (align.c, KSW_EZ_RIGHT).
     """
 
-    def __init__(
-        self, device: Device, memory_bytes: int, scoring: Scoring = MINIMAP2, *, packed: bool = True
-    ) -> None:
+    def __init__(self, device: Device, memory_bytes: int, scoring: Scoring = MINIMAP2, *, packed: bool = True) -> None:
         self.device, self.memory_bytes, self.scoring, self._packed = device, memory_bytes, scoring, packed
 
     def __call__(
@@ -97,7 +95,11 @@ class Extender:
         layout, groups_N = self._layout(query, target, np.asarray(band, np.int32), to_ends)
         limit = _ANY_DROP if zdrop < 0 else zdrop
         return align_all(
-            self.device, layout, groups_N, lambda groups: partial(self._launch, groups, limit, end_bonus), self.memory_bytes
+            self.device,
+            layout,
+            groups_N,
+            lambda groups: partial(self._launch, groups, limit, end_bonus),
+            self.memory_bytes,
         )
 
     def _layout(

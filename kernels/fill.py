@@ -34,9 +34,7 @@ class Filler:
     lies along the rows: a deletion of 15 kb in a read costs no more than 15 kb of columns.
     """
 
-    def __init__(
-        self, device: Device, memory_bytes: int, scoring: Scoring = MINIMAP2, *, packed: bool = True
-    ) -> None:
+    def __init__(self, device: Device, memory_bytes: int, scoring: Scoring = MINIMAP2, *, packed: bool = True) -> None:
         self.device, self.memory_bytes, self.scoring, self._packed = device, memory_bytes, scoring, packed
 
     def __call__(self, query: Pieces, target: Pieces) -> Alignments:

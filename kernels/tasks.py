@@ -22,9 +22,11 @@ _TASK = np.dtype(
 )
 _RESULT_FIELDS = "score", "row", "column", "dropped", "row_end_score", "row_end_column", "corner_score", "operations"
 _RESULT = np.dtype([(name, "i4") for name in _RESULT_FIELDS])
-_FIXED_BYTES = _TASK.itemsize + _RESULT.itemsize + 2 * 40 + 6 * 8  # of a task; with its pieces, and compact_cigars' arrays
+_FIXED_BYTES = (
+    _TASK.itemsize + _RESULT.itemsize + 2 * 40 + 6 * 8
+)  # of a task; with its pieces, and compact_cigars' arrays
 _PACKED_SPREAD = 19_000
-"""By how much scores of one anti-diagonal may differ in 15 bits: TARGET less FLOOR and what long gaps gain in INTERVAL."""
+"""How far scores of an anti-diagonal may lie apart in 15 bits: TARGET less FLOOR and what long gaps gain in INTERVAL."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,12 @@ class Scoring:
     extend2: int = 1
 
     def __post_init__(self) -> None:
-        if self.match != self.mismatch - 2 * self.ambiguous or self.mismatch % 2 or self.match < 1 or self.ambiguous < 0:
+        if (
+            self.match != self.mismatch - 2 * self.ambiguous
+            or self.mismatch % 2
+            or self.match < 1
+            or self.ambiguous < 0
+        ):
             raise ValueError(
                 f"the kernels need match = mismatch - 2 * ambiguous and an even mismatch, not {self.match}, "
                 f"{self.mismatch}, {self.ambiguous}: minimap2's are 2, 4, 1"
@@ -128,27 +135,29 @@ class Layout:
     rows_reversed: bool
 
     @property
-    def rows_N(self) -> npt.NDArray[np.int64]:
+    def rows(self) -> npt.NDArray[np.int64]:
         """Bases along the rows."""
         return np.where(self.swapped_N, self.target.length_N, self.query.length_N).astype(np.int64)
 
     @property
-    def columns_N(self) -> npt.NDArray[np.int64]:
+    def columns(self) -> npt.NDArray[np.int64]:
         """Bases along the columns."""
         return np.where(self.swapped_N, self.query.length_N, self.target.length_N).astype(np.int64)
 
     def packed_words(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Words of packed bases, of queries and of targets."""
         query, target = self.query.length_N.astype(np.int64), self.target.length_N.astype(np.int64)
-        return packed_words(query, self.reversed_N(self.swapped_N)), packed_words(target, self.reversed_N(~self.swapped_N))
+        return packed_words(query, self.is_reversed(self.swapped_N)), packed_words(
+            target, self.is_reversed(~self.swapped_N)
+        )
 
-    def reversed_N(self, is_columns_N: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    def is_reversed(self, is_columns_N: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
         """Whether the words of sequences have their nibbles reversed."""
         return is_columns_N ^ self.rows_reversed
 
-    def bytes_N(self) -> npt.NDArray[np.int64]:
+    def task_bytes(self) -> npt.NDArray[np.int64]:
         """What each task takes of the device's memory, but for the pools of codes."""
-        words_N = self.direction_words_N + cigar_words(self.rows_N, self.columns_N) + sum(self.packed_words())
+        words_N = self.direction_words_N + cigar_words(self.rows, self.columns) + sum(self.packed_words())
         return WORD_BYTES * words_N + _FIXED_BYTES
 
     def take(self, tasks: npt.NDArray[np.integer]) -> "Layout":
@@ -191,7 +200,11 @@ Launch = Callable[[Array, Array, Array, Array, Array, int], None]
 
 
 def align_all(
-    device: Device, layout: Layout, kinds_N: npt.NDArray[np.int32], launch_of: Callable[[int], Launch], memory_bytes: int
+    device: Device,
+    layout: Layout,
+    kinds_N: npt.NDArray[np.int32],
+    launch_of: Callable[[int], Launch],
+    memory_bytes: int,
 ) -> Alignments:
     """Align tasks, those of one kind together, in batches that fit.
 
@@ -203,7 +216,7 @@ def align_all(
     count = len(kinds_N)
     found_N = np.zeros(count, _RESULT)
     cigars: list[npt.NDArray[np.uint32]] = [np.zeros(0, np.uint32)] * count
-    bytes_N = layout.bytes_N()
+    bytes_N = layout.task_bytes()
     for kind in np.unique(kinds_N).tolist():
         chosen = np.flatnonzero(kinds_N == kind)
         for batch in batches(bytes_N[chosen], memory_bytes):
@@ -242,13 +255,13 @@ def run_batch(
     xp, count = device.xp, len(layout.flags_N)
     swapped_N = layout.swapped_N
     table = np.zeros(count, _TASK)
-    table["rows"], table["columns"] = layout.rows_N, layout.columns_N
+    table["rows"], table["columns"] = layout.rows, layout.columns
     words_2N = _starts(np.concatenate(layout.packed_words()))
     first_query_N, first_target_N = words_2N[:count], words_2N[count:-1]
     table["row_words"] = np.where(swapped_N, first_target_N, first_query_N)
     table["column_words"] = np.where(swapped_N, first_query_N, first_target_N)
     directions_N = _starts(layout.direction_words_N)
-    cigars_N = _starts(cigar_words(layout.rows_N, layout.columns_N))
+    cigars_N = _starts(cigar_words(layout.rows, layout.columns))
     table["directions"], table["cigar"] = directions_N[:-1], cigars_N[:-1]
     table["first_diagonal"], table["flags"] = layout.first_diagonal_N, layout.flags_N
     with device.in_order():
@@ -257,7 +270,7 @@ def run_batch(
             (layout.query, first_query_N, swapped_N),
             (layout.target, first_target_N, ~swapped_N),
         ):
-            pack_bases(device, pieces, bases, first_N, layout.reversed_N(is_columns_N), is_columns_N)
+            pack_bases(device, pieces, bases, first_N, layout.is_reversed(is_columns_N), is_columns_N)
         tasks, results = xp.asarray(table.view(np.uint8)), xp.empty(count * _RESULT.itemsize, np.uint8)
         directions = xp.empty(int(directions_N[-1]), np.uint32)
         cigars = xp.empty(int(cigars_N[-1]), np.uint32)

@@ -12,9 +12,10 @@ import numpy.typing as npt
 
 from porestream.models.bundle import ModelBundle
 from porestream.models.chunk import Chunker, stitch
+from porestream.models.config import ModelConfig
 from porestream.models.decode import Decoded, Decoder, DecodeSettings
 from porestream.models.prepare import PreparedRead, prepare
-from porestream.models.runner import Card, CpuRunner, CudaRunner, Runner
+from porestream.models.runner import BatchDecoder, Card, CpuRunner, CudaRunner, Runner
 from porestream.models.scale import UNKNOWN, Measurement
 
 
@@ -51,8 +52,13 @@ def finish(read: PreparedRead, decoded: Sequence[Decoded]) -> CalledRead:
     return CalledRead(bases_B.tobytes().decode("ascii"), qualities_B, measured_T, stride, read.trimmed_samples)
 
 
+def decode_settings(config: ModelConfig) -> DecodeSettings:
+    """How a model's scores are decoded."""
+    return DecodeSettings(config.stay_score, config.quality_scale, config.quality_bias)
+
+
 class Basecaller:
-    """Calls chunks with one model: the network on the CPU or on a card, the rest on the CPU. Thread-safe.
+    """Calls chunks with one model: network and decoder on the CPU or on a card, the rest on the CPU. Thread-safe.
 
     Parameters
     ----------
@@ -67,6 +73,8 @@ class Basecaller:
         The CUDA device; None: the CPU.
     rows, share
         On a card, the rows of a batch (None: planned) and the part of its free memory that is for this model.
+    decoder
+        Decodes batches where their scores are, by this model's `decode_settings`; None: the CPU does, row by row.
 
     Attributes
     ----------
@@ -87,6 +95,7 @@ class Basecaller:
         card: Card | None = None,
         rows: int | None = None,
         share: float = 1.0,
+        decoder: BatchDecoder | None = None,
     ) -> None:
         self.bundle = bundle
         config = bundle.config
@@ -94,13 +103,13 @@ class Basecaller:
             config.chunk_size, config.overlap, config.stride, config.chunk_unit, config.coarse_stride
         )
         self.runner: Runner = (
-            CudaRunner(bundle, self.chunker.lengths, precision, card, rows, share)
+            CudaRunner(bundle, self.chunker.lengths, precision, card, rows, share, decoder)
             if card is not None
-            else CpuRunner(bundle, precision)
+            else CpuRunner(bundle, precision, decoder)
         )
         self.network, self.rows, self.precision = self.runner.network, self.runner.rows, self.runner.precision
-        self.decode_settings = DecodeSettings(config.stay_score, config.quality_scale, config.quality_bias)
-        self._decoder = Decoder(config.state_len, self.decode_settings, cache_dir)
+        self.decode_settings = decode_settings(config)
+        self._decoder = None if decoder else Decoder(config.state_len, self.decode_settings, cache_dir)
 
     def prepare(self, signal_S: npt.NDArray[np.int16], measured: Measurement = UNKNOWN) -> PreparedRead:
         """Normalise, trim and plan a read: `models.prepare.prepare` with this model."""
@@ -121,6 +130,8 @@ class Basecaller:
         list
             Of each chunk what was called, or why not (scores that are not finite).
         """
+        if self._decoder is None:
+            return self.runner.call([read.chunk(start, samples) for read, start in chunks], samples)
         scores_TNC = self.runner((read.chunk(start, samples) for read, start in chunks), samples)
         called: list[Decoded | ValueError] = []
         for row in range(len(chunks)):

@@ -7,7 +7,7 @@ Dimensions: N rows of a batch, S samples, T time steps, C channels or transition
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from porestream.models.bundle import tensor_shapes
 from porestream.models.config import ModelConfig, ModelError
@@ -18,9 +18,12 @@ MAX_ROWS = 1024
 _FEW_ROWS = (48, 32, 16)
 _ROW_STEP = 64
 
-_FLOAT32, _INT64 = 4, 8
+_FLOAT32, _INT32, _INT64 = 4, 4, 8
 _LIBRARIES_BYTES = 512 << 20  # kernels that CUDA, cuBLAS and cuDNN load when first used, and cuBLAS's workspaces
 _FRAGMENTATION = 1.1  # PyTorch's allocator rounds up, and leaves gaps
+
+DecodeBytes = Callable[[int, int], int]
+"""Bytes that decoding takes on a card, of (time steps, rows)."""
 
 
 def plan_rows(
@@ -31,6 +34,7 @@ def plan_rows(
     host_bytes: int,
     threads: int,
     rows: int | None = None,
+    decode_bytes: DecodeBytes | None = None,
 ) -> int:
     """Rows of a batch on a card: as many as fit, a multiple of 64 (16, 32 or 48 where that is too many), at most 1,024.
 
@@ -50,6 +54,8 @@ def plan_rows(
         Threads that call batches.
     rows
         As many and no others; None: planned.
+    decode_bytes
+        What decoding a batch of (time steps, rows) takes on the card beside its scores; None: the host decodes.
 
     Raises
     ------
@@ -61,37 +67,47 @@ def plan_rows(
     candidates = [rows] if rows else [*(step * _ROW_STEP for step in range(most, 0, -1)), *_FEW_ROWS]
     for count in candidates:
         if (
-            device_bytes(config, samples, precision, count) <= free_bytes
-            and threads * pinned_bytes(config, samples, count) <= host_bytes
+            device_bytes(config, samples, precision, count, decode_bytes) <= free_bytes
+            and threads * pinned_bytes(config, samples, count, decode_bytes is not None) <= host_bytes
         ):
             return count
     count = candidates[-1]
-    needed = device_bytes(config, samples, precision, count)
+    needed = device_bytes(config, samples, precision, count, decode_bytes)
     if needed > free_bytes:
         raise ModelError(
             f"a batch of {count} chunks needs {_gib(needed)} of the card's memory, and {_gib(free_bytes)} is there for "
             f"it: choose {_way_out(rows)}, free memory on the card, or --device cpu"
         )
+    pinned = threads * pinned_bytes(config, samples, count, decode_bytes is not None)
     raise ModelError(
-        f"a batch of {count} chunks needs {_gib(threads * pinned_bytes(config, samples, count))} of pinned memory for "
-        f"{threads} threads, and a quarter of this machine's is {_gib(host_bytes)}: choose {_way_out(rows)}, fewer "
-        "--threads, or --device cpu"
+        f"a batch of {count} chunks needs {_gib(pinned)} of pinned memory for {threads} threads, and a quarter of this "
+        f"machine's is {_gib(host_bytes)}: choose {_way_out(rows)}, fewer --threads, or --device cpu"
     )
 
 
-def device_bytes(config: ModelConfig, samples: int, precision: str, rows: int) -> int:
-    """Most that a network takes on a card, once loaded and while it computes chunks of `samples`."""
+def device_bytes(
+    config: ModelConfig, samples: int, precision: str, rows: int, decode_bytes: DecodeBytes | None = None
+) -> int:
+    """Most that a network takes on a card, once loaded and while it computes chunks of `samples`, and its decoder."""
     in_batch = tensor_bytes(config, samples, precision, rows) + rows * _workspace_bytes(config, samples, precision)
+    if decode_bytes is not None:
+        in_batch += decode_bytes(_steps(config, samples), rows)
     return _LIBRARIES_BYTES + 2 * weight_bytes(config, precision) + math.ceil(_FRAGMENTATION * in_batch)
 
 
-def pinned_bytes(config: ModelConfig, samples: int, rows: int) -> int:
-    """What one thread pins of the host's memory: signal in and scores out.
+def pinned_bytes(config: ModelConfig, samples: int, rows: int, decoded: bool = False) -> int:
+    """What one thread pins of the host's memory: signal in, and scores out, or what was called where it is `decoded`.
 
     Each is rounded up to a power of two, as PyTorch's CachingHostAllocator does.
     """
-    signal, scores = rows * samples * _FLOAT32, rows * _steps(config, samples) * config.score_count * _FLOAT32
-    return sum(1 << (size - 1).bit_length() for size in (signal, scores))
+    signal = rows * samples * _FLOAT32
+    return sum(1 << (size - 1).bit_length() for size in (signal, result_bytes(config, samples, rows, decoded)))
+
+
+def result_bytes(config: ModelConfig, samples: int, rows: int, decoded: bool) -> int:
+    """Of a batch's scores; or, decoded on the card, of each row a number and three bytes a time step."""
+    steps = _steps(config, samples)
+    return rows * (_INT32 + 3 * steps) if decoded else rows * steps * config.score_count * _FLOAT32
 
 
 def weight_bytes(config: ModelConfig, precision: str) -> int:

@@ -1,5 +1,7 @@
 """One network in few fixed shapes on one device: on the CPU in the thread that calls, on a CUDA card in its one stream.
 
+Where there is a decoder for the device, scores do not leave it: `call` brings back bases, qualities and moves.
+
 Libraries choose their kernels by shape, and with them the last bits: with one shape a chunk length, a chunk's scores do
 not depend on how full its batch was.
 
@@ -14,7 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +24,8 @@ import torch
 
 from porestream.models.bundle import ModelBundle
 from porestream.models.config import ModelConfig, ModelError
-from porestream.models.memory import device_bytes, plan_rows
+from porestream.models.decode import Decoded, NonFiniteScores
+from porestream.models.memory import device_bytes, plan_rows, result_bytes
 from porestream.models.network import Network
 
 ROWS = 16
@@ -67,6 +70,43 @@ class Runner(Protocol):
             scores_TNC, float32, contiguous, of all rows; it is overwritten by the calling thread's next call.
         """
 
+    def call(self, chunks: Sequence[F32], samples: int) -> list[Decoded | ValueError]:
+        """What at most `rows` chunks say, decoded where their scores are; of each what was called, or why not.
+
+        Only with a decoder.
+        """
+
+
+class BatchDecoder(Protocol):
+    """Decodes batches on the device where their scores are; `porestream.kernels.crf.CrfDecoder` is one."""
+
+    def __call__(self, scores_TNC: Any, into: Sequence[Any] | None = None) -> Sequence[Any]:
+        """Letters, qualities and moves, uint8 (N, T), and counts, int32 (N), -1 where scores are not finite.
+
+        Arrays speak DLPack. With `into`, they are these.
+        """
+
+    def device_bytes(self, steps: int, rows: int) -> int:
+        """What a batch takes on the device beside its scores."""
+
+
+def decoded_rows(
+    letters_NT: npt.NDArray[np.uint8],
+    qualities_NT: npt.NDArray[np.uint8],
+    moves_NT: npt.NDArray[np.uint8],
+    counts_N: npt.NDArray[np.int32],
+    rows: int,
+) -> list[Decoded | ValueError]:
+    """The first rows of what a `BatchDecoder` gave, as copies."""
+    called: list[Decoded | ValueError] = []
+    for row, count in enumerate(counts_N[:rows].tolist()):
+        if count < 0:
+            called.append(NonFiniteScores(f"row {row} of the scores holds values that are not finite"))
+        else:
+            parts = letters_NT[row, :count], qualities_NT[row, :count], moves_NT[row]
+            called.append(Decoded(*(part.copy() for part in parts)))
+    return called
+
 
 def processor_has_bf16() -> bool:
     """Whether bf16 is computed by this processor, not emulated."""
@@ -110,11 +150,12 @@ def cpu_rows(config: ModelConfig) -> int:
 class CpuRunner:
     """A network on the CPU: each thread computes its own batches, in buffers of its own."""
 
-    def __init__(self, bundle: ModelBundle, precision: str = "auto") -> None:
+    def __init__(self, bundle: ModelBundle, precision: str = "auto", decoder: BatchDecoder | None = None) -> None:
         self.precision = cpu_precision(precision)
         self.network = Network(bundle, self.precision)
         self.rows = cpu_rows(bundle.config)
-        self.device_class = cpu_class(self.precision)
+        self.device_class = cpu_class(self.precision) + ("-kernels" if decoder else "")
+        self._decoder = decoder
         self._score_count = bundle.config.score_count
         self._buffers = threading.local()
 
@@ -122,6 +163,12 @@ class CpuRunner:
         batch_NM, scores_TNC = self._buffers_of_thread(samples)
         _fill(batch_NM, chunks)
         return self.network(batch_NM, scores_TNC).numpy()  # type: ignore[no-any-return]
+
+    def call(self, chunks: Sequence[F32], samples: int) -> list[Decoded | ValueError]:
+        assert self._decoder is not None
+        scores_TNC = np.ascontiguousarray(self(chunks, samples)[:, : len(chunks)])  # the others cost as much
+        calls = self._decoder(scores_TNC)
+        return decoded_rows(*(np.from_dlpack(array) for array in calls), rows=len(chunks))
 
     def _buffers_of_thread(self, samples: int) -> tuple[torch.Tensor, torch.Tensor]:
         """batch_NM and scores_TNC, kept from batch to batch: allocated anew, the latter would fragment the heap."""
@@ -181,7 +228,7 @@ class Card:
         self.lock = threading.Lock()
         self.stream: torch.cuda.Stream | None = None
         self._pool = None
-        self._host_sizes = [0, 0]  # float32 values of the largest batch of all models, and of its scores
+        self._host_sizes = [0, 0]  # bytes of the largest batch of all models, and of what comes of it
         self._host = threading.local()
         if device.type == "cuda":
             fix_arithmetic()
@@ -226,19 +273,31 @@ class Card:
             compute()
         return graph.replay
 
-    def reserve(self, batch: int, scores: int) -> None:
-        """A model's batches and scores have at most so many values: threads take memory of the host for the largest."""
-        self._host_sizes = [max(sizes) for sizes in zip(self._host_sizes, (batch, scores), strict=True)]
+    def reserve(self, batch: int, results: int) -> None:
+        """A model's batches and results have at most so many bytes: threads take memory of the host for the largest."""
+        self._host_sizes = [max(sizes) for sizes in zip(self._host_sizes, (batch, results), strict=True)]
 
     def host_buffers(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The calling thread's float32 buffers for a batch and for its scores, pinned: copies need not wait."""
+        """The calling thread's buffers (uint8) for a batch and for what comes of it, pinned: copies need not wait."""
         buffers: list[torch.Tensor] = self._host.__dict__.setdefault("buffers", [])
         if [buffer.numel() for buffer in buffers] != self._host_sizes:
             buffers.clear()
             with torch.cuda.device(self.device) if self.stream else nullcontext():
-                buffers += [torch.zeros(size, pin_memory=self.stream is not None) for size in self._host_sizes]
-        batch, scores = buffers
-        return batch, scores
+                buffers += [
+                    torch.zeros(size, dtype=torch.uint8, pin_memory=self.stream is not None)
+                    for size in self._host_sizes
+                ]
+        batch, results = buffers
+        return batch, results
+
+    def allocate(self, size: int) -> int:
+        """The address of memory of the card from PyTorch's pool, for work in the stream: for other libraries."""
+        assert self.stream is not None
+        return int(torch.cuda.caching_allocator_alloc(size, self.device, self.stream))
+
+    def free(self, address: int) -> None:
+        """Give back what `allocate` gave."""
+        torch.cuda.caching_allocator_delete(address)
 
     def mark(self) -> Callable[[], object]:
         """A function that waits until all is done that is in the stream now. The thread sleeps meanwhile."""
@@ -266,6 +325,8 @@ class CudaRunner:
         Rows of a batch; None: as many as its share of the memory holds, by `models.memory`.
     share
         Of the card's free memory, what this model may take.
+    decoder
+        Of its scores, on the card; None: they go to the host.
 
     Raises
     ------
@@ -281,21 +342,22 @@ class CudaRunner:
         card: Card,
         rows: int | None = None,
         share: float = 1.0,
+        decoder: BatchDecoder | None = None,
     ) -> None:
         config = bundle.config
+        decode_bytes = decoder.device_bytes if decoder else None
         if card.stream is None:
             self.precision = cpu_precision(precision)
         else:
             self.precision = "fp16" if precision == "auto" else precision
-        self._card = card
+        self._card, self._decoder = card, decoder
         free_bytes = int(share * card.free_bytes())
         try:
-            self.rows = plan_rows(
-                config, lengths, self.precision, free_bytes, host_memory_bytes() // 4, card.threads, rows
-            )
+            limits = free_bytes, host_memory_bytes() // 4, card.threads
+            self.rows = plan_rows(config, lengths, self.precision, *limits, rows, decode_bytes)
         except ModelError as error:
             raise ModelError(f"{bundle.name} on {card.device}: {error}") from error
-        self.device_class = f"{card.device_class}-{self.rows}rows"
+        self.device_class = f"{card.device_class}-{self.rows}rows" + ("-kernels" if decoder else "")
         sizes = [(self.rows * length, length // config.stride * self.rows * config.score_count) for length in lengths]
         try:
             with card.in_order():
@@ -304,16 +366,20 @@ class CudaRunner:
                 batch, scores = (torch.zeros(max(size), device=card.device) for size in zip(*sizes, strict=True))
             self._shapes = {length: self._shape(batch, scores, length, config.score_count) for length in lengths}
         except torch.OutOfMemoryError as error:
+            planned = device_bytes(config, max(lengths), self.precision, self.rows, decode_bytes)
             raise ModelError(
-                f"{bundle.name} on {card.device}: {self.rows} rows do not fit after all, though of "
-                f"{free_bytes:,} bytes no more than {device_bytes(config, max(lengths), self.precision, self.rows):,} "
-                f"were expected: choose a smaller --batch-size, or --device cpu ({_first_line(error)})"
+                f"{bundle.name} on {card.device}: {self.rows} rows do not fit after all, though of {free_bytes:,} bytes "
+                f"no more than {planned:,} were expected: choose a smaller --batch-size, or --device cpu "
+                f"({_first_line(error)})"
             ) from error
         except RuntimeError as error:  # of CUDA's libraries: a card or a driver that is too old, say
             raise ModelError(
                 f"{bundle.name} does not run on {card.device}: {_first_line(error)}; --device cpu does without"
             ) from error
-        card.reserve(*(max(size) for size in zip(*sizes, strict=True)))
+        longest = max(lengths)
+        size = result_bytes(config, longest, self.rows, decoder is not None)
+        self._calls = torch.zeros(size, dtype=torch.uint8, device=card.device) if decoder else None
+        card.reserve(self.rows * longest * torch.float32.itemsize, size)
 
     def _shape(
         self, batch: torch.Tensor, scores: torch.Tensor, length: int, score_count: int
@@ -325,18 +391,33 @@ class CudaRunner:
         return batch_NM, scores_TNC, self._card.recorded(partial(self.network, batch_NM, scores_TNC))
 
     def __call__(self, chunks: Iterable[F32], samples: int) -> F32:
+        scores_TNC = self._shapes[samples][1]
+        host = self._computed(chunks, samples, scores_TNC.flatten().view(torch.uint8))
+        return host.view(torch.float32).view_as(scores_TNC).numpy()
+
+    def call(self, chunks: Sequence[F32], samples: int) -> list[Decoded | ValueError]:
+        assert self._calls is not None
+        steps = self._shapes[samples][1].shape[0]
+        size = sum(part.nbytes for part in _parts(self._calls, self.rows, steps))
+        host = self._computed(chunks, samples, self._calls[:size])
+        return decoded_rows(*(part.numpy() for part in _parts(host, self.rows, steps)), rows=len(chunks))
+
+    def _computed(self, chunks: Iterable[F32], samples: int, results: torch.Tensor) -> torch.Tensor:
+        """Compute a batch and copy `results`, bytes on the card, into the calling thread's buffer."""
         batch_NM, scores_TNC, compute = self._shapes[samples]
-        host_batch, host_scores = self._card.host_buffers()
-        host_NM = host_batch[: batch_NM.numel()].view_as(batch_NM)
-        host_TNC = host_scores[: scores_TNC.numel()].view_as(scores_TNC)
+        host_batch, host_results = self._card.host_buffers()
+        host_NM = host_batch[: batch_NM.nbytes].view(torch.float32).view_as(batch_NM)
+        host_results = host_results[: results.numel()]
         _fill(host_NM, chunks)
         with self._card.lock, self._card.in_order():
             batch_NM.copy_(host_NM, non_blocking=True)
             compute()
-            host_TNC.copy_(scores_TNC, non_blocking=True)
+            if self._decoder is not None and self._calls is not None:
+                self._decoder(scores_TNC, _parts(self._calls, self.rows, len(scores_TNC)))
+            host_results.copy_(results, non_blocking=True)
             wait = self._card.mark()
         wait()
-        return host_TNC.numpy()
+        return host_results
 
     def compute_only(self, samples: int) -> None:
         """Compute what was last on the card once more, without copies: for measurements."""
@@ -344,6 +425,12 @@ class CudaRunner:
             self._shapes[samples][2]()
             wait = self._card.mark()
         wait()
+
+
+def _parts(buffer: torch.Tensor, rows: int, steps: int) -> list[torch.Tensor]:
+    """Letters, qualities, moves and counts of a batch, as views of the first of so many bytes."""
+    counts_N, rest = buffer[: 4 * rows].view(torch.int32), buffer[4 * rows : (4 + 3 * steps) * rows]
+    return [*rest.view(3, rows, steps), counts_N]
 
 
 def fix_arithmetic() -> None:

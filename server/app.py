@@ -20,10 +20,13 @@ from grpc_reflection.v1alpha import reflection
 from prometheus_client import REGISTRY, start_http_server
 
 from porestream.kernels.aligner import Aligner, load_reference, preset_for_model
-from porestream.models.basecaller import Basecaller
+from porestream.kernels.crf import MAX_STATE_LEN, CrfDecoder
+from porestream.kernels.device import Device, find_kernel_device
+from porestream.models.basecaller import Basecaller, decode_settings
 from porestream.models.bundle import load_bundle
 from porestream.models.catalog import models_to_serve
 from porestream.models.compiled import default_cache_dir
+from porestream.models.config import ModelConfig
 from porestream.models.runner import Card, find_device
 from porestream.server.budget import MemoryBudget
 from porestream.server.metrics import Ledger, ServerCollector
@@ -75,8 +78,9 @@ def build_engine(settings: Settings) -> Engine:
 
 def load_models(settings: Settings, cache_dir: Path) -> dict[str, Basecaller]:
     """The models by name. On a card each may take an equal part of what is free for it and those after it."""
-    device = find_device(settings.device)
+    device = find_device("cpu" if settings.device == "emulated" else settings.device)
     card = Card(device, settings.worker_count) if device.type == "cuda" else None
+    kernel_device = _kernel_device(settings, card)
     basecallers: dict[str, Basecaller] = {}
     directories, passed_over = models_to_serve(settings.model, settings.models_directory)
     for reason in passed_over:
@@ -87,18 +91,51 @@ def load_models(settings: Settings, cache_dir: Path) -> dict[str, Basecaller]:
         if bundle.name in basecallers:
             raise SettingsError(f"two models are called {bundle.name!r}: streams could not tell them apart")
         share = 1 / (len(directories) - index)
-        caller = Basecaller(bundle, settings.precision, cache_dir, card, settings.batch_size, share)
+        decoder = _batch_decoder(kernel_device, bundle.config) if kernel_device else None
+        caller = Basecaller(bundle, settings.precision, cache_dir, card, settings.batch_size, share, decoder)
         basecallers[bundle.name] = caller
         log.info(
             "model loaded",
             model=bundle.name,
             device=str(device),
+            decoder=kernel_device.name if decoder and kernel_device else "cpu",
             precision=caller.precision,
             rows=caller.rows,
             sha256=bundle.sha256.hex(),
             seconds=round(time.monotonic() - started_s, 2),
         )
     return basecallers
+
+
+def _kernel_device(settings: Settings, card: Card | None) -> Device | None:
+    """Where kernels decode, in the order of what the card does and in its memory; None: the CPU's decoder."""
+    if settings.decoder == "cpu":
+        return None
+    if settings.device == "emulated":
+        return find_kernel_device("emulated")
+    if card is not None and card.stream is not None:
+        name = f"cuda:{card.device.index or 0}"
+        return find_kernel_device(name, stream=card.stream.cuda_stream, allocate=card.allocate, free=card.free)
+    if settings.decoder == "kernels":
+        raise SettingsError(f"decoder kernels: there is no card for device {settings.device}; use --device emulated")
+    return None
+
+
+def _batch_decoder(device: Device, config: ModelConfig) -> CrfDecoder | None:
+    """A model's decoder on a device; None where its states are too many for the kernels."""
+    if config.state_len > MAX_STATE_LEN:
+        log.warning("decoding on the CPU: too many states for the kernels", states=4**config.state_len)
+        return None
+    settings = decode_settings(config)
+    return CrfDecoder(
+        device,
+        config.state_len,
+        settings.stay_score,
+        settings.quality_scale,
+        settings.quality_bias,
+        settings.beam_width,
+        settings.beam_cut,
+    )
 
 
 def _load_references(settings: Settings, models: list[str], cache_dir: Path) -> dict[tuple[str, str], Aligner]:

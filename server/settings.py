@@ -42,7 +42,8 @@ class Settings(BaseSettings):
     memory_budget: int = 1 << 30
     max_streams: int = Field(default=64, ge=1)
     max_read_samples: int = Field(default=50_000_000, ge=1)
-    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|emulated|cuda(:\d+)?)$")
+    decoder: Literal["auto", "kernels", "cpu"] = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     batch_size: int | None = Field(default=None, ge=1, le=4096)
     threads: int = Field(default=0, ge=0)

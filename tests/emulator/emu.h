@@ -1,16 +1,17 @@
-// CUDA's device language on the CPU: a kernel's source is compiled behind this header, and every CUDA thread is a fiber.
+// CUDA's device language on the CPU: kernels are compiled behind this header, and every CUDA thread is a fiber.
 //
 // A block runs to its end before the next one starts. Within a block a fiber gives way only at a barrier, a shuffle, a
-// vote or a reduction, so a result is a function of the schedule alone. Threads that do not need each other's order give
-// the same result in all three schedules; a missing barrier shows as a result that depends on the schedule.
+// vote or a reduction, so a result is a function of the schedule alone. Threads that do not need each other's order
+// give the same result in all three schedules; a missing barrier shows as a result that depends on the schedule.
 //
-// Errors: a barrier that a block's threads meet at different places, threads that wait for ever, a warp collective whose
-// mask names a lane that has left, a shuffle from a lane outside the mask. Shared memory is filled with 0xA5 before each
-// block, as reading it before writing it is a defect that zeros would hide.
+// Errors: a barrier that a block's threads meet at different places, threads that wait for ever, a warp collective
+// whose mask names a lane that has left, a shuffle from a lane outside the mask, one warp's lanes in unlike
+// collectives. Shared memory is filled with 0xA5 before each block, as reading it before writing it is a defect that
+// zeros would hide.
 //
 // Where the CPU differs from the GPU and nothing reports it: a loop that spins on memory never ends, as fibers are not
-// preempted; there is no weak memory model (build with the thread sanitizer to find races within a block); a shift by 32
-// or more and a float too large for the integer it is cast to are undefined in C++, and the two machines disagree.
+// preempted; there is no weak memory model (build with the thread sanitizer to find races within a block); a shift by
+// 32 or more and a float too large for the integer it is cast to are undefined in C++, and the two machines disagree.
 #pragma once
 #if !defined(__x86_64__) || !defined(__linux__)
 #error "the emulator switches fibers with x86-64 assembly for Linux"
@@ -32,9 +33,9 @@
 
 #define __CUDA_EMU__ 1
 
-// ---- Sanitizers ---------------------------------------------------------------------------------------------------------
-// What the emulator does itself is not instrumented: only the kernel's accesses count, ordered by what orders them on the
-// GPU. The thread sanitizer is told of fibers by its own interface.
+// ---- Sanitizers ---------------------------------------------------------------------------------------------------
+// What the emulator does itself is not instrumented: only the kernel's accesses count, ordered by what orders them on
+// the GPU. The thread sanitizer is told of fibers by its own interface.
 #ifdef __SANITIZE_THREAD__
 #include <sanitizer/tsan_interface.h>
 #define EMU_RELEASE(address) __tsan_release((void*)(address))
@@ -57,10 +58,11 @@
 #define EMU_STACK_KIB 64
 #endif
 
-// Where a fiber gives way, others write memory: g++ must not conclude from the body that shared arrays stay as they were.
+// Where a fiber gives way, others write memory. Without this g++ sees that these functions do not name the kernel's
+// shared arrays, and keeps elements of them in registers across a barrier.
 #define EMU_OPAQUE EMU_RUNTIME __attribute__((noipa))
 
-// ---- Qualifiers ---------------------------------------------------------------------------------------------------------
+// ---- Qualifiers ---------------------------------------------------------------------------------------------------
 #define __global__
 #define __device__
 #define __host__
@@ -72,7 +74,7 @@
 #define __align__(n) __attribute__((aligned(n)))
 #define __shared__ static __attribute__((section("emu_shared"), aligned(16)))
 
-// ---- Vector types, aligned as CUDA's: wide loads of misaligned addresses fault here too ---------------------------------
+// ---- Vector types, aligned as CUDA's: wide loads of misaligned addresses fault here too ---------------------------
 #define EMU_VECTOR2(name, T, alignment)       \
     struct __align__(alignment) name {        \
         T x, y;                               \
@@ -126,11 +128,16 @@ constexpr uint64_t CANARY = 0x5AFE57AC5AFE57ACull;               // at a stack's
 
 enum Schedule { FORWARD, REVERSE, RANDOM };
 enum State : uint8_t { RUNNABLE, IN_WARP, IN_BLOCK, DONE };
-enum Collective : uint32_t { SYNCWARP, SHFL, SHFL_UP, SHFL_DOWN, SHFL_XOR, BALLOT, ANY, ALL, ADD, MIN, MAX, AND, OR, XOR };
+enum Collective : uint32_t {
+    SYNCWARP, SHFL, SHFL_UP, SHFL_DOWN, SHFL_XOR, BALLOT, ANY, ALL, ADD, MIN, MAX, AND, OR, XOR
+};
 
-struct Site {  // a place in the kernel's source
+struct Site {   // a place in the kernel's source
     const char* file;
     int line;
+    bool operator!=(const Site& other) const {
+        return line != other.line || (file != other.file && strcmp(file, other.file) != 0);
+    }
 };
 
 struct alignas(64) Fiber {   // what a switch touches: one cache line
@@ -144,6 +151,7 @@ struct alignas(64) Fiber {   // what a switch touches: one cache line
     uint8_t source;          // the lane that its shuffle reads
     uint8_t warp;
 };
+static_assert(sizeof(Fiber) == 64);
 
 struct Warp {
     unsigned alive;     // lanes that exist and have not returned
@@ -179,12 +187,21 @@ static Machine M;
 static std::mutex launch_lock;
 alignas(1024) static char dynamic_shared[MAX_SHARED_BYTES];
 
+template <class To, class From>
+inline To bits_of(From from) {
+    static_assert(sizeof(To) == sizeof(From));
+    To to;
+    memcpy(&to, &from, sizeof to);
+    return to;
+}
+
 EMU_RUNTIME inline Fiber& self() { return M.fiber[M.current]; }
 EMU_RUNTIME inline int lane() { return self().lane; }
 
-// ---- The switch -----------------------------------------------------------------------------------------------------------
-// The stack pointer changes, and the registers that a call would keep are the compiler's to save. Inline, and a jump where
-// C would return, for the sake of branch prediction: fibers mostly wait at the same place, so the jump's target is known.
+// ---- The switch ---------------------------------------------------------------------------------------------------
+// The stack pointer changes, and the registers that a call would keep are the compiler's to save. Inline, and a jump
+// where C would return, for the sake of branch prediction: fibers mostly wait at the same place, so the jump's target
+// is known.
 EMU_RUNTIME inline __attribute__((always_inline)) void swap_stacks(void** save_sp, void* new_sp) {
     asm volatile(
         "subq $128, %%rsp\n"   // the red zone
@@ -200,12 +217,12 @@ EMU_RUNTIME inline __attribute__((always_inline)) void swap_stacks(void** save_s
         "addq $128, %%rsp\n"
         : [save] "+D"(save_sp), [to] "+S"(new_sp)
         :
-        : "rax", "rbx", "rcx", "rdx", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15", "memory", "cc", "xmm0", "xmm1",
-          "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10", "xmm11", "xmm12", "xmm13", "xmm14",
-          "xmm15");
+        : "rax", "rbx", "rcx", "rdx", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15", "memory", "cc",
+          "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7",
+          "xmm8", "xmm9", "xmm10", "xmm11", "xmm12", "xmm13", "xmm14", "xmm15");
 }
 
-// ---- Scheduling -----------------------------------------------------------------------------------------------------------
+// ---- Scheduling ---------------------------------------------------------------------------------------------------
 EMU_RUNTIME inline void jump(void** save_sp, unsigned to) {
     M.current = to;
     ++M.switches;
@@ -228,7 +245,8 @@ EMU_RUNTIME inline void jump(void** save_sp, unsigned to) {
     const uint3 b = M.block_index, t = M.thread[M.current];
     char place[256] = "";
     if (site.file) snprintf(place, sizeof place, "%s:%d, ", site.file, site.line);
-    snprintf(M.error, M.error_bytes, "%s (%sblock %u,%u,%u, thread %u,%u,%u)", why, place, b.x, b.y, b.z, t.x, t.y, t.z);
+    snprintf(M.error, M.error_bytes, "%s (%sblock %u,%u,%u, thread %u,%u,%u)", why, place,
+             b.x, b.y, b.z, t.x, t.y, t.z);
     M.failed = true;
     leave_block();
 }
@@ -243,7 +261,7 @@ EMU_RUNTIME inline void jump(void** save_sp, unsigned to) {
         const Fiber& f = M.fiber[i];
         if (f.state != IN_WARP && f.state != IN_BLOCK) continue;
         for (auto& place : places) {
-            if (place.threads && (place.site.line != f.site.line || strcmp(place.site.file, f.site.file))) continue;
+            if (place.threads && place.site != f.site) continue;
             place.site = f.site;
             ++place.threads;
             break;
@@ -273,7 +291,8 @@ EMU_RUNTIME inline unsigned random_below(uint64_t n) {
     return unsigned((M.random >> 33) % n);
 }
 
-// The next fiber to run, or -1. Its own warp goes first: fewer fibers are then under way at once, which the caches like.
+// The next fiber to run, or -1. Its own warp goes first: fewer fibers are then under way at once, which the caches
+// like.
 EMU_RUNTIME inline int pick() {
     const unsigned from = M.schedule == RANDOM ? random_below(M.threads) : M.current;
     if (!M.runnable_warps) return -1;
@@ -299,11 +318,12 @@ EMU_RUNTIME inline void set_waiting(Fiber& f, State state) {
 EMU_RUNTIME inline void give_way() {
     Fiber& me = self();
     const int next = pick();
-    if (next < 0) fail_deadlock("every live thread waits at a barrier or warp collective that cannot complete", me.site);
+    if (next < 0)
+        fail_deadlock("every live thread waits at a barrier or warp collective that cannot complete", me.site);
     if (unsigned(next) != M.current) jump(&me.sp, unsigned(next));
 }
 
-// ---- The block's barrier --------------------------------------------------------------------------------------------------
+// ---- The block's barrier ------------------------------------------------------------------------------------------
 EMU_RUNTIME inline void open_barrier() {
     for (unsigned i = 0; i < M.threads; ++i) {
         Fiber& f = M.fiber[i];
@@ -321,7 +341,7 @@ EMU_OPAQUE inline int block_barrier(bool vote, Site site) {
     [[maybe_unused]] const char* clock = &M.barrier_clock[M.generation & 1];
     if (!M.at_barrier)
         M.barrier = site;
-    else if (M.barrier.line != site.line || M.barrier.file != site.file)
+    else if (M.barrier != site)
         fail("divergent __syncthreads: threads of one block wait at different source lines", site);
     me.site = site;
     set_waiting(me, IN_BLOCK);
@@ -339,8 +359,9 @@ EMU_OPAQUE inline int block_barrier(bool vote, Site site) {
     return int(me.result);
 }
 
-// ---- Warp collectives -----------------------------------------------------------------------------------------------------
-// A lane brings a value and waits until all lanes of its mask wait in the same collective; the last one deals out results.
+// ---- Warp collectives ---------------------------------------------------------------------------------------------
+// A lane brings a value and waits until all lanes of its mask wait in the same collective; the last one deals out
+// results.
 struct Shuffle {
     EMU_RUNTIME static void deal(Fiber* base, unsigned mask) {
         for (unsigned m = mask; m; m &= m - 1) {
@@ -396,7 +417,7 @@ EMU_OPAQUE inline uint64_t warp_collective(Collective kind, unsigned mask, uint6
 
 template <class T>
 EMU_RUNTIME inline T shuffle(Collective kind, unsigned mask, T value, unsigned source, Site site) {
-    static_assert(std::is_arithmetic_v<T> && sizeof(T) >= 4 && sizeof(T) <= 8, "CUDA shuffles 32- and 64-bit numbers");
+    static_assert(std::is_arithmetic_v<T> && sizeof(T) <= 8, "CUDA shuffles numbers of 32 and 64 bits");
     if (!(mask >> source & 1)) fail("shuffle reads a lane outside the mask (undefined on the GPU)", site);
     uint64_t bits = 0;
     memcpy(&bits, &value, sizeof value);
@@ -417,7 +438,7 @@ EMU_RUNTIME inline T reduce(Collective kind, unsigned mask, T value, Site site) 
     return T(warp_collective<Fold<T, combine>>(kind, mask, uint64_t(value), 0, site));
 }
 
-// ---- Launches -------------------------------------------------------------------------------------------------------------
+// ---- Launches -----------------------------------------------------------------------------------------------------
 EMU_RUNTIME inline void fiber_main() {
     EMU_ACQUIRE(&M.grid);
     M.body(M.args);
@@ -432,7 +453,7 @@ EMU_RUNTIME inline void fiber_main() {
         open_barrier();
     }
     const int next = pick();
-    if (next < 0) fail_deadlock("live threads wait for a thread that has exited", me.site);
+    if (next < 0) fail_deadlock("live threads wait for a thread that has exited", {nullptr, 0});
     void* never_resumed;
     jump(&never_resumed, unsigned(next));
     __builtin_unreachable();
@@ -477,7 +498,9 @@ EMU_RUNTIME inline bool refuse(const char* why) {
     return false;
 }
 
-EMU_RUNTIME inline uint64_t& canary(unsigned fiber) { return *reinterpret_cast<uint64_t*>(M.stacks + STACK_BYTES * fiber); }
+EMU_RUNTIME inline uint64_t& canary(unsigned fiber) {
+    return *reinterpret_cast<uint64_t*>(M.stacks + STACK_BYTES * fiber);
+}
 
 EMU_RUNTIME inline bool prepare() {
     if (!M.stacks) {
@@ -485,12 +508,20 @@ EMU_RUNTIME inline bool prepare() {
                             MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         if (stacks == MAP_FAILED) return refuse("no memory for the threads' stacks");
         M.stacks = static_cast<char*>(stacks);
-        for (unsigned i = 0; i < MAX_THREADS; ++i) canary(i) = CANARY;
     }
+    for (unsigned i = 0; i < M.threads; ++i) canary(i) = CANARY;
+    if (M.failed)   // there are frames that nothing has returned from
+        ASAN_UNPOISON_MEMORY_REGION(M.stacks, STACK_BYTES * MAX_THREADS);
+    M.failed = false;
 #ifdef __SANITIZE_THREAD__
     M.main_tsan = __tsan_get_current_fiber();
-    for (unsigned i = 0; i < M.threads; ++i)
-        if (!M.tsan[i]) M.tsan[i] = __tsan_create_fiber(0);
+    for (unsigned i = 0; i < M.threads; ++i) {
+        if (M.tsan[i]) continue;
+        char name[32];
+        snprintf(name, sizeof name, "CUDA thread %u", i);
+        M.tsan[i] = __tsan_create_fiber(0);
+        __tsan_set_fiber_name(M.tsan[i], name);
+    }
 #endif
     return true;
 }
@@ -508,7 +539,6 @@ EMU_RUNTIME inline bool launch(const Launch& l, void (*body)(void**)) {
     std::lock_guard<std::mutex> guard(launch_lock);
     M.error = l.error;
     M.error_bytes = l.error_bytes;
-    M.failed = false;
     M.grid = dim3(l.grid[0], l.grid[1], l.grid[2]);
     M.block = dim3(l.block[0], l.block[1], l.block[2]);
     const uint64_t threads = uint64_t(M.block.x) * M.block.y * M.block.z;
@@ -538,6 +568,9 @@ EMU_RUNTIME inline bool launch(const Launch& l, void (*body)(void**)) {
                          unsigned(i / (uint64_t(M.grid.x) * M.grid.y))};
         run_block(l.shared_bytes);
     }
+    for (unsigned i = 0; i < M.threads && !M.failed; ++i)
+        if (canary(i) != CANARY)
+            return refuse("a thread's local variables overflow the stack that the emulator gives it");
     return !M.failed;
 }
 
@@ -585,9 +618,11 @@ inline unsigned signature(void (*)(A...), Parameter* out) {
     extern "C" __attribute__((visibility("default"))) unsigned emu_signature_##kernel(emu::Parameter* out) {          \
         return emu::signature(&kernel, out);                                                                          \
     }
-extern "C" __attribute__((visibility("default"), used)) inline unsigned long long emu_switches() { return emu::M.switches; }
+extern "C" __attribute__((visibility("default"), used)) inline unsigned long long emu_switches() {
+    return emu::M.switches;
+}
 
-// ---- Built-in variables ---------------------------------------------------------------------------------------------------
+// ---- Built-in variables -------------------------------------------------------------------------------------------
 #define threadIdx (static_cast<const uint3&>(emu::M.thread[emu::M.current]))
 #define blockIdx (static_cast<const uint3&>(emu::M.block_index))
 #define blockDim (static_cast<const dim3&>(emu::M.block))
@@ -597,7 +632,7 @@ constexpr int warpSize = 32;
 // `extern __shared__ T name[]`, in the text that emulator.py hands to g++.
 #define EMU_DYNAMIC_SHARED(T, name) [[maybe_unused]] T* const name = reinterpret_cast<T*>(emu::dynamic_shared)
 
-// ---- Barriers, votes, reductions, shuffles ------------------------------------------------------------------------------
+// ---- Barriers, votes, reductions, shuffles ------------------------------------------------------------------------
 // A default argument is evaluated where the call is written: that is how an error knows its line.
 #define EMU_HERE emu::Site site = {__builtin_FILE(), __builtin_LINE()}
 
@@ -637,30 +672,34 @@ EMU_REDUCE(or, OR, either, unsigned)
 EMU_REDUCE(xor, XOR, differ, unsigned)
 #undef EMU_REDUCE
 
-// Segments of `width` lanes. The hardware looks at five bits of a distance. A lane that would read past its segment's end
-// keeps its own value; xor may reach back into an earlier segment.
+// Segments of `width` lanes. The hardware looks at five bits of a distance. A lane that would read past its segment's
+// end keeps its own value; xor may reach back into an earlier segment. `+value`: what is smaller than an int goes as
+// one.
 template <class T>
-EMU_RUNTIME inline T __shfl_sync(unsigned mask, T value, int source, int width = 32, EMU_HERE) {
+EMU_RUNTIME inline auto __shfl_sync(unsigned mask, T value, int source, int width = 32, EMU_HERE) {
     const int first = emu::lane() & ~(width - 1);
-    return emu::shuffle(emu::SHFL, mask, value, first | (source & (width - 1)), site);
+    return emu::shuffle(emu::SHFL, mask, +value, first | (source & (width - 1)), site);
 }
 template <class T>
-EMU_RUNTIME inline T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = 32, EMU_HERE) {
+EMU_RUNTIME inline auto __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = 32, EMU_HERE) {
     const int lane = emu::lane(), distance = int(delta & 31);
-    return emu::shuffle(emu::SHFL_UP, mask, value, (lane & (width - 1)) >= distance ? lane - distance : lane, site);
+    const int source = (lane & (width - 1)) >= distance ? lane - distance : lane;
+    return emu::shuffle(emu::SHFL_UP, mask, +value, source, site);
 }
 template <class T>
-EMU_RUNTIME inline T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = 32, EMU_HERE) {
+EMU_RUNTIME inline auto __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = 32, EMU_HERE) {
     const int lane = emu::lane(), distance = int(delta & 31);
-    return emu::shuffle(emu::SHFL_DOWN, mask, value, (lane & (width - 1)) + distance < width ? lane + distance : lane, site);
+    const int source = (lane & (width - 1)) + distance < width ? lane + distance : lane;
+    return emu::shuffle(emu::SHFL_DOWN, mask, +value, source, site);
 }
 template <class T>
-EMU_RUNTIME inline T __shfl_xor_sync(unsigned mask, T value, int lane_mask, int width = 32, EMU_HERE) {
-    const int lane = emu::lane(), source = lane ^ (lane_mask & 31);
-    return emu::shuffle(emu::SHFL_XOR, mask, value, source <= (lane | (width - 1)) ? source : lane, site);
+EMU_RUNTIME inline auto __shfl_xor_sync(unsigned mask, T value, int lane_mask, int width = 32, EMU_HERE) {
+    const int lane = emu::lane(), other = lane ^ (lane_mask & 31);
+    const int source = other <= (lane | (width - 1)) ? other : lane;
+    return emu::shuffle(emu::SHFL_XOR, mask, +value, source, site);
 }
 
-// ---- Atomics: relaxed, as on the GPU, and for the types that CUDA has ----------------------------------------------------
+// ---- Atomics: relaxed, as on the GPU, and for the types that CUDA has ---------------------------------------------
 namespace emu {
 template <class T, class... Allowed>
 constexpr bool one_of = (std::is_same_v<T, Allowed> || ...);
@@ -695,7 +734,8 @@ EMU_ATOMIC(atomicExch, (void(old), value), int, unsigned, unsigned long long, fl
 #undef EMU_ATOMIC
 template <class T>
 inline T atomicCAS(T* address, typename emu::Same<T>::type compare, typename emu::Same<T>::type value) {
-    static_assert(emu::one_of<T, int, unsigned, unsigned long long, unsigned short>, "CUDA has no atomicCAS of this type");
+    static_assert(emu::one_of<T, int, unsigned, unsigned long long, unsigned short>,
+                  "CUDA has no atomicCAS of this type");
     __atomic_compare_exchange_n(address, &compare, value, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
     return compare;
 }
@@ -708,14 +748,14 @@ EMU_RUNTIME inline void __threadfence_block() {
 }
 EMU_RUNTIME inline void __threadfence() { __threadfence_block(); }
 
-// ---- Loads and stores with cache hints ------------------------------------------------------------------------------------
+// ---- Loads and stores with cache hints ----------------------------------------------------------------------------
 template <class T> inline T __ldg(const T* address) { return *address; }
 template <class T> inline T __ldcs(const T* address) { return *address; }
 template <class T> inline T __ldcg(const T* address) { return *address; }
 template <class T> inline void __stcs(T* address, typename emu::Same<T>::type value) { *address = value; }
 template <class T> inline void __stcg(T* address, typename emu::Same<T>::type value) { *address = value; }
 
-// ---- Integers ---------------------------------------------------------------------------------------------------------------
+// ---- Integers -----------------------------------------------------------------------------------------------------
 // In the type that C's arithmetic gives, as CUDA's overloads; of a NaN and a number, the number.
 template <class A, class B>
 constexpr auto max(A a, B b) -> decltype(a + b) {
@@ -751,7 +791,8 @@ inline unsigned __funnelshift_r(unsigned low, unsigned high, unsigned shift) {
     return unsigned((uint64_t(high) << 32 | low) >> (shift & 31));
 }
 
-// PTX `prmt.b32`, its default mode: a nibble of `selector` picks a byte of b:a, and its top bit spreads that byte's sign.
+// PTX `prmt.b32`, its default mode: a nibble of `selector` picks a byte of b:a, and its top bit spreads that byte's
+// sign.
 inline unsigned emu_prmt(unsigned a, unsigned b, unsigned selector) {
     const uint64_t bytes = uint64_t(b) << 32 | a;
     unsigned result = 0;
@@ -763,30 +804,32 @@ inline unsigned emu_prmt(unsigned a, unsigned b, unsigned selector) {
 }
 inline unsigned __byte_perm(unsigned a, unsigned b, unsigned selector) { return emu_prmt(a, b, selector & 0x7777); }
 
-// ---- Two 16-bit numbers in a register, and Hopper's DPX ------------------------------------------------------------------
+// ---- Two 16-bit numbers in a register, and Hopper's DPX -----------------------------------------------------------
 namespace emu {
 using s16x2 = int16_t __attribute__((vector_size(4)));
 using u16x2 = uint16_t __attribute__((vector_size(4)));
-template <class V> inline V halves(unsigned x) { return reinterpret_cast<V&>(x); }
-template <class V> inline unsigned word(V x) { return reinterpret_cast<unsigned&>(x); }
 template <class V> inline unsigned max2(unsigned a, unsigned b) {
-    const V x = halves<V>(a), y = halves<V>(b);
-    return word(x > y ? x : y);
+    const V x = bits_of<V>(a), y = bits_of<V>(b);
+    return bits_of<unsigned>(x > y ? x : y);
 }
 template <class V> inline unsigned min2(unsigned a, unsigned b) {
-    const V x = halves<V>(a), y = halves<V>(b);
-    return word(x < y ? x : y);
+    const V x = bits_of<V>(a), y = bits_of<V>(b);
+    return bits_of<unsigned>(x < y ? x : y);
 }
 }  // namespace emu
 
-inline unsigned __vadd2(unsigned a, unsigned b) { return emu::word(emu::halves<emu::u16x2>(a) + emu::halves<emu::u16x2>(b)); }
-inline unsigned __vsub2(unsigned a, unsigned b) { return emu::word(emu::halves<emu::u16x2>(a) - emu::halves<emu::u16x2>(b)); }
+inline unsigned __vadd2(unsigned a, unsigned b) {
+    return emu::bits_of<unsigned>(emu::bits_of<emu::u16x2>(a) + emu::bits_of<emu::u16x2>(b));
+}
+inline unsigned __vsub2(unsigned a, unsigned b) {
+    return emu::bits_of<unsigned>(emu::bits_of<emu::u16x2>(a) - emu::bits_of<emu::u16x2>(b));
+}
 inline unsigned __vmaxs2(unsigned a, unsigned b) { return emu::max2<emu::s16x2>(a, b); }
 inline unsigned __vmaxu2(unsigned a, unsigned b) { return emu::max2<emu::u16x2>(a, b); }
 inline unsigned __vmins2(unsigned a, unsigned b) { return emu::min2<emu::s16x2>(a, b); }
 inline unsigned __vminu2(unsigned a, unsigned b) { return emu::min2<emu::u16x2>(a, b); }
 inline unsigned __vcmpgtu2(unsigned a, unsigned b) {
-    return emu::word(emu::halves<emu::u16x2>(a) > emu::halves<emu::u16x2>(b));
+    return emu::bits_of<unsigned>(emu::bits_of<emu::u16x2>(a) > emu::bits_of<emu::u16x2>(b));
 }
 
 inline int __viaddmax_s32(int a, int b, int c) { return max(int(unsigned(a) + unsigned(b)), c); }
@@ -806,7 +849,7 @@ inline unsigned emu_max_f16x2_bits(unsigned a, unsigned b, EMU_HERE) {
     return emu::max2<emu::u16x2>(a, b);
 }
 
-// ---- Floats: compiled without contraction, so a rounding that CUDA spells out is the plain operation ----------------------
+// ---- Floats: compiled without contraction, so a rounding that CUDA spells out is the plain operation --------------
 inline float __fadd_rn(float a, float b) { return a + b; }
 inline float __fsub_rn(float a, float b) { return a - b; }
 inline float __fmul_rn(float a, float b) { return a * b; }
@@ -815,15 +858,6 @@ inline float __frcp_rn(float a) { return 1.0f / a; }
 inline float __fsqrt_rn(float a) { return sqrtf(a); }
 inline float __fmaf_rn(float a, float b, float c) { return fmaf(a, b, c); }
 
-namespace emu {
-template <class To, class From>
-inline To bits_of(From from) {
-    static_assert(sizeof(To) == sizeof(From));
-    To to;
-    memcpy(&to, &from, sizeof to);
-    return to;
-}
-}  // namespace emu
 inline int __float_as_int(float x) { return emu::bits_of<int>(x); }
 inline unsigned __float_as_uint(float x) { return emu::bits_of<unsigned>(x); }
 inline float __int_as_float(int x) { return emu::bits_of<float>(x); }

@@ -1,16 +1,21 @@
 """A stand-in for ``cupy.RawModule`` that runs the same ``.cu`` text on the CPU: g++ behind ``emu.h``."""
 
+from __future__ import annotations
+
 import contextlib
 import ctypes
 import functools
 import hashlib
+import operator
 import os
+import platform
 import re
 import shutil
 import subprocess
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
 from typing import Any
@@ -18,44 +23,61 @@ from typing import Any
 import numpy as np
 
 HEADER = Path(__file__).with_name("emu.h")
-# After options that a kernel's author chooses: exact arithmetic, and wrap-around where the GPU wraps.
 FLAGS = (
-    "-std=c++17 -O2 -g1 -fPIC -shared -ffp-contract=off -fno-fast-math -fno-strict-aliasing -fwrapv -fvisibility=hidden "
-    "-fno-gnu-unique -Wall -Werror=return-type -Wno-unknown-pragmas -Wno-unused-function"
-).split()
-ERROR_BYTES = 1024
+    *("-std=c++17", "-O2", "-g1", "-fPIC", "-shared"),
+    *("-ffp-contract=off", "-fno-fast-math", "-fwrapv", "-fno-strict-aliasing"),  # numbers and memory as on a card
+    *("-fvisibility=hidden", "-fno-gnu-unique"),  # modules of one process have nothing in common
+    *("-Wall", "-Wno-unknown-pragmas", "-Wno-unused-function", "-Werror=return-type"),
+)
+PLAIN_FLAGS = ("-Werror=frame-larger-than=49152",)  # a fiber's stack has 64 KiB
+SANITIZERS = {  # to g++'s flags. Misaligned wide loads, an error on the GPU, go with bad addresses.
+    "address": ("-fsanitize=address,alignment", "-fno-sanitize-recover=alignment", "-fsanitize-sections=emu_shared"),
+    "thread": ("-fsanitize=thread",),
+}
 DEFAULT_DYNAMIC_SHARED_BYTES = 48 << 10
+_ERROR_BYTES = 1024
 
 _BOUNDS = r"(?:__launch_bounds__\s*\((?:[^()]|\([^()]*\))*\)\s*)?"
 _KERNEL = re.compile(rf'extern\s+"C"\s+{_BOUNDS}__global__\s+{_BOUNDS}void\s+{_BOUNDS}(\w+)\s*\(')
 _COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
-_DYNAMIC_SHARED = re.compile(r"extern\s+__shared__\s+(?:__align__\(\s*\d+\s*\)\s+)?([\w\s]+?)\s+(\w+)\s*\[\s*\]")
+_DYNAMIC_SHARED = re.compile(
+    r"extern\s+__shared__\s+(?:__align__\(\s*\d+\s*\)\s+)?([\w\s]+?)\s+(?:__align__\(\s*\d+\s*\)\s+)?(\w+)\s*\[\s*\]"
+)
 
 
 class EmulatorError(RuntimeError):
-    """A kernel cannot be compiled, launched or finished; says which one, and where."""
+    """A kernel that cannot be compiled, launched or finished: which one, and where in it."""
 
 
 class Schedule(IntEnum):
-    """The order in which blocks, and threads that may run, do run."""
+    """In which order blocks run, and the threads of a block that can."""
 
     FORWARD = 0
     REVERSE = 1
     RANDOM = 2
 
 
-_schedule: tuple[Schedule, int] = (Schedule.FORWARD, 1)
+@dataclass(frozen=True, eq=False, slots=True)
+class _Order:
+    schedule: Schedule
+    seed: int
+
+
+_orders = [_Order(Schedule.FORWARD, 1)]  # the last holds; threads may leave `scheduled` in any order
 
 
 @contextlib.contextmanager
 def scheduled(schedule: Schedule, seed: int = 1) -> Iterator[None]:
-    """Launch all kernels of this process in another order; `seed` matters to ``Schedule.RANDOM``."""
-    global _schedule
-    before, _schedule = _schedule, (Schedule(schedule), seed)
+    """Launches of this process, of all modules, in this schedule; `seed` is the random one's.
+
+    A kernel without races gives the same result in each: run it in all three to see.
+    """
+    order = _Order(Schedule(schedule), seed)
+    _orders.append(order)
     try:
         yield
     finally:
-        _schedule = before
+        _orders.remove(order)
 
 
 class _Launch(ctypes.Structure):  # emu.h's Launch
@@ -75,201 +97,252 @@ class _Parameter(ctypes.Structure):  # emu.h's Parameter
     _fields_ = (("kind", ctypes.c_char), ("bytes", ctypes.c_uint))
 
 
+_KINDS = {  # a parameter's kind to its name, and to those of NumPy's dtypes that fit it
+    b"P": ("a pointer", "u"),
+    b"C": ("a pointer to const", "u"),
+    b"I": ("an integer", "iub"),
+    b"F": ("a float", "f"),
+    b"S": ("a struct", "V"),
+}
+
+
 class RawModule:
-    """Kernels compiled for the CPU, with the interface of ``cupy.RawModule``.
+    """Kernels compiled for the CPU.
 
     Parameters
     ----------
-    code : str
-        CUDA C++; its kernels are ``extern "C" __global__``.
-    options : sequence of str
-        NVRTC's options. ``-D`` and ``-I`` hold here too, the others mean nothing to the CPU.
-    name : str
-        The file's name in error messages.
-    sanitize : str, optional
-        ``address`` or ``thread``: for a process that runs under that sanitizer, see `porestream.emulator.sanitize`.
+    code
+        CUDA C++ with kernels declared ``extern "C" __global__``.
+    options
+        NVRTC's. ``-D`` and ``-I`` go to g++; the others say nothing to a CPU.
+    name
+        The source's name in errors.
+    sanitize
+        "address" or "thread": only in a process that `porestream.emulator.sanitize.run_sanitized` has started.
+
+    Attributes
+    ----------
+    kernels
+        The names of its kernels.
 
     Raises
     ------
     EmulatorError
-        g++ is missing, or does not accept the code.
+        g++ is not there, or refuses the code; the processor is not an x86-64.
+    ValueError
+        There is no such sanitizer.
     """
 
-    def __init__(self, code: str, options: Sequence[str] = (), name: str = "kernel.cu", sanitize: str | None = None):
+    def __init__(
+        self, code: str, options: Sequence[str] = (), name: str = "kernel.cu", sanitize: str | None = None
+    ) -> None:
         self.name = name
         self.kernels = tuple(_KERNEL.findall(_COMMENT.sub(" ", code)))
-        self._library = ctypes.CDLL(str(_compiled(code, options, name, self.kernels, sanitize)))
+        self._library = ctypes.CDLL(str(_compile(code, options, name, self.kernels, sanitize)))
+        self._functions: dict[str, Kernel] = {}
 
-    def get_function(self, kernel_name: str) -> "Kernel":
-        """Return a kernel by its name; raises `EmulatorError` when there is none."""
-        if kernel_name not in self.kernels:
-            raise EmulatorError(f"{self.name} has no kernel {kernel_name!r}; it has {', '.join(self.kernels) or 'none'}")
-        return Kernel(self._library, kernel_name)
+    def get_function(self, name: str) -> Kernel:
+        """A kernel by its name; EmulatorError if there is none."""
+        if name not in self.kernels:
+            raise EmulatorError(f"{self.name} has no kernel {name!r}; it has {', '.join(self.kernels) or 'none'}")
+        return self._functions.setdefault(name, Kernel(self._library, name))
 
     def switches(self) -> int:
-        """Return how often fibers have been switched."""
+        """How often threads have taken turns so far: a measure of a kernel's barriers and shuffles."""
         count = self._library.emu_switches
         count.restype = ctypes.c_ulonglong
         return int(count())
 
 
 class Kernel:
-    """A kernel, launched as CuPy launches one.
+    """A kernel, called as CuPy's are.
 
     Attributes
     ----------
-    max_dynamic_shared_size_bytes : int
-        What a launch may ask for; over 48 KiB must be asked for first, here as on the GPU.
+    max_dynamic_shared_size_bytes
+        What a launch may ask for. Here as on a card, a kernel that needs more than 48 KiB has to set it.
     """
 
-    def __init__(self, library: ctypes.CDLL, name: str):
+    def __init__(self, library: ctypes.CDLL, name: str) -> None:
         self.name = name
         self.max_dynamic_shared_size_bytes = DEFAULT_DYNAMIC_SHARED_BYTES
-        self._launch = library[f"emu_launch_{name}"]
+        self._launch: Callable[[Any], int] = library[f"emu_launch_{name}"]
         signature = library[f"emu_signature_{name}"]
         self._parameters = (_Parameter * signature(None))()
         signature(self._parameters)
 
     def __call__(self, grid: Sequence[int], block: Sequence[int], args: Sequence[Any], shared_mem: int = 0) -> None:
-        """Run the kernel to its end.
+        """Run it to its end, without the GIL; one module's launches wait for each other.
 
         Parameters
         ----------
-        grid, block : sequence of int
-            Blocks, and threads a block, in up to three dimensions.
-        args : sequence
-            C-contiguous arrays for pointers, NumPy scalars for values; ``np.uintp(0)`` for a null pointer.
-        shared_mem : int
-            Bytes of dynamic shared memory.
+        grid, block
+            Blocks, and threads of a block, in one to three dimensions.
+        args
+            C-contiguous numpy arrays for pointers, numpy scalars for values; ``np.uintp(0)`` is a null pointer.
+        shared_mem
+            Dynamic shared memory, bytes.
 
         Raises
         ------
         TypeError
             Arguments that are not what the kernel takes.
         EmulatorError
-            A launch that no GPU would accept, or a defect of the kernel: its line, block and thread.
+            A launch that no card would accept, or a defect in the kernel, with its line, block and thread.
         """
         if len(args) != len(self._parameters):
             raise TypeError(f"{self.name} takes {len(self._parameters)} arguments, not {len(args)}")
-        if shared_mem > self.max_dynamic_shared_size_bytes:
-            raise EmulatorError(
-                f"{self.name}: {shared_mem} bytes of dynamic shared memory, over the {self.max_dynamic_shared_size_bytes} "
-                "allowed: set max_dynamic_shared_size_bytes first"
-            )
-        cells = [self._cell(i, arg) for i, arg in enumerate(args)]
-        pointers = (ctypes.c_void_p * len(cells))(*(ctypes.addressof(cell) for cell in cells))
-        error = ctypes.create_string_buffer(ERROR_BYTES)
-        schedule, seed = _schedule
+        values = [self._value(index, arg) for index, arg in enumerate(args)]
+        pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
+        error = ctypes.create_string_buffer(_ERROR_BYTES)
+        order = _orders[-1]
         launch = _Launch(
-            _three("grid", grid),
-            _three("block", block),
-            shared_mem,
-            schedule,
-            seed,
-            ctypes.addressof(pointers),
-            ctypes.addressof(error),
-            ERROR_BYTES,
+            grid=self._sizes("grid", grid),
+            block=self._sizes("block", block),
+            shared_bytes=self._shared_bytes(shared_mem),
+            schedule=order.schedule,
+            seed=order.seed,
+            args=ctypes.addressof(pointers),
+            error=ctypes.addressof(error),
+            error_bytes=_ERROR_BYTES,
         )
         if not self._launch(ctypes.byref(launch)):
             raise EmulatorError(f"{self.name}: {error.value.decode(errors='replace')}")
 
-    def _cell(self, index: int, arg: Any) -> Any:
-        """Return the memory that the kernel's parameter `index` is read from."""
-        kind, size = self._parameters[index].kind, self._parameters[index].bytes
-        where = f"{self.name}, argument {index}"
-        if isinstance(arg, np.ndarray):
-            if kind not in b"PC":
-                raise TypeError(f"{where}: an array where the kernel takes a value")
+    def _value(self, index: int, arg: Any) -> Any:
+        """What the kernel reads this parameter from. CuPy checks nothing here, and a card then reads what is there."""
+        parameter = self._parameters[index]
+        kind, dtypes = _KINDS[parameter.kind]
+        wanted = f"{self.name}, argument {index}: {kind} of {parameter.bytes} bytes"
+        if isinstance(arg, np.ndarray) and parameter.kind in (b"P", b"C"):
             if not arg.flags.c_contiguous:
-                raise TypeError(f"{where}: not C-contiguous, strides {arg.strides}: numpy.ascontiguousarray")
-            if kind == b"P" and not arg.flags.writeable:
-                raise TypeError(f"{where}: a read-only array for a pointer that is not to const")
+                raise TypeError(f"{wanted}, not an array of strides {arg.strides}: use numpy.ascontiguousarray")
+            if parameter.kind == b"P" and not arg.flags.writeable:
+                raise TypeError(f"{wanted}, not a read-only array: declare it const, or copy the array")
             return ctypes.c_void_p(arg.ctypes.data)
-        if not isinstance(arg, np.generic):
-            raise TypeError(f"{where}: {type(arg).__name__} has no size on the GPU: pass a NumPy scalar or array")
-        fits = {b"F": "f", b"S": "V"}.get(kind, "iub")
-        if arg.nbytes != size or arg.dtype.kind not in fits:
-            raise TypeError(f"{where}: {arg.dtype} for a parameter of {size} bytes, kind {kind.decode()}")
-        return ctypes.create_string_buffer(arg.tobytes(), size)
+        if isinstance(arg, np.generic) and arg.nbytes == parameter.bytes and arg.dtype.kind in dtypes:
+            return ctypes.create_string_buffer(arg.tobytes(), parameter.bytes)
+        given = f"{type(arg).__name__} of {arg.dtype}" if isinstance(arg, np.ndarray) else type(arg).__name__
+        raise TypeError(
+            f"{wanted}, not {given}: pass a numpy array for a pointer, a numpy scalar of that size otherwise"
+        )
+
+    def _sizes(self, what: str, sizes: Sequence[int]) -> Any:
+        if not 1 <= len(sizes) <= 3 or not all(1 <= operator.index(size) < 2**31 for size in sizes):
+            raise EmulatorError(f"{self.name}: {what} {tuple(sizes)} is not of one to three sizes from 1 up")
+        return (ctypes.c_uint * 3)(*sizes, *[1] * (3 - len(sizes)))
+
+    def _shared_bytes(self, shared_mem: int) -> int:
+        if not 0 <= shared_mem <= self.max_dynamic_shared_size_bytes:
+            raise EmulatorError(
+                f"{self.name}: {shared_mem} bytes of dynamic shared memory; its max_dynamic_shared_size_bytes, "
+                f"{self.max_dynamic_shared_size_bytes}, has to be set to what it needs"
+            )
+        return shared_mem
 
 
-def _three(what: str, sizes: Sequence[int]) -> Any:
-    sizes = [int(size) for size in sizes]
-    if not 1 <= len(sizes) <= 3 or not all(1 <= size < 2**31 for size in sizes):
-        raise EmulatorError(f"{what} {tuple(sizes)}: one to three dimensions of 1 or more")
-    return (ctypes.c_uint * 3)(*sizes, *[1] * (3 - len(sizes)))
+def _compile(code: str, options: Sequence[str], name: str, kernels: Sequence[str], sanitize: str | None) -> Path:
+    """The shared library of a source: from the cache, else from g++.
 
-
-def _compiled(code: str, options: Sequence[str], name: str, kernels: Sequence[str], sanitize: str | None) -> Path:
-    """Return the shared library, from the cache or from g++."""
-    compiler = shutil.which("g++")
-    if compiler is None:
-        raise EmulatorError("the emulator compiles kernels with g++, which is not there: apt-get install g++")
-    chosen, include_directories = _host_options(options)
-    body = _DYNAMIC_SHARED.sub(_dynamic_shared, code)
+    It is known by all that it is made of: a change of any makes another file.
+    """
+    compiler = _compiler()
+    chosen, folders = _gxx_options(options)
+    flags = ("-include", str(HEADER), *FLAGS, *_sanitizer_flags(sanitize), *chosen)
     exports = "".join(f"EMU_EXPORT({kernel})\n" for kernel in kernels)
-    text = f'#include "{HEADER}"\n#line 1 "{name}"\n{body}\n#line 1 "exports"\n{exports}'
-    flags = [*chosen, *FLAGS]
-    if sanitize:
-        flags += [f"-fsanitize={sanitize}", "-fsanitize-sections=emu_shared"]
+    quoted = name.replace("\\", "\\\\").replace('"', '\\"')
+    text = f'#line 1 "{quoted}"\n{_DYNAMIC_SHARED.sub(_pointer, code)}\n#line 1 "exports of {quoted}"\n{exports}'
     digest = hashlib.sha256(repr((_version(compiler), flags, text)).encode())
-    for path in [HEADER, *(p for directory in include_directories for p in sorted(directory.rglob("*.cuh")))]:
-        digest.update(f"\n{path}\n".encode() + path.read_bytes())
-    file_name = f"{digest.hexdigest()}.so"
-    directory = _cache_directory()
-    library = directory / file_name
-    if not library.exists():
-        with tempfile.TemporaryDirectory(dir=directory) as work:
-            made = Path(work) / file_name
-            command = [compiler, *flags, "-x", "c++", "-", "-o", str(made)]
-            run = subprocess.run(command, input=text, cwd=work, capture_output=True, text=True)
+    for header in (HEADER, *(header for folder in folders for header in sorted(folder.rglob("*.cuh")))):
+        digest.update(f"\n{header}\n".encode() + header.read_bytes())
+    file = f"{digest.hexdigest()}.so"
+    for find_folder in (_cache, _temporary):
+        folder = find_folder()
+        library = folder / file
+        if library.exists():
+            return library
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            work = tempfile.TemporaryDirectory(dir=folder)
+        except OSError:  # read-only, full, or of someone else: the next one
+            continue
+        with work:
+            made = Path(work.name) / file
+            relative = f"-fdebug-prefix-map={work.name}=."  # sanitizers then report the source by its name alone
+            command = (compiler, *flags, relative, "-x", "c++", "-", "-o", str(made))
+            run = subprocess.run(command, input=text, cwd=work.name, capture_output=True, text=True)
             if run.returncode:
                 raise EmulatorError(f"{name} does not compile:\n{run.stderr}")
-            made.replace(library)
-    return library
+            made.replace(library)  # at once: processes that compile the same do not see each other's half
+        return library
+    raise EmulatorError(f"there is no room for compiled kernels, neither in {_cache()} nor in {_temporary()}")
 
 
-def _dynamic_shared(declaration: re.Match[str]) -> str:
-    """Return the declaration as one of a pointer, in as many lines."""
-    element, name = declaration.groups()
-    return f"EMU_DYNAMIC_SHARED({' '.join(element.split())}, {name})" + "\n" * declaration[0].count("\n")
-
-
-def _host_options(options: Sequence[str]) -> tuple[list[str], list[Path]]:
-    """Return g++'s options among NVRTC's, and the directories of headers."""
-    flags: list[str] = []
-    directories: list[Path] = []
-    rest = iter(options)
-    for option in rest:
-        if option[:2] not in ("-D", "-I"):
-            continue
-        value = option[2:].strip() or next(rest)
-        if option.startswith("-I"):
-            directories.append(Path(value).absolute())
-            value = str(directories[-1])
-        flags.append(option[:2] + value)
-    return flags, directories
+def _compiler() -> str:
+    if platform.machine() != "x86_64" or platform.system() != "Linux":
+        raise EmulatorError(f"the emulator is for x86-64 Linux, and this is {platform.machine()} {platform.system()}")
+    compiler = shutil.which("g++")
+    if compiler is None:
+        raise EmulatorError("the emulator compiles kernels with g++, which is not on PATH: apt-get install g++")
+    return compiler
 
 
 @functools.cache
 def _version(compiler: str) -> str:
-    return subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
+    return subprocess.run((compiler, "--version"), capture_output=True, text=True, check=True).stdout
 
 
-def _cache_directory() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    directory = Path(base) / "porestream" / "emulator"
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=directory):
-            return directory
-    except OSError:
-        return _temporary_directory()
+def _gxx_options(options: Sequence[str]) -> tuple[list[str], list[Path]]:
+    """Those of NVRTC's options that g++ shares, and the folders of headers among them."""
+    chosen, folders = [], []
+    rest = iter(options)
+    for option in rest:
+        option = option.replace("--define-macro=", "-D").replace("--include-path=", "-I")
+        switch, value = option[:2], option[2:].strip()
+        if switch not in ("-D", "-I"):
+            continue
+        value = value or next(rest, "")  # `-I folder` in two
+        if not value:
+            raise EmulatorError(f"option {option} without a value")
+        if switch == "-I":
+            folders.append(Path(value).absolute())
+            value = str(folders[-1])
+        chosen.append(switch + value)
+    return chosen, folders
+
+
+def _sanitizer_flags(sanitize: str | None) -> tuple[str, ...]:
+    if sanitize is None:
+        return PLAIN_FLAGS
+    if sanitize not in SANITIZERS:
+        raise ValueError(f"there is no sanitizer {sanitize!r}: {', '.join(SANITIZERS)}")
+    if not re.search(rf"lib{sanitize[0]}san", os.environ.get("LD_PRELOAD", "")):  # else loading would end the process
+        raise EmulatorError(f"the {sanitize} sanitizer has to be in the process from its start: use run_sanitized")
+    return SANITIZERS[sanitize]
+
+
+def _pointer(declaration: re.Match[str]) -> str:
+    """Dynamic shared memory as a pointer to it, on as many lines as the declaration of the array."""
+    element, name = declaration.groups()
+    return f"EMU_DYNAMIC_SHARED({' '.join(element.split())}, {name})" + "\n" * declaration[0].count("\n")
+
+
+def _cache() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    if not os.path.isabs(base):  # as the XDG specification has it
+        base = os.path.expanduser("~/.cache")
+    return Path(base) / "porestream" / "emulator"
 
 
 _temporary_lock = threading.Lock()
 
 
+def _temporary() -> Path:
+    """Where the cache cannot be written: a folder of this process."""
+    with _temporary_lock:
+        return Path(_temporary_folder().name)
+
+
 @functools.cache
-def _temporary_directory() -> Path:
-    return Path(tempfile.mkdtemp(prefix="porestream-emulator-"))
+def _temporary_folder() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="porestream-emulator-")
