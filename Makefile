@@ -31,6 +31,7 @@ help:
 system:
 	@missing=(); \
 	command -v gcc >/dev/null || missing+=(gcc libc6-dev); \
+	command -v g++ >/dev/null || missing+=(g++); \
 	[ -e /usr/include/zlib.h ] || missing+=(zlib1g-dev); \
 	$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv); \
 	$(PYTHON) -c 'import os, sysconfig; os.stat(sysconfig.get_path("include") + "/Python.h")' 2>/dev/null \
@@ -70,6 +71,7 @@ lint: setup typing
 typing:
 	@mkdir -p .typing/porestream
 	@for d in server kernels models client cli; do ln -sfn ../../$$d .typing/porestream/$$d; done
+	@ln -sfn ../../tests/emulator .typing/porestream/emulator
 	@ln -sfn ../../proto/porestream/v1 .typing/porestream/v1
 
 bench: setup

@@ -100,11 +100,9 @@ class CrfDecoder:
             back_TNW = xp.empty((T, N, MAX_BEAM_WIDTH), np.uint16)
             path_NT, errors_NT = xp.empty((N, T), np.uint8), xp.empty((N, T), np.float32)
             first_N, status_N = xp.empty(N, np.int32), xp.zeros(N, np.int32)
-            calls = (
-                Calls(*(xp.empty((N, T), np.uint8) for _ in range(3)), xp.empty(N, np.int32))
-                if into is None
-                else Calls(*(device.array(tensor) for tensor in into))
-            )
+            if into is None:
+                into = [*(xp.empty((N, T), np.uint8) for _ in range(3)), xp.empty(N, np.int32)]
+            calls = Calls._make(device.array(array) for array in into)
             steps, rows = np.int32(T), np.int32(N)
             scan_threads, scan_rows = scan_block(self.states)
             scan = (-(-N // scan_rows),), (scan_threads,)

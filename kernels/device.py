@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any, Protocol
@@ -33,7 +33,7 @@ class Module(Protocol):
     def get_function(self, name: str) -> Launch: ...
 
 
-class Device(Protocol):
+class Device(Hashable, Protocol):
     """What kernels are loaded for and launched on. Devices are equal when what was loaded for one serves the other.
 
     Attributes

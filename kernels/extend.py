@@ -1,4 +1,4 @@
-"""Alignment in a band of diagonals from where two sequences begin, to where it scores best or to both ends (extend.cu)."""
+"""Alignment in a band of diagonals, from where two sequences begin: to where it scores best, or to both ends."""
 
 from functools import partial
 
@@ -50,8 +50,8 @@ class Extender:
 
     Notes
     -----
-    A task that goes backwards extends to the left. Of equally good ways it takes the other ones, so that gaps stand where
-    they would from the other side: as far left as can be, as minimap2 has them (align.c, KSW_EZ_RIGHT).
+    A task that goes backwards extends to the left. Of equally good ways it takes the other ones, so that gaps stand
+    where they would from the other side: as far left as can be, as minimap2 has them (align.c, KSW_EZ_RIGHT).
     """
 
     def __init__(self, device: Device, memory_bytes: int, scoring: Scoring = MINIMAP2, *, packed: bool = True) -> None:

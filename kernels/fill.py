@@ -30,8 +30,8 @@ _WALKERS = 64
 class Filler:
     """Aligns pairs of sequences from end to end. Parameters as of `kernels.extend.Extender`.
 
-    All cells are looked at, as minimap2 does between anchors, where its band is as wide as the gap. The shorter sequence
-    lies along the rows: a deletion of 15 kb in a read costs no more than 15 kb of columns.
+    All cells are looked at, as minimap2 does between anchors, where its band is as wide as the gap. The shorter
+    sequence lies along the rows: a deletion of 15 kb in a read costs no more than 15 kb of columns.
     """
 
     def __init__(self, device: Device, memory_bytes: int, scoring: Scoring = MINIMAP2, *, packed: bool = True) -> None:

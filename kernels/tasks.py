@@ -22,11 +22,10 @@ _TASK = np.dtype(
 )
 _RESULT_FIELDS = "score", "row", "column", "dropped", "row_end_score", "row_end_column", "corner_score", "operations"
 _RESULT = np.dtype([(name, "i4") for name in _RESULT_FIELDS])
-_FIXED_BYTES = (
-    _TASK.itemsize + _RESULT.itemsize + 2 * 40 + 6 * 8
-)  # of a task; with its pieces, and compact_cigars' arrays
+_FIXED_BYTES = _TASK.itemsize + _RESULT.itemsize + 2 * 40 + 6 * 8  # of a task, its pieces, and in compact_cigars
 _PACKED_SPREAD = 19_000
-"""How far scores of an anti-diagonal may lie apart in 15 bits: TARGET less FLOOR and what long gaps gain in INTERVAL."""
+"""How far scores of an anti-diagonal may lie apart in 15 bits: TARGET less FLOOR, and what long gaps gain in INTERVAL
+steps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,20 +156,27 @@ class Layout:
 
     def task_bytes(self) -> npt.NDArray[np.int64]:
         """What each task takes of the device's memory, but for the pools of codes."""
-        words_N = self.direction_words_N + cigar_words(self.rows, self.columns) + sum(self.packed_words())
+        query_N, target_N = self.packed_words()
+        words_N = self.direction_words_N + cigar_words(self.rows, self.columns) + query_N + target_N
         return WORD_BYTES * words_N + _FIXED_BYTES
 
     def take(self, tasks: npt.NDArray[np.integer]) -> "Layout":
         """Some of the tasks."""
-        of_task = (self.swapped_N, self.direction_words_N, self.first_diagonal_N, self.flags_N)
         return Layout(
-            self.query.take(tasks), self.target.take(tasks), *(values[tasks] for values in of_task), self.rows_reversed
+            self.query.take(tasks),
+            self.target.take(tasks),
+            self.swapped_N[tasks],
+            self.direction_words_N[tasks],
+            self.first_diagonal_N[tasks],
+            self.flags_N[tasks],
+            self.rows_reversed,
         )
 
 
 def cigar_words(rows_N: npt.NDArray[np.int64], columns_N: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """Most operations that a CIGAR can have: before, between and after matches an insertion and a deletion."""
-    return np.minimum(3 * np.minimum(rows_N, columns_N) + 2, rows_N + columns_N)
+    most_N: npt.NDArray[np.int64] = np.minimum(3 * np.minimum(rows_N, columns_N) + 2, rows_N + columns_N)
+    return most_N
 
 
 def batches(bytes_N: npt.NDArray[np.int64], memory_bytes: int) -> Iterator[npt.NDArray[np.int64]]:

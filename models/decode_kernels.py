@@ -109,7 +109,7 @@ def sum_in_pairs(values: F32) -> np.float32:
         for place in range(half):
             values[place] += values[place + half]
         half >>= 1
-    return values[0]
+    return np.float32(values[0])
 
 
 @_inline()

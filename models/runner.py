@@ -90,14 +90,9 @@ class BatchDecoder(Protocol):
         """What a batch takes on the device beside its scores."""
 
 
-def decoded_rows(
-    letters_NT: npt.NDArray[np.uint8],
-    qualities_NT: npt.NDArray[np.uint8],
-    moves_NT: npt.NDArray[np.uint8],
-    counts_N: npt.NDArray[np.int32],
-    rows: int,
-) -> list[Decoded | ValueError]:
+def decoded_rows(calls: Sequence[npt.NDArray[Any]], rows: int) -> list[Decoded | ValueError]:
     """The first rows of what a `BatchDecoder` gave, as copies."""
+    letters_NT, qualities_NT, moves_NT, counts_N = calls
     called: list[Decoded | ValueError] = []
     for row, count in enumerate(counts_N[:rows].tolist()):
         if count < 0:
@@ -168,7 +163,7 @@ class CpuRunner:
         assert self._decoder is not None
         scores_TNC = np.ascontiguousarray(self(chunks, samples)[:, : len(chunks)])  # the others cost as much
         calls = self._decoder(scores_TNC)
-        return decoded_rows(*(np.from_dlpack(array) for array in calls), rows=len(chunks))
+        return decoded_rows([np.from_dlpack(array) for array in calls], len(chunks))
 
     def _buffers_of_thread(self, samples: int) -> tuple[torch.Tensor, torch.Tensor]:
         """batch_NM and scores_TNC, kept from batch to batch: allocated anew, the latter would fragment the heap."""
@@ -297,7 +292,7 @@ class Card:
 
     def free(self, address: int) -> None:
         """Give back what `allocate` gave."""
-        torch.cuda.caching_allocator_delete(address)
+        torch.cuda.caching_allocator_delete(address)  # type: ignore[no-untyped-call]
 
     def mark(self) -> Callable[[], object]:
         """A function that waits until all is done that is in the stream now. The thread sleeps meanwhile."""
@@ -368,8 +363,8 @@ class CudaRunner:
         except torch.OutOfMemoryError as error:
             planned = device_bytes(config, max(lengths), self.precision, self.rows, decode_bytes)
             raise ModelError(
-                f"{bundle.name} on {card.device}: {self.rows} rows do not fit after all, though of {free_bytes:,} bytes "
-                f"no more than {planned:,} were expected: choose a smaller --batch-size, or --device cpu "
+                f"{bundle.name} on {card.device}: {self.rows} rows do not fit after all, though of {free_bytes:,} "
+                f"bytes no more than {planned:,} were expected: choose a smaller --batch-size, or --device cpu "
                 f"({_first_line(error)})"
             ) from error
         except RuntimeError as error:  # of CUDA's libraries: a card or a driver that is too old, say
@@ -400,7 +395,7 @@ class CudaRunner:
         steps = self._shapes[samples][1].shape[0]
         size = sum(part.nbytes for part in _parts(self._calls, self.rows, steps))
         host = self._computed(chunks, samples, self._calls[:size])
-        return decoded_rows(*(part.numpy() for part in _parts(host, self.rows, steps)), rows=len(chunks))
+        return decoded_rows([part.numpy() for part in _parts(host, self.rows, steps)], len(chunks))
 
     def _computed(self, chunks: Iterable[F32], samples: int, results: torch.Tensor) -> torch.Tensor:
         """Compute a batch and copy `results`, bytes on the card, into the calling thread's buffer."""
