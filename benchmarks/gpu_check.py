@@ -1,15 +1,16 @@
-"""Does the CUDA path work on this machine? `make gpu-check`: tests, the CPU's bases, speeds; the report is Markdown.
+"""Does the CUDA path work on this machine? `make gpu-check`: tests, kernels, the CPU's bases, speeds, in a report.
 
     python benchmarks/gpu_check.py --output gpu-report.md
     python benchmarks/gpu_check.py --device cpu --quick      the same steps where there is no card
 
-Exit codes: 0 all is well, 1 a test fails or bases differ, 2 there is no card.
+Exit codes: 0 all is well, 1 a test fails, or results differ, or compute-sanitizer finds something, 2 there is no card.
 
 Dimensions: M samples of a chunk.
 """
 
 import argparse
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import kernel_check
 import mappy
 import numpy as np
 import torch
@@ -28,6 +30,7 @@ from shapes import SHAPES, write_shape
 
 from porestream.client.reads import SignalRead
 from porestream.client.sources import Pod5Source
+from porestream.kernels.device import Device
 from porestream.models.basecaller import Basecaller
 from porestream.models.bundle import load_bundle
 from porestream.models.catalog import BUNDLED
@@ -36,6 +39,7 @@ from porestream.models.memory import device_bytes
 from porestream.models.runner import Card, CudaRunner, find_device
 from porestream.models.scale import Measurement
 from porestream.models.simulate.sequence import decode, random_bases
+from porestream.server.devices import batch_decoder, kernel_device
 
 ROOT = Path(__file__).resolve().parent.parent
 LEAST_AGREEMENT = 0.99
@@ -92,10 +96,21 @@ def sequence(caller: Basecaller, read: SignalRead) -> str:
         return ""
 
 
+def kernels_of(card: Card) -> Device:
+    """The device of kernels: the card's own, or the emulator where the CPU stands in for it."""
+    found = kernel_device("emulated" if card.stream is None else str(card.device), card)
+    assert found is not None
+    return found
+
+
 def compare(name: str, model: Path, reads: Iterable[SignalRead], card: Card) -> Comparison:
     """Reads called on the CPU in fp32, and on the card."""
     bundle = load_bundle(model)
-    callers = Basecaller(bundle, "fp32"), Basecaller(bundle, "auto", card=card, rows=COMPARED_ROWS)
+    decoder = batch_decoder(kernels_of(card), bundle.config)
+    callers = (
+        Basecaller(bundle, "fp32"),
+        Basecaller(bundle, "auto", card=card, rows=COMPARED_ROWS, decoder=decoder),
+    )
     count = equal = bases = 0
     matching = 0.0
     for read in reads:
@@ -190,6 +205,26 @@ def median_seconds(work: Callable[[], object]) -> float:
     return statistics.median(times[1:])
 
 
+SANITIZERS = ("memcheck", "racecheck", "synccheck", "initcheck")
+
+
+def run_sanitizers(device: torch.device) -> dict[str, str]:
+    """What each of compute-sanitizer's tools says of small cases: its last line, or that there is none."""
+    program = shutil.which("compute-sanitizer")
+    if program is None or device.type != "cuda":
+        return {"compute-sanitizer": "not here"}
+    found = {}
+    for tool in SANITIZERS:
+        command = [program, "--tool", tool, "--error-exitcode", "99", sys.executable, "benchmarks/kernel_check.py"]
+        command += ["--device", str(device), "--small"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        last = (done.stdout.strip().splitlines() or ["no output"])[-1]
+        found[tool] = f"{'clean' if done.returncode == 0 else f'exit code {done.returncode}'}: {last}"
+        if done.returncode:
+            print(done.stdout, done.stderr, file=sys.stderr)
+    return found
+
+
 def run_tests() -> tuple[bool, str]:
     """Whether tests/gpu pass, and pytest's last line."""
     command = [sys.executable, "-m", "pytest", "-q", "tests/gpu"]
@@ -225,7 +260,23 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return "\n".join(f"| {' | '.join(str(cell) for cell in line)} |" for line in lines)
 
 
-def report(tests: str, facts: dict[str, str], comparisons: list[Comparison], speeds: list[Speed]) -> str:
+@dataclass(frozen=True, slots=True)
+class Kernels:
+    """What the kernels gave: where they differ from the emulator, what sanitizers say, how fast they are."""
+
+    differences: list[str]
+    sanitizers: dict[str, str]
+    speeds: list[kernel_check.Speed]
+
+    @property
+    def passed(self) -> bool:
+        """Whether there is nothing to complain of."""
+        return not self.differences and not any(said.startswith("exit code") for said in self.sanitizers.values())
+
+
+def report(
+    tests: str, facts: dict[str, str], kernels: Kernels, comparisons: list[Comparison], speeds: list[Speed]
+) -> str:
     """The whole of it, as Markdown."""
     compared = [
         (
@@ -261,6 +312,13 @@ def report(tests: str, facts: dict[str, str], comparisons: list[Comparison], spe
             "# GPU check",
             f"tests/gpu: {tests}",
             table(["", ""], facts.items()),
+            "## Kernels, against the emulator",
+            "\n".join(kernels.differences) or "The same results.",
+            table(["compute-sanitizer", ""], kernels.sanitizers.items()),
+            table(
+                ["kernel, with launches and copies", "", ""],
+                [(speed.name, f"{speed.figure:,.3f}", speed.unit) for speed in kernels.speeds],
+            ),
             "## Bases, against the CPU in fp32",
             table(["reads of", "reads", "bases", "agreement", "the same sequence"], compared),
             "## Speed",
@@ -283,8 +341,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         device = find_device(options.device)
     except ModelError as error:
         print(
-            f"{error}\nWith a card this runs tests/gpu, compares the bases of real and simulated reads with the CPU's, "
-            f"measures samples/s of each model shape, and writes {options.output}.",
+            f"{error}\nWith a card this runs tests/gpu, compares the kernels with the emulator and the bases of real "
+            "and simulated reads with the CPU's, has compute-sanitizer look at the kernels, measures samples/s of each "
+            f"model shape, decoded bases/s and GCUPS, and writes {options.output}.",
             file=sys.stderr,
         )
         return 2
@@ -294,12 +353,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         max_reads = 2 if options.quick else 50
-        comparisons = compare_all(options.data, folder, Card(device), max_reads, options.run)
+        card = Card(device)
+        on = kernels_of(card)
+        kernels = Kernels(
+            kernel_check.differences(on, options.quick),
+            run_sanitizers(device),
+            kernel_check.speeds(on, options.quick),
+        )
+        comparisons = compare_all(options.data, folder, card, max_reads, options.run)
         rows = 16 if options.quick else None
         speeds = [speed(shape, write_shape(shape, folder / shape), device, options.threads, rows) for shape in names]
-    options.output.write_text(report(tests, environment(device), comparisons, speeds) + "\n")
+    options.output.write_text(report(tests, environment(device), kernels, comparisons, speeds) + "\n")
     print(options.output.read_text())
-    return 0 if passed and all(found.agreement >= LEAST_AGREEMENT for found in comparisons) else 1
+    agree = all(found.agreement >= LEAST_AGREEMENT for found in comparisons)
+    return 0 if passed and kernels.passed and agree else 1
 
 
 if __name__ == "__main__":

@@ -68,9 +68,14 @@ from click.core import ParameterSource
 )
 @click.option(
     "--decoder",
-    type=click.Choice(["auto", "kernels", "cpu"]),
-    help="What makes bases of scores: kernels on the device, or the CPU. Default: auto (kernels, where the device is "
-    "not the CPU).",
+    type=click.Choice(["auto", "gpu", "cpu"]),
+    help="What makes bases of scores: the device, or the CPU. Default: auto (gpu, where the device is not the CPU).",
+)
+@click.option(
+    "--aligner",
+    type=click.Choice(["auto", "gpu", "mappy"]),
+    help="What aligns base by base: the device, or mappy (minimap2) on the CPU. Where a read lies is mappy's to say "
+    "either way, so gpu is not faster yet. Default: auto (mappy).",
 )
 @click.option(
     "--precision",
@@ -105,6 +110,7 @@ def call(
     max_reads: int | None,
     device: str | None,
     decoder: str | None,
+    aligner: str | None,
     precision: str | None,
     emit_moves: bool,
     summary_json: Path | None,
@@ -126,6 +132,7 @@ def call(
         "-t": threads,
         "-x": device,
         "--decoder": decoder,
+        "--aligner": aligner,
         "--precision": precision,
         "--cache-dir": cache_dir,
     }

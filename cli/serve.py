@@ -59,9 +59,14 @@ import click
 )
 @click.option(
     "--decoder",
-    metavar="auto|kernels|cpu",
-    help="What makes bases of scores: kernels on the device, or the CPU. Default: auto (kernels, where the device is "
-    "not the CPU).",
+    metavar="auto|gpu|cpu",
+    help="What makes bases of scores: the device, or the CPU. Default: auto (gpu, where the device is not the CPU).",
+)
+@click.option(
+    "--aligner",
+    metavar="auto|gpu|mappy",
+    help="What aligns base by base: the device, or mappy (minimap2) on the CPU. Where a read lies is mappy's to say "
+    "either way, so gpu is not faster yet. Default: auto (mappy).",
 )
 @click.option(
     "--precision",

@@ -17,12 +17,10 @@ import numpy.typing as npt
 
 from porestream.kernels.mmi import MAGIC, Preset, index_fasta, load_index
 from porestream.kernels.reference import Reference, first_bytes, read_fasta
+from porestream.kernels.tasks import MINIMAP2
 
 # minimap2 2.31, options.c (mm_set_opt); both score alike (mm_mapopt_init).
 PRESETS = {preset.name: preset for preset in (Preset("map-ont", k=15, w=10), Preset("lr:hq", k=19, w=19))}
-MATCH, MISMATCH, AMBIGUOUS = 2, 4, 1
-GAP_OPEN, GAP_EXTEND, LONG_GAP_OPEN, LONG_GAP_EXTEND = 4, 2, 24, 1
-
 REVERSE, SECONDARY, SUPPLEMENTARY = 0x10, 0x100, 0x800
 _M, _I, _D, _S = 0, 1, 2, 4  # BAM's CIGAR operations
 _LONG_READ_BASES = 10_000
@@ -84,6 +82,11 @@ class Aligner(Protocol):
     @property
     def preset(self) -> str: ...
 
+    @property
+    def device_class(self) -> str:
+        """What decides, beside reference and preset, which of equally good alignments are chosen; empty for mappy."""
+        ...
+
     def align(self, name: str, sequence: str, *, md: bool) -> list[Alignment]:
         """Align one read.
 
@@ -110,6 +113,7 @@ class MappyAligner:
     def __init__(self, index: mappy.Aligner, reference: Reference, preset: str) -> None:
         self.reference = reference
         self.preset = preset
+        self.device_class = ""
         self._index = index
         self._of_thread = threading.local()
 
@@ -127,6 +131,10 @@ class MappyAligner:
             alignments.append(self._alignment(hit, sequence, flag))
         return alignments
 
+    def bases(self, name: str, start: int, end: int) -> str:
+        """Of a reference sequence, upper case; less where it ends before `end`."""
+        return str(self._index.seq(name, start, end))
+
     def _alignment(self, hit: mappy.Alignment, sequence: str, flag: int) -> Alignment:
         clips = [hit.q_st, len(sequence) - hit.q_en]
         if hit.strand < 0:
@@ -142,7 +150,7 @@ class MappyAligner:
         if ambiguous:
             ambiguous -= self._ambiguous_in_gaps(hit, sequence, lengths, operations)
         mismatches = columns - gap_bases - hit.mlen - ambiguous
-        gap_costs = np.minimum(GAP_OPEN + GAP_EXTEND * gaps, LONG_GAP_OPEN + LONG_GAP_EXTEND * gaps)
+        score = MINIMAP2.match * hit.mlen - MINIMAP2.mismatch * mismatches - MINIMAP2.ambiguous * ambiguous
         return Alignment(
             flag=flag,
             reference_name=hit.ctg,
@@ -150,7 +158,7 @@ class MappyAligner:
             reference_end=hit.r_en,
             mapping_quality=hit.mapq,
             cigar=cigar,
-            score=MATCH * hit.mlen - MISMATCH * mismatches - AMBIGUOUS * ambiguous - int(gap_costs.sum()),
+            score=score - int(MINIMAP2.gap_costs(gaps).sum()),
             edit_distance=hit.NM,
             md=hit.MD if hit.MD[-1:].isdigit() or not hit.MD else hit.MD + "0",  # SAM wants a number last
             divergence=1 - hit.mlen / (columns - gap_bases + len(gaps)),  # align.c, mm_event_identity

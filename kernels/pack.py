@@ -55,13 +55,15 @@ class Pieces:
         return Pieces(self.codes, *picked)
 
     @staticmethod
-    def of(sequences: "list[npt.NDArray[np.uint8]]") -> "Pieces":
-        """Sequences of codes, one a task."""
+    def of(sequences: "list[npt.NDArray[np.uint8]]", *, backwards: bool = False) -> "Pieces":
+        """Sequences of codes, one a task: from their first bases on, or `backwards` from their last ones."""
         length_N = np.array([len(codes) for codes in sequences], np.int32)
         start_N = np.concatenate([[0], np.cumsum(length_N, dtype=np.int64)[:-1]]).astype(np.int64)
         codes = np.concatenate([*sequences, np.zeros(1, np.uint8)])  # a pointer to nothing is no argument
-        no_N = np.zeros(len(sequences), np.bool_)
-        return Pieces(codes, start_N, length_N, no_N, no_N)
+        if backwards:
+            start_N = start_N + length_N - 1
+        count = len(sequences)
+        return Pieces(codes, start_N, length_N, np.full(count, backwards), np.zeros(count, np.bool_))
 
 
 def packed_words(length_N: npt.NDArray[np.int64], reversed_N: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:

@@ -62,6 +62,11 @@ class Scoring:
         if not (self.open1 <= self.open2 and self.extend1 >= self.extend2 >= 1):
             raise ValueError(f"the second gap cost must open dearer and extend cheaper than the first: {self}")
 
+    def gap_costs(self, gaps: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Of gaps of so many bases."""
+        costs: npt.NDArray[np.int64] = np.minimum(self.open1 + self.extend1 * gaps, self.open2 + self.extend2 * gaps)
+        return costs
+
     def macros(self) -> dict[str, int]:
         """For the compiler."""
         return {field.name.upper(): getattr(self, field.name) for field in fields(self)}

@@ -149,7 +149,7 @@ class CpuRunner:
         self.precision = cpu_precision(precision)
         self.network = Network(bundle, self.precision)
         self.rows = cpu_rows(bundle.config)
-        self.device_class = cpu_class(self.precision) + ("-kernels" if decoder else "")
+        self.device_class = cpu_class(self.precision) + ("-gpu-decoder" if decoder else "")
         self._decoder = decoder
         self._score_count = bundle.config.score_count
         self._buffers = threading.local()
@@ -225,6 +225,7 @@ class Card:
         self._pool = None
         self._host_sizes = [0, 0]  # bytes of the largest batch of all models, and of what comes of it
         self._host = threading.local()
+        self.reserved_bytes = 0  # of the card's memory, for others than networks
         if device.type == "cuda":
             fix_arithmetic()
             self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
@@ -239,11 +240,11 @@ class Card:
         return f"sm_{major}{minor}"
 
     def free_bytes(self) -> int:
-        """Of the card's memory."""
+        """Of the card's memory, less what is reserved."""
         if self.stream is None:
-            return host_memory_bytes()
+            return host_memory_bytes() - self.reserved_bytes
         torch.cuda.empty_cache()
-        return int(torch.cuda.mem_get_info(self.device)[0])
+        return int(torch.cuda.mem_get_info(self.device)[0]) - self.reserved_bytes
 
     def in_order(self) -> AbstractContextManager[object]:
         """What is done inside goes into the card's stream."""
@@ -352,7 +353,7 @@ class CudaRunner:
             self.rows = plan_rows(config, lengths, self.precision, *limits, rows, decode_bytes)
         except ModelError as error:
             raise ModelError(f"{bundle.name} on {card.device}: {error}") from error
-        self.device_class = f"{card.device_class}-{self.rows}rows" + ("-kernels" if decoder else "")
+        self.device_class = f"{card.device_class}-{self.rows}rows" + ("-gpu-decoder" if decoder else "")
         sizes = [(self.rows * length, length // config.stride * self.rows * config.score_count) for length in lengths]
         try:
             with card.in_order():

@@ -20,15 +20,15 @@ from grpc_reflection.v1alpha import reflection
 from prometheus_client import REGISTRY, start_http_server
 
 from porestream.kernels.aligner import Aligner, load_reference, preset_for_model
-from porestream.kernels.crf import MAX_STATE_LEN, CrfDecoder
-from porestream.kernels.device import Device, find_kernel_device
-from porestream.models.basecaller import Basecaller, decode_settings
+from porestream.kernels.base_level import BaseLevelAligner
+from porestream.kernels.device import Device
+from porestream.models.basecaller import Basecaller
 from porestream.models.bundle import load_bundle
 from porestream.models.catalog import models_to_serve
 from porestream.models.compiled import default_cache_dir
-from porestream.models.config import ModelConfig
-from porestream.models.runner import Card, find_device
+from porestream.models.runner import Card
 from porestream.server.budget import MemoryBudget
+from porestream.server.devices import batch_decoder, kernel_devices, open_card
 from porestream.server.metrics import Ledger, ServerCollector
 from porestream.server.pipeline import Pipeline
 from porestream.server.rpc import MAX_MESSAGE_BYTES, BasecallService, Engine
@@ -56,8 +56,10 @@ def build_engine(settings: Settings) -> Engine:
     tune_allocator()
     cache_dir = settings.cache_dir or default_cache_dir()
     budget = MemoryBudget(settings.memory_budget, settings.max_streams)
-    basecallers = load_models(settings, cache_dir)
-    aligners = _load_references(settings, list(basecallers), cache_dir)
+    card = open_card(settings)
+    decodes, aligns = kernel_devices(settings, card)
+    basecallers = load_models(settings, cache_dir, card, decodes)
+    aligners = _load_references(settings, list(basecallers), cache_dir, aligns)
     batch_rows = {name: settings.batch_size or caller.rows for name, caller in basecallers.items()}
     scheduler = Scheduler(batch_rows, settings.batch_delay_s, budget.decoded_bytes)
     pipeline = Pipeline(basecallers, aligners, scheduler, settings.worker_count)
@@ -76,11 +78,13 @@ def build_engine(settings: Settings) -> Engine:
     )
 
 
-def load_models(settings: Settings, cache_dir: Path) -> dict[str, Basecaller]:
-    """The models by name. On a card each may take an equal part of what is free for it and those after it."""
-    device = find_device("cpu" if settings.device == "emulated" else settings.device)
-    card = Card(device, settings.worker_count) if device.type == "cuda" else None
-    kernel_device = _kernel_device(settings, card)
+def load_models(
+    settings: Settings, cache_dir: Path, card: Card | None, kernels: Device | None
+) -> dict[str, Basecaller]:
+    """The models by name, decoded by `kernels` if given.
+
+    On a card each may take an equal part of what is free for it and those after it.
+    """
     basecallers: dict[str, Basecaller] = {}
     directories, passed_over = models_to_serve(settings.model, settings.models_directory)
     for reason in passed_over:
@@ -91,14 +95,14 @@ def load_models(settings: Settings, cache_dir: Path) -> dict[str, Basecaller]:
         if bundle.name in basecallers:
             raise SettingsError(f"two models are called {bundle.name!r}: streams could not tell them apart")
         share = 1 / (len(directories) - index)
-        decoder = _batch_decoder(kernel_device, bundle.config) if kernel_device else None
+        decoder = batch_decoder(kernels, bundle.config)
         caller = Basecaller(bundle, settings.precision, cache_dir, card, settings.batch_size, share, decoder)
         basecallers[bundle.name] = caller
         log.info(
             "model loaded",
             model=bundle.name,
-            device=str(device),
-            decoder=kernel_device.name if decoder and kernel_device else "cpu",
+            device=str(card.device) if card else "cpu",
+            decoder=decoder.device.name if decoder else "cpu",
             precision=caller.precision,
             rows=caller.rows,
             sha256=bundle.sha256.hex(),
@@ -107,44 +111,16 @@ def load_models(settings: Settings, cache_dir: Path) -> dict[str, Basecaller]:
     return basecallers
 
 
-def _kernel_device(settings: Settings, card: Card | None) -> Device | None:
-    """Where kernels decode, in the order of what the card does and in its memory; None: the CPU's decoder."""
-    if settings.decoder == "cpu":
-        return None
-    if settings.device == "emulated":
-        return find_kernel_device("emulated")
-    if card is not None and card.stream is not None:
-        name = f"cuda:{card.device.index or 0}"
-        return find_kernel_device(name, stream=card.stream.cuda_stream, allocate=card.allocate, free=card.free)
-    if settings.decoder == "kernels":
-        raise SettingsError(f"decoder kernels: there is no card for device {settings.device}; use --device emulated")
-    return None
-
-
-def _batch_decoder(device: Device, config: ModelConfig) -> CrfDecoder | None:
-    """A model's decoder on a device; None where its states are too many for the kernels."""
-    if config.state_len > MAX_STATE_LEN:
-        log.warning("decoding on the CPU: too many states for the kernels", states=4**config.state_len)
-        return None
-    settings = decode_settings(config)
-    return CrfDecoder(
-        device,
-        config.state_len,
-        settings.stay_score,
-        settings.quality_scale,
-        settings.quality_bias,
-        settings.beam_width,
-        settings.beam_cut,
-    )
-
-
-def _load_references(settings: Settings, models: list[str], cache_dir: Path) -> dict[tuple[str, str], Aligner]:
+def _load_references(
+    settings: Settings, models: list[str], cache_dir: Path, kernels: Device | None
+) -> dict[tuple[str, str], Aligner]:
     presets = settings.preset or sorted({preset_for_model(model) for model in models})
     aligners: dict[tuple[str, str], Aligner] = {}
     for path in settings.reference:
         for preset in presets:
             started_s = time.monotonic()
-            aligner = load_reference(path, preset=preset, cache_dir=cache_dir, threads=settings.worker_count)
+            minimap2 = load_reference(path, preset=preset, cache_dir=cache_dir, threads=settings.worker_count)
+            aligner: Aligner = BaseLevelAligner(minimap2, kernels) if kernels else minimap2
             key = (aligner.reference.name, preset)
             if key in aligners:
                 raise SettingsError(f"two references are called {key[0]!r}: streams could not tell them apart")

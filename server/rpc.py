@@ -231,7 +231,7 @@ class BasecallService(pb_grpc.BasecallServiceServicer):
             reference=settings.reference,
             reference_sha256=bytes.fromhex(aligner.reference.sha256) if aligner else b"",
             precision=basecaller.precision,
-            device_class=basecaller.runner.device_class,
+            device_class=basecaller.runner.device_class + (aligner.device_class if aligner else ""),
             version=version("porestream"),
             preset=settings.preset,
         )

@@ -43,7 +43,8 @@ class Settings(BaseSettings):
     max_streams: int = Field(default=64, ge=1)
     max_read_samples: int = Field(default=50_000_000, ge=1)
     device: str = Field(default="auto", pattern=r"^(auto|cpu|emulated|cuda(:\d+)?)$")
-    decoder: Literal["auto", "kernels", "cpu"] = "auto"
+    decoder: Literal["auto", "gpu", "cpu"] = "auto"
+    aligner: Literal["auto", "gpu", "mappy"] = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     batch_size: int | None = Field(default=None, ge=1, le=4096)
     threads: int = Field(default=0, ge=0)

@@ -23,8 +23,9 @@ from porestream.models.basecaller import Basecaller
 from porestream.models.compiled import default_cache_dir
 from porestream.models.config import ModelError
 from porestream.models.runner import Card
-from porestream.server import app
+from porestream.server import devices
 from porestream.server.app import build_engine, load_models
+from porestream.server.devices import open_card
 from porestream.server.settings import Settings, SettingsError, load_settings
 
 StartServer = Callable[..., Any]
@@ -52,8 +53,8 @@ def call(address: str, signals: list[np.ndarray], first: int) -> dict[UUID, tupl
 @pytest.fixture
 def card_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that finds a card, which is the CPU without a stream."""
-    monkeypatch.setattr(app, "find_device", lambda name: torch.device("cuda", 0))
-    monkeypatch.setattr(app, "Card", lambda device, threads: Card(torch.device("cpu"), threads))
+    monkeypatch.setattr(devices, "find_device", lambda name: torch.device("cuda", 0))
+    monkeypatch.setattr(devices, "Card", lambda device, threads: Card(torch.device("cpu"), threads))
 
 
 def test_a_card_calls_as_the_cpu_does_and_says_what_it_is(
@@ -77,7 +78,8 @@ def test_models_share_a_cards_memory(
 ) -> None:
     monkeypatch.setattr(Card, "free_bytes", lambda card: 1400 << 20)
     models = [str(make_bundle(tmp_path / name, container="safetensors")) for name in ("one_fast@v1", "two_fast@v1")]
-    first, second = load_models(Settings(model=models, threads=1), default_cache_dir()).values()
+    settings = Settings(model=models, threads=1)
+    first, second = load_models(settings, default_cache_dir(), open_card(settings), None).values()
     assert first.rows < second.rows  # half of what is free; then all of what is left
     with pytest.raises(ModelError, match=r"one_fast@v1 on cpu: a batch of 4096 chunks needs .* 0\.68 GiB"):
         build_engine(Settings(model=models, threads=1, batch_size=4096))

@@ -1,0 +1,210 @@
+"""Do the kernels give on a device what they give on the emulator, and how fast? Part of `make gpu-check`.
+
+    python benchmarks/kernel_check.py --device cuda               same results, then speeds
+    python benchmarks/kernel_check.py --device cuda --small       a few small cases, for compute-sanitizer
+    python benchmarks/kernel_check.py --device emulated --small   the same steps where there is no card
+
+The emulator runs each source on the CPU and is itself held to NumPy, minimap2 and the CPU's decoder by tests/kernels.
+Results must be the same, but for qualities of bases, which may differ by 1. Exit codes: 0 the same, 1 not.
+
+Dimensions: T time steps, N rows of a batch.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
+from decode import made_up_scores
+
+from porestream.kernels.crf import CrfDecoder
+from porestream.kernels.device import Device, EmulatedDevice, find_kernel_device
+from porestream.kernels.extend import Extender
+from porestream.kernels.fill import Filler
+from porestream.kernels.pack import Pieces
+from porestream.kernels.tasks import Alignments
+
+STAY_SCORE = 2.0
+STRIDE = 6  # samples to a time step, of the figures of decoding
+BATCH_BYTES = 4 << 30
+RUNS = 5
+U8 = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """Something to compute on a device."""
+
+    name: str
+    compute: Callable[[Device], list[npt.NDArray[np.generic]]]
+    tolerance: int = 0  # of the last array
+
+
+def mutated(bases: U8, errors: float, rng: np.random.Generator) -> U8:
+    """A read of these bases: substitutions, insertions and deletions in equal parts."""
+    kind = rng.random(len(bases))
+    substituted = np.where(kind < errors / 3, (bases + rng.integers(1, 4, len(bases))) % 4, bases)
+    copies = np.where(kind < errors / 3, 1, np.where(kind < 2 * errors / 3, 0, np.where(kind < errors, 2, 1)))
+    return np.repeat(substituted, copies).astype(np.uint8)
+
+
+def pairs(count: int, bases: int, errors: float, seed: int) -> tuple[Pieces, Pieces]:
+    """Reads and what they are of; a quarter ends in junk, a quarter has a long gap, some bases are ambiguous."""
+    rng = np.random.default_rng(seed)
+    queries, targets = [], []
+    for number in range(count):
+        target = rng.integers(0, 4, max(1, int(bases * rng.uniform(0.5, 1)))).astype(np.uint8)
+        query = mutated(target, errors, rng)
+        middle = len(query) // 2
+        if number % 4 == 1:
+            query = np.concatenate([query[:middle], rng.integers(0, 4, middle).astype(np.uint8)])
+        if number % 4 == 2:
+            query = np.concatenate([query[:middle], query[middle + len(query) // 20 :]])
+        query = query if len(query) else target.copy()
+        query[rng.random(len(query)) < 0.002] = 4
+        queries.append(query)
+        targets.append(target)
+    return Pieces.of(queries), Pieces.of(targets)
+
+
+def arrays(found: Alignments) -> list[npt.NDArray[np.generic]]:
+    """All that alignments hold."""
+    return [getattr(found, field.name) for field in fields(found)]
+
+
+def cases(small: bool) -> Iterator[Case]:
+    """Of every kernel, in all its forms."""
+    for state_len in (3, 4, 5):
+        scores_TNC = made_up_scores(40 if small else 600, 5 if small else 33, state_len)
+
+        def decode(device: Device, state_len: int = state_len, scores: npt.NDArray[np.float32] = scores_TNC) -> list:
+            with device.in_order():
+                on_device = device.xp.asarray(scores)
+            calls = CrfDecoder(device, state_len, STAY_SCORE)(on_device)
+            letters, qualities, moves, counts = (device.to_host(array) for array in calls)
+            beyond = np.arange(letters.shape[1]) >= counts[:, None]
+            letters[beyond], qualities[beyond] = 0, 0
+            return [letters, moves, counts, qualities]
+
+        yield Case(f"decode, {4**state_len} states", decode, tolerance=1)
+    for packed in (True, False):
+        form = "15-bit" if packed else "32-bit"
+        for band in (250, 500, 751) if packed else (250, 500):
+            for to_ends in (False, True):
+                query, target = pairs(6 if small else 64, 200 if small else 3000, 0.1, band)
+
+                def extend(
+                    device: Device,
+                    query: Pieces = query,
+                    target: Pieces = target,
+                    band: int = band,
+                    to_ends: bool = to_ends,
+                    packed: bool = packed,
+                ) -> list:
+                    extender = Extender(device, BATCH_BYTES, packed=packed)
+                    return arrays(extender(query, target, band=band, zdrop=400, end_bonus=10, to_ends=to_ends))
+
+                yield Case(f"extend {'to both ends' if to_ends else 'with z-drop'}, band {band}, {form}", extend)
+        for bases in (100, 300) if small else (200, 1000, 4000):
+            query, target = pairs(3 if bases > 500 or small else 64, bases, 0.1, bases)
+
+            def fill(device: Device, query: Pieces = query, target: Pieces = target, packed: bool = packed) -> list:
+                return arrays(Filler(device, BATCH_BYTES, packed=packed)(query, target))
+
+            yield Case(f"fill, up to {bases} bases, {form}", fill)
+
+
+def differences(device: Device, small: bool = False) -> list[str]:
+    """Of each case what differs from the emulator; nothing where all is well."""
+    emulator = EmulatedDevice(arch=80 if device.arch >= 90 else 90)  # the other path, where there are two
+    found = []
+    for case in cases(small):
+        ours, theirs = case.compute(device), case.compute(emulator)
+        for place, (our, their) in enumerate(zip(ours, theirs, strict=True)):
+            tolerance = case.tolerance if place == len(ours) - 1 else 0
+            if (
+                our.shape != their.shape
+                or np.abs(our.astype(np.int64) - their.astype(np.int64)).max(initial=0) > tolerance
+            ):
+                found.append(f"{case.name}: array {place} differs")
+                break
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """A kernel's, in the middle of RUNS times, with its transfers."""
+
+    name: str
+    figure: float
+    unit: str
+
+
+def in_band_cells(query: Pieces, target: Pieces, band: int) -> int:
+    """Cells (row, column) of all tasks with |column - row| <= band."""
+    cells = 0
+    for rows, columns in zip(query.length_N.tolist(), target.length_N.tolist(), strict=True):
+        row = np.arange(1, rows + 1, dtype=np.int64)
+        cells += int(np.maximum(0, np.minimum(columns, row + band) - np.maximum(1, row - band) + 1).sum())
+    return cells
+
+
+def median_seconds(device: Device, work: Callable[[], object]) -> float:
+    """The median of RUNS times, after one that does not count; each until the device is done."""
+    times = []
+    for _ in range(RUNS + 1):
+        started_s = time.perf_counter()
+        work()
+        with device.in_order():
+            device.to_host(device.xp.zeros(1))
+        times.append(time.perf_counter() - started_s)
+    return sorted(times[1:])[RUNS // 2]
+
+
+def speeds(device: Device, small: bool = False) -> list[Speed]:
+    """Cells and bases a second."""
+    found = []
+    for state_len in (3, 4, 5):
+        T, N = (40, 4) if small else (2000, 256 if state_len == 5 else 512)
+        with device.in_order():  # one row's scores many times: making them up takes longer than decoding
+            scores_TNC = device.xp.repeat(device.xp.asarray(made_up_scores(T, 4, state_len)), N // 4, axis=1)
+        decoder = CrfDecoder(device, state_len, STAY_SCORE)
+        bases = int(device.to_host(decoder(scores_TNC).counts_N).sum())
+        seconds = median_seconds(device, partial(decoder, scores_TNC))
+        found.append(Speed(f"decode, {4**state_len} states, {N} rows", bases / seconds / 1e6, "M bases/s"))
+        found.append(Speed("the same, stride 6", T * N * STRIDE / seconds / 1e6, "M samples/s"))
+    for band in (250, 500, 751):
+        query, target = pairs(4 if small else 1024, 300 if small else 4000, 0.1, 7)
+        extender = Extender(device, BATCH_BYTES)
+        seconds = median_seconds(device, partial(extender, query, target, band=band, to_ends=True))
+        found.append(Speed(f"extend, band {band}", in_band_cells(query, target, band) / seconds / 1e9, "GCUPS in band"))
+    for bases in (250, 2000):
+        query, target = pairs(4 if small else 8192 * 250 // bases, bases, 0.1, 8)
+        filler = Filler(device, BATCH_BYTES)
+        seconds = median_seconds(device, partial(filler, query, target))
+        cells = int((query.length_N.astype(np.int64) * target.length_N).sum())
+        found.append(Speed(f"fill, up to {bases} bases", cells / seconds / 1e9, "GCUPS"))
+    return found
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Do it; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda", help="cuda, cuda:N or emulated (default: cuda)")
+    parser.add_argument("--small", action="store_true", help="few small cases, no speeds")
+    options = parser.parse_args(arguments)
+    device = find_kernel_device(options.device)
+    found = differences(device, options.small)
+    for line in found or ["the same as on the emulator"]:
+        print(line)
+    for speed in [] if options.small else speeds(device):
+        print(f"{speed.name}: {speed.figure:,.2f} {speed.unit}")
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,89 @@
+"""What connects models and kernels, which do not know each other: kernels in a card's stream and memory."""
+
+import structlog
+
+from porestream.kernels.aligner import PRESETS
+from porestream.kernels.base_level import MEMORY_BYTES
+from porestream.kernels.crf import MAX_STATE_LEN, CrfDecoder
+from porestream.kernels.device import Device, find_kernel_device
+from porestream.models.basecaller import decode_settings
+from porestream.models.config import ModelConfig
+from porestream.models.runner import Card, find_device
+from porestream.server.settings import Settings, SettingsError
+
+log = structlog.get_logger()
+
+
+def open_card(settings: Settings) -> Card | None:
+    """The card that the settings mean; None: networks run on the CPU.
+
+    Raises
+    ------
+    ModelError
+        There is no such card.
+    """
+    device = find_device("cpu" if settings.device == "emulated" else settings.device)
+    return Card(device, settings.worker_count) if device.type == "cuda" else None
+
+
+def kernel_device(device: str, card: Card | None) -> Device | None:
+    """Where kernels run; None: nowhere, for there is no card.
+
+    Parameters
+    ----------
+    device
+        The setting.
+    card
+        The card of the networks: kernels go into its stream, and their arrays are from PyTorch's pool.
+
+    Raises
+    ------
+    DeviceError
+        CuPy is not installed, or finds no card.
+    """
+    if device == "emulated":
+        return find_kernel_device("emulated")
+    if card is None or card.stream is None:
+        return None
+    stream = {"stream": card.stream.cuda_stream, "allocate": card.allocate, "free": card.free}
+    return find_kernel_device(f"cuda:{card.device.index or 0}", **stream)
+
+
+def kernel_devices(settings: Settings, card: Card | None) -> tuple[Device | None, Device | None]:
+    """Where kernels decode, and where they align; None: the CPU does. A card keeps the aligners' memory free.
+
+    Raises
+    ------
+    DeviceError
+        CuPy is not installed, or finds no card.
+    SettingsError
+        Kernels are asked for where there is no card.
+    """
+    wanted = settings.decoder != "cpu" or settings.aligner == "gpu"
+    device = kernel_device(settings.device, card) if wanted else None
+    for name, value in (("decoder", settings.decoder), ("aligner", settings.aligner)):
+        if value == "gpu" and device is None:
+            raise SettingsError(f"{name} gpu: device {settings.device} is a CPU here; choose --device cuda or emulated")
+    aligns = settings.aligner == "gpu"
+    if card is not None and aligns:
+        card.reserved_bytes = MEMORY_BYTES * len(settings.reference) * len(settings.preset or PRESETS)
+    return device if settings.decoder != "cpu" else None, device if aligns else None
+
+
+def batch_decoder(device: Device | None, config: ModelConfig) -> CrfDecoder | None:
+    """A model's decoder on a device; None where the CPU decodes, as it does where there are too many states."""
+    if device is None:
+        return None
+    if config.state_len > MAX_STATE_LEN:
+        log.warning("decoding on the CPU: too many states for the kernels", states=4**config.state_len)
+        return None
+    settings = decode_settings(config)
+    return CrfDecoder(
+        device,
+        config.state_len,
+        settings.stay_score,
+        settings.quality_scale,
+        settings.quality_bias,
+        settings.beam_width,
+        settings.beam_cut,
+    )

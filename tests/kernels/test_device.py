@@ -1,0 +1,173 @@
+"""Devices and sources: what is refused, what is compiled once, and what a card's device asks of CuPy (a stand-in)."""
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from porestream.kernels import device as module
+from porestream.kernels import source
+from porestream.kernels.base_level import MEMORY_BYTES
+from porestream.kernels.device import CudaDevice, DeviceError, EmulatedDevice, cuda_count, find_kernel_device
+from porestream.models.runner import Card
+from porestream.server.devices import batch_decoder, kernel_devices
+from porestream.server.settings import Settings, SettingsError
+
+
+class StandIn(ModuleType):
+    """CuPy, as far as `kernels.device` uses it; notes what is current when something is done."""
+
+    def __init__(self, cards: int) -> None:
+        super().__init__("cupy")
+        self.current: list[str] = []
+        self.done: list[tuple[str, tuple[str, ...]]] = []
+        runtime = SimpleNamespace(getDeviceCount=lambda: cards)
+        self.cuda = SimpleNamespace(
+            is_available=lambda: cards > 0,
+            runtime=runtime,
+            Device=self._device,
+            ExternalStream=lambda pointer, device: self._entered(f"stream {pointer} of {device}"),
+            PythonFunctionAllocator=self._allocator,
+            using_allocator=lambda malloc: self._entered(f"allocator {malloc(100, 0)}"),
+        )
+
+    def _device(self, index: int) -> Any:
+        entered = self._entered(f"card {index}")
+        entered.compute_capability, entered.attributes = "90", {"MultiProcessorCount": 132}  # type: ignore[attr-defined]
+        return entered
+
+    def _entered(self, name: str) -> contextlib.AbstractContextManager[None]:
+        class Entered(contextlib.AbstractContextManager[None]):
+            def __enter__(_) -> None:  # noqa: N805
+                self.current.append(name)
+
+            def __exit__(_, *_error: object) -> None:  # noqa: N805
+                assert self.current.pop() == name
+
+        return Entered()
+
+    def _allocator(self, malloc: Callable[[int, int], int], free: Callable[[int, int], None]) -> SimpleNamespace:
+        return SimpleNamespace(malloc=malloc, free=free)
+
+    def RawModule(self, code: str, options: tuple[str, ...]) -> SimpleNamespace:  # noqa: N802
+        self.done.append(("compile", options))
+
+        def get_function(name: str) -> Callable[..., None]:
+            self.done.append((f"load {name}", tuple(self.current)))
+            return lambda *_arguments: None
+
+        return SimpleNamespace(get_function=get_function, code=code)
+
+    def from_dlpack(self, tensor: object) -> object:
+        return tensor
+
+    def asnumpy(self, array: object) -> object:
+        self.done.append(("copy", tuple(self.current)))
+        return array
+
+
+@pytest.fixture
+def cupy(monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
+    stand_in = StandIn(cards=2)
+    monkeypatch.setitem(sys.modules, "cupy", stand_in)
+    caches = (module._cupy, source._module, source._function)
+    for cache in caches:
+        cache.cache_clear()
+    yield stand_in
+    for cache in caches:
+        cache.cache_clear()
+
+
+def test_without_cupy_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    module._cupy.cache_clear()
+    with pytest.raises(DeviceError, match=r"need CuPy .*pip install 'porestream\[gpu13\]'"):
+        find_kernel_device("cuda")
+
+
+@pytest.mark.parametrize("name", ["cpu", "cuda:x", "cuda:-1", "tpu", ""])
+def test_other_names_are_refused(name: str) -> None:
+    with pytest.raises(DeviceError, match=f"kernels do not run on '{name}': cuda, cuda:N and emulated"):
+        find_kernel_device(name)
+
+
+def test_a_card_that_is_not_there_is_refused(cupy: StandIn) -> None:
+    assert cuda_count() == 2
+    assert find_kernel_device("cuda:1") == CudaDevice(1)
+    with pytest.raises(DeviceError, match=r"device cuda:2: CuPy finds 2 cards; docs/gpu.md"):
+        find_kernel_device("cuda:2")
+
+
+def test_a_card_works_in_the_stream_and_the_memory_that_it_is_given(cupy: StandIn) -> None:
+    asked: list[int] = []
+    device = CudaDevice(1, 4711, allocate=lambda size: asked.append(size) or 99, free=asked.append)  # type: ignore[func-returns-value]
+    within = ("card 1", "stream 4711 of 1", "allocator 99")
+    assert (device.name, device.arch, device.blocks_at_once) == ("cuda:1", 90, 132)
+    device.to_host(np.zeros(1))
+    assert cupy.done == [("copy", within)]
+    assert asked == [100]
+    assert cupy.current == []
+    source.load(device, "pack.cu", "pack_bases")
+    assert cupy.done[1:] == [("compile", source.OPTIONS), ("load pack_bases", within)]
+
+
+def test_each_source_is_compiled_once_a_device_and_configuration(cupy: StandIn) -> None:
+    for device in (CudaDevice(0), CudaDevice(0), CudaDevice(1)):
+        for packed in (0, 1):
+            for kernel in ("fill", "fill_traceback"):
+                source.load(device, "fill.cu", kernel, PACKED=packed, MANY=0)
+    compiled = [options for what, options in cupy.done if what == "compile"]
+    assert compiled == [(*source.OPTIONS, "-DMANY=0", f"-DPACKED={packed}") for packed in (0, 1)] * 2
+
+
+def test_arithmetic_is_pinned() -> None:
+    assert "--fmad=false" in source.OPTIONS
+    assert not any("fast" in option for option in source.OPTIONS)
+
+
+def test_headers_are_written_into_the_source_with_its_lines_kept() -> None:
+    lines = source.read_source("extend.cu").split("\n")
+    own = (source.FOLDER / "extend.cu").read_text().split("\n")
+    assert not any(line.startswith("#include") for line in lines)
+    assert '#line 1 "dual_affine.cuh"' in lines
+    place = own.index('#include "dual_affine.cuh"')
+    back = lines.index(f'#line {place + 2} "extend.cu"')
+    assert lines[back + 1 :] == own[place + 1 :]
+
+
+def test_kernels_go_where_the_networks_are(cupy: StandIn) -> None:
+    stream = SimpleNamespace(cuda_stream=5)
+    stand_in: Any = SimpleNamespace(
+        stream=stream, device=SimpleNamespace(index=1), allocate=lambda _: 1, free=lambda _: None, reserved_bytes=0
+    )
+    assert kernel_devices(Settings(), None) == (None, None)
+    assert kernel_devices(Settings(device="cuda", decoder="cpu"), stand_in) == (None, None)
+    assert kernel_devices(Settings(device="emulated"), None) == (EmulatedDevice(), None)
+    assert kernel_devices(Settings(device="emulated", decoder="cpu", aligner="gpu"), None) == (None, EmulatedDevice())
+    assert stand_in.reserved_bytes == 0
+    settings = Settings(device="cuda:1", aligner="gpu", reference=[Path("a.fa"), Path("b.fa")], preset=["map-ont"])
+    found, aligns = kernel_devices(settings, stand_in)
+    assert isinstance(found, CudaDevice)
+    assert found == aligns
+    assert (found.index, found.stream, found.allocate) == (1, 5, stand_in.allocate)
+    assert stand_in.reserved_bytes == 2 * MEMORY_BYTES
+
+
+@pytest.mark.parametrize("what", ["decoder", "aligner"])
+@pytest.mark.parametrize("card", [None, Card(torch.device("cpu"))])
+def test_kernels_without_a_card_are_refused(what: str, card: Card | None) -> None:
+    settings = Settings(device="cpu", **{what: "gpu"})
+    with pytest.raises(SettingsError, match=f"{what} gpu: device cpu is a CPU here; choose --device cuda or emulated"):
+        kernel_devices(settings, card)
+
+
+def test_too_many_states_are_decoded_on_the_cpu() -> None:
+    config: Any = SimpleNamespace(state_len=6)
+    assert batch_decoder(EmulatedDevice(), config) is None
+    assert batch_decoder(None, config) is None
