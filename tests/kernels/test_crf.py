@@ -390,7 +390,7 @@ def test_defects_are_seen(defect: str) -> None:
     kernel, passage, place, by = DEFECTS[defect]
     device = AlteredDevice(kernel=kernel, passage=passage, place=place, by=by)
     narrow = DecodeSettings(stay_score=0.0, beam_width=5, beam_cut=INFINITY)
-    state_len = 5 if defect == "no barrier after a forward step" else 3
+    state_len = 5 if "row_sync" in passage else 3  # of 64 states, a warp's shuffles hide it from all but sanitizers
     for settings in (DecodeSettings(), narrow):
         for scores_TNC in (
             made_up_scores(40, 5, state_len),

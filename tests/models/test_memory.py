@@ -22,6 +22,7 @@ from porestream.models.memory import (
     device_bytes,
     pinned_bytes,
     plan_rows,
+    result_bytes,
     tensor_bytes,
     weight_bytes,
 )
@@ -154,6 +155,41 @@ def test_the_hosts_memory_bounds_the_rows_too(configs: dict[str, ModelConfig]) -
     for rows, threads in zip(plans, (2, 4, 16, 64), strict=True):
         assert threads * pinned_bytes(config, 12_000, rows) <= 32 * GIB
     assert pinned_bytes(config, 12_000, 100) >= 100 * 4 * (12_000 + 2_000 * 1024)
+
+
+def test_results_by_hand(configs: dict[str, ModelConfig]) -> None:
+    hac = configs["hac"]  # 256 states, 1,024 scores a step of 6 samples
+    assert result_bytes(hac, 12_000, 64, decoded=False) == 64 * 2000 * 1024 * 4
+    assert result_bytes(hac, 12_000, 64, decoded=True) == 64 * (4 + 3 * 2000)
+    signal = 1 << 22  # of 64 * 12,000 * 4 bytes: the next power of two
+    assert pinned_bytes(hac, 12_000, 64) == signal + (1 << 29)
+    assert pinned_bytes(hac, 12_000, 64, decoded=True) == signal + (1 << 19)
+
+
+def test_decoding_on_the_card_takes_its_memory_and_spares_the_hosts(configs: dict[str, ModelConfig]) -> None:
+    config, asked = configs["hac"], []
+
+    def decode_bytes(steps: int, rows: int) -> int:
+        asked.append((steps, rows))
+        return steps * rows * 1000
+
+    needed = device_bytes(config, 12_000, "fp16", 64)
+    assert asked == []
+    decoding = device_bytes(config, 12_000, "fp16", 64, decode_bytes)
+    assert asked == [(2000, 64)]
+    assert 0 <= decoding - needed - 1.1 * 2000 * 64 * 1000 <= 1  # a tenth for the allocator, rounded up
+    # A card that holds exactly 64 rows of the network holds fewer with what decodes them.
+    assert plan_rows(config, [12_000, 3_000], "fp16", needed, 1 << 50, 4) == 64
+    assert plan_rows(config, [12_000, 3_000], "fp16", needed, 1 << 50, 4, None, decode_bytes) == 48
+    assert plan_rows(config, [12_000, 3_000], "fp16", decoding, 1 << 50, 4, None, decode_bytes) == 64
+    # A host that pins few rows' scores pins the calls of many.
+    host = 4 * pinned_bytes(config, 12_000, 64)
+    assert plan_rows(config, [12_000], "fp16", 640 * GIB, host, 4) == 64
+    assert plan_rows(config, [12_000], "fp16", 640 * GIB, host, 4, None, decode_bytes) == MAX_ROWS
+    with pytest.raises(ModelError, match=r"512 chunks needs .* of the card's memory"):
+        plan_rows(config, [12_000], "fp16", decoding, 1 << 50, 4, 512, decode_bytes)
+    with pytest.raises(ModelError, match=r"64 chunks needs .* pinned memory for 64 threads"):
+        plan_rows(config, [12_000], "fp16", decoding, 64 << 20, 64, 64, decode_bytes)
 
 
 def test_what_does_not_fit_is_refused_with_figures_and_a_way_out(configs: dict[str, ModelConfig]) -> None:

@@ -6,7 +6,7 @@ Dimensions: N rows of a batch, M samples, T time steps, C scores.
 import os
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,10 +20,14 @@ import pytest
 import torch
 from shapes import SHAPES, write_shape
 
+from porestream.kernels.crf import CrfDecoder
+from porestream.kernels.device import EmulatedDevice
 from porestream.models import runner as module
-from porestream.models.basecaller import Basecaller
+from porestream.models.basecaller import Basecaller, decode_settings
 from porestream.models.bundle import ModelBundle, load_bundle
 from porestream.models.config import ModelError, load_config
+from porestream.models.decode import Decoded, Decoder, NonFiniteScores
+from porestream.models.memory import result_bytes
 from porestream.models.runner import (
     Card,
     CpuRunner,
@@ -107,6 +111,110 @@ def test_a_batch_has_no_more_than_its_rows(bundles: dict[str, ModelBundle]) -> N
 def test_rows_are_part_of_what_decides_the_bits(bundles: dict[str, ModelBundle]) -> None:
     classes = {CudaRunner(bundles["tiny v3"], LENGTHS, "fp32", Card(CPU), rows).device_class for rows in (16, 32, None)}
     assert len(classes) == 3
+
+
+def kernels_for(bundle: ModelBundle) -> CrfDecoder:
+    """The card's decoder, emulated."""
+    settings = decode_settings(bundle.config)
+    calibration = settings.quality_scale, settings.quality_bias
+    return CrfDecoder(EmulatedDevice(), bundle.config.state_len, settings.stay_score, *calibration)
+
+
+def decoding_runners(bundle: ModelBundle, card: Card | None = None) -> list[CpuRunner | CudaRunner]:
+    decoder = kernels_for(bundle)
+    return [
+        CpuRunner(bundle, "fp32", decoder),
+        CudaRunner(bundle, LENGTHS, "fp32", card or Card(CPU), 16, decoder=decoder),
+    ]
+
+
+def on_the_cpu(bundle: ModelBundle, batch: list[F32], samples: int) -> list[Decoded]:
+    """What the CPU's decoder makes of the same network's scores."""
+    scores_TNC = CpuRunner(bundle, "fp32")(batch, samples)
+    decoder = Decoder(bundle.config.state_len, decode_settings(bundle.config))
+    return [decoder(scores_TNC, row) for row in range(len(batch))]
+
+
+def same_calls(found: Sequence[Decoded | ValueError], expected: Sequence[Decoded]) -> bool:
+    """The same bases and moves, qualities within 1."""
+    return len(found) == len(expected) and all(
+        isinstance(ours, Decoded)
+        and np.array_equal(ours.bases_B, theirs.bases_B)
+        and np.array_equal(ours.moves_T, theirs.moves_T)
+        and np.abs(ours.qualities_B.astype(int) - theirs.qualities_B).max() <= 1
+        for ours, theirs in zip(found, expected, strict=True)
+    )
+
+
+@pytest.mark.parametrize("name", ["tiny v3", "tiny v4.3"])
+def test_scores_are_decoded_where_they_are(bundles: dict[str, ModelBundle], name: str) -> None:
+    bundle = bundles[name]
+    runners = decoding_runners(bundle)
+    for samples, counts in ((1200, (16, 1)), (300, (16, 3)), (1200, (3,))):
+        for count in counts:
+            batch = chunks(count, samples, count)
+            expected = on_the_cpu(bundle, batch, samples)
+            for runner in runners:
+                assert same_calls(runner.call(batch, samples), expected), (type(runner), samples, count)
+
+
+def test_results_are_not_overwritten_by_the_next_call(bundles: dict[str, ModelBundle]) -> None:
+    bundle = bundles["tiny v3"]
+    for runner in decoding_runners(bundle):
+        called = runner.call(chunks(16, 1200, 1), 1200)
+        runner.call(chunks(16, 1200, 2), 1200)
+        assert same_calls(called, on_the_cpu(bundle, chunks(16, 1200, 1), 1200))
+
+
+def test_threads_and_models_share_a_decoding_card(bundles: dict[str, ModelBundle]) -> None:
+    card = Card(CPU, threads=4)
+    of_name = {name: decoding_runners(bundles[name], card) for name in ("tiny v3", "tiny v4.3")}
+    work = [(name, samples, seed) for name in of_name for samples in LENGTHS for seed in range(2)]
+    expected = [on_the_cpu(bundles[name], chunks(16, samples, seed), samples) for name, samples, seed in work]
+
+    def call(index: int) -> bool:
+        torch.set_num_threads(1)
+        name, samples, seed = work[index % len(work)]
+        runner = of_name[name][index // len(work) % 2]
+        return same_calls(runner.call(chunks(16, samples, seed), samples), expected[index % len(work)])
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(call, range(2 * len(work))))
+
+
+def test_scores_that_are_not_finite_are_refused_row_by_row(bundles: dict[str, ModelBundle]) -> None:
+    bundle = bundles["tiny v4.3"]
+    batch = chunks(5, 300)
+    expected = on_the_cpu(bundle, batch, 300)
+    batch[1] = np.full(300, np.nan, np.float32)
+    for runner in decoding_runners(bundle):
+        called = runner.call(batch, 300)
+        assert isinstance(called[1], NonFiniteScores)
+        assert "row 1" in str(called[1])
+        assert same_calls([called[0], *called[2:]], [expected[0], *expected[2:]])
+
+
+def test_what_is_decoded_on_a_card_takes_little_of_the_host(bundles: dict[str, ModelBundle]) -> None:
+    bundle, card = bundles["tiny v3"], Card(CPU)
+    cpu, cuda = decoding_runners(bundle, card)
+    sizes = [buffer.numel() for buffer in card.host_buffers()]
+    assert sizes == [16 * 1200 * 4, 16 * (4 + 3 * 240)] == [16 * 1200 * 4, result_bytes(bundle.config, 1200, 16, True)]
+    CudaRunner(bundle, LENGTHS, "fp32", card, 16)  # another, whose scores come to the host
+    assert [buffer.numel() for buffer in card.host_buffers()] == [16 * 1200 * 4, 16 * 240 * 64 * 4]
+    batch = chunks(3, 300)
+    assert same_calls(cuda.call(batch, 300), on_the_cpu(bundle, batch, 300))
+    assert cuda.device_class == "cpu-16rows-gpu-decoder"
+    assert cpu.device_class == f"{CpuRunner(bundle, 'fp32').device_class}-gpu-decoder"
+
+
+def test_a_basecaller_calls_the_same_with_either_decoder(bundles: dict[str, ModelBundle]) -> None:
+    bundle = bundles["tiny v4.3"]
+    signal_S = np.random.default_rng(3).normal(500, 60, 4000).astype(np.int16)
+    callers = [Basecaller(bundle, "fp32", decoder=decoder) for decoder in (None, kernels_for(bundle))]
+    left, right = (caller.call_read(signal_S) for caller in callers)
+    assert left.sequence == right.sequence
+    assert np.array_equal(left.moves_T, right.moves_T)
+    assert np.abs(left.qualities_B.astype(int) - right.qualities_B).max() <= 1
 
 
 class FakeCuda:
@@ -219,6 +327,52 @@ def test_what_is_asked_of_cuda(monkeypatch: pytest.MonkeyPatch, bundles: dict[st
 
 
 @pytest.mark.usefixtures("arithmetic")
+def test_decoding_is_in_the_order_of_the_cards_stream(
+    monkeypatch: pytest.MonkeyPatch, bundles: dict[str, ModelBundle]
+) -> None:
+    """After the network and before the copy to the host, while no other batch's work goes into the stream."""
+    cuda = FakeCuda(monkeypatch)
+    card = Card(torch.device("cuda", 0))
+
+    class WrittenDown:
+        """Calls one base of each row: its quality is the row's number."""
+
+        def __call__(self, scores_TNC: torch.Tensor, into: Sequence[torch.Tensor] | None = None) -> Sequence[Any]:
+            assert cuda.inside, "a kernel outside the card's stream"
+            assert card.lock.locked()
+            assert scores_TNC.shape == (60, 16, 64)
+            assert into is not None
+            letters_NT, qualities_NT, moves_NT, counts_N = into
+            assert letters_NT.shape == qualities_NT.shape == moves_NT.shape == (16, 60)
+            cuda.log.append("decode")
+            letters_NT.fill_(ord("A"))
+            qualities_NT.add_(torch.arange(16, dtype=torch.uint8)[:, None])
+            counts_N.fill_(1)
+            return into
+
+        def device_bytes(self, steps: int, rows: int) -> int:
+            return steps * rows
+
+    runner = CudaRunner(bundles["tiny v3"], LENGTHS, "auto", card, rows=16, decoder=WrittenDown())
+    assert runner.device_class == "sm_90-16rows-gpu-decoder"
+    assert "decode" not in cuda.log  # it is no part of the graph: its memory is its own
+    cuda.log.clear()
+    copy = torch.Tensor.copy_
+
+    def copied(to: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        assert kwargs == {"non_blocking": True}
+        assert card.lock.locked()
+        cuda.log.append("copy")
+        return copy(to, *args, **kwargs)
+
+    monkeypatch.setattr(torch.Tensor, "copy_", copied)
+    called = runner.call(chunks(3, 300), 300)
+    assert cuda.log == ["copy", "replay", "decode", "copy", "mark", "wait"]
+    assert [row.qualities_B.tolist() for row in called if isinstance(row, Decoded)] == [[0], [1], [2]]
+    assert not card.lock.locked()
+
+
+@pytest.mark.usefixtures("arithmetic")
 def test_arithmetic_is_fixed_and_the_network_keeps_to_it(bundles: dict[str, ModelBundle]) -> None:
     fix_arithmetic()
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
@@ -256,7 +410,7 @@ def test_a_model_that_does_not_fit_is_refused_when_it_is_loaded(
     monkeypatch.setattr(card, "free_bytes", lambda: 700 << 20)
     planned = CudaRunner(bundle, LENGTHS, "fp32", card)
     assert planned.rows % 64 == 0
-    assert [buffer.numel() for buffer in card.host_buffers()] == [planned.rows * 1200, planned.rows * 240 * 64]
+    assert [buffer.numel() for buffer in card.host_buffers()] == [4 * planned.rows * 1200, 4 * planned.rows * 240 * 64]
     with pytest.raises(ModelError, match=r"^tiny v3 on cpu: a batch of 4096 chunks needs .* 0\.68 GiB .* --batch-size"):
         CudaRunner(bundle, LENGTHS, "fp32", card, rows=4096)
     with pytest.raises(ModelError, match=r"^tiny v3 on cpu: a batch of 16 chunks needs .* a smaller model"):
@@ -278,7 +432,7 @@ def test_a_model_that_does_not_fit_is_refused_when_it_is_loaded(
     monkeypatch.setattr(card, "recorded", old)
     with pytest.raises(ModelError, match=r"^tiny v3 does not run on cpu: CUDA error: no kernel.*; --device cpu"):
         CudaRunner(bundle, [120_000], "fp32", card, rows=16)
-    assert card.host_buffers()[0].numel() == planned.rows * 1200  # what was refused takes nothing
+    assert card.host_buffers()[0].numel() == 4 * planned.rows * 1200  # what was refused takes nothing
 
 
 def test_half_precision_is_for_cards(bundles: dict[str, ModelBundle]) -> None:
