@@ -637,9 +637,10 @@ def estimate(path: Counter[str], units: float, unit: str, card: Card) -> Estimat
     speed = card.sms * card.clock_ghz * WARP * units / clocks[bound]
     width = (lanes | {"issue": ISSUE_LANES})[bound]
     others = ", ".join(f"{name} {clocks[name]:.1f}" for name in clocks if name != bound)
+    shown = f"{speed:.0f}" if speed >= 10 else f"{speed:.2f}"
     working = (
         f"{card.sms} SMs x {card.clock_ghz} GHz x {WARP} lanes x {units:g} {unit}s / {clocks[bound]:.1f} clocks "
-        f"({bound}: {counts[bound]} instructions x {WARP} / {width} lanes; {others}) = {speed:.0f} G{unit}s/s"
+        f"({bound}: {counts[bound]} instructions x {WARP} / {width} lanes; {others}) = {shown} G{unit}s/s"
     )
     return Estimate(card, clocks, speed, working)
 
@@ -706,13 +707,15 @@ KERNELS: list[Configuration] = [
     Configuration("fill.cu", "fill_traceback", ("MANY=0", "PACKED=1"), 64),
     Configuration("pack.cu", "pack_bases", (), 128),
     *(
-        Configuration("crf.cu", kernel, (f"STATE_LEN={state_len}",), threads)
+        Configuration(
+            "crf.cu", kernel, (f"STATE_LEN={state_len}",), threads, units=rows and rows / threads, unit="step"
+        )
         for state_len in (3, 4, 5)
-        for kernel, threads in (
-            ("crf_backward", max(32, 4 ** (state_len - 1))),
-            ("crf_beam", 128),
-            ("crf_errors", max(32, 4 ** (state_len - 1))),
-            ("crf_call", 128),
+        for kernel, threads, rows in (  # rows of a batch that a block takes through a time step
+            ("crf_backward", max(WARP, 4 ** (state_len - 1)), max(1, WARP // 4 ** (state_len - 1))),
+            ("crf_beam", 128, 4),
+            ("crf_errors", max(WARP, 4 ** (state_len - 1)), max(1, WARP // 4 ** (state_len - 1))),
+            ("crf_call", 128, None),
         )
     ),
 ]

@@ -297,7 +297,6 @@ extern "C" __global__ void __launch_bounds__(32 * BEAM_WARPS) crf_beam(
         parent = moves ? old_hash : old_parent;
         if (lane < count) weight = kept_values[lane] * (1.0f / best) / __ldg(guide + state);
         back[((size_t)t * N + row) * WIDTH + lane] = (u16)(from << 3 | (moves ? 4 | base : state & 3));
-        __syncwarp();
     }  // cubin: end
 
     const int bits = lane < count ? __float_as_int(weight) : -1;

@@ -86,7 +86,7 @@ class CrfDecoder:
         Raises
         ------
         ValueError
-            If the array is not as described.
+            If an array is not as described.
         """
         device, xp = self.device, self.device.xp
         with device.in_order():
@@ -103,6 +103,12 @@ class CrfDecoder:
             if into is None:
                 into = [*(xp.empty((N, T), np.uint8) for _ in range(3)), xp.empty(N, np.int32)]
             calls = Calls._make(device.array(array) for array in into)
+            for array, dtype in zip(calls, (np.uint8, np.uint8, np.uint8, np.int32), strict=True):
+                shape = (N,) if array is calls.counts_N else (N, T)
+                if array.shape != shape or array.dtype != dtype or not array.flags.c_contiguous:
+                    raise ValueError(
+                        f"an array for results must be {dtype.__name__} {shape}, not {array.dtype} {array.shape}"
+                    )
             steps, rows = np.int32(T), np.int32(N)
             scan_threads, scan_rows = scan_block(self.states)
             scan = (-(-N // scan_rows),), (scan_threads,)

@@ -100,7 +100,7 @@ class EmulatedDevice:
         return contextlib.nullcontext()
 
     def array(self, tensor: Any) -> Array:
-        return np.from_dlpack(tensor)
+        return np.asarray(tensor) if hasattr(tensor, "__array__") else np.from_dlpack(tensor)
 
     def to_host(self, array: Array) -> npt.NDArray[Any]:
         return np.asarray(array)

@@ -62,7 +62,7 @@ class Runner(Protocol):
     device_class: str
 
     def __call__(self, chunks: Iterable[F32], samples: int) -> F32:
-        """Scores of at most `rows` chunks of `samples` samples each.
+        """Scores of at most `rows` chunks of `samples` samples each; on a card only without a decoder.
 
         Returns
         -------
@@ -387,6 +387,8 @@ class CudaRunner:
         return batch_NM, scores_TNC, self._card.recorded(partial(self.network, batch_NM, scores_TNC))
 
     def __call__(self, chunks: Iterable[F32], samples: int) -> F32:
+        if self._decoder is not None:
+            raise ValueError("this runner has a decoder: its scores stay on the card, and `call` says what they mean")
         scores_TNC = self._shapes[samples][1]
         host = self._computed(chunks, samples, scores_TNC.flatten().view(torch.uint8))
         return host.view(torch.float32).view_as(scores_TNC).numpy()

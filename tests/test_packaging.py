@@ -18,7 +18,7 @@ def test_every_package_is_listed() -> None:
         for top in FOLDERS
         for init in (ROOT / top).rglob("__init__.py")
     }
-    assert listed == found | {"porestream.v1"}
+    assert listed == found | {"porestream.v1", "porestream.emulator"}
 
 
 def test_stubs_are_current(tmp_path: Path) -> None:
@@ -33,7 +33,7 @@ def test_stubs_are_current(tmp_path: Path) -> None:
 
 def test_the_wheel_holds_every_module(tmp_path: Path) -> None:
     source = tmp_path / "source"
-    for name in (*FOLDERS, "proto"):
+    for name in (*FOLDERS, "proto", "tests/emulator"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE", "NOTICE"):
         shutil.copy(ROOT / name, source)
@@ -46,6 +46,10 @@ def test_the_wheel_holds_every_module(tmp_path: Path) -> None:
     model = "porestream/models/data/porestream_dna_r10.4.1_400bps_fast@v1"
     assert {f"{model}/{file}" for file in ("config.toml", "model.safetensors", "README.md")} <= names
     assert "porestream/models/simulate/r10.4.1_400bps.npz" in names
+    kernels = {file.name for file in (ROOT / "kernels").iterdir() if file.suffix in (".cu", ".cuh")}
+    assert kernels >= {"crf.cu", "dual_affine.cuh"}
+    assert {f"porestream/kernels/{file}" for file in kernels} <= names
+    assert {f"porestream/emulator/{file}" for file in ("emu.h", "emulator.py", "sanitize.py")} <= names
     assert not [name for name in names if name.endswith(".pt")]  # the training's state is not for users
     assert not [name for name in names if not name.startswith("porestream")]
 

@@ -321,6 +321,58 @@ def test_what_can_be_read_is_called_and_the_rest_is_named(
     assert figures["files_unreadable"] == sorted([str(cut), str(folder / "gone.pod5")])
 
 
+def test_kernels_call_what_the_cpu_calls(folder: Path) -> None:
+    """Reads as long as an emulator is fit for, through the bundled model; without a card, kernels are refused."""
+    generator = np.random.default_rng(3)
+    genome = folder / "genome.fa"
+    genome.write_text(f">chr1\n{''.join(generator.choice(list('ACGT'), 3000))}\n")
+    short = folder / "short.pod5"
+    lengths = ["--reads", "3", "--length-mean", "300", "--length-sd", "50", "--seed", "1"]
+    simulated = run("simulate", genome, "-o", short, *lengths)
+    assert simulated.code == 0, simulated.stderr
+    devices: dict[str, tuple[str, ...]] = {
+        "cpu": ("-x", "cpu"),
+        "emulated": ("-x", "emulated"),
+        "mixed": ("-x", "emulated", "--decoder", "cpu"),
+    }
+    rest = ["-t", "1", "--precision", "fp32", "--emit-moves"]
+    processes = [start("call", short, "-o", folder / f"{name}.bam", *rest, *given) for name, given in devices.items()]
+    for process in processes:
+        done = finish(process)
+        assert done.code == 0, done.stderr
+    records = {name: fields_and_qualities(folder / f"{name}.bam") for name in devices}
+    assert records["mixed"] == records["cpu"]
+    assert records["emulated"].keys() == records["cpu"].keys()
+    assert len(records["cpu"]) == 3
+    for name, (fields, qualities) in records["cpu"].items():
+        found_fields, found_qualities = records["emulated"][name]
+        assert found_fields == fields
+        assert len(qualities) > 150
+        assert max(abs(left - right) for left, right in zip(found_qualities, qualities, strict=True)) <= 1
+
+    refused = run("call", short, "-o", folder / "refused.bam", "-x", "cpu", "--decoder", "gpu")
+    assert refused.code in (1, 2)
+    assert "Traceback" not in refused.stderr
+    assert "device cpu is a CPU here; choose --device cuda or emulated" in refused.lines[-1]
+    assert not (folder / "refused.bam").exists()
+
+
+def fields_and_qualities(path: Path) -> dict[str, tuple[list[str], list[int]]]:
+    """By name: all fields but what is made of qualities, and these."""
+    with pysam.AlignmentFile(str(path), check_sq=False) as file:
+        return {
+            record.query_name: (
+                [
+                    text
+                    for place, text in enumerate(record.to_string().split("\t"))
+                    if place != 10 and text[:3] != "qs:"
+                ],
+                list(record.query_qualities),
+            )
+            for record in file
+        }
+
+
 def test_inputs_that_are_all_unreadable(folder: Path, model: Path) -> None:
     done = run("call", folder / "gone.pod5", "--model", model, "-o", "-")
     assert done.code == 3

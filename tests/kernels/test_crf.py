@@ -275,6 +275,14 @@ def test_into_given_arrays(made_by: str) -> None:
             assert (qualities_NT[row, max(count, 0) :] == 99).all()
 
 
+@pytest.mark.parametrize(("place", "shape", "dtype"), [(0, (2, 20), "uint8"), (2, (3, 20), "int8"), (3, (4,), "int32")])
+def test_arrays_that_do_not_fit_are_refused(place: int, shape: tuple[int, ...], dtype: str) -> None:
+    given = [*(np.zeros((3, 20), np.uint8) for _ in range(3)), np.zeros(3, np.int32)]
+    given[place] = np.zeros(shape, dtype)
+    with pytest.raises(ValueError, match=r"an array for results must be u?int\d+ \(3,"):
+        crf_decoder(3, DecodeSettings())(made_up_scores(20, 3, 3), given)
+
+
 @dataclass(frozen=True)
 class CountingDevice(EmulatedDevice):
     """Writes down the bytes that are allocated."""
@@ -371,13 +379,11 @@ def passes(device: EmulatedDevice, state_len: int, settings: DecodeSettings, sco
 SUM = "weights[0][k] * next.x + weights[1][k] * next.y + weights[2][k] * next.z + weights[3][k] * next.w"
 TURNED_SUM = "weights[3][k] * next.w + weights[2][k] * next.z + weights[1][k] * next.y + weights[0][k] * next.x"
 DEFECTS = {
-    "no barrier before the first backward step": ("crf_backward", "row_sync();", 0, ""),
     "no barrier after a backward step": ("crf_backward", "row_sync();", 1, ""),
     "no barrier after a forward step": ("crf_errors", "row_sync();", 1, ""),
     "no barrier after merging": ("crf_beam", "__syncwarp();", 3, ""),
     "no barrier after keeping": ("crf_beam", "__syncwarp();", 4, ""),
     "a sum in another order": ("crf_backward", SUM, 0, TURNED_SUM),
-    "a quotient instead of a product": ("crf_beam", "* (1.0f / best) /", 0, "/ best /"),
     "another floor": ("", "FLOOR = 1e-30f", 0, "FLOOR = 1e-20f"),
     "a tie between stay and move": ("crf_beam", "stayed > moved", 0, "stayed >= moved"),
     "one tied candidate too many": ("crf_beam", "lane) < width - more", 0, "lane) <= width - more"),
@@ -400,11 +406,6 @@ def test_defects_are_seen(defect: str) -> None:
             if not passes(device, state_len, settings, scores_TNC):
                 return
     pytest.fail("nothing differs")
-
-
-def test_nothing_differs_without_a_defect() -> None:
-    device = AlteredDevice(passage="FLOOR = 1e-30f", by="FLOOR = 1.0e-30f")
-    assert passes(device, 3, DecodeSettings(), made_up_scores(40, 5, 3))
 
 
 SCRIPT = """

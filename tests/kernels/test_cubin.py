@@ -1,7 +1,9 @@
 """Machine code of the kernels: what benchmarks/cubin.py says of small ones, and what the service's own must fulfil."""
 
+import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cubin
@@ -258,17 +260,15 @@ Found = Callable[[Configuration, int], KernelReport]
 
 
 @pytest.fixture(scope="session")
-def report_of() -> Found:
-    """Compiles a kernel and reads its machine code, once for all tests."""
-    found: dict[tuple[Configuration, int], KernelReport] = {}
-
-    def find(configuration: Configuration, arch: int) -> KernelReport:
-        key = configuration, arch
-        if key not in found:
-            found[key] = configuration.report(configuration.compile(arch))
-        return found[key]
-
-    return find
+def report_of() -> Iterator[Found]:
+    """Compiles kernels and reads their machine code, on all cores: NVRTC and the tools run beside Python."""
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        found = {
+            (configuration, arch): pool.submit(lambda one, arch: one.report(one.compile(arch)), configuration, arch)
+            for configuration in KERNELS
+            for arch in ARCHITECTURES
+        }
+        yield lambda configuration, arch: found[configuration, arch].result()
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)

@@ -203,6 +203,8 @@ def test_what_is_decoded_on_a_card_takes_little_of_the_host(bundles: dict[str, M
     assert [buffer.numel() for buffer in card.host_buffers()] == [16 * 1200 * 4, 16 * 240 * 64 * 4]
     batch = chunks(3, 300)
     assert same_calls(cuda.call(batch, 300), on_the_cpu(bundle, batch, 300))
+    with pytest.raises(ValueError, match="its scores stay on the card"):
+        cuda(batch, 300)
     assert cuda.device_class == "cpu-16rows-gpu-decoder"
     assert cpu.device_class == f"{CpuRunner(bundle, 'fp32').device_class}-gpu-decoder"
 
