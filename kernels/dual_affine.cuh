@@ -41,7 +41,7 @@ constexpr unsigned ALL = 0xffffffffu;
 constexpr unsigned ONE = PACKED ? 0x00010001u : 1u;         // 1 in each cell of a register
 constexpr int WORDS = PACKED ? 4 : 8;                       // registers of a group of eight cells
 constexpr unsigned HALF = PACKED ? 0x7fffu : 0x7fffffffu;   // the sign bit of HALF + x is set where x > 0
-constexpr int FLOOR = 64;                                   // of cells that nothing leads to
+constexpr int FLOOR = 64 + OPEN1 + EXTEND1 + OPEN2 + EXTEND2;  // of cells that nothing leads to; gaps they open stay above 0
 constexpr int TARGET = PACKED ? 20000 : 1 << 28;            // scores begin there, and are brought back there
 constexpr int INTERVAL = 256;                               // steps between two times
 constexpr unsigned ROW_OUTSIDE = 0x88888888u, COLUMN_OUTSIDE = 0x99999999u;  // bases outside match nothing, not each other

@@ -23,9 +23,10 @@ _TASK = np.dtype(
 _RESULT_FIELDS = "score", "row", "column", "dropped", "row_end_score", "row_end_column", "corner_score", "operations"
 _RESULT = np.dtype([(name, "i4") for name in _RESULT_FIELDS])
 _FIXED_BYTES = _TASK.itemsize + _RESULT.itemsize + 2 * 40 + 6 * 8  # of a task, its pieces, and in compact_cigars
-_PACKED_SPREAD = 19_000
-"""How far scores of an anti-diagonal may lie apart in 15 bits: TARGET less FLOOR, and what long gaps gain in INTERVAL
-steps."""
+_FLOOR, _TARGET, _INTERVAL, _LARGEST = 64, 20_000, 256, 0x7BFF
+"""dual_affine.cuh: the floor but for costs; where scores are brought back to, each so many steps; the largest that is
+ordered as a half float.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +76,14 @@ class Scoring:
         """Whether 15 bits hold all scores of an anti-diagonal of so many cells.
 
         A cell is worth no less than any other k rows away, less a gap of k (twice: the one that leads to it and the one
-        that the other path saves), less k matches.
+        that the other path saves), less k matches. Beside that there is the floor, and what scores, and gaps that
+        nothing leads to, may gain before they are brought back.
         """
-        return self.open2 + (2 * self.extend2 + self.match) * cells < _PACKED_SPREAD
+        spread = self.open2 + (2 * self.extend2 + self.match) * cells
+        floor = _FLOOR + self.open1 + self.extend1 + self.open2 + self.extend2
+        drift = self.mismatch // 2
+        rise, gap_rise = _INTERVAL * (self.match + drift), _INTERVAL * max(0, drift - self.extend2)
+        return floor + gap_rise + spread < _TARGET and _TARGET + rise <= _LARGEST
 
 
 MINIMAP2 = Scoring()
@@ -287,6 +293,7 @@ def run_batch(
         cigars = xp.empty(int(cigars_N[-1]), np.uint32)
         launch(tasks, results, bases, directions, cigars, count)
         found = device.to_host(results).view(_RESULT)
+        del directions, bases  # what the CIGARs' way to the host takes is less
         cigar, offset_N = compact_cigars(device, cigars, cigars_N[:-1], found["operations"], layout.flags_N)
     return found, cigar, offset_N
 

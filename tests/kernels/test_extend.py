@@ -1,0 +1,365 @@
+"""extend.cu on the emulator against a plain dynamic programme: scores, ends, drops, CIGARs."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from kernel_check import mutated
+from plain_alignment import NOTHING, Extended, extended, matrix, score_cigar
+
+from porestream.emulator import RawModule, Schedule, scheduled
+from porestream.emulator.sanitize import FOUND, run_sanitized
+from porestream.kernels import source
+from porestream.kernels.device import EmulatedDevice
+from porestream.kernels.extend import WIDEST_BAND, Extender
+from porestream.kernels.pack import Pieces
+from porestream.kernels.tasks import MINIMAP2, NOT_REACHED, Alignments, Scoring
+
+U8 = npt.NDArray[np.uint8]
+Task = tuple[U8, U8]
+BYTES = 1 << 30
+FORMS = [(90, True), (80, True), (90, False)]
+"""Architecture and 15-bit form; the 32-bit form is the same on all."""
+
+
+def bases(rng: np.random.Generator, count: int) -> U8:
+    return rng.integers(0, 4, count).astype(np.uint8)
+
+
+def related(rng: np.random.Generator, count: int, errors: float) -> Task:
+    """A read and what it is of; neither is empty."""
+    target = bases(rng, count)
+    query = mutated(target, errors, rng)
+    return query if len(query) else target.copy(), target
+
+
+def many_tasks(seed: int, count: int, most: int) -> list[Task]:
+    """Of all kinds: junk tails, long gaps, repeats, ambiguous bases, unrelated ones, of one base."""
+    rng, tasks = np.random.default_rng(seed), []
+    for number in range(count):
+        query, target = related(rng, int(rng.integers(1, most + 1)), rng.uniform(0, 0.3))
+        kind, middle = number % 8, len(query) // 2
+        if kind == 1:
+            query = np.concatenate([query[:middle], bases(rng, most // 2)])
+        if kind == 2:
+            query = np.concatenate([query[: middle // 2 + 1], query[middle + middle // 2 :]])
+        if kind == 3:
+            query = np.concatenate([query[:middle], bases(rng, most // 3), query[middle:]])
+        if kind == 4:
+            query[rng.random(len(query)) < 0.1] = 4
+            target[rng.random(len(target)) < 0.1] = 4
+        if kind == 5:
+            unit = bases(rng, int(rng.integers(1, 4)))
+            query, target = np.tile(unit, middle // len(unit) + 1), np.tile(unit, len(target) // len(unit) + 1)
+        if kind == 6:
+            query = bases(rng, int(rng.integers(1, most)))
+        if kind == 7:
+            query = query[:1]
+        tasks.append((query, target))
+    return tasks
+
+
+def pieces(tasks: Sequence[Task], *, backwards: bool = False) -> tuple[Pieces, Pieces]:
+    queries, targets = (Pieces.of([task[side] for task in tasks], backwards=backwards) for side in (0, 1))
+    return queries, targets
+
+
+def band_of(task: Task, band: int) -> tuple[int, int]:
+    """First diagonal and width of the kernel's band."""
+    first = -min(band, len(task[0])) // 16 * 16
+    return first, -(-(min(band, len(task[1])) - first + 1) // 512) * 512
+
+
+def plain(task: Task, band: int, scoring: Scoring = MINIMAP2) -> npt.NDArray[np.int64]:
+    return matrix(*task, *band_of(task, band), scoring)
+
+
+def check(
+    found: Alignments, tasks: Sequence[Task], band: int, zdrop: int = -1, bonus: int = -1, scoring: Scoring = MINIMAP2
+) -> None:
+    """Each task ends where the plain programme does, with a CIGAR worth its score."""
+    for number, task in enumerate(tasks):
+        expected = extended(plain(task, band, scoring), zdrop, bonus, scoring.extend2)
+        ours = Extended(
+            int(found.score_N[number]),
+            int(found.query_N[number]),
+            int(found.target_N[number]),
+            bool(found.dropped_N[number]),
+        )
+        assert ours == expected, (number, len(task[0]), len(task[1]))
+        rescored = score_cigar(*task, found.cigar_of(number), scoring)
+        assert rescored == (expected.score, expected.query, expected.target), number
+
+
+def check_ends(found: Alignments, tasks: Sequence[Task], band: int, scoring: Scoring = MINIMAP2) -> None:
+    for number, task in enumerate(tasks):
+        expected = int(plain(task, band, scoring)[-1, -1])
+        if expected < NOTHING // 2:
+            assert found.score_N[number] == NOT_REACHED
+            assert len(found.cigar_of(number)) == 0
+        else:
+            assert found.score_N[number] == expected, number
+            assert score_cigar(*task, found.cigar_of(number), scoring) == (expected, len(task[0]), len(task[1]))
+
+
+def same(left: Alignments, right: Alignments) -> bool:
+    return all(np.array_equal(getattr(left, name), getattr(right, name)) for name in Alignments.__slots__)
+
+
+@pytest.mark.parametrize(("arch", "packed"), FORMS)
+@pytest.mark.parametrize("schedule", Schedule)
+def test_best_ends_and_drops(arch: int, packed: bool, schedule: Schedule) -> None:
+    tasks = many_tasks(int(schedule), 32, 160)
+    extender = Extender(EmulatedDevice(arch), BYTES, packed=packed)
+    with scheduled(schedule, 7):
+        for zdrop in (-1, 15, 60):
+            check(extender(*pieces(tasks), band=300, zdrop=zdrop), tasks, 300, zdrop)
+        check_ends(extender(*pieces(tasks), band=300, to_ends=True), tasks, 300)
+
+
+@given(
+    seed=st.integers(0, 2**32), band=st.integers(0, WIDEST_BAND), zdrop=st.integers(-1, 200), bonus=st.integers(-1, 80)
+)
+@hypothesis_settings(max_examples=25, deadline=None)
+def test_any_tasks(seed: int, band: int, zdrop: int, bonus: int) -> None:
+    tasks = many_tasks(seed, 12, 40 + seed % 400)
+    extender = Extender(EmulatedDevice(90 if seed % 2 else 80), BYTES)
+    found = extender(*pieces(tasks), band=band, zdrop=zdrop, end_bonus=bonus)
+    check(found, tasks, band, zdrop, bonus)
+    wide = Extender(EmulatedDevice(), BYTES, packed=band > 500)(*pieces(tasks), band=band, zdrop=zdrop, end_bonus=bonus)
+    assert same(found, wide)
+    check_ends(extender(*pieces(tasks), band=band, to_ends=True), tasks, band)
+
+
+@pytest.mark.parametrize("band", [5, 100, 255, 500, 751, WIDEST_BAND])
+def test_bands(band: int) -> None:
+    rng = np.random.default_rng(band)
+    tasks = [related(rng, count, 0.12) for count in (300, 1_200, 1_800)]
+    query, target = related(rng, 1_500, 0.05)
+    for gap in (100, 400, 700, 900):  # some leave the band
+        tasks.append((np.concatenate([query[:400], query[400 + gap :]]), target))
+        tasks.append((query, np.concatenate([target[:400], target[400 + gap :]])))
+    extender = Extender(EmulatedDevice(), BYTES)
+    check(extender(*pieces(tasks), band=band, zdrop=400), tasks, band, 400)
+    check_ends(extender(*pieces(tasks), band=band, to_ends=True), tasks, band)
+
+
+def test_long_tasks_are_brought_back_into_15_bits_many_times() -> None:
+    """20 kb that match and 20 kb of gaps and mismatches, against the 32-bit form; the former against its score too."""
+    rng = np.random.default_rng(2)
+    alike = bases(rng, 20_000)
+    tasks = [(alike, alike.copy()), related(rng, 20_000, 0.1), (bases(rng, 6_000), bases(rng, 6_000))]
+    packed, wide = (Extender(EmulatedDevice(), BYTES, packed=packed) for packed in (True, False))
+    for to_ends in (True, False):
+        found = packed(*pieces(tasks), band=250, to_ends=to_ends)
+        assert same(found, wide(*pieces(tasks), band=250, to_ends=to_ends))
+        assert found.score_N[0] == 40_000
+        assert found.cigar_of(0).tolist() == [20_000 << 4]
+        taken = int(found.score_N[1]), int(found.query_N[1]), int(found.target_N[1])
+        assert score_cigar(*tasks[1], found.cigar_of(1)) == taken
+    assert found.score_N[1] > 20_000
+
+
+def test_a_read_of_100_kb() -> None:
+    rng = np.random.default_rng(3)
+    query, target = related(rng, 100_000, 0.02)
+    found = Extender(EmulatedDevice(), BYTES)(*pieces([(query, target)]), band=200, zdrop=400)
+    assert score_cigar(query, target, found.cigar_of(0)) == (found.score_N[0], found.query_N[0], found.target_N[0])
+    assert found.score_N[0] > 150_000
+    assert found.query_N[0] > 99_900
+
+
+@pytest.mark.parametrize("complement", [False, True])
+def test_extension_to_the_left_is_that_of_the_sequences_turned_round(complement: bool) -> None:
+    tasks = many_tasks(4, 24, 300)
+    turned = [(query[::-1].copy(), target[::-1].copy()) for query, target in tasks]
+    forward = Extender(EmulatedDevice(), BYTES)(*pieces(turned), band=400, zdrop=100)
+    queries, targets = pieces(tasks, backwards=True)
+    if complement:  # the query as it is on the other strand: there it goes forward again
+        queries = Pieces.of([np.where(query < 4, 3 - query, 4).astype(np.uint8) for query, _ in turned])
+        queries = Pieces(queries.codes, queries.start_N, queries.length_N, queries.backwards_N, ~queries.backwards_N)
+    left = Extender(EmulatedDevice(), BYTES)(queries, targets, band=400, zdrop=100)
+    for name in ("score_N", "query_N", "target_N", "dropped_N"):
+        assert np.array_equal(getattr(left, name), getattr(forward, name)), name
+    for number, (query, target) in enumerate(tasks):
+        rows, columns = int(left.query_N[number]), int(left.target_N[number])
+        part = query[len(query) - rows :], target[len(target) - columns :]
+        assert score_cigar(*part, left.cigar_of(number)) == (left.score_N[number], rows, columns)
+
+
+def test_gaps_stand_left_whichever_way_it_goes() -> None:
+    rng = np.random.default_rng(5)
+    before, after = bases(rng, 60), bases(rng, 60)
+    before[-1], after[0] = 1, 2  # around a run of A
+    query = np.concatenate([before, np.zeros(8, np.uint8), after])
+    target = np.concatenate([before, np.zeros(11, np.uint8), after])
+    expected = [60 << 4, 3 << 4 | 2, 68 << 4]
+    extender = Extender(EmulatedDevice(), BYTES)
+    for backwards in (False, True):
+        deleted = extender(*pieces([(query, target)], backwards=backwards), band=100)
+        assert deleted.cigar_of(0).tolist() == expected
+        inserted = extender(*pieces([(target, query)], backwards=backwards), band=100)
+        assert inserted.cigar_of(0).tolist() == [60 << 4, 3 << 4 | 1, 68 << 4]
+
+
+@pytest.mark.parametrize(
+    ("scoring", "packed"),
+    [
+        (Scoring(4, 6, 1, 6, 3, 30, 2), True),
+        (Scoring(2, 2, 0, 3, 1, 3, 1), True),
+        (Scoring(6, 8, 1, 5, 5, 60, 1), True),
+        (Scoring(18, 20, 1, 30, 25, 300, 20), False),
+        (Scoring(2, 4, 1, 4, 2, 25_000, 1), False),
+    ],
+)
+def test_other_scores(scoring: Scoring, packed: bool) -> None:
+    assert scoring.fits_packed(512) == packed
+    tasks = many_tasks(6, 24, 200)
+    extender = Extender(EmulatedDevice(80), BYTES, scoring)
+    check(extender(*pieces(tasks), band=400, zdrop=80), tasks, 400, 80, scoring=scoring)
+    check_ends(extender(*pieces(tasks), band=400, to_ends=True), tasks, 400, scoring)
+
+
+def test_scores_that_the_kernels_do_not_have_are_refused() -> None:
+    for values in ((2, 4, 0), (1, 5, 2), (3, 5, 1, 4, 1, 3, 2)):
+        with pytest.raises(ValueError, match=r"the kernels need match|the second gap cost"):
+            Scoring(*values)
+
+
+@given(seed=st.integers(0, 2**32))
+@hypothesis_settings(max_examples=30, deadline=None)
+def test_scores_of_an_anti_diagonal_lie_as_close_as_is_claimed(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    scoring = [MINIMAP2, Scoring(4, 6, 1, 6, 3, 30, 2), Scoring(6, 8, 1, 5, 5, 60, 1)][seed % 3]
+    for query, target in many_tasks(seed, 8, 120):
+        first, width = int(rng.integers(-80, 1)), int(rng.integers(81, 200))
+        H = matrix(query, target, first, width, scoring)
+        for a in range(len(query) + len(target) + 1):
+            i = np.arange(max(0, a - len(target)), min(a, len(query)) + 1)
+            rows, scores = i[H[i, a - i] > NOTHING // 2], H[i, a - i][H[i, a - i] > NOTHING // 2]
+            if len(rows):
+                cells = int(rows.max() - rows.min())
+                limit = scoring.open2 + (2 * scoring.extend2 + scoring.match) * cells
+                assert int(scores.max() - scores.min()) <= limit
+
+
+def test_results_do_not_depend_on_company_and_memory() -> None:
+    tasks = many_tasks(7, 30, 600)
+    device = EmulatedDevice()
+    together = Extender(device, BYTES)(*pieces(tasks), band=500, zdrop=100)
+    few_bytes = Extender(device, 700_000)(*pieces(tasks), band=500, zdrop=100)
+    assert same(together, few_bytes)
+    order = np.random.default_rng(1).permutation(len(tasks))
+    shuffled = Extender(device, BYTES)(*pieces([tasks[place] for place in order]), band=500, zdrop=100)
+    for place, number in enumerate(order):
+        assert shuffled.score_N[place] == together.score_N[number]
+        assert shuffled.cigar_of(place).tolist() == together.cigar_of(int(number)).tolist()
+    with pytest.raises(MemoryError, match=r"an alignment task needs .* bytes, and 1,000 are for a batch"):
+        Extender(device, 1000)(*pieces(tasks), band=500)
+
+
+def test_nothing_and_empty_sequences() -> None:
+    extender = Extender(EmulatedDevice(), BYTES)
+    none = extender(*pieces([]), band=100)
+    assert len(none.score_N) == 0
+    empty, some = np.zeros(0, np.uint8), np.array([0, 1, 2], np.uint8)
+    tasks = [(empty, some), (some, empty), (empty, empty)]
+    found = extender(*pieces(tasks), band=100, to_ends=True)
+    assert found.score_N.tolist() == [-10, -10, 0]
+    assert [found.cigar_of(number).tolist() for number in range(3)] == [[3 << 4 | 2], [3 << 4 | 1], []]
+    assert extender(*pieces(tasks), band=100).score_N.tolist() == [0, 0, 0]
+
+
+def test_wider_bands_are_refused() -> None:
+    extender = Extender(EmulatedDevice(), BYTES)
+    with pytest.raises(ValueError, match=rf"a band of \+-{WIDEST_BAND + 1} diagonals is too wide: at most \+-760"):
+        extender(*pieces(many_tasks(1, 2, 20)), band=WIDEST_BAND + 1)
+
+
+DEFECTS = [
+    (
+        "if (lane == (PARITY ? 31 : 0)) beyond1 = beyond2 = FLOOR * ONE;",
+        "if (lane == 0) beyond1 = beyond2 = TARGET * ONE;",
+    ),
+    ("const bool right = task.flags & RIGHT,", "const bool right = false,"),
+    ("level -= by;", ""),
+    ("if (!(a & 15)) {", "if (!(a & 31)) {"),
+    ("score - score_now > zdrop + shift * EXTEND2", "score - score_now > zdrop"),
+    ("band.next_rows <<= 4;", ""),
+    ("e2 = most_after<NEXT2>(e2, open2), f2", "e2 = most(e2, open2), f2"),
+]
+
+
+@pytest.mark.parametrize(("text", "defect"), DEFECTS, ids=lambda text: str(text)[:30])
+def test_a_seeded_defect_is_caught(monkeypatch: pytest.MonkeyPatch, text: str, defect: str) -> None:
+    rng = np.random.default_rng(8)
+    tasks = [*many_tasks(8, 24, 300), related(rng, 1_500, 0.1), (bases(rng, 900), bases(rng, 900))]
+    whole = np.concatenate([bases(rng, 300), np.zeros(9, np.uint8), bases(rng, 300)])
+    tasks.append((np.delete(whole, range(300, 303)), whole))
+
+    def results() -> list[Alignments]:
+        extender = Extender(EmulatedDevice(), BYTES)
+        backwards = extender(*pieces(tasks, backwards=True), band=240, zdrop=30)
+        narrow = extender(*pieces(tasks), band=5)
+        return [extender(*pieces(tasks), band=240, to_ends=True), backwards, narrow]
+
+    right = results()
+    sound = source.read_source("extend.cu")
+    assert text in sound
+    read = source.read_source
+    monkeypatch.setattr(source, "read_source", lambda file: read(file).replace(text, defect))
+    source._module.cache_clear()
+    source._function.cache_clear()
+    try:
+        assert not all(same(ours, theirs) for ours, theirs in zip(results(), right, strict=True))
+    finally:
+        source._module.cache_clear()
+        source._function.cache_clear()
+
+
+SANITIZED = """
+import numpy as np
+from porestream.kernels.device import EmulatedDevice
+from porestream.kernels.extend import Extender
+from porestream.kernels.fill import Filler
+from porestream.kernels.pack import Pieces
+rng = np.random.default_rng(1)
+made = [rng.integers(0, 5, size).astype(np.uint8) for size in (1, 7, 8, 9, 100, 300)]
+tasks = [(a, b) for a in made for b in made[::2]]
+device = EmulatedDevice(sanitize={kind!r})
+sides = [[task[side] for task in tasks] for side in (0, 1)]
+pieces = [Pieces.of(side, backwards=backwards) for side in sides for backwards in (False, True)]
+for band in (20, 760):
+    Extender(device, 1 << 28)(pieces[0], pieces[2], band=band, zdrop=20)
+    Extender(device, 1 << 28)(pieces[1], pieces[3], band=band, to_ends=True)
+Filler(device, 1 << 28)(pieces[0], pieces[2])
+print("done")
+"""
+
+
+@pytest.mark.parametrize("kind", ["address", "thread"])
+def test_sanitizers_are_silent(kind: str) -> None:
+    done = run_sanitized(kind, SANITIZED.format(kind=kind))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode != FOUND
+    assert "done" in done.stdout
+
+
+def test_a_read_beyond_the_directions_is_found() -> None:
+    """The sanitizer sees into these kernels: directions of too few steps."""
+    imported = "from porestream.kernels.extend import Extender"
+    script = SANITIZED.replace(
+        imported, "import porestream.kernels.extend as e\ne.STEP_WORDS = 32\nExtender = e.Extender"
+    )
+    done = run_sanitized("address", script.format(kind="address"))
+    assert done.returncode == FOUND
+    assert "extend.cu" in done.stderr
+
+
+def test_the_source_compiles_without_macros() -> None:
+    module = RawModule(source.read_source("extend.cu"), source.OPTIONS, "extend.cu")
+    assert {"extend", "extend_traceback"} <= set(module.kernels)

@@ -1,0 +1,66 @@
+"""What the kernels of alignment share: how much memory tasks take, and how they are put into batches."""
+
+import tracemalloc
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from porestream.kernels import tasks as module
+from porestream.kernels.device import EmulatedDevice
+from porestream.kernels.extend import Extender
+from porestream.kernels.fill import Filler
+from porestream.kernels.pack import Pieces
+from porestream.kernels.tasks import batches
+
+
+def some(seed: int, count: int, most: int) -> tuple[Pieces, Pieces]:
+    rng = np.random.default_rng(seed)
+    sides = [
+        [rng.integers(0, 4, int(size)).astype(np.uint8) for size in rng.integers(1, most, count)] for _ in range(2)
+    ]
+    return Pieces.of(sides[0]), Pieces.of(sides[1])
+
+
+@pytest.mark.parametrize("most", [40, 250])  # all of one kind, so that one batch holds them
+@pytest.mark.parametrize("what", ["extend", "fill"])
+def test_tasks_take_what_is_planned(monkeypatch: pytest.MonkeyPatch, what: str, most: int) -> None:
+    """At most, with the CIGARs' way to the host; and the plan is not far above."""
+    planned: list[int] = []
+    task_bytes = module.Layout.task_bytes
+
+    def noted(layout: module.Layout) -> npt.NDArray[np.int64]:
+        planned.append(int(task_bytes(layout).sum()))
+        return task_bytes(layout)
+
+    monkeypatch.setattr(module.Layout, "task_bytes", noted)
+    query, target = some(1, 60, most)
+    device = EmulatedDevice()
+    align = partial(Extender(device, 1 << 30), band=200, to_ends=True) if what == "extend" else Filler(device, 1 << 30)
+    align(query, target)  # compiled, cached
+    tracemalloc.start()
+    try:
+        align(query, target)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak <= planned[0] + 100_000  # Python's own objects
+    assert planned[0] <= 1.05 * peak
+
+
+@given(sizes=st.lists(st.integers(1, 100), max_size=60), memory=st.integers(100, 400))
+def test_batches_hold_every_task_once_and_fit(sizes: list[int], memory: int) -> None:
+    bytes_N = np.array(sizes, np.int64)
+    made = list(batches(bytes_N, memory))
+    assert sorted(np.concatenate([*made, np.zeros(0, np.int64)]).tolist()) == list(range(len(sizes)))
+    assert all(0 < bytes_N[batch].sum() <= memory for batch in made)
+    if made:
+        assert bytes_N[made[0][0]] == max(sizes)
+
+
+def test_a_task_that_does_not_fit_is_named() -> None:
+    with pytest.raises(MemoryError, match=r"an alignment task needs 5,000 bytes, and 4,999 are for a batch"):
+        list(batches(np.array([1, 5_000]), 4_999))
