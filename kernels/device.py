@@ -44,8 +44,6 @@ class Device(Hashable, Protocol):
         cupy or numpy.
     arch
         Compute capability as in sm_90: 90. The emulator has that of the kernels' paths which it runs.
-    blocks_at_once
-        Multiprocessors: blocks that run side by side, for persistent kernels.
     """
 
     @property
@@ -54,8 +52,6 @@ class Device(Hashable, Protocol):
     def xp(self) -> ModuleType: ...
     @property
     def arch(self) -> int: ...
-    @property
-    def blocks_at_once(self) -> int: ...
 
     def compile(self, code: str, options: Sequence[str], file: str) -> Module:
         """Compile a source; errors name `file`."""
@@ -85,7 +81,6 @@ class EmulatedDevice:
     arch: int = 90
     sanitize: str | None = None
     name: str = "emulated"
-    blocks_at_once: int = 2
 
     @property
     def xp(self) -> ModuleType:
@@ -138,10 +133,6 @@ class CudaDevice:
     @functools.cached_property
     def arch(self) -> int:
         return int(_cupy().cuda.Device(self.index).compute_capability)
-
-    @functools.cached_property
-    def blocks_at_once(self) -> int:
-        return int(_cupy().cuda.Device(self.index).attributes["MultiProcessorCount"])
 
     def compile(self, code: str, options: Sequence[str], file: str) -> Module:
         return _cupy().RawModule(code=f'#line 1 "{file}"\n{code}', options=tuple(options))  # type: ignore[no-any-return]

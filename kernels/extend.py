@@ -12,7 +12,6 @@ from porestream.kernels.tasks import (
     FORWARD,
     GLOBAL,
     MINIMAP2,
-    NOT_REACHED,
     RIGHT,
     STEP_WORDS,
     Alignments,
@@ -148,6 +147,3 @@ class Extender:
         align(*blocks, (tasks, results, bases, directions, number, np.int32(zdrop)))
         walkers = (-(-count // _WALKERS),), (_WALKERS,)
         walk(*walkers, (tasks, results, directions, cigars, number, np.int32(end_bonus)))
-
-
-__all__ = ["GROUPS", "NOT_REACHED", "WIDEST_BAND", "Extender"]

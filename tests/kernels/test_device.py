@@ -39,7 +39,7 @@ class StandIn(ModuleType):
 
     def _device(self, index: int) -> Any:
         entered = self._entered(f"card {index}")
-        entered.compute_capability, entered.attributes = "90", {"MultiProcessorCount": 132}  # type: ignore[attr-defined]
+        entered.compute_capability = "90"  # type: ignore[attr-defined]
         return entered
 
     def _entered(self, name: str) -> contextlib.AbstractContextManager[None]:
@@ -108,7 +108,7 @@ def test_a_card_works_in_the_stream_and_the_memory_that_it_is_given(cupy: StandI
     asked: list[int] = []
     device = CudaDevice(1, 4711, allocate=lambda size: asked.append(size) or 99, free=asked.append)  # type: ignore[func-returns-value]
     within = ("card 1", "stream 4711 of 1", "allocator 99")
-    assert (device.name, device.arch, device.blocks_at_once) == ("cuda:1", 90, 132)
+    assert (device.name, device.arch) == ("cuda:1", 90)
     device.to_host(np.zeros(1))
     assert cupy.done == [("copy", within)]
     assert asked == [100]
