@@ -54,7 +54,7 @@ class Device(Hashable, Protocol):
     def arch(self) -> int: ...
 
     def compile(self, code: str, options: Sequence[str], file: str) -> Module:
-        """Compile a source; errors name `file`."""
+        """Compile a source; DeviceError, which names `file`, where that fails."""
 
     def in_order(self) -> contextlib.AbstractContextManager[object]:
         """Within it arrays are allocated and kernels launched in the order of the device's stream."""
@@ -89,7 +89,10 @@ class EmulatedDevice:
     def compile(self, code: str, options: Sequence[str], file: str) -> Module:
         from porestream import emulator
 
-        return emulator.RawModule(code, [*options, f"-DEMULATED_ARCH={self.arch * 10}"], file, self.sanitize)
+        try:
+            return emulator.RawModule(code, [*options, f"-DEMULATED_ARCH={self.arch * 10}"], file, self.sanitize)
+        except emulator.EmulatorError as error:
+            raise DeviceError(f"device emulated: {error}") from error
 
     def in_order(self) -> contextlib.AbstractContextManager[object]:
         return contextlib.nullcontext()
@@ -135,7 +138,17 @@ class CudaDevice:
         return int(_cupy().cuda.Device(self.index).compute_capability)
 
     def compile(self, code: str, options: Sequence[str], file: str) -> Module:
-        return _cupy().RawModule(code=f'#line 1 "{file}"\n{code}', options=tuple(options))  # type: ignore[no-any-return]
+        cupy = _cupy()
+        module = cupy.RawModule(code=f'#line 1 "{file}"\n{code}', options=tuple(options))
+        try:
+            with self.in_order():
+                module.compile()
+        except (RuntimeError, cupy.cuda.compiler.CompileException) as error:  # CUDA's and NVRTC's are RuntimeErrors
+            raise DeviceError(
+                f"{self.name}: {file} does not compile for sm_{self.arch} ({str(error)[:200]}); --decoder cpu and "
+                "--aligner mappy do without"
+            ) from error
+        return module  # type: ignore[no-any-return]
 
     @contextlib.contextmanager
     def in_order(self) -> Iterator[None]:

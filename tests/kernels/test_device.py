@@ -20,6 +20,10 @@ from porestream.server.devices import batch_decoder, kernel_devices
 from porestream.server.settings import Settings, SettingsError
 
 
+class CompileError(Exception):
+    """CuPy's CompileException."""
+
+
 class StandIn(ModuleType):
     """CuPy, as far as `kernels.device` uses it; notes what is current when something is done."""
 
@@ -34,6 +38,7 @@ class StandIn(ModuleType):
             Device=self._device,
             ExternalStream=lambda pointer, device: self._entered(f"stream {pointer} of {device}"),
             PythonFunctionAllocator=self._allocator,
+            compiler=SimpleNamespace(CompileException=CompileError),
             using_allocator=lambda malloc: self._entered(f"allocator {malloc(100, 0)}"),
         )
 
@@ -62,7 +67,11 @@ class StandIn(ModuleType):
             self.done.append((f"load {name}", tuple(self.current)))
             return lambda *_arguments: None
 
-        return SimpleNamespace(get_function=get_function, code=code)
+        def compile_it() -> None:
+            if "-DBROKEN=1" in options:
+                raise CompileError('pack.cu(3): error: expected a ";"')
+
+        return SimpleNamespace(get_function=get_function, compile=compile_it)
 
     def from_dlpack(self, tensor: object) -> object:
         return tensor
@@ -124,6 +133,19 @@ def test_each_source_is_compiled_once_a_device_and_configuration(cupy: StandIn) 
                 source.load(device, "fill.cu", kernel, PACKED=packed, MANY=0)
     compiled = [options for what, options in cupy.done if what == "compile"]
     assert compiled == [(*source.OPTIONS, "-DMANY=0", f"-DPACKED={packed}") for packed in (0, 1)] * 2
+
+
+def test_a_source_that_does_not_compile_is_named_with_the_way_out(cupy: StandIn) -> None:
+    with pytest.raises(DeviceError, match=r"cuda:1: pack.cu does not compile for sm_90 \(pack.cu\(3\).*--decoder cpu"):
+        source.load(CudaDevice(1), "pack.cu", "pack_bases", BROKEN=1)
+
+
+def test_an_emulator_without_a_compiler_is_an_error_with_the_way_out(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(DeviceError, match=r"device emulated: .*g\+\+, which is not on PATH: apt-get install g\+\+"):
+        EmulatedDevice().compile("int x;", (), "x.cu")
 
 
 def test_arithmetic_is_pinned() -> None:
