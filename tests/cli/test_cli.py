@@ -321,7 +321,7 @@ def test_what_can_be_read_is_called_and_the_rest_is_named(
     assert figures["files_unreadable"] == sorted([str(cut), str(folder / "gone.pod5")])
 
 
-def test_kernels_call_what_the_cpu_calls(folder: Path) -> None:
+def test_kernels_call_and_align_as_the_cpu_does(folder: Path) -> None:
     """Reads as long as an emulator is fit for, through the bundled model; without a card, kernels are refused."""
     generator = np.random.default_rng(3)
     genome = folder / "genome.fa"
@@ -332,10 +332,10 @@ def test_kernels_call_what_the_cpu_calls(folder: Path) -> None:
     assert simulated.code == 0, simulated.stderr
     devices: dict[str, tuple[str, ...]] = {
         "cpu": ("-x", "cpu"),
-        "emulated": ("-x", "emulated"),
+        "emulated": ("-x", "emulated", "--aligner", "gpu"),
         "mixed": ("-x", "emulated", "--decoder", "cpu"),
     }
-    rest = ["-t", "1", "--precision", "fp32", "--emit-moves"]
+    rest = ["-t", "1", "--precision", "fp32", "--emit-moves", "--reference", genome]
     processes = [start("call", short, "-o", folder / f"{name}.bam", *rest, *given) for name, given in devices.items()]
     for process in processes:
         done = finish(process)
@@ -347,6 +347,7 @@ def test_kernels_call_what_the_cpu_calls(folder: Path) -> None:
     for name, (fields, qualities) in records["cpu"].items():
         found_fields, found_qualities = records["emulated"][name]
         assert found_fields == fields
+        assert any(field.startswith("AS:i:") for field in fields)
         assert len(qualities) > 150
         assert max(abs(left - right) for left, right in zip(found_qualities, qualities, strict=True)) <= 1
 
