@@ -57,8 +57,14 @@ $(VENV)/.ready: pyproject.toml requirements.lock | system
 demo: setup
 	$(BIN)/porestream demo -o demo
 
+# Those that start and kill whole servers have the machine for themselves. PYTEST_ARGS: one run, with these arguments.
 test: setup
+ifdef PYTEST_ARGS
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+else
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile --ignore tests/end_to_end
+	$(BIN)/python -m pytest tests/end_to_end
+endif
 
 lint: setup typing
 	$(BIN)/ruff check .

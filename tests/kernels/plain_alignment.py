@@ -87,6 +87,95 @@ def extended(H: npt.NDArray[np.int64], zdrop: int = -1, end_bonus: int = -1, lon
     return Extended(best, row, column, False)
 
 
+@numba.njit
+def _in_band(  # type: ignore[no-untyped-def]
+    query, target, first, width, match, mismatch, ambiguous, open1, extend1, open2, extend2, zdrop, end_bonus
+):
+    rows, columns = len(query), len(target)
+    H = np.full(width, NOTHING, np.int64)  # by diagonal, of the last anti-diagonal that it is on
+    E1, E2, F1, F2 = H.copy(), H.copy(), H.copy(), H.copy()
+    H[-first] = 0
+    best, row, column = 0, 0, 0
+    row_end, row_end_column = (0, 0) if rows == 0 else (NOTHING, 0)
+    corner = 0 if rows == columns == 0 else NOTHING
+    for a in range(1, rows + columns + 1):
+        now, row_now, column_now = NOTHING, 0, 0
+        for diagonal in range(max(first, a - 2 * rows, -a), min(first + width - 1, 2 * columns - a, a) + 1):
+            if (a + diagonal) % 2:
+                continue
+            i, k = (a - diagonal) // 2, diagonal - first
+            j = i + diagonal
+            h = e1 = e2 = f1 = f2 = NOTHING
+            if i > 0 and j > 0:
+                left, right = query[i - 1], target[j - 1]
+                h = H[k] + (-ambiguous if left > 3 or right > 3 else match if left == right else -mismatch)
+            if j > 0 and k > 0:
+                e1 = max(H[k - 1] - open1, E1[k - 1]) - extend1
+                e2 = max(H[k - 1] - open2, E2[k - 1]) - extend2
+            if i > 0 and k + 1 < width:
+                f1 = max(H[k + 1] - open1, F1[k + 1]) - extend1
+                f2 = max(H[k + 1] - open2, F2[k + 1]) - extend2
+            H[k], E1[k], E2[k], F1[k], F2[k] = max(h, e1, e2, f1, f2), e1, e2, f1, f2
+            if H[k] > now:
+                now, row_now, column_now = H[k], i, j
+            if i == rows and H[k] > row_end:
+                row_end, row_end_column = H[k], j
+            if i == rows and j == columns:
+                corner = H[k]
+        if now > best:
+            best, row, column = now, row_now, column_now
+        shift = abs((row_now - row) - (column_now - column))
+        behind = row_now >= row and column_now >= column
+        if zdrop >= 0 and now > NOTHING // 2 and behind and best - now > zdrop + shift * extend2:
+            return best, row, column, True, corner
+    if end_bonus >= 0 and row_end > NOTHING // 2 and row_end + end_bonus > best:
+        return row_end, rows, row_end_column, False, corner
+    return best, row, column, False, corner
+
+
+def extended_in_band(
+    query: U8,
+    target: U8,
+    first: int,
+    width: int,
+    zdrop: int = -1,
+    end_bonus: int = -1,
+    scoring: Scoring = MINIMAP2,
+) -> tuple[Extended, int]:
+    """`extended` of `matrix` and the last corner's H, in memory of the band's width: for long sequences.
+
+    The corner's is below NOTHING / 2 where the band does not hold it, or the score dropped before.
+    """
+    assert first <= 0 < first + width
+    scores = (scoring.match, scoring.mismatch, scoring.ambiguous)
+    costs = (scoring.open1, scoring.extend1, scoring.open2, scoring.extend2)
+    *best, corner = _in_band(query, target, first, width, *scores, *costs, zdrop, end_bonus)
+    return Extended(*best), corner
+
+
+def gaps_that_could_stand_further_left(
+    query: U8, target: U8, cigar: npt.NDArray[np.uint32], scoring: Scoring = MINIMAP2
+) -> int:
+    """Of the gaps between two matches those that are worth no less a base further left."""
+
+    def score(left: int, right: int) -> int:
+        return -scoring.ambiguous if max(left, right) > 3 else scoring.match if left == right else -scoring.mismatch
+
+    count = i = j = 0
+    operations = [(entry >> 4, entry & 15) for entry in cigar.tolist()]
+    for place, (length, operation) in enumerate(operations):
+        if (
+            operation
+            and 0 < place < len(operations) - 1
+            and not operations[place - 1][1]
+            and not operations[place + 1][1]
+        ):
+            moved = (i - 1, j + length - 1) if operation == 2 else (i + length - 1, j - 1)
+            count += score(query[moved[0]], target[moved[1]]) >= score(query[i - 1], target[j - 1])
+        i, j = i + length * (operation != 2), j + length * (operation != 1)
+    return count
+
+
 def score_cigar(
     query: U8, target: U8, cigar: npt.NDArray[np.uint32], scoring: Scoring = MINIMAP2
 ) -> tuple[int, int, int]:

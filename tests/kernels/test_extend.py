@@ -9,7 +9,15 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from kernel_check import mutated
-from plain_alignment import NOTHING, Extended, extended, matrix, score_cigar
+from plain_alignment import (
+    NOTHING,
+    Extended,
+    extended,
+    extended_in_band,
+    gaps_that_could_stand_further_left,
+    matrix,
+    score_cigar,
+)
 
 from porestream.emulator import RawModule, Schedule, scheduled
 from porestream.emulator.sanitize import FOUND, run_sanitized
@@ -173,6 +181,98 @@ def test_a_read_of_100_kb() -> None:
     assert found.query_N[0] > 99_900
 
 
+def check_long(extender: Extender, tasks: Sequence[Task], band: int, zdrop: int, bonus: int = -1) -> None:
+    """As `check` and `check_ends`, without a whole matrix."""
+    best = extender(*pieces(tasks), band=band, zdrop=zdrop, end_bonus=bonus)
+    ends = extender(*pieces(tasks), band=band, to_ends=True)
+    for number, task in enumerate(tasks):
+        expected, _ = extended_in_band(*task, *band_of(task, band), zdrop, bonus, extender.scoring)
+        taken = int(best.score_N[number]), int(best.query_N[number]), int(best.target_N[number])
+        assert Extended(*taken, bool(best.dropped_N[number])) == expected, number
+        assert score_cigar(*task, best.cigar_of(number), extender.scoring) == taken, number
+        corner = extended_in_band(*task, *band_of(task, band), scoring=extender.scoring)[1]
+        if corner < NOTHING // 2:
+            assert ends.score_N[number] == NOT_REACHED
+        else:
+            whole = corner, len(task[0]), len(task[1])
+            assert ends.score_N[number] == corner, number
+            assert score_cigar(*task, ends.cigar_of(number), extender.scoring) == whole, number
+
+
+@given(seed=st.integers(0, 2**32), first=st.integers(-60, 0), zdrop=st.integers(-1, 60), bonus=st.integers(-1, 40))
+@hypothesis_settings(max_examples=30, deadline=None)
+def test_the_two_plain_programmes_agree(seed: int, first: int, zdrop: int, bonus: int) -> None:
+    for task in many_tasks(seed, 8, 100):
+        width = 1 - first + seed % 60
+        H = matrix(*task, first, width)
+        found, corner = extended_in_band(*task, first, width, zdrop, bonus)
+        assert found == extended(H, zdrop, bonus)
+        assert found.dropped or (corner == H[-1, -1] if corner > NOTHING // 2 else H[-1, -1] < NOTHING // 2)
+
+
+@pytest.mark.parametrize(("arch", "packed"), FORMS)
+def test_long_tasks_end_where_the_plain_programme_does(arch: int, packed: bool) -> None:
+    """With one, two and three groups of cells a lane; scores are brought back up to 150 times."""
+    rng = np.random.default_rng(11)
+    extender = Extender(EmulatedDevice(arch), BYTES, packed=packed)
+    check_long(extender, [related(rng, 20_000, 0.1), (bases(rng, 4_000), bases(rng, 4_000))], 250, 400)
+    query, target = related(rng, 5_000, 0.1)
+    tasks = [(query, np.delete(target, range(2_000, 2_600))), (np.delete(query, range(2_000, 2_300)), target)]
+    for band in (400, WIDEST_BAND):
+        check_long(extender, tasks, band, 400, 20)
+
+
+@pytest.mark.parametrize(("arch", "packed"), FORMS)
+@pytest.mark.parametrize("schedule", Schedule)
+def test_every_width_in_every_schedule(arch: int, packed: bool, schedule: Schedule) -> None:
+    rng = np.random.default_rng(12)
+    tasks = [related(rng, 800, 0.1), related(rng, 780, 0.3), (bases(rng, 800), bases(rng, 790)), related(rng, 9, 0.1)]
+    extender = Extender(EmulatedDevice(arch), BYTES, packed=packed)
+    with scheduled(schedule, 3):
+        for band in (200, 400, WIDEST_BAND):
+            check_long(extender, tasks, band, 100, 10)
+
+
+EDGE_SCORES = [
+    Scoring(open2=8_300),
+    Scoring(extend1=11, extend2=11),
+    Scoring(20, 20, 0, 5, 5, 40, 1),
+    Scoring(2, 86, 42),
+    Scoring(10, 10, 0, 7, 7, 7, 7),
+]
+"""Of which 15 bits hold just so much: all a little larger do not fit."""
+
+
+@pytest.mark.parametrize("scoring", EDGE_SCORES)
+def test_scores_that_only_just_fit_into_15_bits(scoring: Scoring) -> None:
+    assert scoring.fits_packed(768)
+    rng, count = np.random.default_rng(13), 1_200
+    some, ambiguous = bases(rng, count), np.full(count, 4, np.uint8)
+    tasks = [
+        *((some, some.copy()), (np.zeros(count, np.uint8), np.ones(count, np.uint8)), (some, ambiguous)),
+        *((ambiguous, some), (np.concatenate([bases(rng, 600), some]), some), related(rng, count, 0.15)),
+        *((some, np.concatenate([ambiguous[:600], some])), (ambiguous, ambiguous.copy())),
+    ]
+    # before sm_90 the largest that is ordered as a half float is the tighter limit
+    check_long(Extender(EmulatedDevice(80), BYTES, scoring), tasks, WIDEST_BAND, -1)
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+def test_no_gap_could_stand_further_left(backwards: bool) -> None:
+    rng, tasks = np.random.default_rng(14), []
+    for number in range(60):  # of two letters, and with a tandem repeat: many equally good places
+        target = rng.integers(0, 2, int(rng.integers(30, 200))).astype(np.uint8)
+        repeat = np.tile(bases(rng, 1 + number % 4), int(rng.integers(2, 20)))
+        target = np.concatenate([target[:15], repeat, target[15:]])
+        query = mutated(target, 0.1, rng)
+        tasks.append((np.delete(query, range(18, 18 + number % 9)), target))
+    for packed in (True, False):
+        extender = Extender(EmulatedDevice(), BYTES, packed=packed)
+        found = extender(*pieces(tasks, backwards=backwards), band=400, to_ends=True)
+        for number, task in enumerate(tasks):
+            assert gaps_that_could_stand_further_left(*task, found.cigar_of(number)) == 0, number
+
+
 @pytest.mark.parametrize("complement", [False, True])
 def test_extension_to_the_left_is_that_of_the_sequences_turned_round(complement: bool) -> None:
     tasks = many_tasks(4, 24, 300)
@@ -287,6 +387,8 @@ DEFECTS = [
     ),
     ("const bool right = task.flags & RIGHT,", "const bool right = false,"),
     ("level -= by;", ""),
+    ("if (PACKED && !(a & (INTERVAL - 1))) {", "if (false) {"),
+    ("STEP = MISMATCH - AMBIGUOUS;", "STEP = MISMATCH - AMBIGUOUS - 1;"),
     ("if (!(a & 15)) {", "if (!(a & 31)) {"),
     ("score - score_now > zdrop + shift * EXTEND2", "score - score_now > zdrop"),
     ("band.next_rows <<= 4;", ""),
@@ -300,6 +402,8 @@ def test_a_seeded_defect_is_caught(monkeypatch: pytest.MonkeyPatch, text: str, d
     tasks = [*many_tasks(8, 24, 300), related(rng, 1_500, 0.1), (bases(rng, 900), bases(rng, 900))]
     whole = np.concatenate([bases(rng, 300), np.zeros(9, np.uint8), bases(rng, 300)])
     tasks.append((np.delete(whole, range(300, 303)), whole))
+    alike = bases(rng, 5_000)  # more than 15 bits hold
+    tasks.append((alike, alike.copy()))
 
     def results() -> list[Alignments]:
         extender = Extender(EmulatedDevice(), BYTES)
@@ -346,6 +450,15 @@ def test_sanitizers_are_silent(kind: str) -> None:
     done = run_sanitized(kind, SANITIZED.format(kind=kind))
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.returncode != FOUND
+    assert "done" in done.stdout
+
+
+@pytest.mark.parametrize(("kind", "packed"), [("address", True), ("address", False), ("thread", True)])
+def test_sanitizers_are_silent_in_the_widest_band_and_many_warps(kind: str, packed: bool) -> None:
+    """Three groups of cells a lane, three warps a task; lanes take the same turns in 32 bits."""
+    script = SANITIZED.replace("(1, 7, 8, 9, 100, 300)", "(700, 699)").replace("(20, 760)", "(760,)")
+    done = run_sanitized(kind, script.replace("1 << 28)", f"1 << 28, packed={packed})").format(kind=kind))
+    assert done.returncode == 0, done.stderr[-3000:]
     assert "done" in done.stdout
 
 

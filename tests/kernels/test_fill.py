@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from kernel_check import mutated
-from plain_alignment import matrix, score_cigar
+from plain_alignment import gaps_that_could_stand_further_left, matrix, score_cigar
 
 from porestream.emulator import Schedule, scheduled
 from porestream.kernels import source
@@ -90,6 +90,54 @@ def test_edges_between_warps(rows: int) -> None:
     rng = np.random.default_rng(rows)
     tasks = [pair(rng, rows, rows + 130), pair(rng, rows + 1, rows)[::-1]]
     check(Filler(EmulatedDevice(), BYTES)(*pieces(tasks)), tasks)
+
+
+@pytest.mark.parametrize(("arch", "packed"), [(90, True), (80, True), (90, False)])
+@pytest.mark.parametrize("schedule", Schedule)
+def test_many_warps_in_every_schedule(arch: int, packed: bool, schedule: Schedule) -> None:
+    rng = np.random.default_rng(11)
+    tasks = [pair(rng, 1_100, 1_500), pair(rng, 780, 767)]
+    with scheduled(schedule, 9):
+        check(Filler(EmulatedDevice(arch), BYTES, packed=packed)(*pieces(tasks)), tasks)
+
+
+@pytest.mark.parametrize(
+    ("scoring", "rows"),
+    [
+        (Scoring(open2=9_300), 255),
+        (Scoring(extend1=37, extend2=37), 255),
+        (Scoring(30, 30, 0, 5, 5, 40, 1), 255),
+        (Scoring(open2=7_700), 1_000),
+        (Scoring(extend1=8, extend2=8), 1_000),
+        (Scoring(14, 14, 0, 5, 5, 40, 1), 1_000),
+    ],
+)
+def test_scores_that_only_just_fit_into_15_bits(scoring: Scoring, rows: int) -> None:
+    assert scoring.fits_packed(rows // 256 * 256 + 256)
+    rng, columns = np.random.default_rng(12), rows + 200
+    some, ambiguous = bases(rng, columns), np.full(columns, 4, np.uint8)
+    tasks = [
+        *((some[:rows], some), (np.zeros(rows, np.uint8), np.ones(columns, np.uint8)), (some[:rows], ambiguous)),
+        *((ambiguous[:rows], some), (ambiguous[:rows], ambiguous), pair(rng, rows, columns)),
+    ]
+    for arch in (90, 80):
+        check(Filler(EmulatedDevice(arch), BYTES, scoring)(*pieces(tasks)), tasks, scoring)
+
+
+def test_no_gap_could_stand_further_left_and_extension_agrees() -> None:
+    """Also where the target lies along the rows."""
+    rng, tasks = np.random.default_rng(13), []
+    for number in range(60):
+        target = rng.integers(0, 2, int(rng.integers(30, 200))).astype(np.uint8)
+        repeat = np.tile(bases(rng, 1 + number % 4), int(rng.integers(2, 20)))
+        target = np.concatenate([target[:15], repeat, target[15:]])
+        query = np.delete(mutated(target, 0.1, rng), range(18, 18 + number % 9))
+        tasks.append((query, target) if number % 2 else (target, query))
+    found = Filler(EmulatedDevice(), BYTES)(*pieces(tasks))
+    banded = Extender(EmulatedDevice(), BYTES)(*pieces(tasks), band=500, to_ends=True)
+    assert same(found, banded)
+    for number, task in enumerate(tasks):
+        assert gaps_that_could_stand_further_left(*task, found.cigar_of(number)) == 0, number
 
 
 @pytest.mark.parametrize("packed", [True, False])
