@@ -18,6 +18,7 @@ from porestream.kernels.tasks import (
     Layout,
     Scoring,
     align_all,
+    check_counts,
 )
 
 GROUPS = (1, 2, 3)
@@ -87,7 +88,7 @@ class Extender:
         Raises
         ------
         ValueError
-            The band is too wide.
+            The band is negative or too wide, or there are not as many queries as targets.
         MemoryError
             A task does not fit into `memory_bytes`.
         """
@@ -105,6 +106,11 @@ class Extender:
         self, query: Pieces, target: Pieces, band: npt.NDArray[np.int32], to_ends: bool
     ) -> tuple[Layout, npt.NDArray[np.int32]]:
         rows_N, columns_N = query.length_N, target.length_N
+        check_counts(query, target)
+        if band.shape not in ((), rows_N.shape):
+            raise ValueError(f"a band for all tasks or one for each of {len(rows_N)}, not {band.shape}")
+        if band.size and int(band.min()) < 0:
+            raise ValueError(f"a band of {int(band.min())} diagonals: it must be 0 or more")
         if band.size and int(band.max()) > WIDEST_BAND:
             raise ValueError(f"a band of +-{int(band.max())} diagonals is too wide: at most +-{WIDEST_BAND}")
         first_N = (-np.minimum(band, rows_N)) // _FIRST_STEP * _FIRST_STEP

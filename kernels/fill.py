@@ -16,6 +16,7 @@ from porestream.kernels.tasks import (
     Layout,
     Scoring,
     align_all,
+    check_counts,
 )
 
 MAX_ROWS = 4095
@@ -43,10 +44,11 @@ class Filler:
         Raises
         ------
         ValueError
-            The shorter sequence of a task has more than `MAX_ROWS` bases.
+            The shorter sequence of a task has more than `MAX_ROWS` bases, or there are not as many queries as targets.
         MemoryError
             A task does not fit into `memory_bytes`.
         """
+        check_counts(query, target)
         swapped_N = target.length_N < query.length_N
         rows_N = np.minimum(query.length_N, target.length_N)
         columns_N = np.maximum(query.length_N, target.length_N).astype(np.int64)

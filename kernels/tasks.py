@@ -184,6 +184,12 @@ class Layout:
         )
 
 
+def check_counts(query: Pieces, target: Pieces) -> None:
+    """Raise ValueError where there are not as many queries as targets."""
+    if len(query.length_N) != len(target.length_N):
+        raise ValueError(f"{len(query.length_N)} queries for {len(target.length_N)} targets: a task has one of each")
+
+
 def cigar_words(rows_N: npt.NDArray[np.int64], columns_N: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """Most operations that a CIGAR can have: before, between and after matches an insertion and a deletion."""
     most_N: npt.NDArray[np.int64] = np.minimum(3 * np.minimum(rows_N, columns_N) + 2, rows_N + columns_N)

@@ -1,6 +1,7 @@
 """Devices and sources: what is refused, what is compiled once, and what a card's device asks of CuPy (a stand-in)."""
 
 import contextlib
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -146,6 +147,13 @@ def test_an_emulator_without_a_compiler_is_an_error_with_the_way_out(
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(DeviceError, match=r"device emulated: .*g\+\+, which is not on PATH: apt-get install g\+\+"):
         EmulatedDevice().compile("int x;", (), "x.cu")
+
+
+def test_nothing_else_imports_cupy() -> None:
+    root = source.FOLDER.parent
+    files = [file for top in ("server", "kernels", "models", "client", "cli") for file in (root / top).rglob("*.py")]
+    importing = [file.name for file in files if re.search(r"^\s*(import|from) cupy", file.read_text(), re.MULTILINE)]
+    assert importing == ["device.py"]
 
 
 def test_arithmetic_is_pinned() -> None:

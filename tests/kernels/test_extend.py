@@ -24,6 +24,7 @@ from porestream.emulator.sanitize import FOUND, run_sanitized
 from porestream.kernels import source
 from porestream.kernels.device import EmulatedDevice
 from porestream.kernels.extend import WIDEST_BAND, Extender
+from porestream.kernels.fill import Filler
 from porestream.kernels.pack import Pieces
 from porestream.kernels.tasks import MINIMAP2, NOT_REACHED, Alignments, Scoring
 
@@ -374,6 +375,18 @@ def test_nothing_and_empty_sequences() -> None:
     assert extender(*pieces(tasks), band=100).score_N.tolist() == [0, 0, 0]
 
 
+def test_bands_and_counts_that_make_no_sense_are_refused() -> None:
+    extender = Extender(EmulatedDevice(), BYTES)
+    query, target = pieces(many_tasks(1, 3, 20))
+    with pytest.raises(ValueError, match=r"a band of -5 diagonals: it must be 0 or more"):
+        extender(query, target, band=-5)
+    with pytest.raises(ValueError, match=r"a band for all tasks or one for each of 3, not \(2,\)"):
+        extender(query, target, band=np.array([5, 6], np.int32))
+    for aligner in (extender, Filler(EmulatedDevice(), BYTES)):
+        with pytest.raises(ValueError, match=r"3 queries for 1 targets: a task has one of each"):
+            aligner(query, target.take(np.array([0])), **({"band": 5} if aligner is extender else {}))
+
+
 def test_wider_bands_are_refused() -> None:
     extender = Extender(EmulatedDevice(), BYTES)
     with pytest.raises(ValueError, match=rf"a band of \+-{WIDEST_BAND + 1} diagonals is too wide: at most \+-760"):
@@ -402,7 +415,7 @@ def test_a_seeded_defect_is_caught(monkeypatch: pytest.MonkeyPatch, text: str, d
     tasks = [*many_tasks(8, 24, 300), related(rng, 1_500, 0.1), (bases(rng, 900), bases(rng, 900))]
     whole = np.concatenate([bases(rng, 300), np.zeros(9, np.uint8), bases(rng, 300)])
     tasks.append((np.delete(whole, range(300, 303)), whole))
-    alike = bases(rng, 5_000)  # more than 15 bits hold
+    alike = bases(rng, 8_000)  # more than 15 bits hold
     tasks.append((alike, alike.copy()))
 
     def results() -> list[Alignments]:

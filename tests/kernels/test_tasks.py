@@ -1,6 +1,7 @@
 """What the kernels of alignment share: how much memory tasks take, and how they are put into batches."""
 
 import tracemalloc
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from porestream.kernels import tasks as module
-from porestream.kernels.device import EmulatedDevice
+from porestream.kernels.device import Device, EmulatedDevice
 from porestream.kernels.extend import Extender
 from porestream.kernels.fill import Filler
 from porestream.kernels.pack import Pieces
@@ -64,3 +65,29 @@ def test_batches_hold_every_task_once_and_fit(sizes: list[int], memory: int) -> 
 def test_a_task_that_does_not_fit_is_named() -> None:
     with pytest.raises(MemoryError, match=r"an alignment task needs 5,000 bytes, and 4,999 are for a batch"):
         list(batches(np.array([1, 5_000]), 4_999))
+
+
+@pytest.mark.parametrize("what", ["extend", "fill"])
+def test_places_beyond_32_bits(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    """Directions behind 2**31 words, bases behind 2**31 others: memory that nobody touches is none."""
+    query, target = some(2, 6, 100)
+    aligner = Extender(EmulatedDevice(), 1 << 40) if what == "extend" else Filler(EmulatedDevice(), 1 << 40)
+    align = partial(aligner, band=200, to_ends=True) if isinstance(aligner, Extender) else aligner
+    expected = align(query, target)
+
+    def far(pieces: Pieces) -> Pieces:
+        codes = np.zeros((1 << 31) + len(pieces.codes), np.uint8)
+        codes[1 << 31 :] = pieces.codes
+        return replace(pieces, codes=codes, start_N=pieces.start_N + (1 << 31))
+
+    run_batch = module.run_batch
+
+    def with_a_gap(device: Device, layout: module.Layout, launch: module.Launch) -> object:
+        words_N = layout.direction_words_N.copy()
+        words_N[0] += (1 << 31) + 5
+        return run_batch(device, replace(layout, direction_words_N=words_N), launch)
+
+    monkeypatch.setattr(module, "run_batch", with_a_gap)
+    found = align(far(query), far(target))
+    assert found.score_N.tolist() == expected.score_N.tolist()
+    assert found.cigar.tolist() == expected.cigar.tolist()
