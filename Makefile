@@ -23,7 +23,7 @@ help:
 	@echo 'make lint            ruff, mypy, import rules, wire contract'
 	@echo 'make bench           speed and memory, as Markdown tables'
 	@echo "make compare-bonito  scores and speed against bonito's own modules, in an environment of its own"
-	@echo 'make gpu-check       on a machine with an NVIDIA card: its tests, its bases against the CPU, its speed; a report'
+	@echo 'make gpu-check       on a machine with an NVIDIA card: its tests, its kernels and bases, its speed; a report'
 	@echo 'make stubs           generate the stubs of the wire contract'
 	@echo 'make lock            pin the newest versions that fit pyproject.toml'
 
@@ -90,7 +90,8 @@ compare-bonito: setup
 gpu-check:
 	@nvidia-smi -L >/dev/null 2>&1 || { \
 		echo 'nvidia-smi finds no card here. On a machine with one, gpu-check installs PyTorch with CUDA into $(GPU_VENV),' >&2; \
-		echo 'runs tests/gpu, compares bases with the CPU, measures samples/s, and writes gpu-report.md.' >&2; exit 2; }
+		echo 'runs tests/gpu, compares kernels with the emulator and bases with the CPU, measures samples/s, decoded bases/s' >&2; \
+		echo 'and GCUPS, and writes gpu-report.md.' >&2; exit 2; }
 	$(MAKE) $(GPU_VENV)/.ready
 	$(GPU_VENV)/bin/python benchmarks/gpu_check.py --data $(DATA) --output gpu-report.md
 
