@@ -287,9 +287,18 @@ class Card:
         return batch, results
 
     def allocate(self, size: int) -> int:
-        """The address of memory of the card from PyTorch's pool, for work in the stream: for other libraries."""
+        """The address of memory of the card from PyTorch's pool, for work in the stream: for other libraries.
+
+        Raises
+        ------
+        MemoryError
+            There is not so much.
+        """
         assert self.stream is not None
-        return int(torch.cuda.caching_allocator_alloc(size, self.device, self.stream))
+        try:
+            return int(torch.cuda.caching_allocator_alloc(size, self.device, self.stream))
+        except torch.OutOfMemoryError as error:
+            raise MemoryError(_first_line(error)) from error
 
     def free(self, address: int) -> None:
         """Give back what `allocate` gave."""
