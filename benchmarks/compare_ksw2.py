@@ -1,6 +1,6 @@
 """Extension and fill on the emulator against minimap2's own ksw_extd2: scores, ends, z-drop, CIGARs; speed on a CPU.
 
-    python benchmarks/compare_ksw2.py --library libksw2.so
+    python benchmarks/compare_ksw2.py --ksw2 libksw2.so
 
 The library is minimap2's ksw2_extd2_sse.c and kalloc.c as a shared library, which is built outside this project. Prints
 Markdown. ksw2 calls a task dropped also where its band ends before both sequences do, which has a column of its own.
@@ -135,10 +135,10 @@ def compare(
 def main() -> None:
     """Compare and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--library", type=Path, required=True, help="shared library with ksw_extd2_sse")
+    parser.add_argument("--ksw2", type=Path, required=True, help="shared library with ksw_extd2_sse")
     parser.add_argument("--tasks", type=int, default=1000)
     options = parser.parse_args()
-    ksw2 = Ksw2(options.library)
+    ksw2 = Ksw2(options.ksw2)
     extender, filler = Extender(EmulatedDevice(), BYTES), Filler(EmulatedDevice(), BYTES)
     made, variants = tasks(options.tasks, 1), structural_variants(options.tasks // 5, 2)
     head = ("what", "tasks", "score", "end", "z-drop", "its band ended", "rescored", "the same CIGAR")
