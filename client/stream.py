@@ -11,6 +11,7 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 from uuid import UUID
 
 import grpc
@@ -117,7 +118,7 @@ async def identify(target: str, options: StreamOptions) -> pb.CallerIdentity:
         call = pb_grpc.BasecallServiceStub(channel).StreamReads()
         try:
             await call.write(open_message(RunInfo("identify", 0), options, None))
-            response = await asyncio.wait_for(call.read(), 4 * options.heartbeat_s)
+            response = await _next_response(call, 4 * options.heartbeat_s)
             if response is grpc.aio.EOF:
                 raise ServerLost(f"{target} ended the stream before it began")
             await call.write(pb.StreamReadsRequest(half_close=pb.HalfClose()))
@@ -128,6 +129,12 @@ async def identify(target: str, options: StreamOptions) -> pb.CallerIdentity:
         except TimeoutError as error:
             raise ServerLost(f"{target} is silent") from error
     return caller
+
+
+async def _next_response(call: grpc.aio.StreamStreamCall, patience_s: float) -> Any:
+    """What the server says next, or EOF; TimeoutError where it is silent."""
+    async with asyncio.timeout(patience_s):
+        return await call.read()
 
 
 @dataclass(slots=True, eq=False)
@@ -254,7 +261,7 @@ class RunStream:
             sender: asyncio.Task[None] | None = None
             patience_s = 4 * self._options.heartbeat_s
             try:
-                while (response := await asyncio.wait_for(call.read(), patience_s)) is not grpc.aio.EOF:
+                while (response := await _next_response(call, patience_s)) is not grpc.aio.EOF:
                     if response.WhichOneof("message") == "opened":
                         connection.credit = response.opened.credit.max_total_samples
                         connection.to_send = deque(self._pending.values())
@@ -305,7 +312,8 @@ class RunStream:
                 if wait_s > 0:
                     connection.changed.clear()
                     with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(connection.changed.wait(), wait_s)
+                        async with asyncio.timeout(wait_s):
+                            await connection.changed.wait()
                     continue
                 message = pb.StreamReadsRequest()
                 message.heartbeat.sent_at.GetCurrentTime()

@@ -88,7 +88,8 @@ class BasecallService(pb_grpc.BasecallServiceServicer):
         for session in self._sessions:
             session.drain(grace_s)
         try:
-            await asyncio.wait_for(self._empty.wait(), grace_s)
+            async with asyncio.timeout(grace_s):
+                await self._empty.wait()
         except TimeoutError:
             log.warning("streams cut off after the grace", streams=len(self._sessions), grace_s=grace_s)
 
@@ -108,16 +109,19 @@ class BasecallService(pb_grpc.BasecallServiceServicer):
         session: Session | None = None
         receiver: asyncio.Task[None] | None = None
         try:
-            first = await asyncio.wait_for(anext(aiter(request_iterator), None), _FIRST_MESSAGE_TIMEOUT_S)
+            async with asyncio.timeout(_FIRST_MESSAGE_TIMEOUT_S):
+                first = await anext(aiter(request_iterator), None)
             if first is None:
                 raise StreamFault("INVALID_ARGUMENT", "the stream ended before its first message")
             session = self._open(first)
             receiver = asyncio.create_task(self._receive(session, request_iterator))
             opened = pb.StreamOpened(caller=self._identity(first.open))
             opened.credit.max_total_samples = session.first_credit()
-            await asyncio.wait_for(context.write(pb.StreamReadsResponse(opened=opened)), _WRITE_TIMEOUT_S)
+            async with asyncio.timeout(_WRITE_TIMEOUT_S):
+                await context.write(pb.StreamReadsResponse(opened=opened))
             async for output in session.outputs():
-                await asyncio.wait_for(context.write(_encode_output(output, session.settings)), _WRITE_TIMEOUT_S)
+                async with asyncio.timeout(_WRITE_TIMEOUT_S):
+                    await context.write(_encode_output(output, session.settings))
         except StreamFault as fault:
             log.info("stream ended", status=fault.code, reason=str(fault))
             await context.abort(grpc.StatusCode[fault.code], str(fault))

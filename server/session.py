@@ -264,7 +264,8 @@ class Session:
             else:
                 self._changed.clear()
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._changed.wait(), wait_s)
+                    async with asyncio.timeout(wait_s):
+                        await self._changed.wait()
             silent_s = time.monotonic() - self._heard_s
             if silent_s > 4 * self._heartbeat_s and not self._requests_ended:
                 raise StreamFault("DEADLINE_EXCEEDED", f"the client was silent for {silent_s:.0f} s")

@@ -6,10 +6,11 @@ from pathlib import Path
 from uuid import UUID
 
 import numpy as np
+import pytest
 
 from porestream.client.client import BasecallClient
 from porestream.client.reads import ReadInfo, ReadResult, ReadStatus, RunInfo, SignalRead
-from porestream.client.stream import StreamOptions
+from porestream.client.stream import StreamOptions, _next_response
 
 
 def reads(count: int, runs: int = 1, samples: int = 3000) -> list[SignalRead]:
@@ -98,3 +99,27 @@ def test_more_runs_than_streams_at_once(start_server, tmp_path: Path) -> None:  
     by_run = sorted(interleaved, key=lambda read: read.info.run.run_id)
     check(asyncio.run(call(by_run)), 40)
     assert server.service.stream_count == 0
+
+
+def test_a_cancellation_that_comes_with_a_message_is_not_lost() -> None:
+    """Python 3.11's asyncio.wait_for returned the message then, and Ctrl-C was forgotten: the command hung."""
+
+    async def cancel(turns: int) -> None:
+        message: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+        class Call:
+            async def read(self) -> str:
+                return await message
+
+        task = asyncio.create_task(_next_response(Call(), 10.0))
+        await asyncio.sleep(0)
+        message.set_result("credit")
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        if not task.done():
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+    for turns in range(4):
+        asyncio.run(cancel(turns))

@@ -325,7 +325,8 @@ async def hold_reads_open(address: str, samples: int, results: dict[bytes, pb.Re
                 chunk.end_of_read = sent[read_id] >= samples
                 await stream.write(pb.StreamReadsRequest(signal=pb.SignalBatch(batch_seq=seq, chunks=[chunk])))
                 continue
-            response = await asyncio.wait_for(stream.read(), 100)
+            async with asyncio.timeout(100):
+                response = await stream.read()
             credit = max(credit, response.credit.max_total_samples, response.opened.credit.max_total_samples)
             mine |= {result.read_id: result for result in response.results.results}
             if response.WhichOneof("message") == "heartbeat":
@@ -346,7 +347,7 @@ async def never_acknowledge(
         stream = pb_grpc.BasecallServiceStub(channel).StreamReads()
         await stream.write(opening())
         credit = used = seq = 0
-        while (response := await asyncio.wait_for(stream.read(), 100)) is not grpc.aio.EOF:
+        while (response := await stream.read()) is not grpc.aio.EOF:
             credit = max(credit, response.credit.max_total_samples, response.opened.credit.max_total_samples)
             mine |= {result.read_id: result for result in response.results.results}
             while chunks and used + max(chunks[0].sample_count, 1024) <= credit:

@@ -181,7 +181,8 @@ def split_call(address: str, reads: list[SignalRead], rng: random.Random) -> dic
                     seq += 1
                     await call.write(signal_request(seq, *batch))
                     continue
-                response = await asyncio.wait_for(call.read(), 20)
+                async with asyncio.timeout(20):
+                    response = await call.read()
                 credit = max(credit, response.credit.max_total_samples, response.opened.credit.max_total_samples)
                 for message in response.results.results:
                     from porestream.client.wire import decode_result

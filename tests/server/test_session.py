@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from random import Random
 from uuid import UUID
 
 import numpy as np
@@ -154,7 +155,7 @@ streams = st.lists(
 )
 
 
-@given(streams, st.randoms(use_true_random=False))
+@given(streams, st.integers(0, 2**32).map(Random))  # not st.randoms: how often it is asked depends on the clock
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 def test_no_legal_stream_stalls_and_memory_stays_in_budget(plans, random) -> None:  # type: ignore[no-untyped-def]
     async def simulate() -> None:
@@ -185,7 +186,8 @@ def test_no_legal_stream_stalls_and_memory_stays_in_budget(plans, random) -> Non
         for client in clients:
             client.session.acknowledge(client.last_seq)
             client.session.half_close()
-        await asyncio.wait_for(asyncio.gather(*listeners), 5)
+        async with asyncio.timeout(5):
+            await asyncio.gather(*listeners)
         for client, (reads, *_) in zip(clients, plans, strict=True):
             assert client.fault is None
             for read, samples in enumerate(reads):
@@ -328,7 +330,8 @@ def test_half_close_rejects_open_reads_but_a_drain_abandons_them() -> None:
             client.session.half_close()
         pipeline.finish()
         pipeline.finish()
-        await asyncio.wait_for(asyncio.gather(*tasks), 5)
+        async with asyncio.timeout(5):
+            await asyncio.gather(*tasks)
         assert closing.ended
         assert "half-closed" in closing.results[1].detail
         assert Drain(5.0) in drained.outputs

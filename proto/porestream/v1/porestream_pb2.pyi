@@ -159,7 +159,7 @@ class RunInfo(_message.Message):
     def __init__(self, run_id: _Optional[str] = ..., flow_cell_id: _Optional[str] = ..., flow_cell_product_code: _Optional[str] = ..., sequencing_kit: _Optional[str] = ..., position: _Optional[str] = ..., sample_id: _Optional[str] = ..., experiment_id: _Optional[str] = ..., sample_rate_hz: _Optional[int] = ..., acquisition_start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class CallOptions(_message.Message):
-    __slots__ = ("model", "reference", "preset", "priority", "min_mean_qscore", "emit_moves", "emit_md", "allow_chemistry_mismatch", "adaptive")
+    __slots__ = ("model", "reference", "preset", "priority", "min_mean_qscore", "emit_moves", "emit_md", "allow_chemistry_mismatch", "adaptive", "no_trim")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     REFERENCE_FIELD_NUMBER: _ClassVar[int]
     PRESET_FIELD_NUMBER: _ClassVar[int]
@@ -169,6 +169,7 @@ class CallOptions(_message.Message):
     EMIT_MD_FIELD_NUMBER: _ClassVar[int]
     ALLOW_CHEMISTRY_MISMATCH_FIELD_NUMBER: _ClassVar[int]
     ADAPTIVE_FIELD_NUMBER: _ClassVar[int]
+    NO_TRIM_FIELD_NUMBER: _ClassVar[int]
     model: str
     reference: str
     preset: str
@@ -178,7 +179,8 @@ class CallOptions(_message.Message):
     emit_md: bool
     allow_chemistry_mismatch: bool
     adaptive: AdaptiveOptions
-    def __init__(self, model: _Optional[str] = ..., reference: _Optional[str] = ..., preset: _Optional[str] = ..., priority: _Optional[_Union[Priority, str]] = ..., min_mean_qscore: _Optional[float] = ..., emit_moves: bool = ..., emit_md: bool = ..., allow_chemistry_mismatch: bool = ..., adaptive: _Optional[_Union[AdaptiveOptions, _Mapping]] = ...) -> None: ...
+    no_trim: bool
+    def __init__(self, model: _Optional[str] = ..., reference: _Optional[str] = ..., preset: _Optional[str] = ..., priority: _Optional[_Union[Priority, str]] = ..., min_mean_qscore: _Optional[float] = ..., emit_moves: bool = ..., emit_md: bool = ..., allow_chemistry_mismatch: bool = ..., adaptive: _Optional[_Union[AdaptiveOptions, _Mapping]] = ..., no_trim: bool = ...) -> None: ...
 
 class AdaptiveOptions(_message.Message):
     __slots__ = ("mode", "target_set", "target_bed", "deadline", "min_samples", "max_samples", "no_map_action", "above_max_action")
