@@ -15,7 +15,7 @@ GPU_VENV ?= .gpu-venv
 GPU_INDEX ?=
 CUDA ?= 13
 
-.PHONY: help system setup demo test lint typing bench compare-bonito gpu-check stubs lock clean
+.PHONY: help system setup demo test lint typing bench compare-bonito gpu-check docs stubs lock clean
 
 help:
 	@echo 'make demo            install, then simulate a small run, call and align it, and compare with the truth'
@@ -24,6 +24,7 @@ help:
 	@echo 'make bench           speed and memory, as Markdown tables'
 	@echo "make compare-bonito  scores and speed against bonito's own modules, in an environment of its own"
 	@echo 'make gpu-check       on a machine with an NVIDIA card: its tests, its kernels and bases, its speed; a report'
+	@echo 'make docs            make docs/cli.md from the commands'
 	@echo 'make stubs           generate the stubs of the wire contract'
 	@echo 'make lock            pin the newest versions that fit pyproject.toml'
 
@@ -100,6 +101,10 @@ $(GPU_VENV)/.ready: pyproject.toml requirements.lock | system
 	$(GPU_VENV)/bin/python -m pip install -q $(if $(GPU_INDEX),--extra-index-url $(GPU_INDEX)) 'torch==$(TORCH_VERSION)'
 	$(GPU_VENV)/bin/python -m pip install -q -c requirements.lock -e '.[dev,gpu$(CUDA)]'
 	touch $@
+
+# The pages that are made from the code.
+docs: setup
+	$(BIN)/python -m porestream.cli.reference > docs/cli.md
 
 stubs: setup
 	$(BIN)/python -m grpc_tools.protoc -I proto --python_out=proto --pyi_out=proto --grpc_python_out=proto \

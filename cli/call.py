@@ -7,9 +7,40 @@ from pathlib import Path
 import click
 from click.core import ParameterSource
 
+from porestream.cli.options import CallCommand, models_directory_option, server_options
 
-@click.command(short_help="Call and align POD5 files into a BAM or SAM.")
-@click.argument("reads", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="READS...")
+
+@click.command(cls=CallCommand, short_help="Call and align POD5 files into a BAM, SAM, CRAM or FASTQ.")
+@click.argument("reads", nargs=-1, type=click.Path(path_type=Path), metavar="READS...")
+@click.option("-r", "--recursive", is_flag=True, help="Take the POD5 files of folders within the folders, too.")
+@click.option(
+    "-l",
+    "--read-ids",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Call only the reads that FILE lists, a read id a line (or a table that begins with them). Default: all.",
+)
+@click.option("-n", "--max-reads", type=click.IntRange(1), metavar="N", help="Stop after N reads. Default: all.")
+@click.option(
+    "--watch",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    metavar="FOLDER",
+    help="Call the POD5 files in FOLDER and the folders within as a sequencer finishes them, until the run's end "
+    "(MinKNOW's final_summary_*.txt) or --watch-timeout-s. Instead of READS; with -o or --output-dir. Default: none.",
+)
+@click.option(
+    "--watch-timeout-s",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="S",
+    help="Seconds without anything new after which --watch ends. Default: 7200 (MinKNOW finishes a file every hour).",
+)
+@click.option(
+    "--resume-from",
+    type=click.Path(path_type=Path),
+    metavar="PARTIAL",
+    help="Take the complete reads from what an interrupted call has written (BAM, SAM, CRAM, FASTQ, or the folder of "
+    "--output-dir), cut off or not, and call the others. The output must be another one. Default: call all.",
+)
 @click.option(
     "--model",
     metavar="auto|fast|hac|sup|NAME|DIR",
@@ -18,13 +49,13 @@ from click.core import ParameterSource
     "models. Default: auto: the fastest kind's newest that fits the runs' chemistry, else the one that ships "
     "(R10.4.1 DNA); with --server: its model for that chemistry.",
 )
+@models_directory_option(
+    "models_dir", type=click.Path(path_type=Path, exists=True, file_okay=False), envvar="PORESTREAM_MODELS"
+)
 @click.option(
-    "--models-dir",
-    "--models-directory",
-    type=click.Path(path_type=Path, exists=True, file_okay=False),
-    envvar="PORESTREAM_MODELS",
-    metavar="DIR",
-    help="Folder of your models. Default: $PORESTREAM_MODELS or ~/.local/share/porestream/models.",
+    "--allow-chemistry-mismatch",
+    is_flag=True,
+    help="Call runs with a model of another pore, molecule, speed or sample rate. Bases will be poor, or nonsense.",
 )
 @click.option(
     "--reference",
@@ -37,100 +68,115 @@ from click.core import ParameterSource
     help="Alignment preset of minimap2. Default: what suits the model (fast: map-ont, hac and sup: lr:hq).",
 )
 @click.option(
+    "--min-qscore",
+    type=click.FloatRange(0, 50),
+    metavar="Q",
+    help="Least mean Phred quality (qs tag). Reads below are flagged (0x200), lie in the fail folder of --output-dir, "
+    "and are left out of a FASTQ. Default: 0 (none are below).",
+)
+@click.option("--no-trim", is_flag=True, help="Leave the sequencing adapters in the sequences. Default: trim them.")
+@click.option(
     "-o",
     "--output",
-    default="-",
-    metavar="OUT.bam|OUT.sam|-",
-    help="Where records go. Default: -, standard output: SAM on a terminal, else uncompressed BAM.",
+    metavar="FILE|-",
+    help="Where records go: a .bam, .sam, .cram, .fastq or .fastq.gz. Default: -, standard output: SAM on a terminal, "
+    "else uncompressed BAM.",
 )
 @click.option(
-    "--server", metavar="HOST:PORT|unix:PATH", help="Call on this server. Default: one is started for this command."
+    "--output-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Folder for the records, laid out as MinKNOW does: a folder for each run, in it bam_pass and bam_fail. "
+    "Instead of -o. Default: none.",
 )
+@click.option("--emit-sam", is_flag=True, help="Write SAM (to standard output, or into --output-dir).")
+@click.option("--emit-cram", is_flag=True, help="Write CRAM, compressed against --reference where that is a FASTA.")
+@click.option("--emit-fastq", is_flag=True, help="Write FASTQ, with the SAM tags in its header lines.")
 @click.option(
-    "-b",
-    "--batch-size",
-    type=click.IntRange(1, 4096),
-    metavar="N",
-    help="Chunks that a worker calls at a time. Default: 16 on a CPU, where it does not change any base; on a card as "
-    "many as fit into its memory.",
-)
-@click.option(
-    "-t", "--threads", type=click.IntRange(1), metavar="N", help="Workers, one core each. Default: one for every core."
-)
-@click.option("-n", "--max-reads", type=click.IntRange(1), metavar="N", help="Stop after N reads. Default: all.")
-@click.option(
-    "-x",
-    "--device",
-    metavar="auto|cpu|cuda|cuda:N|emulated",
-    help="Where the network runs and scores are decoded. Default: auto (the first CUDA card where PyTorch finds one, "
-    "else the CPU). emulated: the network on the CPU, the card's kernels on an emulator: for a few short reads, to "
-    "learn how they work; needs g++.",
-)
-@click.option(
-    "--decoder",
-    type=click.Choice(["auto", "gpu", "cpu"]),
-    help="What makes bases of scores: the device, or the CPU. Default: auto (gpu, where the device is not the CPU).",
-)
-@click.option(
-    "--aligner",
-    type=click.Choice(["auto", "gpu", "mappy"]),
-    help="What aligns base by base: the device, or mappy (minimap2) on the CPU. Where a read lies is mappy's to say "
-    "either way, so gpu is not faster yet. Default: auto (mappy).",
-)
-@click.option(
-    "--precision",
-    type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
-    help="Of the network. Default: auto (fp16 on a card; on a CPU bf16 where the processor computes it).",
+    "--sort",
+    is_flag=True,
+    help="Sort by coordinate and index, in at most 1 GiB of memory; needs --reference, and -o or --output-dir.",
 )
 @click.option("--emit-moves", is_flag=True, help="Write the mv tag: where in the signal each base is.")
+@click.option(
+    "--emit-summary",
+    is_flag=True,
+    help="Write ONT's sequencing summary, a row a read: OUTPUT.sequencing_summary.txt, or DIR/sequencing_summary.txt.",
+)
 @click.option(
     "--summary-json",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
-    help="Write the final counts and rates to FILE.",
+    help="Write the final counts and rates to FILE. Default: only to standard error.",
 )
 @click.option(
-    "--cache-dir",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="Where compiled code and indexes are kept. Default: $XDG_CACHE_HOME/porestream or ~/.cache/porestream.",
+    "--rejected-reads",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Table of the reads that were rejected or failed, and why; made if there are any. Default: "
+    "OUTPUT.rejected_reads.tsv, or DIR/rejected_reads.tsv.",
 )
+@click.option(
+    "--server", metavar="HOST:PORT|unix:PATH", help="Call on this server. Default: one is started for this command."
+)
+@server_options
 @click.pass_context
 def call(
     ctx: click.Context,
     reads: tuple[Path, ...],
+    recursive: bool,
+    read_ids: Path | None,
+    max_reads: int | None,
+    watch: Path | None,
+    watch_timeout_s: float | None,
+    resume_from: Path | None,
     model: str | None,
     models_dir: Path | None,
+    allow_chemistry_mismatch: bool,
     reference: str | None,
     preset: str | None,
-    output: str,
+    min_qscore: float | None,
+    no_trim: bool,
+    output: str | None,
+    output_dir: Path | None,
+    emit_sam: bool,
+    emit_cram: bool,
+    emit_fastq: bool,
+    sort: bool,
+    emit_moves: bool,
+    emit_summary: bool,
+    summary_json: Path | None,
+    rejected_reads: Path | None,
     server: str | None,
-    batch_size: int | None,
-    threads: int | None,
-    max_reads: int | None,
     device: str | None,
     decoder: str | None,
     aligner: str | None,
     precision: str | None,
-    emit_moves: bool,
-    summary_json: Path | None,
+    batch_size: int | None,
+    threads: int | None,
     cache_dir: Path | None,
 ) -> None:
-    """Call and align the reads of POD5 files, or of folders of them, into a BAM or SAM.
+    """Call and align the reads of POD5 files, or of folders of them, into a BAM, SAM, CRAM or FASTQ.
 
     \b
-    porestream call run.pod5 --reference ref.fa -o calls.bam
-    porestream call pod5_folder/ --model hac | samtools sort -o sorted.bam
-    porestream call pod5_folder/ --models-dir /data/models --model dna_r10.4.1_e8.2_400bps_hac@v5.0.0 -o calls.bam
+    porestream call run.pod5 --reference ref.fa --sort -o calls.bam
+    porestream call pod5_folder/ -r --model hac | samtools sort -o sorted.bam
+    porestream call pod5_folder/ --emit-fastq --min-qscore 10 --output-dir calls/
+    porestream call --watch /data/run1 --server node7:50051 --output-dir calls/
+    porestream call pod5_folder/ --resume-from calls.bam -o calls2.bam
 
-    Records go to the output, everything else to standard error. Exit codes: 0 every read is accounted for (rejected
-    ones are listed), 2 wrong usage, 3 an input could not be read, 4 the server was lost, 5 reads are missing, 1 other
-    errors.
+    READS are POD5 files, folders of them, or patterns in quotes. Records go to the output, everything else to standard
+    error. Ctrl-C or SIGTERM once: the reads under way are finished, the output is complete as far as it goes; twice:
+    stop now. Either way --resume-from goes on.
+
+    Exit codes: 0 every input was read and every read is accounted for (rejected ones are listed and counted), 2 wrong
+    usage, 3 an input could not be read, or not to its end, 4 the server was lost, 5 reads are missing, 130 stopped by
+    Ctrl-C, 143 by SIGTERM, 1 other errors.
     """
     server_only = {
-        "-b": batch_size,
-        "-t": threads,
-        "-x": device,
+        "--batch-size": batch_size,
+        "--threads": threads,
+        "--device": device,
         "--decoder": decoder,
         "--aligner": aligner,
         "--precision": precision,
@@ -140,23 +186,50 @@ def call(
         raise click.UsageError(f"{given[0]} is the server's to choose; give it to `porestream serve`")
     if server is not None and ctx.get_parameter_source("models_dir") is ParameterSource.COMMANDLINE:
         raise click.UsageError("--models-dir is the server's to choose; give it to `porestream serve`")
-    if preset is not None and reference is None:
-        raise click.UsageError("--preset is about alignment, which needs --reference")
+    if bool(reads) is (watch is not None):
+        raise click.UsageError("name what to call: READS (POD5 files or folders), or --watch FOLDER, not both")
+    if watch_timeout_s is not None and watch is None:
+        raise click.UsageError("--watch-timeout-s is about --watch FOLDER")
+    if reference is None and (preset is not None or sort):
+        raise click.UsageError(f"{'--sort' if sort else '--preset'} is about alignment, which needs --reference")
+    emitted = {"sam": emit_sam, "cram": emit_cram, "fastq": emit_fastq}
+    if sum(emitted.values()) > 1:
+        raise click.UsageError("one of --emit-sam, --emit-cram and --emit-fastq, not several")
+    if output is not None and output_dir is not None:
+        raise click.UsageError("-o names one file, --output-dir a folder for several: give one of them")
+    is_stdout = output in (None, "-") and output_dir is None
+    for flag, is_given in (("--watch", watch is not None), ("--sort", sort), ("--emit-summary", emit_summary)):
+        if is_given and is_stdout:
+            way_out = "; to sort what goes to standard output: | samtools sort" if flag == "--sort" else ""
+            raise click.UsageError(f"{flag} needs a file or folder: -o FILE or --output-dir DIR{way_out}")
 
     from porestream.cli.caller import Request, run_call
 
     request = Request(
         reads=reads,
+        recursive=recursive,
+        read_ids=read_ids,
+        max_reads=max_reads,
+        watch=watch,
+        watch_timeout_s=watch_timeout_s or 7200.0,
+        resume_from=resume_from,
         model=model or ("" if server else "auto"),
         models_directory=models_dir,
+        allow_chemistry_mismatch=allow_chemistry_mismatch,
         reference=reference or "",
         preset=preset or "",
-        output=output,
+        min_qscore=min_qscore or 0.0,
+        no_trim=no_trim,
+        output=output or "-",
+        output_dir=output_dir,
+        emit=next((name for name, is_given in emitted.items() if is_given), ""),
+        sort=sort,
+        emit_moves=emit_moves,
+        emit_summary=emit_summary,
+        summary_json=summary_json,
+        rejected_reads=rejected_reads,
         server=server,
         server_flags={flag: str(value) for flag, value in server_only.items() if value is not None},
-        max_reads=max_reads,
-        emit_moves=emit_moves,
-        summary_json=summary_json,
         command_line=shlex.join(["porestream", *sys.argv[1:]]),
     )
     ctx.exit(run_call(request))

@@ -1,13 +1,14 @@
-"""What `porestream call` does: source, server, client, writer, summary."""
+"""What `porestream call` does: source, server, client, outputs, books."""
 
 import asyncio
-import os
 import signal
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import TextIO, cast
 
@@ -16,28 +17,32 @@ import pysam
 import structlog
 from tqdm import tqdm
 
+from porestream.cli.choose import (
+    ABOUT_BUNDLED,
+    ChemistryCheck,
+    ChemistryMismatch,
+    last_part,
+    local_models,
+    model_on_server,
+    resolve_model,
+)
 from porestream.cli.embedded import embedded_server
+from porestream.cli.text import escaped
 from porestream.client.client import BasecallClient
-from porestream.client.reads import ReadStatus, SignalRead
-from porestream.client.records import RecordWriter, output_mode
-from porestream.client.sources import Pod5Source
+from porestream.client.partial import Partial
+from porestream.client.reads import CallerIdentity, ReadResult, ReadStatus, RunInfo, ServerInfo, SignalRead
+from porestream.client.rejected import RejectedReads
+from porestream.client.sequencing_summary import SummaryTable
+from porestream.client.sources import Pod5Source, ReadFault, load_read_ids
 from porestream.client.stream import ServerLost, ServerRefused, StreamOptions
 from porestream.client.summary import Summary
-from porestream.models.catalog import (
-    BUNDLED,
-    NoModel,
-    choose_model,
-    default_models_directory,
-    find_model,
-    kind_of,
-    model_among,
-)
-from porestream.models.chemistry import Chemistry, chemistry_of_run
+from porestream.client.watch import FolderWatch
+from porestream.client.writers import Format, OutputFolder, Outputs, OutputSettings, SingleOutput, format_of
+from porestream.models.catalog import BUNDLED
 
 EXIT_FAILURE, EXIT_USAGE, EXIT_UNREADABLE, EXIT_SERVER_LOST, EXIT_UNBALANCED = 1, 2, 3, 4, 5
-EXIT_TERMINATED = 128 + signal.SIGTERM
-_LISTED_PROBLEMS = 20
-_ABOUT_BUNDLED = "the project's own, trained on simulated and a few real reads. ONT's models call better"
+EXIT_INTERRUPTED, EXIT_TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
+_NAMED_IDS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,17 +50,42 @@ class Request:
     """The command's arguments."""
 
     reads: tuple[Path, ...]
-    model: str
-    models_directory: Path | None
-    reference: str
-    preset: str
-    output: str
-    server: str | None
-    server_flags: dict[str, str]
-    max_reads: int | None
-    emit_moves: bool
-    summary_json: Path | None
     command_line: str
+    recursive: bool = False
+    read_ids: Path | None = None
+    max_reads: int | None = None
+    watch: Path | None = None
+    watch_timeout_s: float = 7200.0
+    resume_from: Path | None = None
+    model: str = "auto"
+    models_directory: Path | None = None
+    allow_chemistry_mismatch: bool = False
+    reference: str = ""
+    preset: str = ""
+    min_qscore: float = 0.0
+    no_trim: bool = False
+    output: str = "-"
+    output_dir: Path | None = None
+    emit: str = ""
+    sort: bool = False
+    emit_moves: bool = False
+    emit_summary: bool = False
+    summary_json: Path | None = None
+    rejected_reads: Path | None = None
+    server: str | None = None
+    server_flags: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def form(self) -> Format | None:
+        """The format that is asked for; None: by the output's name."""
+        return Format(self.emit) if self.emit else None
+
+    def beside_output(self, name: str) -> Path | None:
+        """The file of this name that goes with the output; None where that is standard output."""
+        if self.output_dir is not None:
+            return self.output_dir / name
+        path = Path(self.output)
+        return None if self.output == "-" else path.with_name(f"{path.name.split('.')[0]}.{name}")
 
 
 def run_call(request: Request) -> int:
@@ -73,191 +103,372 @@ def run_call(request: Request) -> int:
         logger_factory=structlog.WriteLoggerFactory(file=cast(TextIO, _AboveProgress())),
     )
     try:
-        return asyncio.run(_call(request))
-    except asyncio.CancelledError:
-        _say("stopped by SIGTERM; what was called so far is in the output")
-        return EXIT_TERMINATED
-    except OSError as error:
-        about = f"{error.filename}: " if error.filename else ""
-        _say(f"Error: {about}{error.strerror or error}")
-        return EXIT_FAILURE
-    except (ServerRefused, ValueError) as error:
-        _say(f"Error: {error}")
-        return EXIT_FAILURE
+        return asyncio.run(_Call(request).run())
+    except KeyboardInterrupt:  # while inputs were looked through
+        _say("stopped by Ctrl-C before anything was called")
+        return EXIT_INTERRUPTED
+    except (OSError, ServerRefused, ValueError) as error:
+        _say(f"Error: {_message(error)}")
+    except ServerLost as error:
+        _say(f"Error: server lost: {error}")
+        return EXIT_SERVER_LOST
+    return EXIT_FAILURE
 
 
 def _check_outputs(request: Request) -> None:
     try:
-        output_mode(request.output)
+        form = request.form if request.output_dir else format_of(request.output, request.form)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
-    for path in (Path(request.output), request.summary_json):
+    if form is Format.FASTQ and request.reference:
+        raise click.UsageError("a FASTQ holds no alignments: leave --reference out, or write a BAM")
+    for path in (Path(request.output), request.summary_json, request.rejected_reads):
         if path is not None and not path.parent.is_dir():
             raise click.UsageError(f"{path}: there is no folder {path.parent}; make it first")
+    target = request.output_dir or Path(request.output)
+    if request.resume_from is not None and target.exists() and target.resolve() == request.resume_from.resolve():
+        raise click.UsageError(f"{target}: what is resumed from is read while the output is written: name another one")
 
 
-async def _call(request: Request) -> int:
-    task = asyncio.current_task()
-    assert task is not None
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-    source = Pod5Source(request.reads, request.max_reads)
-    for fault in source.file_faults:
-        _say(f"cannot read {fault.path}: {fault.reason}")
-    known_faults = len(source.file_faults)
-    summary = Summary()
-    lost: ServerLost | None = None
-    if source.total_reads or not source.file_faults:
+class _Call:
+    """One call, from its source to its books."""
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.summary = Summary()
+        self.rejected = RejectedReads(request.rejected_reads or request.beside_output("rejected_reads.tsv"))
+        self.source = Pod5Source(
+            request.reads,
+            request.max_reads,
+            request.recursive,
+            load_read_ids(request.read_ids) if request.read_ids else None,
+        )
+        self.watch: FolderWatch | None = None
+        if request.watch is not None:
+            self.watch = FolderWatch(request.watch, self.source, request.watch_timeout_s)
+        self.told_files = 0
+        self.stopping = threading.Event()
+        self.stop_code = 0
+        self.streaming = self.sorting = False
+        self.outputs: Outputs | None = None
+        self.resumable: list[Path] = []
+
+    async def run(self) -> int:
+        """Returns the exit code."""
+        self._take_signals()
+        failure: Exception | None = None
+        try:
+            if self.watch is not None:
+                _say(f"waiting for POD5 files in {self.watch.folder}")
+                await asyncio.to_thread(self.watch.wait_for_first)
+            self._tell_files()
+            if self.source.runs or not (self.source.file_faults or self.watch):
+                await self._serve_and_call()
+        except (ServerLost, ServerRefused, OSError) as error:
+            if not self.streaming:
+                raise
+            failure = error
+        except asyncio.CancelledError:
+            if not self.stop_code:
+                raise
+        return self._close_books(failure)
+
+    async def _serve_and_call(self) -> None:
+        request = self.request
         async with AsyncExitStack() as stack:
             address, model = request.server, request.model
             if address is None:
-                model = str(_resolve_model(request, source).absolute())  # ./hac is a path, hac a kind
-                address = await stack.enter_async_context(embedded_server(_server_flags(request, model)))
+                chosen = resolve_model(model, self.source.runs.values(), request.models_directory, _say)
+                model = str(chosen.absolute())  # ./hac is a path, hac a kind
+                address = await stack.enter_async_context(embedded_server(self._server_flags(model)))
+            await self._call(address, model)
+
+    # Ctrl-C
+
+    def _take_signals(self) -> None:
+        task, loop = asyncio.current_task(), asyncio.get_running_loop()
+        assert task is not None
+
+        def stop(code: int, name: str) -> None:
+            first, self.stop_code = not self.stop_code, code
+            self.stopping.set()
+            if self.watch is not None:
+                self.watch.stop()
+            if first and self.streaming and not self.sorting:
+                _say(f"{name}: the reads under way are finished first; once more stops now")
+            else:
+                if self.outputs is not None:
+                    self.outputs.stop_sorting()
+                task.cancel()
+
+        for number, code, name in (
+            (signal.SIGINT, EXIT_INTERRUPTED, "Ctrl-C"),
+            (signal.SIGTERM, EXIT_TERMINATED, "SIGTERM"),
+        ):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as in a shell's background job
+                loop.add_signal_handler(number, stop, code, name)
+
+    # the call
+
+    async def _call(self, address: str, model: str) -> None:
+        request = self.request
+        info = await BasecallClient(address).server_info()
+        if info.version != version("porestream"):
+            _say(f"note: the server is porestream {info.version}, this is {version('porestream')}")
+        runs = self.source.runs.values()
+        if request.server:
+            model = model_on_server(model, runs, info.models, request.server)
+        client = BasecallClient(
+            address,
+            StreamOptions(
+                model=last_part(model),
+                reference=last_part(request.reference),
+                preset=request.preset,
+                min_mean_qscore=request.min_qscore,
+                emit_moves=request.emit_moves,
+                emit_md=bool(request.reference),
+                allow_chemistry_mismatch=request.allow_chemistry_mismatch,
+                no_trim=request.no_trim,
+            ),
+        )
+        identity = await client.identify()
+        if request.server and not request.model and identity.model == BUNDLED.name:
+            _say(f"model: {identity.model}, {ABOUT_BUNDLED}.")
+        check = self._check_chemistry(identity, info)
+        partial = Partial(request.resume_from) if request.resume_from else None
+        settings = self._output_settings(identity, info)
+        if partial is not None:
+            partial.check(settings)
+        all_runs = (partial.runs if partial else {}) | self.source.runs
+        outputs = self.outputs = self._open_outputs(all_runs, settings)
+        table: SummaryTable | None = None
+        finished = False
+        # In a thread, for whoever reads our output may be slow, and heartbeats must go on; in one, so that nothing is
+        # closed while it is written.
+        loop, writing = asyncio.get_running_loop(), ThreadPoolExecutor(1)
+        try:
+            if partial is not None:
+                self.summary.reads_taken_over = await loop.run_in_executor(
+                    writing, partial.take_over, outputs, self.source.runs
+                )
+                self.source.skip(partial.read_ids)
+                _say(
+                    f"{self.summary.reads_taken_over} reads are taken from {request.resume_from}, "
+                    f"{self.source.total_reads} are left to call"
+                )
+            if request.emit_summary:
+                table = self._open_table(partial)
+            await self._stream(client, check, outputs, table, writing)
+            finished = True
+        finally:
+            self.resumable = [path for writer in outputs.writers if (path := writer.partial_path)]
+            self.sorting = request.sort and finished
+            if self.sorting:
+                _say("sorting")
             try:
-                await _stream(request, model, source, address, summary)
-            except ServerLost as error:
-                lost = error
-    for fault in source.file_faults[known_faults:]:
-        _say(f"cannot read {fault.path}: {fault.reason}")
-    for read_fault in source.read_faults:
-        _say(f"read {read_fault.read_id} of {read_fault.path} rejected: {read_fault.reason}")
-        summary.add_unreadable_read()
-    summary.files_unreadable = sorted({str(fault.path) for fault in source.file_faults})
-    if summary.reads_received or not lost:
-        _say(str(summary))
-    if request.summary_json is not None:
-        summary.write(request.summary_json)
-    if lost:
-        _say(f"Error: server lost: {lost}")
-        return EXIT_SERVER_LOST
-    if summary.missing:
-        _say(f"Error: the books do not balance: {summary.missing} reads have no result")
-        return EXIT_UNBALANCED
-    if source.file_faults:
-        _say(f"Error: {len(summary.files_unreadable)} of the inputs could not be read, or not to the end; see above")
-        return EXIT_UNREADABLE
-    return 0
+                await asyncio.shield(loop.run_in_executor(writing, lambda: outputs.close(finish=finished)))
+            finally:
+                if table is not None:
+                    table.close()
+            if finished:
+                self.resumable = [writer.path for writer in outputs.writers if writer.path]
+            if left_out := sum(writer.left_out for writer in outputs.writers):
+                _say(f"{left_out} reads below Q {request.min_qscore:g} are not in the FASTQ: --output-dir keeps them")
 
+    async def _stream(
+        self,
+        client: BasecallClient,
+        check: ChemistryCheck,
+        outputs: Outputs,
+        table: SummaryTable | None,
+        writing: ThreadPoolExecutor,
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        summary = self.summary
 
-async def _stream(request: Request, model: str, source: Pod5Source, address: str, summary: Summary) -> None:
-    info = await BasecallClient(address).server_info()
-    client = BasecallClient(
-        address,
-        StreamOptions(
-            model=_model_on_server(request, source, info.models) if request.server else _name(model),
-            reference=_name(request.reference),
-            preset=request.preset,
-            emit_moves=request.emit_moves,
-            emit_md=bool(request.reference),
-        ),
-    )
-    identity = await client.identify()
-    if request.server and not request.model and identity.model == BUNDLED.name:
-        _say(f"model: {identity.model}, {_ABOUT_BUNDLED}.")
-    sequences = info.references.get(identity.reference, ())
-    writer = RecordWriter(request.output, source.runs, identity, sequences, request.command_line)
-    # In a thread, for whoever reads our output may be slow, and heartbeats must go on; in one, so that nothing is
-    # closed while it is written.
-    loop, writing = asyncio.get_running_loop(), ThreadPoolExecutor(1)
-    problems = 0
-    summary.start_clock()
-    bar = tqdm(
-        total=source.total_reads, unit="read", disable=not sys.stderr.isatty(), dynamic_ncols=True, smoothing=0.1
-    )
-    batches = client.call_batches(_counted(source, summary))
-    try:
-        async for results in batches:
-            await loop.run_in_executor(writing, writer.write_all, results)
-            for result in results:
-                summary.add(result)
-                if result.status in (ReadStatus.REJECTED, ReadStatus.FAILED):
-                    problems += 1
-                    if problems <= _LISTED_PROBLEMS:
-                        _say(f"read {result.info.read_id} {result.status.value}: {result.detail}")
-                    elif problems == _LISTED_PROBLEMS + 1:
-                        _say("further rejected and failed reads are counted, not listed")
-            bar.update(len(results))
+        def write(results: list[ReadResult]) -> None:
+            outputs.write_all(results)
+            if table is not None:
+                table.write_all(results)
+
+        summary.start_clock()
+        bar = tqdm(unit="read", disable=not sys.stderr.isatty(), dynamic_ncols=True, smoothing=0.1)
+        batches = client.call_batches(self._reads(check))
+        self.streaming = True
+        try:
+            async for results in batches:
+                await loop.run_in_executor(writing, write, results)
+                for result in results:
+                    summary.add(result)
+                    if result.status in (ReadStatus.REJECTED, ReadStatus.FAILED):
+                        self._reject(result.info.read_id, result.info.file_name, result.status.value, result.detail)
+                self._tell_files()
+                bar.total = self.source.total_reads
+                bar.update(len(results))
+                summary.stop_clock()
+                bar.set_postfix_str(f"{summary.bases:,} bases, {summary.bases_per_second:,.0f} bases/s", refresh=False)
+        finally:
+            await batches.aclose()
+            bar.close()
             summary.stop_clock()
-            bar.set_postfix_str(f"{summary.bases:,} bases, {summary.bases_per_second:,.0f} bases/s", refresh=False)
-    finally:
-        await batches.aclose()
-        bar.close()
-        summary.stop_clock()
-        summary.reconnects = client.reconnects
-        await loop.run_in_executor(writing, writer.close)
+            summary.reconnects = client.reconnects
+
+    def _reads(self, check: ChemistryCheck) -> Iterator[SignalRead]:
+        """What is sent, in the client's thread. A run that appears later may not be the model's: its reads are not."""
+        warned = set(self.source.runs)
+        for read in self.watch or self.source:
+            if self.stopping.is_set():
+                return
+            run = read.info.run
+            if run.run_id not in warned:
+                warned.add(run.run_id)
+                for warning in [*check.warnings(run), *filter(None, [check.mismatch(run)])]:
+                    _say(f"warning: {warning}")
+            if reason := check.mismatch(run):
+                fault = ReadFault(str(read.info.read_id), Path(read.info.file_name), f"chemistry: {reason}")
+                self.source.read_faults.append(fault)  # booked in the end
+                continue
+            self.summary.reads_received += 1
+            yield read
+
+    def _check_chemistry(self, identity: CallerIdentity, info: ServerInfo) -> ChemistryCheck:
+        others = info.models if self.request.server else local_models(self.request.models_directory)
+        made_for = info.models[identity.model]
+        check = ChemistryCheck(identity.model, made_for, others, allowed=self.request.allow_chemistry_mismatch)
+        for run in self.source.runs.values():
+            if reason := check.mismatch(run):
+                raise ChemistryMismatch(reason)
+            for warning in check.warnings(run):
+                _say(f"warning: {warning}")
+        return check
+
+    # files
+
+    def _output_settings(self, identity: CallerIdentity, info: ServerInfo) -> OutputSettings:
+        request = self.request
+        form = (request.form or Format.BAM) if request.output_dir else format_of(request.output, request.form)
+        return OutputSettings(
+            identity,
+            info.references.get(identity.reference, ()),
+            request.command_line,
+            f"min_qscore={request.min_qscore:g} trim={'none' if request.no_trim else 'adapters'}",
+            form,
+            _cram_reference(request.reference) if form is Format.CRAM else None,
+            request.sort,
+        )
+
+    def _open_outputs(self, runs: dict[str, RunInfo], settings: OutputSettings) -> Outputs:
+        request = self.request
+        if request.output_dir is None:
+            return SingleOutput(request.output, runs, settings)
+        request.output_dir.mkdir(parents=True, exist_ok=True)
+        return OutputFolder(request.output_dir, runs, settings)
+
+    def _open_table(self, partial: Partial | None) -> SummaryTable:
+        path = self.request.beside_output("sequencing_summary.txt")
+        assert path is not None
+        table = SummaryTable(path, aligned=bool(self.request.reference))
+        if partial is None:
+            return table
+        before = _beside(partial.path, "sequencing_summary.txt")
+        rows = table.copy(before, partial.read_ids) if before.is_file() else 0
+        if rows < len(partial.read_ids):
+            _say(f"note: {path} lacks rows of the reads taken over: {before} has {rows} of {len(partial.read_ids)}")
+        return table
+
+    def _server_flags(self, model: str) -> list[str]:
+        given = {"--model": model, "--reference": self.request.reference, "--preset": self.request.preset}
+        return [
+            word for flag, value in (given | dict(self.request.server_flags)).items() if value for word in (flag, value)
+        ]
+
+    # the books
+
+    def _reject(self, read_id: object, file_name: str, status: str, reason: str) -> None:
+        if line := self.rejected.add(read_id, file_name, status, reason):
+            _say(line)
+
+    def _tell_files(self) -> None:
+        faults = self.source.file_faults
+        for fault in faults[self.told_files :]:
+            _say(f"cannot read {fault.path}: {fault.reason}")
+        self.told_files = len(faults)
+
+    def _close_books(self, failure: Exception | None) -> int:
+        source, summary = self.source, self.summary
+        self._tell_files()
+        for fault in source.read_faults:
+            self._reject(fault.read_id, str(fault.path), "rejected", fault.reason)
+            summary.add_unreadable_read()
+        self.rejected.close()
+        if unmet := source.unmet:
+            named = ", ".join(unmet[:_NAMED_IDS]) + (", ..." if len(unmet) > _NAMED_IDS else "")
+            _say(f"warning: {len(unmet)} of the read ids in {self.request.read_ids} are in no input: {named}")
+        summary.files_unreadable = sorted({str(fault.path) for fault in source.file_faults})
+        if summary.reads_received or not (failure or self.stop_code):
+            _say(str(summary))
+        if self.rejected.counts:
+            where = f"; all are in {self.rejected.path}" if self.rejected.path else ""
+            _say(f"rejected or failed: {self.rejected}{where}")
+        if self.watch is not None and self.watch.ended_by:
+            _say(f"watched until the {self.watch.ended_by}")
+        if self.request.summary_json is not None:
+            summary.write(self.request.summary_json)
+        return self._exit_code(failure)
+
+    def _exit_code(self, failure: Exception | None) -> int:
+        missing, faults = self.summary.missing, self.source.file_faults
+        if self.stop_code:
+            name = "Ctrl-C" if self.stop_code == EXIT_INTERRUPTED else "SIGTERM"
+            _say(f"stopped by {name}{self._way_on() if self.streaming else ' before anything was called'}")
+            return self.stop_code
+        if failure:
+            lost = isinstance(failure, ServerLost)
+            _say(f"Error: {'server lost: ' if lost else ''}{_message(failure)}{self._way_on()}")
+            return EXIT_SERVER_LOST if lost else EXIT_FAILURE
+        if missing:
+            _say(f"Error: the books do not balance: {missing} reads have no result{self._way_on()}")
+            return EXIT_UNBALANCED
+        if faults:
+            count = len(self.summary.files_unreadable)
+            _say(f"Error: {count} of the inputs could not be read, or not to the end; see above")
+            return EXIT_UNREADABLE
+        return 0
+
+    def _way_on(self) -> str:
+        if not self.resumable:
+            return ""
+        partial = self.request.output_dir or self.resumable[0]
+        return f"; what was called is in {partial}: --resume-from {partial} and another output go on"
 
 
-def _name(path: str) -> str:
-    """What the server calls a model or reference: the last part of its path."""
-    return os.path.basename(os.path.abspath(path)) if path else ""
+def _cram_reference(reference: str) -> Path | None:
+    """The FASTA that a CRAM is compressed against; None where there is none with an index, nor one to be made."""
+    if not reference or not Path(reference).is_file():
+        return None
+    try:
+        pysam.FastaFile(reference).close()  # makes the index if it is not there
+    except (OSError, ValueError):
+        _say(
+            f"note: {reference} cannot be indexed (gzip instead of bgzip, or a folder that cannot be written to): the "
+            "CRAM holds all bases itself, and is larger"
+        )
+        return None
+    return Path(reference)
 
 
-def _counted(source: Pod5Source, summary: Summary) -> Iterator[SignalRead]:
-    for read in source:
-        summary.reads_received += 1
-        yield read
+def _message(error: Exception) -> str:
+    if not isinstance(error, OSError):
+        return str(error)
+    return (f"{error.filename}: " if error.filename else "") + (error.strerror or str(error))
 
 
-def _resolve_model(request: Request, source: Pod5Source) -> Path:
-    """The model directory for --model and the runs; says so if the choice was ours.
-
-    Raises
-    ------
-    NoModel
-        There is none; the message says what to do.
-    """
-    kind = kind_of(request.model)
-    if request.model != "auto" and kind is None:
-        return find_model(request.model, request.models_directory)
-    model, passed_over = choose_model(_chemistries(source), request.models_directory, kind)
-    for reason in passed_over:
-        _say(f"model passed over: {reason}")
-    if model == BUNDLED:
-        folder = request.models_directory or default_models_directory()
-        _say(f"model: {model.name}, {_ABOUT_BUNDLED}: put one's directory into {folder}, or give --model DIR.")
-    else:
-        _say(f"model: {model}")
-    return model
-
-
-def _model_on_server(request: Request, source: Pod5Source, names: tuple[str, ...]) -> str:
-    """What to name to the server; empty where it has one model, or where only it can say what is amiss.
-
-    Raises
-    ------
-    NoModel
-        The server has none of the kind for these runs.
-    """
-    kind = kind_of(request.model)
-    if kind is None and request.model not in ("", "auto"):
-        return _name(request.model)
-    if kind is None and len(names) == 1:
-        return ""
-    runs = _chemistries(source)
-    model = model_among(names, runs, kind)
-    if kind and not model:
-        chemistries = "; ".join(sorted({str(run) for run in runs}))
-        raise NoModel(f"no {kind} model for {chemistries} on {request.server}; there are: {', '.join(names)}")
-    return model
-
-
-def _chemistries(source: Pod5Source) -> list[Chemistry]:
-    return [
-        chemistry_of_run(run.flow_cell_product_code, run.sequencing_kit, run.sample_rate_hz)
-        for run in source.runs.values()
-    ]
-
-
-def _server_flags(request: Request, model: str) -> list[str]:
-    given = {"--model": model, "--reference": request.reference, "--preset": request.preset}
-    flags = []
-    for flag, value in (given | request.server_flags).items():
-        if value:
-            flags += [flag, value]
-    return flags
+def _beside(path: Path, name: str) -> Path:
+    return path / name if path.is_dir() else path.with_name(f"{path.name.split('.')[0]}.{name}")
 
 
 def _say(message: str) -> None:
-    tqdm.write(message, file=sys.stderr)
+    tqdm.write("\n".join(map(escaped, message.split("\n"))), file=sys.stderr)
 
 
 class _AboveProgress:

@@ -91,9 +91,9 @@ def demo(ctx: click.Context, output: Path, reads: int, seed: int) -> None:
     \b
     1. Makes up a reference of 100,000 bases.
     2. Simulates R10.4.1 reads of it (porestream simulate).
-    3. Starts a server on a Unix socket (porestream serve) and streams the reads to it (porestream call); they are
-       called with the model that ships, and aligned.
-    4. Sorts and indexes them into calls.bam, and compares them with what was simulated.
+    3. Starts a server on a Unix socket (porestream serve) and streams the reads to it (porestream call --sort); they
+       are called with the model that ships, aligned, sorted and indexed.
+    4. Compares them with what was simulated.
 
     It needs no network, no data and no other model. At the end stands how to look at the files, and how to do the same
     with your own. Exit codes: 0 all of it worked, 1 something did not, 2 wrong usage, 3-5 as of porestream call, 130
@@ -184,28 +184,20 @@ def _call_and_sort(ctx: click.Context, files: _Files, folder: Path) -> tuple[Pat
     Terminated
         SIGTERM came.
     """
-    import pysam
-    from pysam.utils import SamtoolsError
-
     from porestream.cli.caller import Request, run_call
     from porestream.models.catalog import BUNDLED
 
     _step(3, f"starting a server, streaming the reads to it; model {BUNDLED.name}")
-    unsorted, calls, summary = folder / "unsorted.bam", folder / files.calls.name, folder / "summary.json"
+    calls, summary = folder / files.calls.name, folder / "summary.json"
     terminate = signal.getsignal(signal.SIGTERM)
     try:
         code = run_call(
             Request(
                 reads=(files.reads,),
                 model=str(BUNDLED),  # not auto: the user's own might take fifteen times as long
-                models_directory=None,
                 reference=str(files.reference),
-                preset="",
-                output=str(unsorted),
-                server=None,
-                server_flags={},
-                max_reads=None,
-                emit_moves=False,
+                output=str(calls),
+                sort=True,
                 summary_json=summary,
                 command_line=shlex.join(["porestream", *sys.argv[1:]]),
             )
@@ -214,15 +206,12 @@ def _call_and_sort(ctx: click.Context, files: _Files, folder: Path) -> tuple[Pat
         signal.signal(signal.SIGTERM, terminate)  # asyncio leaves the default behind, which cleans nothing up
     if code == EXIT_TERMINATED:
         raise Terminated
+    if code == EXIT_INTERRUPTED:
+        raise KeyboardInterrupt
     if code:
         click.echo(f"calling failed (exit code {code}): {files.calls} has not been written", err=True)
         ctx.exit(code)
-    _step(4, f"sorting, indexing, comparing with the truth: {files.truth}")
-    try:
-        pysam.sort("--no-PG", "-o", str(calls), str(unsorted))
-        pysam.index(str(calls))
-    except SamtoolsError as error:
-        raise click.ClickException(f"{files.calls} cannot be written: {error}; is the disk full?") from error
+    _step(4, f"comparing with the truth: {files.truth}")
     return calls, float(json.loads(summary.read_text())["samples_per_second"])
 
 
@@ -280,7 +269,7 @@ def _report(files: _Files, found: _Comparison, samples_per_s: float) -> str:
 
 The same with your own reads (R10.4.1 DNA; ONT's models, if you have one, call better: --model DIR):
     {program} call READS.pod5 --reference REF.fasta -o calls.bam
-    {program} call POD5_FOLDER/ --reference REF.fasta | samtools sort --write-index -o calls.bam
+    {program} call POD5_FOLDER/ --reference REF.fasta --sort --emit-summary -o calls.bam
 
 And with a server for many instruments and pipelines; in another terminal the second command:
     {program} serve --reference {reference} --listen 127.0.0.1:50051

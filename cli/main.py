@@ -9,10 +9,25 @@ import click
 
 _COMMANDS = {
     "demo": ("porestream.cli.demo", "Simulate a small run, call and align it, and compare with the truth."),
-    "call": ("porestream.cli.call", "Call and align POD5 files into a BAM or SAM."),
+    "call": ("porestream.cli.call", "Call and align POD5 files into a BAM, SAM, CRAM or FASTQ."),
     "serve": ("porestream.cli.serve", "Serve basecalling and alignment over gRPC."),
+    "info": ("porestream.cli.info", "Show what is in POD5 files: runs, chemistry, reads, samples, end reasons."),
     "models": ("porestream.cli.models", "List the models that are there, and which of them run."),
     "simulate": ("porestream.cli.simulate", "Simulate R10.4.1 signal of a reference into a POD5 file."),
+    "completion": ("porestream.cli.completion", "Print the completion script for a shell."),
+}
+
+
+ELSEWHERE = {
+    # Words of other tools, and what is said to them.
+    "basecaller": "is dorado's; here it is porestream call READS --model MODEL",
+    "aligner": "is dorado's; here reads are aligned as they are called: porestream call --reference",
+    "summary": "is dorado's; here it is porestream call --emit-summary",
+    "trim": "is dorado's; here adapters are trimmed as reads are called, unless --no-trim is given",
+    "download": "is dorado's; porestream downloads nothing: docs/models/directories.md says where models are to be had",
+    **dict.fromkeys(
+        ("demux", "duplex", "correct", "polish", "variant"), "is dorado's; porestream has nothing like it yet"
+    ),
 }
 
 
@@ -21,6 +36,8 @@ class _LazyGroup(click.Group):
         return list(_COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if reason := ELSEWHERE.get(cmd_name):
+            raise click.UsageError(f"{cmd_name} {reason}", ctx)
         if cmd_name not in _COMMANDS:
             return None
         command = getattr(importlib.import_module(_COMMANDS[cmd_name][0]), cmd_name)
@@ -53,7 +70,8 @@ def main() -> None:
     Serve instruments and pipelines, and call through the server:
         porestream serve --reference ref.fasta --listen 0.0.0.0:50051
         porestream call run.pod5 --server HOST:50051 --reference ref.fasta -o calls.bam
-    See which models are there:
+    See what is in a run, and which models are there:
+        porestream info run.pod5
         porestream models
     Make a run to try it with:
         porestream simulate ref.fasta -o run.pod5

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from porestream.cli.text import escaped
+
 if TYPE_CHECKING:
     from porestream.models.chemistry import Chemistry
 
@@ -53,7 +55,7 @@ def models(directory: Path | None, as_json: bool, no_digest: bool) -> None:
         own = models_in(folder)
         if not own:
             what = "no models in it (directories with a config.toml)" if folder.is_dir() else "no such folder"
-            click.echo(f"{_escaped(str(folder))}: {what}; {_HOW_TO_GET_THEM}", err=True)
+            click.echo(f"{escaped(str(folder))}: {what}; {_HOW_TO_GET_THEM}", err=True)
         found = [*own, BUNDLED]
     rows = _listed(found, not no_digest)
     if as_json:
@@ -104,7 +106,7 @@ class _Row:
             self.sha256[:12],
             runs if self.sha256 or self.problem else "yes (weights not read)",
         ]
-        return [_escaped(cell) or "-" for cell in cells]
+        return [escaped(cell) or "-" for cell in cells]
 
     def as_json(self) -> dict[str, object]:
         chemistry = self.chemistry
@@ -138,11 +140,6 @@ def _table(rows: list[list[str]]) -> str:
             "  ".join(cell.rjust(width) if title in _NUMBERS else cell.ljust(width) for title, cell, width in cells)
         )
     return "\n".join(line.rstrip() for line in lines)
-
-
-def _escaped(text: str) -> str:
-    """No control characters: a directory's name must not steer the terminal."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _listed(directories: Iterable[Path], digest: bool) -> list[_Row]:

@@ -7,8 +7,10 @@ from typing import Any
 
 import click
 
+from porestream.cli.options import CallCommand, models_directory_option, server_options
 
-@click.command(short_help="Serve basecalling and alignment over gRPC.")
+
+@click.command(cls=CallCommand, short_help="Serve basecalling and alignment over gRPC.")
 @click.option(
     "--model",
     multiple=True,
@@ -18,14 +20,7 @@ import click
     "one by its directory's name, or get the one that fits their run. Default: auto: the one that ships (R10.4.1 DNA; "
     "ONT's models call better).",
 )
-@click.option(
-    "--models-dir",
-    "--models-directory",
-    "models",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="Folder of your models. Default: $PORESTREAM_MODELS or ~/.local/share/porestream/models.",
-)
+@models_directory_option("models", type=click.Path(path_type=Path))
 @click.option(
     "--reference",
     multiple=True,
@@ -49,39 +44,7 @@ import click
 )
 @click.option("--max-streams", type=int, metavar="N", help="Streams served at once; more are turned away. Default: 64.")
 @click.option("--max-read-samples", type=int, metavar="N", help="Longer reads are rejected. Default: 50,000,000.")
-@click.option(
-    "-x",
-    "--device",
-    metavar="auto|cpu|cuda|cuda:N|emulated",
-    help="Where the network runs and scores are decoded. Default: auto (the first CUDA card where PyTorch finds one, "
-    "else the CPU). emulated: the network on the CPU, the card's kernels on an emulator: for a few short reads, to "
-    "learn how they work; needs g++.",
-)
-@click.option(
-    "--decoder",
-    metavar="auto|gpu|cpu",
-    help="What makes bases of scores: the device, or the CPU. Default: auto (gpu, where the device is not the CPU).",
-)
-@click.option(
-    "--aligner",
-    metavar="auto|gpu|mappy",
-    help="What aligns base by base: the device, or mappy (minimap2) on the CPU. Where a read lies is mappy's to say "
-    "either way, so gpu is not faster yet. Default: auto (mappy).",
-)
-@click.option(
-    "--precision",
-    metavar="auto|fp32|bf16|fp16",
-    help="Of the network. Default: auto (fp16 on a card; on a CPU bf16 where the processor computes it).",
-)
-@click.option(
-    "-b",
-    "--batch-size",
-    type=int,
-    metavar="N",
-    help="Chunks that a worker calls at a time. Default: 16 on a CPU, where it does not change any base; on a card as "
-    "many as fit into its memory.",
-)
-@click.option("-t", "--threads", type=int, metavar="N", help="Workers, one core each. Default: one for every core.")
+@server_options
 @click.option(
     "--batch-delay-s",
     type=float,
@@ -90,12 +53,6 @@ import click
 )
 @click.option(
     "--grace-s", type=float, metavar="S", help="Seconds that streams have to finish after SIGTERM. Default: 30."
-)
-@click.option(
-    "--cache-dir",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="Where compiled code and indexes are kept. Default: $XDG_CACHE_HOME/porestream or ~/.cache/porestream.",
 )
 @click.option(
     "--log-format",

@@ -12,15 +12,16 @@ from porestream.client.reads import (
     ServerInfo,
     SignalRead,
 )
-from porestream.client.records import RecordWriter
 from porestream.client.sources import Pod5Source
 from porestream.client.stream import ServerLost, ServerRefused, StreamOptions
+from porestream.client.writers import OutputSettings, RecordWriter
 
 __all__ = [
     "Alignment",
     "BasecallClient",
     "CalledPart",
     "CallerIdentity",
+    "OutputSettings",
     "Pod5Source",
     "ReadInfo",
     "ReadResult",

@@ -8,6 +8,8 @@ from uuid import UUID
 import numpy as np
 import numpy.typing as npt
 
+from porestream.models.chemistry import Chemistry, chemistry_of_run
+
 
 class ReadStatus(Enum):
     """What became of a read. FILTERED is called, but below the least mean Q; REJECTED is the input's fault."""
@@ -20,7 +22,7 @@ class ReadStatus(Enum):
 
 @dataclass(frozen=True, slots=True)
 class RunInfo:
-    """One acquisition, as POD5 describes it."""
+    """One acquisition, as POD5 describes it; `run_id` is the acquisition's id."""
 
     run_id: str
     sample_rate_hz: int
@@ -31,6 +33,12 @@ class RunInfo:
     sample_id: str = ""
     experiment_id: str = ""
     acquisition_start_time: datetime | None = None
+    protocol_run_id: str = ""
+
+    @property
+    def chemistry(self) -> Chemistry:
+        """What its flow cell, kit and sample rate say."""
+        return chemistry_of_run(self.flow_cell_product_code, self.sequencing_kit, self.sample_rate_hz)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,11 +155,11 @@ class ReferenceSequence:
 
 @dataclass(frozen=True, slots=True)
 class ServerInfo:
-    """What a server has."""
+    """What a server has; `models` by name, with what they are for."""
 
     version: str
     device: str
-    models: tuple[str, ...]
+    models: dict[str, Chemistry]
     references: dict[str, tuple[ReferenceSequence, ...]]
     max_chunk_samples: int
     max_message_bytes: int

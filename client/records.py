@@ -1,18 +1,12 @@
-"""Results as SAM or BAM records, with dorado's tags as far as POD5 and the caller know them."""
+"""Results as SAM records, with dorado's tags as far as POD5 and the caller know them."""
 
 import array
-import errno
-import os
 import re
-import select
-import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import timedelta
 from functools import lru_cache
 from importlib.metadata import version
-from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import pysam
 
@@ -29,7 +23,6 @@ from porestream.client.reads import (
 
 UNMAPPED, REVERSE, SECONDARY, QC_FAIL, SUPPLEMENTARY = 0x4, 0x10, 0x100, 0x200, 0x800
 _CIGAR = "MIDNSHP=X"
-_STDOUT = 1
 
 
 def header(
@@ -37,15 +30,20 @@ def header(
     identity: CallerIdentity,
     sequences: Sequence[ReferenceSequence] = (),
     command_line: str = "",
+    choices: str = "",
 ) -> pysam.AlignmentHeader:
-    """The header: @HD, an @SQ for each reference sequence, an @RG for each run, an @PG for caller and aligner."""
+    """The header: @HD, an @SQ for each reference sequence, an @RG for each run, an @PG for caller and aligner.
+
+    Fields are those of ONT's output specification for BAM. In the caller's @PG, DS has all that decides a read's bytes:
+    `identity`, and `choices`, what was asked for of filtering and trimming ("min_qscore=10 trim=adapters").
+    """
     caller = {
         "ID": "basecaller",
         "PN": "porestream",
         "VN": identity.version,
         "DS": _clean(
             f"basecall_model={identity.model} model_sha256={identity.model_sha256} "
-            f"precision={identity.precision} device={identity.device_class}"
+            f"precision={identity.precision} device={identity.device_class} {choices}"
         ),
     }
     if command_line:
@@ -84,12 +82,12 @@ def _group_line(run: RunInfo, identity: CallerIdentity) -> dict[str, str]:
     line = {
         "ID": read_group(run, identity.model),
         "PL": "ONT",
-        "DS": _clean(f"basecall_model={identity.model} runid={run.run_id}"),
+        "DS": _clean(f"runid={run.run_id} basecall_model={identity.model}"),
         "PU": _clean(run.flow_cell_id),
         "PM": _clean(run.position),
         "SM": _clean(run.sample_id),
-        "LB": _clean(run.experiment_id),
-        "DT": run.acquisition_start_time.isoformat(timespec="milliseconds") if run.acquisition_start_time else "",
+        "LB": _clean(run.sample_id),
+        "DT": run.acquisition_start_time.isoformat(timespec="microseconds") if run.acquisition_start_time else "",
     }
     return {key: value for key, value in line.items() if value}
 
@@ -201,95 +199,3 @@ def _clean(text: str) -> str:
 def _printable(text: str) -> str:
     """What a Z tag may hold: printable ASCII and space (SAM specification, section 1.5)."""
     return re.sub("[^ -~]", "_", text)
-
-
-class RecordWriter:
-    """Writes results to a BAM or SAM; a context manager.
-
-    Parameters
-    ----------
-    output
-        OUT.bam, OUT.sam, or "-": standard output, as SAM on a terminal, else as uncompressed BAM.
-    runs, identity, sequences, command_line
-        For the header.
-
-    Raises
-    ------
-    OSError
-        The file cannot be written, or not to its end.
-    """
-
-    def __init__(
-        self,
-        output: str,
-        runs: Mapping[str, RunInfo],
-        identity: CallerIdentity,
-        sequences: Sequence[ReferenceSequence] = (),
-        command_line: str = "",
-    ) -> None:
-        self._model = identity.model
-        self._header = header(runs.values(), identity, sequences, command_line)
-        self._path = None if output == "-" else Path(output)
-        self._file = pysam.AlignmentFile(output, output_mode(output), header=self._header)
-
-    def write(self, result: ReadResult) -> None:
-        """Write all of a result's records."""
-        for record in records(result, self._header, self._model):
-            try:
-                self._file.write(record)
-            except OSError as error:
-                raise self._named(error) from error
-
-    def write_all(self, results: Iterable[ReadResult]) -> None:
-        """Write the records of several results."""
-        for result in results:
-            self.write(result)
-
-    def close(self) -> None:
-        """Finish the file, down to the disk."""
-        if self._file.closed:
-            return
-        pipe = os.dup(_STDOUT) if self._path is None else None
-        try:
-            self._file.close()
-            if pipe is not None and _reader_is_gone(pipe):  # pysam passes over EPIPE
-                raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
-        except OSError as error:
-            raise self._named(error) from error
-        finally:
-            if pipe is not None:
-                os.close(pipe)
-        if self._path is not None and self._path.is_file():
-            with self._path.open("rb") as file:
-                os.fsync(file.fileno())
-
-    def _named(self, error: OSError) -> OSError:
-        where = f"cannot write to {self._path or 'standard output'}"
-        if not error.errno:
-            return OSError(f"{where}: {error}")
-        return OSError(error.errno, f"{where}: {os.strerror(error.errno)}")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-
-def _reader_is_gone(pipe: int) -> bool:
-    """Whether a pipe's other end was closed; it cannot have seen the end of the data while we hold this one."""
-    poll = select.poll()
-    poll.register(pipe, 0)
-    return any(event & select.POLLERR for _, event in poll.poll(0))
-
-
-def output_mode(output: str) -> str:
-    """pysam's mode for an output's name; ValueError where the name does not tell the format."""
-    if output == "-":
-        return "w" if sys.stdout.isatty() else "wbu"
-    suffix = Path(output).suffix
-    if suffix not in (".bam", ".sam"):
-        raise ValueError(f"{output}: the output's name must end in .bam or .sam, or be - for standard output")
-    return "wb" if suffix == ".bam" else "w"

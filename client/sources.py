@@ -1,11 +1,13 @@
-"""Where reads come from: POD5 files and folders."""
+"""Where reads come from: POD5 files, folders of them, and a folder that a sequencer is still writing to."""
 
+import glob
 import math
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 import numpy.typing as npt
@@ -33,82 +35,217 @@ class ReadFault:
     reason: str
 
 
+def find_pod5_files(paths: Iterable[Path], *, recursive: bool = False) -> tuple[list[Path], list[FileFault]]:
+    """The POD5 files that are meant, each once, and what is not there.
+
+    Parameters
+    ----------
+    paths
+        Files, folders whose `*.pod5` are taken, and patterns (`run*/*.pod5`) that no shell has expanded.
+    recursive
+        Take those of folders within as well.
+    """
+    files: list[Path] = []
+    faults: list[FileFault] = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            found = sorted(path.rglob("*.pod5") if recursive else path.glob("*.pod5"))
+            if not found:
+                deeper = not recursive and any(path.rglob("*.pod5"))
+                hint = "; those within it have some: -r takes them" if deeper else ""
+                faults.append(FileFault(path, f"the folder has no .pod5 files{hint}"))
+            files.extend(found)
+        elif path.exists() or not glob.has_magic(str(path)):
+            files.append(path)
+        elif matches := sorted(glob.glob(str(path), recursive=True)):
+            files.extend(map(Path, matches))
+        else:
+            faults.append(FileFault(path, "the pattern matches nothing"))
+    once: dict[str, Path] = {}
+    for path in files:
+        once.setdefault(os.path.realpath(path), path)
+    return list(once.values()), faults
+
+
+def load_read_ids(path: Path) -> frozenset[bytes]:
+    """The read ids that a text file lists, one a line: the first word of it, so that tables with a heading do as well.
+
+    Raises
+    ------
+    ValueError
+        A line begins with something else than a UUID; the message has its number. Or there is none.
+    OSError
+        The file cannot be read.
+    """
+    ids = set()
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for number, line in enumerate(file, 1):
+            word = (line.replace(",", " ").split() or [""])[0]
+            if not word or word.startswith("#") or (number == 1 and word.strip('"') in ("read_id", "id")):
+                continue
+            try:
+                ids.add(UUID(word.strip('"')).bytes)
+            except ValueError:
+                raise ValueError(f"{path}, line {number}: {word[:60]!r} is not a read id (a UUID)") from None
+    if not ids:
+        raise ValueError(f"{path} lists no read ids")
+    return frozenset(ids)
+
+
+class ReadIds:
+    """A growing set of read ids, 16 bytes each: what a run of three days asks for.
+
+    Sorted arrays, each at most half as long as the one before; so few are searched, and each id is moved rarely.
+    """
+
+    def __init__(self) -> None:
+        self._sorted: list[npt.NDArray[np.bytes_]] = []
+
+    def __len__(self) -> int:
+        return sum(map(len, self._sorted))
+
+    def __contains__(self, read_id: bytes) -> bool:
+        return bool(self.known(np.array([read_id], "S16"))[0])
+
+    @property
+    def arrays(self) -> list[npt.NDArray[np.bytes_]]:
+        """The ids, in several arrays."""
+        return self._sorted
+
+    def known(self, ids_N: npt.NDArray[np.bytes_]) -> npt.NDArray[np.bool_]:
+        """Of each id (S16), whether it is here."""
+        known_N = np.zeros(ids_N.size, bool)
+        for array in self._sorted:
+            places_N = np.searchsorted(array, ids_N)
+            known_N |= array[np.minimum(places_N, array.size - 1)] == ids_N
+        return known_N
+
+    def add(self, ids_N: npt.NDArray[np.bytes_]) -> None:
+        """Take these ids (S16)."""
+        new = np.unique(ids_N)
+        if not new.size:
+            return
+        while self._sorted and self._sorted[-1].size < 2 * new.size:
+            new = np.union1d(self._sorted.pop(), new)
+        self._sorted.append(new)
+
+
 @dataclass
 class Pod5Source:
-    """The reads of POD5 files and folders, in order; iterate over it once. A file named twice is read once.
+    """The reads of POD5 files and folders, in order. A file named twice is read once, in one iteration only.
 
     What cannot be read is passed over and recorded in `file_faults` and `read_faults`; the rest goes on.
 
     Parameters
     ----------
-    paths
-        Files, or folders whose `*.pod5` are taken (not those of folders within).
+    paths, recursive
+        Files, folders, patterns: see `find_pod5_files`.
     max_reads
         Stop after so many; None: all.
+    read_ids
+        Only these reads (16 bytes each); None: all.
+
+    Attributes
+    ----------
+    runs
+        The runs of the files so far, by id.
+    total_reads
+        How many reads there are to call, as far as is known.
     """
 
     paths: Iterable[Path]
     max_reads: int | None = None
+    recursive: bool = False
+    read_ids: frozenset[bytes] | None = None
     file_faults: list[FileFault] = field(default_factory=list, init=False)
     read_faults: list[ReadFault] = field(default_factory=list, init=False)
     runs: dict[str, RunInfo] = field(default_factory=dict, init=False)
     total_reads: int = field(default=0, init=False)
-    _files: list[Path] = field(default_factory=list, init=False)
-    _ids: list[npt.NDArray[np.bytes_]] = field(default_factory=list, init=False)
-    _copies: dict[bytes, bool] = field(default_factory=dict, init=False)
+    _files: list["_File"] = field(default_factory=list, init=False)
+    _known: ReadIds = field(default_factory=ReadIds, init=False)
+    _done: ReadIds = field(default_factory=ReadIds, init=False)
+    _found_reads: int = field(default=0, init=False)
+    _wanted: npt.NDArray[np.bytes_] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
-        for path in map(Path, self.paths):
-            if path.is_dir():
-                found = sorted(path.glob("*.pod5"))
-                if not found:
-                    self.file_faults.append(FileFault(path, "the folder has no .pod5 files"))
-                self._files.extend(found)
-            else:
-                self._files.append(path)
-        once: dict[str, Path] = {}
-        for path in self._files:
-            once.setdefault(os.path.realpath(path), path)
-        self._files = [path for path in once.values() if self._survey(path)]
-        self._copies = _repeated(self._ids)
-        self._ids.clear()
-        if self.max_reads is not None:
-            self.total_reads = min(self.total_reads, self.max_reads)
+        if self.read_ids is not None:
+            self._wanted = np.array(sorted(self.read_ids), "S16")
+        files, faults = find_pod5_files(self.paths, recursive=self.recursive)
+        self.file_faults.extend(faults)
+        for path in files:
+            if reason := self.add(path):
+                self.file_faults.append(FileFault(path, reason))
 
     def __iter__(self) -> Iterator[SignalRead]:
-        left = self.max_reads
-        for path in self._files:
-            for read in self._read_file(path):
-                if left is not None:
-                    if left <= 0:
-                        return
-                    left -= 1
-                yield read
+        while self._files:
+            yield from self._read_file(self._files.pop(0))
 
-    def _survey(self, path: Path) -> bool:
-        """Count a file's reads and learn its runs: an output's header needs all of them before the first read."""
+    @property
+    def unmet(self) -> list[str]:
+        """Those of `read_ids` that no file has."""
+        if self._wanted is None:
+            return []
+        unmet = _bytes_of(self._wanted[~self._known.known(self._wanted)])
+        return [str(UUID(bytes=name)) for name in sorted(unmet)]
+
+    def add(self, path: Path) -> str:
+        """Count a file's reads and learn its runs: an output's header needs them before the first read.
+
+        Returns
+        -------
+        str
+            Why it cannot be read; empty: it can.
+        """
         try:
             if not path.exists():
                 raise FileNotFoundError("no such file")
             with pod5.Reader(path) as reader:
                 if not reader.read_table.num_record_batches:
-                    return False  # no reads: pod5 cannot count them then
-                self.total_reads += reader.num_reads
-                self._ids.append(np.frombuffer(b"".join(reader.read_ids_raw.to_pylist()), "S16"))
+                    return ""  # no reads: pod5 cannot count them then
+                ids_N = np.frombuffer(b"".join(reader.read_ids_raw.to_pylist()), "S16")
                 for run in reader.run_info_table.read_all().to_pylist():
                     info = _run_info(run)
                     self.runs.setdefault(info.run_id, info)
         except Exception as error:  # noqa: BLE001 - whatever pod5 and Arrow raise for a file that is not one
-            self.file_faults.append(FileFault(path, _reason(error)))
-            return False
-        return True
+            return _reason(error)
+        if self._wanted is not None and not np.isin(ids_N, self._wanted).any():
+            return ""
+        copies = ids_N[self._known.known(ids_N)]
+        distinct, counts = np.unique(ids_N, return_counts=True)
+        self._files.append(_File(path, _bytes_of(copies), dict.fromkeys(_bytes_of(distinct[counts > 1]), False)))
+        self._known.add(ids_N)
+        self._found_reads += int(ids_N.size if self._wanted is None else np.isin(ids_N, self._wanted).sum())
+        self._recount()
+        return ""
 
-    def _read_file(self, path: Path) -> Iterator[SignalRead]:
+    def skip(self, done: ReadIds) -> None:
+        """These reads need no call any more. They count towards `max_reads`, as if they were called now."""
+        self._done = done
+        self._recount()
+
+    def _recount(self) -> None:
+        total = self._found_reads if self.max_reads is None else min(self._found_reads, self.max_reads)
+        done = 0
+        for ids_N in self._done.arrays:
+            here_N = self._known.known(ids_N)
+            done += int(here_N.sum() if self._wanted is None else (here_N & np.isin(ids_N, self._wanted)).sum())
+        self.total_reads = max(0, total - done)
+
+    def _read_file(self, file: "_File") -> Iterator[SignalRead]:
+        path = file.path
         try:
             with pod5.Reader(path) as reader:
                 for record in reader.reads():
                     read_id = record.read_id
-                    if self._is_copy(read_id.bytes):
+                    if self.read_ids is not None and read_id.bytes not in self.read_ids:
+                        continue
+                    if self.max_reads is not None:
+                        if self.max_reads <= 0:
+                            return
+                        self.max_reads -= 1
+                    if read_id.bytes in self._done:
+                        continue
+                    if file.is_copy(read_id.bytes):
                         reason = "duplicate: a read of this id was met before, and is called"
                         self.read_faults.append(ReadFault(str(read_id), path, reason))
                         continue
@@ -120,13 +257,6 @@ class Pod5Source:
                         yield read
         except Exception as error:  # noqa: BLE001 - whatever pod5 and Arrow raise amid a damaged file
             self.file_faults.append(FileFault(path, f"not read to its end: {_reason(error)}"))
-
-    def _is_copy(self, read_id: bytes) -> bool:
-        """Whether a read of this id was met before; only ids that come more than once are remembered."""
-        if read_id not in self._copies:
-            return False
-        is_copy, self._copies[read_id] = self._copies[read_id], True
-        return is_copy
 
     def _convert(self, record: pod5.ReadRecord, path: Path) -> SignalRead:
         level_pa = record.open_pore_level  # NaN: the instrument did not say
@@ -147,12 +277,25 @@ class Pod5Source:
         return SignalRead(info, record.signal)
 
 
-def _repeated(ids: list[npt.NDArray[np.bytes_]]) -> dict[bytes, bool]:
-    """The read ids that stand in more than one place, none of them met yet. Takes 16 bytes a read, for a moment."""
-    if len(ids) < 2:
-        return {}
-    sorted_ids = np.sort(np.concatenate(ids))
-    return {bytes(name).ljust(16, b"\0"): False for name in sorted_ids[1:][sorted_ids[1:] == sorted_ids[:-1]]}
+@dataclass(slots=True)
+class _File:
+    """A file, and which of its reads are not the first of their id."""
+
+    path: Path
+    copies: set[bytes]  # of reads in files before
+    repeated: dict[bytes, bool]  # more than once in this file; whether met yet
+
+    def is_copy(self, read_id: bytes) -> bool:
+        if read_id in self.copies:
+            return True
+        if read_id not in self.repeated:
+            return False
+        is_copy, self.repeated[read_id] = self.repeated[read_id], True
+        return is_copy
+
+
+def _bytes_of(ids_N: npt.NDArray[np.bytes_]) -> set[bytes]:
+    return {bytes(name).ljust(16, b"\0") for name in ids_N}  # NumPy drops zeros at the end
 
 
 def _run_info(run: dict[str, Any]) -> RunInfo:
@@ -166,6 +309,7 @@ def _run_info(run: dict[str, Any]) -> RunInfo:
         sample_id=run["sample_id"],
         experiment_id=run["experiment_name"],
         acquisition_start_time=run["acquisition_start_time"],
+        protocol_run_id=run["protocol_run_id"],
     )
 
 

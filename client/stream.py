@@ -63,6 +63,10 @@ class StreamOptions:
         Reads below are FILTERED.
     emit_moves, emit_md
         Whether results carry moves and MD.
+    no_trim
+        Whether sequencing adapters stay in the sequence.
+    allow_chemistry_mismatch
+        Have the named model call runs that it is not for.
     heartbeat_s
         Longest silence of either side, 1-30 s.
     window_samples
@@ -78,6 +82,8 @@ class StreamOptions:
     min_mean_qscore: float = 0.0
     emit_moves: bool = False
     emit_md: bool = False
+    no_trim: bool = False
+    allow_chemistry_mismatch: bool = False
     heartbeat_s: float = 5.0
     window_samples: int = 8_000_000
     give_up_s: float = 120.0
@@ -99,6 +105,8 @@ def open_message(run: RunInfo, options: StreamOptions, expected: pb.CallerIdenti
                 min_mean_qscore=options.min_mean_qscore,
                 emit_moves=options.emit_moves,
                 emit_md=options.emit_md,
+                no_trim=options.no_trim,
+                allow_chemistry_mismatch=options.allow_chemistry_mismatch,
             ),
             expected=expected,
             heartbeat_interval=heartbeat,

@@ -10,7 +10,10 @@ from porestream.client.reads import ReadResult, ReadStatus
 
 @dataclass
 class Summary:
-    """Counts of one call. The books balance when received = called + filtered + rejected + failed."""
+    """Counts of one call. The books balance when received = called + filtered + rejected + failed.
+
+    `reads_taken_over` are those of an earlier call, which this one goes on with; no other count has them.
+    """
 
     reads_received: int = 0
     reads_called: int = 0
@@ -23,6 +26,7 @@ class Summary:
     seconds: float = 0.0
     samples_per_second: float = 0.0
     bases_per_second: float = 0.0
+    reads_taken_over: int = 0
     reconnects: int = 0
     files_unreadable: list[str] = field(default_factory=list)
     _started_s: float = field(default_factory=time.monotonic, repr=False)

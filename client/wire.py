@@ -19,6 +19,7 @@ from porestream.client.reads import (
     ServerInfo,
     SignalRead,
 )
+from porestream.models.chemistry import Chemistry, chemistry_of_model
 from porestream.v1 import porestream_pb2 as pb
 
 CHUNK_SAMPLES = 65_536
@@ -148,7 +149,7 @@ def decode_server_info(message: pb.GetServerInfoResponse) -> ServerInfo:
     return ServerInfo(
         version=message.version,
         device=message.device,
-        models=tuple(model.name for model in message.models),
+        models={model.name: _chemistry(model) for model in message.models},
         references={
             reference.name: tuple(
                 ReferenceSequence(sequence.name, sequence.length, sequence.md5) for sequence in reference.sequences
@@ -159,3 +160,8 @@ def decode_server_info(message: pb.GetServerInfoResponse) -> ServerInfo:
         max_message_bytes=message.limits.max_message_bytes,
         min_chunk_credit_samples=message.limits.min_chunk_credit_samples,
     )
+
+
+def _chemistry(model: pb.Model) -> Chemistry:
+    kit = chemistry_of_model(model.name).kit  # the contract has no field for it
+    return Chemistry(model.molecule, model.pore, model.bases_per_second, tuple(model.sample_rates_hz), kit)

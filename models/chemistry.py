@@ -20,6 +20,8 @@ _PORES = {
 }
 _SPEEDS = {"r10.4.1": 400, "r9.4.1": 450}
 _RNA_SPEEDS = {"rna002": 70, "rna004": 130}
+# Motor proteins, as model names have them: kits 9 and 10 came with E8, 11 and 12 with E8.1, 14 with E8.2.
+_ENZYMES = {"110": "e8", "111": "e8.1", "112": "e8.1", "114": "e8.2"}
 _FIRST_5_KHZ = (4, 2)  # release of the R10.4.1 models from which on 400 bases/s are measured at 5 kHz
 
 
@@ -56,6 +58,13 @@ class Chemistry:
         if self.bases_per_second and run.bases_per_second and self.bases_per_second != run.bases_per_second:
             return False
         return not (self.sample_rates_hz and run.sample_rates_hz) or run.sample_rates_hz[0] in self.sample_rates_hz
+
+    def disagrees(self, run: "Chemistry") -> bool:
+        """Whether a model of this chemistry is known not to be for a run of that one; what is unknown disagrees not."""
+        if self.known and run.known:
+            return not self.fits(run)
+        rates = self.sample_rates_hz, run.sample_rates_hz
+        return all(rates) and run.sample_rates_hz[0] not in self.sample_rates_hz
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +124,19 @@ def chemistry_of_run(flow_cell_product_code: str, sequencing_kit: str, sample_ra
         return Chemistry("dna", pore, 0, rates, "apk")
     speed = 260 if pore == "r10.4.1" and kit.endswith("-260") else _SPEEDS.get(pore, 0)
     return Chemistry("dna" if pore else "", pore, speed, rates)
+
+
+def enzyme_warning(model: str, sequencing_kit: str) -> str:
+    """What to tell of a model whose name has another motor protein than the kit came with; empty: nothing.
+
+    Bases are called all the same, a little worse: the strand moves at about the same speed.
+    """
+    name = re.search(r"_(e\d+(\.\d+)?)_", model)
+    kit = re.search(r"-[A-Z]+(\d{3})", sequencing_kit.strip().upper())
+    enzyme = _ENZYMES.get(kit[1], "") if kit else ""
+    if not name or not enzyme or name[1] == enzyme:
+        return ""
+    return f"{model} is for motor protein {name[1].upper()}, kit {sequencing_kit.upper()} has {enzyme.upper()}"
 
 
 def release_of(text: str) -> tuple[int, ...]:

@@ -7,7 +7,8 @@ import numpy.typing as npt
 def mean_qscore(qualities_B: npt.NDArray[np.uint8], start: int = 60) -> float:
     """Mean error probability of the bases, as Phred within 1-50.
 
-    Bases before `start`, which are adapter, do not count unless there are no others. The rule is dorado's (`qs` tag).
+    Bases before `start` do not count unless there are no others: calls settle down there. The rule is dorado's (`qs`
+    tag), which applies it to the sequence that is left after trimming, too.
     """
     if qualities_B.size == 0:
         return 0.0

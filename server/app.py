@@ -31,7 +31,7 @@ from porestream.server.budget import MemoryBudget
 from porestream.server.devices import batch_decoder, kernel_devices, open_card
 from porestream.server.metrics import Ledger, ServerCollector
 from porestream.server.pipeline import Pipeline
-from porestream.server.rpc import MAX_MESSAGE_BYTES, BasecallService, Engine
+from porestream.server.rpc import MAX_MESSAGE_BYTES, BasecallService, DecodeGuard, Engine
 from porestream.server.scheduler import Scheduler
 from porestream.server.settings import Settings, SettingsError
 from porestream.v1 import porestream_pb2 as pb
@@ -146,6 +146,7 @@ def build_server(
         The address cannot be bound.
     """
     server = grpc.aio.server(
+        interceptors=[DecodeGuard()],
         maximum_concurrent_rpcs=engine.max_streams + _OTHER_RPCS,
         options=[
             ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),

@@ -13,6 +13,7 @@ import structlog
 import torch
 
 from porestream.kernels.aligner import Aligner
+from porestream.models.adapters import trim_adapters
 from porestream.models.basecaller import Basecaller, finish
 from porestream.models.config import ModelError
 from porestream.models.decode import Decoded
@@ -150,13 +151,15 @@ class Pipeline:
             return [result for task in tasks for result in self._call_group(batch, [task])]
 
     def _finish(self, job: Job) -> None:
-        """Stitch the chunks, align the bases, deliver."""
+        """Stitch the chunks, trim adapters, align the bases, deliver."""
         called_s = time.monotonic()
         assert job.prepared is not None
         assert job.read.calibration is not None
         try:
             config = self._basecallers[job.settings.model].bundle.config
             called = finish(job.prepared, [chunk for chunk in job.decoded if chunk is not None])
+            if not (job.settings.no_trim or config.is_rna):  # RNA's adapter was trimmed off the signal
+                called = trim_adapters(called, job.settings.sequencing_kit)
             aligner = self._aligners.get((job.settings.reference, job.settings.preset))
             alignments = aligner.align(job.read.name, called.sequence, md=job.settings.emit_md) if aligner else []
             aligned_s = time.monotonic()

@@ -1,6 +1,5 @@
 """The values that travel through the server: chunks in, results out. No protobuf, no model, no transport."""
 
-import math
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple
@@ -13,6 +12,10 @@ import zstandard
 from pod5.signal_tools import vbz_decompress_signal
 
 from porestream.kernels.aligner import Alignment
+
+# Far beyond every instrument's, and little enough that all that is computed of them is finite.
+_MAX_OFFSET_ADC = _MAX_OPEN_PORE_PA = 1e6
+_MIN_SCALE_PA, _MAX_SCALE_PA = 1e-6, 1e6
 
 
 class Encoding(Enum):
@@ -161,9 +164,11 @@ class OpenRead:
             raise InputFault("empty: the read has no samples")
         if self.calibration is None:
             raise InputFault("calibration missing: a read's first chunk must carry it")
-        offset, scale, _ = self.calibration
-        if not (math.isfinite(offset) and math.isfinite(scale) and scale > 0):
-            raise InputFault(f"calibration unusable: offset {offset}, scale {scale} pA")
+        offset, scale, open_pore_pa = self.calibration
+        if not (abs(offset) <= _MAX_OFFSET_ADC and _MIN_SCALE_PA <= scale <= _MAX_SCALE_PA):
+            raise InputFault(f"calibration unusable: offset {offset:g}, scale {scale:g} pA")
+        if abs(open_pore_pa) > _MAX_OPEN_PORE_PA:  # NaN is an unknown level, as in POD5
+            raise InputFault(f"calibration unusable: an open-pore level of {open_pore_pa:g} pA")
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +192,11 @@ class CalledPart:
     trimmed_samples: int
     stride: int
     alignments: list[Alignment]
+
+    @property
+    def end_sample(self) -> int:
+        """Where the last move ends, in samples of the read: within a stride of its end unless bases were cut off."""
+        return self.trimmed_samples + self.moves_T.size * self.stride
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,3 +236,5 @@ class CallSettings:
     emit_md: bool
     sample_rate_hz: int  # of the run; 0: unknown
     flow_cell_product_code: str = ""
+    sequencing_kit: str = ""
+    no_trim: bool = False  # adapters are left in the sequence

@@ -3,13 +3,15 @@
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from importlib.metadata import version
+from typing import Any
 
 import grpc
 import structlog
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import DecodeError
 
 from porestream.kernels.aligner import Aligner, preset_for_model
 from porestream.models.basecaller import Basecaller
@@ -37,6 +39,7 @@ MAX_MESSAGE_BYTES = 1 << 20
 _WRITE_TIMEOUT_S = 60.0
 _FIRST_MESSAGE_TIMEOUT_S = 30.0
 _MAX_RUN_ID_LENGTH = 256
+_MAX_DETAIL_BYTES = 2000  # three times as many where they are not ASCII; a client takes 8 KiB of status and headers
 _DEFAULT_HEARTBEAT_S = 5.0
 _DEFAULT_STATS_INTERVAL_S = 5.0
 
@@ -123,8 +126,12 @@ class BasecallService(pb_grpc.BasecallServiceServicer):
                 async with asyncio.timeout(_WRITE_TIMEOUT_S):
                     await context.write(_encode_output(output, session.settings))
         except StreamFault as fault:
-            log.info("stream ended", status=fault.code, reason=str(fault))
-            await context.abort(grpc.StatusCode[fault.code], str(fault))
+            reason = _cut(str(fault))
+            log.info("stream ended", status=fault.code, reason=reason)
+            await context.abort(grpc.StatusCode[fault.code], reason)
+        except DecodeError as error:
+            log.info("stream ended", status="INVALID_ARGUMENT", reason=str(error))
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         except TimeoutError:
             log.info("stream ended", status="DEADLINE_EXCEEDED", reason="the client neither reads nor opens")
             await context.abort(
@@ -149,6 +156,8 @@ class BasecallService(pb_grpc.BasecallServiceServicer):
             raise StreamFault("RESOURCE_EXHAUSTED", f"all {self._engine.max_streams} streams are taken")
         if opening.purpose == pb.STREAM_PURPOSE_DECISIONS:
             raise StreamFault("UNIMPLEMENTED", "purpose DECISIONS is not served yet")
+        if opening.purpose not in (pb.STREAM_PURPOSE_UNSPECIFIED, pb.STREAM_PURPOSE_RESULTS):
+            raise StreamFault("INVALID_ARGUMENT", f"unknown purpose {opening.purpose}")
         if not opening.run.run_id:
             raise StreamFault("INVALID_ARGUMENT", "open.run.run_id is empty: results are told apart by it")
         if len(opening.run.run_id) > _MAX_RUN_ID_LENGTH:
@@ -178,6 +187,7 @@ class BasecallService(pb_grpc.BasecallServiceServicer):
             model = self._model_for(opening.run, options.allow_chemistry_mismatch)
         if model not in engine.basecallers:
             raise StreamFault("NOT_FOUND", f"no model {model!r} here; there are {', '.join(engine.basecallers)}")
+        self._check_chemistry(model, opening)
         preset = ""
         if options.reference:
             presets = [preset for name, preset in engine.aligners if name == options.reference]
@@ -205,6 +215,8 @@ class BasecallService(pb_grpc.BasecallServiceServicer):
             options.emit_md,
             opening.run.sample_rate_hz,
             opening.run.flow_cell_product_code,
+            opening.run.sequencing_kit,
+            options.no_trim,
         )
 
     def _model_for(self, run: pb.RunInfo, any_chemistry: bool) -> str:
@@ -218,12 +230,25 @@ class BasecallService(pb_grpc.BasecallServiceServicer):
                     "FAILED_PRECONDITION",
                     f"the run is {chemistry}; this server's models are not for it: "
                     + ", ".join(f"{name} ({made_for})" for name, made_for in models.items())
-                    + "; a stream that names one gets it all the same",
+                    + "; a stream with allow_chemistry_mismatch that names one gets it all the same",
                 )
             models = {name: models[name] for name in fitting}
         if len(models) > 1:
             raise StreamFault("INVALID_ARGUMENT", f"name a model: there are {', '.join(models)}")
         return next(iter(models))
+
+    def _check_chemistry(self, model: str, opening: pb.OpenStream) -> None:
+        run = opening.run
+        chemistry = chemistry_of_run(run.flow_cell_product_code, run.sequencing_kit, run.sample_rate_hz)
+        made_for = {name: caller.bundle.chemistry for name, caller in self._engine.basecallers.items()}
+        if opening.options.allow_chemistry_mismatch or not made_for[model].disagrees(chemistry):
+            return
+        fitting = ", ".join(name for name, chemistries in made_for.items() if chemistries.fits(chemistry))
+        raise StreamFault(
+            "FAILED_PRECONDITION",
+            f"the run is {chemistry}, {model} is for {made_for[model]}; for this run there is {fitting or 'no model'} "
+            "here; allow_chemistry_mismatch has it called all the same",
+        )
 
     def _identity(self, opening: pb.OpenStream) -> pb.CallerIdentity:
         settings = self._settings(opening)
@@ -266,6 +291,8 @@ class BasecallService(pb_grpc.BasecallServiceServicer):
             session.requests_ended()
         except StreamFault as fault:
             session.fail(fault)
+        except DecodeError as error:
+            session.fail(StreamFault("INVALID_ARGUMENT", str(error)))
         except Exception as error:  # the stream must end, not hang
             log.exception("stream failed")
             session.fail(StreamFault("INTERNAL", f"{type(error).__name__}: {error}"))
@@ -319,7 +346,7 @@ class BasecallService(pb_grpc.BasecallServiceServicer):
         while not self._draining:
             books = self._engine.ledger.find_run(request.run_id) if request.run_id else self._engine.ledger.server
             if books is None:
-                await context.abort(grpc.StatusCode.NOT_FOUND, f"no run {request.run_id!r} was seen here")
+                await context.abort(grpc.StatusCode.NOT_FOUND, _cut(f"no run {request.run_id!r} was seen here"))
                 return
             now_s = time.monotonic()
             elapsed_s = now_s - before_s if before_s else math.inf
@@ -336,6 +363,49 @@ class BasecallService(pb_grpc.BasecallServiceServicer):
             rate for caller in self._engine.basecallers.values() for rate in caller.bundle.chemistry.sample_rates_hz
         ]
         return self._engine.queued_samples() / (min(rates) if rates else 4000)
+
+
+class DecodeGuard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+    """Ends a call of one request that is no protobuf with INVALID_ARGUMENT; gRPC would take it for a defect of ours."""
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler | None:
+        """The handler, guarded unless it takes a stream of requests: those meet DecodeError where they read."""
+        handler = await continuation(handler_call_details)
+        if handler is None or handler.request_streaming:
+            return handler
+        parse = handler.request_deserializer
+
+        def parse_or_not(serialized: bytes) -> Any:
+            try:
+                return parse(serialized)
+            except DecodeError as error:
+                return error
+
+        def guarded(serve: Callable[[Any, Any], Awaitable[Any]]) -> Callable[[Any, Any], Awaitable[Any]]:
+            async def serve_decoded(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+                if isinstance(request, DecodeError):
+                    await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(request))
+                return await serve(request, context)
+
+            return serve_decoded
+
+        if handler.response_streaming:
+            return grpc.unary_stream_rpc_method_handler(
+                guarded(handler.unary_stream), parse_or_not, handler.response_serializer
+            )
+        return grpc.unary_unary_rpc_method_handler(
+            guarded(handler.unary_unary), parse_or_not, handler.response_serializer
+        )
+
+
+def _cut(detail: str) -> str:
+    """A status message short enough to be sent, whatever of the client's words is in it."""
+    encoded = detail.encode()
+    return detail if len(encoded) <= _MAX_DETAIL_BYTES else encoded[:_MAX_DETAIL_BYTES].decode(errors="ignore") + "..."
 
 
 def _check_expected(expected: pb.CallerIdentity, actual: pb.CallerIdentity) -> None:
@@ -409,7 +479,7 @@ def _encode_result(result: reads.ReadResult, settings: reads.CallSettings) -> pb
             sequence=part.sequence,
             qualities=part.qualities_B.tobytes(),
             mean_qscore=part.mean_qscore,
-            samples=result.signal_samples,
+            samples=min(result.signal_samples, part.end_sample),
             trimmed_samples=part.trimmed_samples,
             model_stride=part.stride,
             moves=part.moves_T.tobytes() if settings.emit_moves else b"",

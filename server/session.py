@@ -141,11 +141,12 @@ class Session:
             raise StreamFault("INVALID_ARGUMENT", "signal after half_close")
         piece = chunk.piece
         cost = max(piece.sample_count, MIN_CHUNK_CREDIT_SAMPLES)
-        if self._used + cost > self._granted and piece.sample_count <= MAX_CHUNK_SAMPLES:
+        if piece.sample_count > MAX_CHUNK_SAMPLES:  # for this its read is rejected, so it takes no more than there is
+            cost = max(min(cost, self._granted - self._used), MIN_CHUNK_CREDIT_SAMPLES)
+        if self._used + cost > self._granted:
             raise StreamFault(
                 "RESOURCE_EXHAUSTED", f"credit exceeded: {self._used + cost} samples sent, {self._granted} granted"
             )
-        cost = min(cost, self._granted - self._used)
         self._used += cost
         self._budget.charge(self, -cost * BYTES_PER_CREDIT_SAMPLE)
         try:

@@ -175,11 +175,11 @@ def test_presets_are_those_of_the_aligner() -> None:
     ("arguments", "way_out"),
     [
         ([], "READS"),
-        (["a.pod5", "--server", "h:1", "-b", "4"], "-b is the server's to choose; give it to `porestream serve`"),
+        (["a.pod5", "--server", "h:1", "-b", "4"], "--batch-size is the server's to choose; give it to"),
         (["a.pod5", "--server", "h:1", "--cache-dir", "d"], "--cache-dir is the server's"),
         (["a.pod5", "--model", "m", "--preset", "map-ont"], "needs --reference"),
         (["a.pod5", "--model", "m", "--reference", "r", "--preset", "map-ant"], "'map-ont', 'lr:hq'"),
-        (["a.pod5", "--model", "m", "-o", "calls.txt"], "calls.txt: the output's name must end in .bam or .sam"),
+        (["a.pod5", "--model", "m", "-o", "calls.txt"], "calls.txt: the output's name must end in .bam, .sam, .cram"),
         (["a.pod5", "--model", "m", "-o", "none/calls.bam"], "there is no folder none"),
         (["a.pod5", "--model", "m", "--summary-json", "none/a.json"], "there is no folder none"),
         (["a.pod5", "--model", "m", "-n", "0"], "-n"),
@@ -305,7 +305,7 @@ def test_what_can_be_read_is_called_and_the_rest_is_named(
     assert "read/s" not in done.stderr
     assert any(line.startswith(f"cannot read {cut}: ") for line in done.lines)
     assert f"cannot read {folder / 'gone.pod5'}: no such file" in done.lines
-    assert any(line.startswith(f"read {UUID(int=4)} rejected: ") for line in done.lines)
+    assert any(line.startswith(f"read {UUID(int=4)} of {reads.name} rejected: ") for line in done.lines)
     assert "6 reads: 5 called, 0 filtered, 1 rejected, 0 failed; " in done.stderr
     assert done.lines[-1] == "Error: 2 of the inputs could not be read, or not to the end; see above"
 
@@ -331,9 +331,9 @@ def test_kernels_call_and_align_as_the_cpu_does(folder: Path) -> None:
     simulated = run("simulate", genome, "-o", short, *lengths)
     assert simulated.code == 0, simulated.stderr
     devices: dict[str, tuple[str, ...]] = {
-        "cpu": ("-x", "cpu"),
-        "emulated": ("-x", "emulated", "--aligner", "gpu"),
-        "mixed": ("-x", "emulated", "--decoder", "cpu"),
+        "cpu": ("--device", "cpu"),
+        "emulated": ("--device", "emulated", "--aligner", "gpu"),
+        "mixed": ("--device", "emulated", "--decoder", "cpu"),
     }
     rest = ["-t", "1", "--precision", "fp32", "--emit-moves", "--reference", genome]
     processes = [start("call", short, "-o", folder / f"{name}.bam", *rest, *given) for name, given in devices.items()]
@@ -351,7 +351,7 @@ def test_kernels_call_and_align_as_the_cpu_does(folder: Path) -> None:
         assert len(qualities) > 150
         assert max(abs(left - right) for left, right in zip(found_qualities, qualities, strict=True)) <= 1
 
-    refused = run("call", short, "-o", folder / "refused.bam", "-x", "cpu", "--decoder", "gpu")
+    refused = run("call", short, "-o", folder / "refused.bam", "--device", "cpu", "--decoder", "gpu")
     assert refused.code in (1, 2)
     assert "Traceback" not in refused.stderr
     assert "device cpu is a CPU here; choose --device cuda or emulated" in refused.lines[-1]

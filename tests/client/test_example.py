@@ -75,7 +75,7 @@ def test_the_example_of_the_readme_runs(address: str, reads: Path, tmp_path: Pat
 
 def test_each_read_is_delivered_once(address: str, reads: Path) -> None:
     with SyncBasecallClient(address, StreamOptions(reference="ref.fasta")) as client:
-        assert client.server_info().models == ("tiny@v3",)
+        assert list(client.server_info().models) == ["tiny@v3"]
         for _ in range(2):  # a client can be used again
             found = [result.info.read_id.int for result in client.call(Pod5Source([reads]))]
             assert sorted(found) == [1, 2, 3, 4]

@@ -27,6 +27,7 @@ from porestream.client import (
     Alignment,
     CalledPart,
     CallerIdentity,
+    OutputSettings,
     ReadInfo,
     ReadResult,
     ReadStatus,
@@ -426,9 +427,8 @@ RESULTS = {
 
 
 def write(path: Path, results: Sequence[ReadResult], **options: object) -> Path:
-    with RecordWriter(
-        str(path), {"1a2b": RUN}, options.pop("identity", IDENTITY), options.pop("sequences", SEQUENCES), **options
-    ) as writer:
+    settings = OutputSettings(options.pop("identity", IDENTITY), options.pop("sequences", SEQUENCES), **options)
+    with RecordWriter(str(path), {"1a2b": RUN}, settings) as writer:
         for result in results:
             writer.write(result)
     return path
@@ -496,10 +496,10 @@ def test_values_of_tags(tmp_path: Path) -> None:
             "PU": "FAB12345",
             "PM": "MN00001",
             "SM": "patient 7",
-            "LB": "exp",
-            "DT": "2024-05-06T07:08:09.000+00:00",
+            "LB": "patient 7",
+            "DT": "2024-05-06T07:08:09.000000+00:00",
             "PL": "ONT",
-            "DS": "basecall_model=dna_r9.4.1_fast@v3.4 runid=1a2b",
+            "DS": "runid=1a2b basecall_model=dna_r9.4.1_fast@v3.4",
         }
     ]
     caller, aligner = sam.header["PG"]
@@ -528,7 +528,8 @@ def test_times_keep_their_zone(tmp_path: Path) -> None:
 def test_no_text_can_break_a_line(tmp_path: Path, odd: str) -> None:
     run = replace(RUN, run_id=odd, flow_cell_id=odd, position=odd, sample_id=odd, experiment_id=odd)
     result = make_result(make_part([PRIMARY]), info=replace(BARE, run=run, file_name=odd))
-    with RecordWriter(str(tmp_path / "a.sam"), {odd: run}, IDENTITY, SEQUENCES, f"porestream call {odd}") as writer:
+    settings = OutputSettings(IDENTITY, SEQUENCES, f"porestream call {odd}")
+    with RecordWriter(str(tmp_path / "a.sam"), {odd: run}, settings) as writer:
         writer.write(replace(result, scaling_strategy=odd))
     sam = check((tmp_path / "a.sam").read_text(), REFERENCES)
     assert len(sam.header["RG"]) == 1
@@ -705,5 +706,5 @@ def test_a_name_that_tells_no_format_is_refused(tmp_path: Path, name: str) -> No
     path = tmp_path / name
     with pytest.raises(ValueError, match=re.escape(str(path))) as caught:
         write(path, [])
-    assert ".bam or .sam" in str(caught.value)
+    assert ".bam, .sam, .cram, .fastq" in str(caught.value)
     assert not path.exists()

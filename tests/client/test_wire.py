@@ -24,6 +24,7 @@ from porestream.client.wire import (
     encode_read,
     encode_run,
 )
+from porestream.models.chemistry import Chemistry
 from porestream.v1 import porestream_pb2 as pb
 
 RUN = RunInfo("run", 4000, "FAB12345", "FLO-MIN106", "SQK-LSK109", "MN00001", "sample", "experiment")
@@ -210,5 +211,6 @@ def test_identity_and_server_info() -> None:
     info.limits.max_chunk_samples = 5
     info.limits.max_message_bytes = 6
     info.limits.min_chunk_credit_samples = 7
-    expected = ServerInfo("1", "cpu", ("a", "b"), {"r": (ReferenceSequence("chr1", 9, "ff"),)}, 5, 6, 7)
+    models = {"a": Chemistry(), "b": Chemistry()}
+    expected = ServerInfo("1", "cpu", models, {"r": (ReferenceSequence("chr1", 9, "ff"),)}, 5, 6, 7)
     assert decode_server_info(info) == expected

@@ -452,7 +452,16 @@ def test_a_stream_that_names_no_model_gets_one_for_its_chemistry(start_server, m
     both = start_server(model=models)
     assert open_stream(both, old) == models[0].name
     assert open_stream(both, new) == models[1].name
-    assert open_stream(both, rna, model=models[0].name) == models[0].name
+    mismatch = r"RNA004 .*, dna_r9.4.1_e8.1_fast@v9 is for R9.4.1 DNA .* at 4 kHz; for this run there is no model here"
+    with pytest.raises(grpc.RpcError, match=mismatch):
+        open_stream(both, rna, model=models[0].name)
+    with pytest.raises(grpc.RpcError, match=f"for this run there is {models[1].name} here; allow_chemistry_mismatch"):
+        open_stream(both, new, model=models[0].name)
+    assert open_stream(both, rna, model=models[0].name, allow_chemistry_mismatch=True) == models[0].name
+    assert open_stream(both, pb.RunInfo(run_id="r"), model=models[0].name) == models[0].name
+    fast_rate = pb.RunInfo(run_id="r", sample_rate_hz=5000)
+    with pytest.raises(grpc.RpcError, match="an unknown pore at 5 kHz"):
+        open_stream(both, fast_rate, model=models[0].name)
     for run, reason in ((rna, "the run is RNA004"), (pb.RunInfo(run_id="r"), "name a model")):
         with pytest.raises(grpc.RpcError, match=reason):
             open_stream(both, run)

@@ -1,0 +1,188 @@
+"""Read a sequencing summary with the tools that people use: `python benchmarks/summary_readers.py SUMMARY`.
+
+NanoPlot, pycoQC and ToulligQC each live in an environment of their own in build/summary-readers, made here if it is not
+there, for pycoQC needs numpy and pandas of 2022. Each makes its report of SUMMARY; reads, bases, N50 and Q that it
+counted are compared with those worked out here from the table.
+
+Each has its own figure for Q: NanoPlot the mean error probability as Phred, pycoQC the median, ToulligQC the plain
+mean; NanoPlot rounds to 0.1, the others compute in float32. All but ToulligQC leave out reads without bases.
+
+Prints Markdown; exits with 1 if a figure differs or a tool does not finish. NanoPlot does not finish where all reads
+have the same start time, as those of converted files may: it fails in its plots over time, after its figures.
+"""
+
+import argparse
+import csv
+import json
+import math
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+ENVIRONMENTS = Path(__file__).resolve().parent.parent / "build" / "summary-readers"
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What a tool counted, or ought to."""
+
+    reads: int
+    bases: int
+    n50: float
+    qscore: float
+
+    def agree(self, other: "Figures", qscore_error: float) -> bool:
+        """Whether all are the same; Q but for the tool's rounding."""
+        same = (self.reads, self.bases, self.n50) == (other.reads, other.bases, other.n50)
+        return same and math.isclose(self.qscore, other.qscore, rel_tol=0, abs_tol=qscore_error)
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """A reader of summaries: what to install, how to run it, and where it leaves its figures.
+
+    `command(summary, folder)` is run in the environment; `figures(folder)` reads what it wrote; `expected_qscore` works
+    out its figure for Q from those of the reads.
+    """
+
+    name: str
+    packages: tuple[str, ...]
+    command: Callable[[Path, Path], list[str | Path]]
+    figures: Callable[[Path], Figures]
+    expected_qscore: Callable[[list[float]], float]
+    qscore_error: float
+    counts_empty: bool = False
+
+
+def nanoplot_figures(folder: Path) -> Figures:
+    """NanoStats.txt."""
+    rows = dict(line.split("\t") for line in (folder / "NanoStats.txt").read_text().splitlines())
+    return Figures(
+        int(rows["number_of_reads"]),
+        round(float(rows["number_of_bases"])),
+        float(rows["n50"]),
+        float(rows["mean_qual"]),
+    )
+
+
+def pycoqc_figures(folder: Path) -> Figures:
+    """The JSON report; the fiftieth percentile of Q is the median."""
+    figures = json.loads((folder / "report.json").read_text())["All Reads"]["basecall"]
+    return Figures(
+        figures["reads_number"], figures["bases_number"], figures["N50"], figures["qual_score_percentiles"][50]
+    )
+
+
+def toulligqc_figures(folder: Path) -> Figures:
+    """The data report."""
+    prefix = "basecaller.sequencing.summary.1d.extractor."
+    lines = (folder / "report.data").read_text().splitlines()
+    rows = dict(line.removeprefix(prefix).split("=", 1) for line in lines if line.startswith(prefix))
+    return Figures(int(rows["read.count"]), int(rows["yield"]), float(rows["n50"]), float(rows["all.read.qscore.mean"]))
+
+
+def mean_error_qscore(qscores: list[float]) -> float:
+    """Phred of the mean error probability."""
+    return -10 * math.log10(statistics.fmean(10 ** (qscore / -10) for qscore in qscores))
+
+
+TOOLS = (
+    Tool(
+        "NanoPlot",
+        ("NanoPlot==1.48.0",),
+        lambda summary, folder: ["NanoPlot", "--summary", summary, "-o", folder, "--tsv_stats", "--no_static"],
+        nanoplot_figures,
+        mean_error_qscore,
+        0.051,
+    ),
+    Tool(
+        "pycoQC",
+        ("pycoQC==2.5.2", "numpy<1.24", "pandas<2", "scipy<1.11", "setuptools<70"),
+        lambda summary, folder: [
+            "pycoQC",
+            *("-f", summary, "-o", folder / "report.html", "-j", folder / "report.json"),
+        ],
+        pycoqc_figures,
+        statistics.median,
+        1e-4,
+    ),
+    Tool(
+        "ToulligQC",
+        ("toulligqc==2.9.1",),
+        lambda summary, folder: [
+            "toulligqc",
+            *("-a", summary, "-o", folder / "report.html", "--data-report-path", folder / "report.data", "--quiet"),
+        ],
+        toulligqc_figures,
+        statistics.fmean,
+        1e-4,
+        counts_empty=True,
+    ),
+)
+
+
+def ensure_environment(tool: Tool) -> Path:
+    """The folder of a tool's programs, installed first if need be."""
+    environment = ENVIRONMENTS / tool.name.lower()
+    ready = environment / ".ready"
+    if not ready.exists():
+        print(f"installing {tool.name} into {environment}", file=sys.stderr)
+        subprocess.run([sys.executable, "-m", "venv", environment], check=True)
+        subprocess.run([environment / "bin" / "python", "-m", "pip", "install", "-q", *tool.packages], check=True)
+        ready.touch()
+    return environment / "bin"
+
+
+def expected_figures(summary: Path, tool: Tool) -> Figures:
+    """What a tool ought to count: worked out from the table."""
+    with summary.open(newline="") as file:
+        rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+    rows = [row for row in rows if tool.counts_empty or row["sequence_length_template"] != "0"]
+    lengths = sorted((int(row["sequence_length_template"]) for row in rows), reverse=True)
+    counted, n50 = 0, 0
+    for n50 in lengths:
+        counted += n50
+        if counted >= sum(lengths) / 2:
+            break
+    qscore = tool.expected_qscore([float(row["mean_qscore_template"]) for row in rows])
+    return Figures(len(rows), sum(lengths), n50, qscore)
+
+
+def compare(tool: Tool, summary: Path) -> bool:
+    """Run a tool, print two rows of the table; whether it finished, with the same figures."""
+    programs = ensure_environment(tool)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        program, *arguments = tool.command(summary.absolute(), folder)
+        done = subprocess.run([programs / program, *arguments], cwd=folder, capture_output=True, text=True, check=False)
+        expected = expected_figures(summary, tool)
+        print(
+            f"| table, for {tool.name} | {expected.reads} | {expected.bases} | {expected.n50} | {expected.qscore:.4f} |"
+        )
+        problem = "" if done.returncode == 0 else (done.stderr.strip() or done.stdout.strip()).splitlines()[-1]
+        try:
+            found = tool.figures(folder)
+        except (OSError, KeyError, ValueError) as error:
+            print(f"| {tool.packages[0]} | no figures: {problem or error} | | | |")
+            return False
+    print(f"| {tool.packages[0]} | {found.reads} | {found.bases} | {found.n50:g} | {found.qscore:.4f} |")
+    if problem:
+        print(f"{tool.name} did not finish: {problem}", file=sys.stderr)
+    return not problem and found.agree(expected, tool.qscore_error)
+
+
+def main() -> int:
+    """See the module's docstring."""
+    parser = argparse.ArgumentParser(description="Read a sequencing summary with NanoPlot, pycoQC and ToulligQC.")
+    parser.add_argument("summary", type=Path, metavar="SUMMARY", help="sequencing_summary.txt")
+    summary = parser.parse_args().summary
+    print("| | reads | bases | N50 | Q |\n| --- | --- | --- | --- | --- |")
+    return 0 if all([compare(tool, summary) for tool in TOOLS]) else 1  # all of them, whatever the first says
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,134 @@
+"""What commands share: the flags that go to a server, and other tools' flags, which are refused by name."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+DEVICES = "auto|cpu|cuda|cuda:N|emulated"
+
+_NOT_HERE = "is not part of porestream yet"
+REFUSED = {
+    # Flags of other tools, and what is said to them.
+    "-x": "is the device in dorado and the preset in minimap2: say --device or --preset",
+    "-v": "has no meaning here: porestream serve --log-format text shows a server's log",
+    "-c": "is not to be chosen: a model brings its chunk size",
+    "--chunksize": "is not to be chosen: a model brings its chunk size",
+    "--overlap": "is not to be chosen: a model brings its overlap",
+    "--mm2-opts": "is not taken: --preset map-ont or lr:hq",
+    "--trim": "is said as --no-trim here: adapters are trimmed unless it is given",
+    "--skip-model-compatibility-check": "is --allow-chemistry-mismatch here",
+    "--output_dir": "is --output-dir",
+    **dict.fromkeys(
+        (
+            "--kit-name",
+            "--barcode-both-ends",
+            "--barcode-arrangement",
+            "--barcode-sequences",
+            "--sample-sheet",
+            "--no-classify",
+        ),
+        f"is about barcodes, which {_NOT_HERE}: dorado demux takes our BAM",
+    ),
+    **dict.fromkeys(
+        (
+            "--modified-bases",
+            "--modified-bases-models",
+            "--modified-bases-threshold",
+            "--modified-bases-batchsize",
+        ),
+        f"is about modified bases: calling them {_NOT_HERE}",
+    ),
+    **dict.fromkeys(("--estimate-poly-a", "--poly-a-config"), f"is about poly(A) tails: measuring them {_NOT_HERE}"),
+    **dict.fromkeys(("--disable-read-splitting",), f"is about splitting reads, which {_NOT_HERE}: no read is split"),
+    **dict.fromkeys(("--pairs", "--duplex"), f"is about duplex reads: calling them {_NOT_HERE}"),
+    "--primer-sequences": f"is about primers: trimming them {_NOT_HERE}; standard adapters are trimmed",
+    "--bed-file": f"is about counting hits in regions, which {_NOT_HERE}: samtools view -L takes our BAM",
+    "--rna-adapters": "is not needed: RNA's adapter is trimmed on the signal",
+}
+
+
+class CallCommand(click.Command):
+    """A command that knows dorado's and minimap2's flags, and says what to do instead."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        for argument in args:
+            if argument == "--":
+                break
+            flag = argument.split("=", 1)[0]
+            if flag in REFUSED:
+                raise click.UsageError(f"{flag} {REFUSED[flag]}", ctx)
+        return super().parse_args(ctx, args)
+
+
+def server_options(command: _F) -> _F:
+    """The flags that say how a server calls: those of `serve`, and of `call` for the server that it starts."""
+    for option in reversed(_SERVER_OPTIONS):
+        command = option(command)
+    return command
+
+
+_SERVER_OPTIONS: Sequence[Callable[[Any], Any]] = (
+    click.option(
+        "--device",
+        metavar=DEVICES,
+        help="Where the network runs and scores are decoded. Default: auto (the first CUDA card where PyTorch finds "
+        "one, else the CPU). emulated: the network on the CPU, the card's kernels on an emulator: for a few short "
+        "reads, to learn how they work; needs g++.",
+    ),
+    click.option(
+        "--decoder",
+        type=click.Choice(["auto", "gpu", "cpu"]),
+        help="What makes bases of scores: the device, or the CPU. Default: auto (gpu, where the device is not the "
+        "CPU).",
+    ),
+    click.option(
+        "--aligner",
+        type=click.Choice(["auto", "gpu", "mappy"]),
+        help="What aligns base by base: the device, or mappy (minimap2) on the CPU. Where a read lies is mappy's to "
+        "say either way, so gpu is not faster yet. Default: auto (mappy).",
+    ),
+    click.option(
+        "--precision",
+        type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
+        help="Of the network. Default: auto (fp16 on a card; on a CPU bf16 where the processor computes it).",
+    ),
+    click.option(
+        "-b",
+        "--batch-size",
+        "--batchsize",
+        "batch_size",
+        type=click.IntRange(1, 4096),
+        metavar="N",
+        help="Chunks that a worker calls at a time. Default: 16 on a CPU, where it does not change any base; on a card "
+        "as many as fit into its memory.",
+    ),
+    click.option(
+        "-t",
+        "--threads",
+        type=click.IntRange(1),
+        metavar="N",
+        help="Workers, one core each. Default: one for every core.",
+    ),
+    click.option(
+        "--cache-dir",
+        type=click.Path(path_type=Path),
+        metavar="DIR",
+        help="Where compiled code and indexes are kept. Default: $XDG_CACHE_HOME/porestream or ~/.cache/porestream.",
+    ),
+)
+
+
+def models_directory_option(name: str, **attributes: Any) -> Callable[[_F], _F]:
+    """--models-dir, under the name that the command wants."""
+    return click.option(
+        "--models-dir",
+        "--models-directory",
+        name,
+        metavar="DIR",
+        help="Folder of your models. Default: $PORESTREAM_MODELS or ~/.local/share/porestream/models.",
+        **attributes,
+    )

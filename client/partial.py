@@ -1,0 +1,267 @@
+"""What an interrupted call has written: its complete reads are taken over, so that only the rest is called."""
+
+import gzip
+import re
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from uuid import UUID
+
+import numpy as np
+import pysam
+
+from porestream.client.reads import RunInfo
+from porestream.client.records import header
+from porestream.client.sources import ReadIds
+from porestream.client.writers import Format, Outputs, OutputSettings, format_of
+
+# The last bytes of a complete file: SAM specification, section 4.1.2; CRAM specification, section 9.
+_BGZF_END = bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000")
+_CRAM_END = bytes.fromhex("0f000000ffffffff0fe0454f4600000000010005bdd94f0001000606010001000100ee63014b")
+_BATCH_READS = 4096
+
+
+class CannotResume(ValueError):
+    """The file cannot be gone on with; the message says why, and the way out."""
+
+
+@dataclass
+class Partial:
+    """The files of an interrupted call, complete or cut off anywhere.
+
+    Parameters
+    ----------
+    path
+        A BAM, SAM, CRAM or FASTQ file, or a folder of them that `--output-dir` has made.
+
+    Attributes
+    ----------
+    read_ids
+        After `take_over`: the reads whose records are complete.
+    runs
+        The runs that the files' read groups name, as far as a header tells.
+
+    Raises
+    ------
+    CannotResume
+        There is nothing to read, or not by us.
+    OSError
+        A file cannot be read at all.
+    """
+
+    path: Path
+    read_ids: ReadIds = field(default_factory=ReadIds, init=False)
+    runs: dict[str, RunInfo] = field(default_factory=dict, init=False)
+    _files: list[Path] = field(default_factory=list, init=False)
+    _run_of_group: dict[str, str] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        if not self.path.exists():
+            raise CannotResume(f"{self.path}: no such file or folder to resume from")
+        if self.path.is_dir():
+            self._files = sorted(file for file in self.path.rglob("*") if file.is_file() and _form(file) is not None)
+            if not self._files:
+                raise CannotResume(f"{self.path}: no BAM, SAM, CRAM or FASTQ in this folder to resume from")
+        else:
+            if _form(self.path) is None:
+                raise CannotResume(f"{self.path}: only from .bam, .sam, .cram, .fastq and .fastq.gz can be resumed")
+            self._files = [self.path]
+        for file in self._files:
+            for group in self._groups(file):
+                run = _run_of(group)
+                self.runs[run.run_id] = run
+                self._run_of_group[group["ID"]] = run.run_id
+
+    def check(self, settings: OutputSettings) -> None:
+        """Whether outputs with these settings can hold what is here.
+
+        Raises
+        ------
+        CannotResume
+            The records were made by another caller, or to another reference, than these outputs are for; or they are a
+            FASTQ's, and the outputs are not.
+        """
+        here = header((), settings.identity, settings.sequences, settings.command_line, settings.choices)
+        for file in self._files:
+            if _form(file) is Format.FASTQ:
+                if settings.form is not Format.FASTQ:
+                    raise CannotResume(f"{file}: a FASTQ lacks what other formats need; write a FASTQ again")
+                continue
+            try:
+                with _open(file, settings.reference) as opened:
+                    there = opened.header
+            except (OSError, ValueError):  # cut within its header: there is nothing to take
+                continue
+            _check(file, there, here)
+
+    def take_over(self, outputs: Outputs, runs: dict[str, RunInfo]) -> int:
+        """Copy the records of all complete reads; returns how many reads that is.
+
+        Parameters
+        ----------
+        outputs
+            Where to. Of the same format where this is FASTQ.
+        runs
+            Those of the input, which go before what a header tells.
+
+        Raises
+        ------
+        CannotResume
+            A sorted file is cut off, or a record's run is not known.
+        """
+        known = self.runs | runs
+        ids: list[bytes] = []
+        for file in self._files:
+            for name, group, written in self._reads(file, outputs):
+                run = known.get(self._run_of_group.get(group) or group.split("_")[0])
+                if run is None:
+                    raise CannotResume(f"{file}: read {name} is of read group {group!r}, which no input has")
+                outputs.copy(run, written)
+                ids.append(name.bytes)
+                if len(ids) >= _BATCH_READS:
+                    self.read_ids.add(np.array(ids, "S16"))
+                    ids.clear()
+            self.read_ids.add(np.array(ids, "S16"))
+            ids.clear()
+        return len(self.read_ids)
+
+    def _groups(self, file: Path) -> list[dict[str, str]]:
+        if _form(file) is Format.FASTQ:
+            return []
+        try:
+            with _open(file) as records:
+                return list(records.header.to_dict().get("RG", []))
+        except (OSError, ValueError):
+            if file.stat().st_size and not _begins_well(file):
+                raise CannotResume(f"{file}: not a file that porestream wrote, or damaged at its beginning") from None
+            return []
+
+    def _reads(self, file: Path, outputs: Outputs) -> Iterator[tuple[UUID, str, list[pysam.AlignedSegment]]]:
+        """Id, read group and records of each read that is complete."""
+        if _form(file) is Format.FASTQ:
+            if outputs.form is not Format.FASTQ:
+                raise CannotResume(
+                    f"{file}: a FASTQ lacks what a {outputs.form.value.upper()} needs; write FASTQ again"
+                )
+            yield from _fastq_reads(file, outputs)
+            return
+        try:
+            records = _open(file, outputs.settings.reference)
+        except (OSError, ValueError):
+            return  # cut within its header
+        with records:
+            yield from _grouped(file, records)
+
+
+def _grouped(file: Path, records: pysam.AlignmentFile) -> Iterator[tuple[UUID, str, list[pysam.AlignedSegment]]]:
+    """A read's records stand together, unless they were sorted; the last one's may lack some where a file was cut."""
+    is_sorted = records.header.to_dict().get("HD", {}).get("SO") == "coordinate"
+    has_end = _has_end(file)
+    if is_sorted and not has_end:
+        raise CannotResume(f"{file}: sorted, and cut off: which reads are complete cannot be told; call anew")
+    if is_sorted:  # and complete: one by one, for a read's records lie anywhere
+        for record in records:
+            yield _read_id(record), str(record.get_tag("RG")), [record]
+        return
+    group: list[pysam.AlignedSegment] = []
+    name = None
+    try:
+        for record in records:
+            if name is not None and _read_id(record) != name:
+                yield name, str(group[0].get_tag("RG")), group
+                group = []
+            name = _read_id(record)
+            group.append(record)
+    except (OSError, ValueError, KeyError):  # cut off here
+        return
+    if name is not None and has_end:
+        yield name, str(group[0].get_tag("RG")), group
+
+
+def _fastq_reads(file: Path, outputs: Outputs) -> Iterator[tuple[UUID, str, list[pysam.AlignedSegment]]]:
+    """Entries of a FASTQ as unmapped records; the last one of a file without an end is left."""
+    before: tuple[UUID, str, list[pysam.AlignedSegment]] | None = None
+    opener = gzip.open if file.name.endswith(".gz") else open
+    with opener(file, "rt", errors="replace") as lines:
+        try:
+            while entry := [line.rstrip("\n") for line, _ in zip(lines, range(4), strict=False)]:
+                if len(entry) < 4 or not entry[0].startswith("@") or len(entry[1]) != len(entry[3]):
+                    return
+                if before:
+                    yield before
+                name, *tags = entry[0][1:].split("\t")
+                tags = [tag for tag in tags if tag[:2] not in ("DT", "PU", "LB", "SM")]
+                line = "\t".join([name, "4", "*", "0", "0", "*", "*", "0", "0", entry[1], entry[3], *tags])
+                record = pysam.AlignedSegment.fromstring(line, outputs.header)
+                before = _read_id(record), str(record.get_tag("RG")), [record]
+        except (OSError, EOFError, zlib.error, ValueError, KeyError):  # cut off here
+            return
+    if before and _has_end(file):
+        yield before
+
+
+def _check(file: Path, there: pysam.AlignmentHeader, here: pysam.AlignmentHeader) -> None:
+    """The same caller, and the same reference, or CannotResume."""
+    for program in ("basecaller", "aligner"):
+        before, now = (_program(head, program) for head in (there, here))
+        for key in sorted(before.keys() | now.keys()):
+            if before.get(key) != now.get(key):
+                raise CannotResume(
+                    f"{file} was made with {key}={before.get(key, 'none')}, this call has {now.get(key, 'none')}: "
+                    "one file cannot hold both; call as before, or anew without --resume-from"
+                )
+    if (there.references, there.lengths) != (here.references, here.lengths):
+        raise CannotResume(f"{file} has other reference sequences than this call")
+
+
+def _program(head: pysam.AlignmentHeader, name: str) -> dict[str, str]:
+    line: dict[str, str] = next((program for program in head.to_dict().get("PG", []) if program["ID"] == name), {})
+    words = dict(word.split("=", 1) for word in line.get("DS", "").split() if "=" in word)
+    return words | {key.lower(): line[key] for key in ("PN", "VN") if key in line}
+
+
+def _read_id(record: pysam.AlignedSegment) -> UUID:
+    return UUID(str(record.get_tag("pi") if record.has_tag("pi") else record.query_name))
+
+
+def _form(file: Path) -> Format | None:
+    try:
+        return format_of(str(file))
+    except ValueError:
+        return None
+
+
+def _open(file: Path, reference: Path | None = None) -> pysam.AlignmentFile:
+    return pysam.AlignmentFile(str(file), check_sq=False, reference_filename=str(reference) if reference else None)
+
+
+def _has_end(file: Path) -> bool:
+    """Whether a file says that it is complete. Text never does."""
+    form = _form(file)
+    end = _CRAM_END if form is Format.CRAM else _BGZF_END
+    if form is Format.SAM or (form is Format.FASTQ and not file.name.endswith(".gz")):
+        return False
+    with file.open("rb") as opened:
+        opened.seek(max(0, file.stat().st_size - len(end)))
+        return opened.read() == end
+
+
+def _begins_well(file: Path) -> bool:
+    """Whether a file begins as one of its kind does."""
+    with file.open("rb") as opened:
+        return opened.read(4).startswith((b"\x1f\x8b\x08", b"CRAM", b"@"))
+
+
+def _run_of(group: dict[str, str]) -> RunInfo:
+    """A run as far as a read group tells."""
+    said = re.search(r"runid=(\S+)", group.get("DS", ""))
+    return RunInfo(
+        run_id=said[1] if said else group["ID"].split("_")[0],
+        sample_rate_hz=0,
+        flow_cell_id=group.get("PU", ""),
+        position=group.get("PM", ""),
+        sample_id=group.get("SM", ""),
+        acquisition_start_time=datetime.fromisoformat(group["DT"]) if "DT" in group else None,
+    )

@@ -1,0 +1,241 @@
+"""ONT's sequencing summary: a table of the called reads, a row each, as QC tools read it."""
+
+import os
+from collections.abc import Iterable
+from functools import lru_cache
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+from uuid import UUID
+
+from porestream.client.reads import Alignment, CalledPart, ReadResult, ReadStatus
+from porestream.client.records import REVERSE, SECONDARY, SUPPLEMENTARY
+from porestream.client.sources import ReadIds
+
+_READ_COLUMNS = (
+    "input_filename",
+    "parent_read_id",
+    "read_id",
+    "run_id",
+    "channel",
+    "mux",
+    "start_time",
+    "duration",
+    "passes_filtering",
+    "template_start",
+    "template_duration",
+    "sequence_length_template",
+    "mean_qscore_template",
+    "experiment_id",
+    "sample_id",
+    "end_reason",
+)
+_UNMAPPED = {  # the alignment columns, and what stands in them where there is none
+    "alignment_genome": "*",
+    "alignment_direction": "*",
+    "alignment_genome_start": "-1",
+    "alignment_genome_end": "-1",
+    "alignment_strand_start": "-1",
+    "alignment_strand_end": "-1",
+    "alignment_num_insertions": "0",
+    "alignment_num_deletions": "0",
+    "alignment_num_aligned": "0",
+    "alignment_num_correct": "0",
+    "alignment_identity": "0.0",
+    "alignment_accuracy": "0.0",
+    "alignment_score": "0",
+    "alignment_coverage": "0.0",
+    "alignment_mapping_quality": "0",
+    "alignment_num_alignments": "0",
+    "alignment_num_secondary_alignments": "0",
+    "alignment_num_supplementary_alignments": "0",
+}
+_MATCH, _INSERTION, _DELETION, _SOFT_CLIP, _HARD_CLIP, _EQUAL, _MISMATCH = 0, 1, 2, 4, 5, 7, 8  # as BAM numbers them
+
+
+class SummaryTable:
+    """Writes results to a sequencing summary: tab-separated, a row for each called sequence; a context manager.
+
+    Names, units and order of the columns are those of ONT's output specification (sequencing summary 1.1, the one that
+    is made of files), without those that do not apply here: batches, events, pore types, poly(A) tails, barcodes, BED
+    files and duplex. Times are in seconds, starts count from the run's start. Each part of a split read has a row of
+    its own, with the start of the whole read, whose id is `parent_read_id`. Reads that were filtered have FALSE in
+    `passes_filtering`; those rejected or failed have no row.
+
+    Parameters
+    ----------
+    path
+        The file, by custom sequencing_summary.txt.
+    aligned
+        Whether reads were aligned, so that there are alignment columns. They tell of the primary alignment, and of an
+        unmapped sequence `*`, -1 and 0, as dorado writes them.
+
+    Raises
+    ------
+    OSError
+        The file cannot be written, or not to its end.
+    """
+
+    def __init__(self, path: Path, *, aligned: bool) -> None:
+        self._path = path
+        self._aligned = aligned
+        self._columns = [*_READ_COLUMNS, *(_UNMAPPED if aligned else ())]
+        self._header = "\t".join(self._columns) + "\n"
+        try:
+            self._file = path.open("w", encoding="utf-8", newline="\n")
+            self._file.write(self._header)
+        except OSError as error:
+            raise self._named(error) from error
+
+    def copy(self, before: Path, read_ids: ReadIds) -> int:
+        """Take over the rows that an earlier call has written of these reads; returns of how many reads there were any.
+
+        A last row that was cut short is left, and so is a table with other columns.
+        """
+        found: set[bytes] = set()
+        with before.open(encoding="utf-8", errors="replace", newline="\n") as rows:
+            if rows.readline() != self._header:
+                return 0
+            for row in rows:
+                read_id = UUID(row.split("\t", 2)[1]).bytes if row.endswith("\n") else b""
+                if read_id in read_ids:
+                    found.add(read_id)
+                    self._write([row])
+        return len(found)
+
+    def write_all(self, results: Iterable[ReadResult]) -> None:
+        """Write the rows of several results."""
+        self._write(self._row(result, part) for result in results for part in result.parts)
+
+    def close(self) -> None:
+        """Finish the file, down to the disk."""
+        if self._file.closed:
+            return
+        try:
+            with self._file:
+                self._file.flush()
+                if self._path.is_file():
+                    os.fsync(self._file.fileno())
+        except OSError as error:
+            raise self._named(error) from error
+
+    def _write(self, rows: Iterable[str]) -> None:
+        try:
+            self._file.writelines(rows)
+        except OSError as error:
+            raise self._named(error) from error
+
+    def _row(self, result: ReadResult, part: CalledPart) -> str:
+        values = _read_values(result, part)
+        if self._aligned:
+            values |= _alignment_values(part) if part.alignments else _UNMAPPED
+        return "\t".join(values[column] for column in self._columns) + "\n"
+
+    def _named(self, error: OSError) -> OSError:
+        where = f"cannot write to {self._path}"
+        if not error.errno:
+            return OSError(f"{where}: {error}")
+        return OSError(error.errno, f"{where}: {os.strerror(error.errno)}")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _read_values(result: ReadResult, part: CalledPart) -> dict[str, str]:
+    info, run = result.info, result.info.run
+    return {
+        "input_filename": _field(info.file_name),
+        "parent_read_id": str(info.read_id),
+        "read_id": str(part.read_id),
+        "run_id": _field(run.run_id),
+        "channel": str(info.channel),
+        "mux": str(info.well),
+        "start_time": _seconds(info.start_sample, run.sample_rate_hz),
+        "duration": _seconds(part.samples, run.sample_rate_hz),
+        "passes_filtering": "FALSE" if result.status is ReadStatus.FILTERED else "TRUE",
+        "template_start": _seconds(info.start_sample + part.trimmed_samples, run.sample_rate_hz),
+        "template_duration": _seconds(part.samples - part.trimmed_samples, run.sample_rate_hz),
+        "sequence_length_template": str(len(part.sequence)),
+        "mean_qscore_template": f"{part.mean_qscore:.6f}",
+        "experiment_id": _field(run.experiment_id),
+        "sample_id": _field(run.sample_id),
+        "end_reason": _field(info.end_reason),
+    }
+
+
+def _alignment_values(part: CalledPart) -> dict[str, str]:
+    """Of the primary alignment.
+
+    As in dorado, identity is of the bases that are aligned to a base, accuracy of all columns of the alignment, and
+    `strand_start` and `strand_end` count along the sequence as SAM has it, which of `-` is the reverse complement.
+    """
+    primary: Alignment = part.alignments[0]
+    bases = _bases_of_operations(primary.cigar)
+    aligned, inserted, deleted = bases[_MATCH] + bases[_EQUAL] + bases[_MISMATCH], bases[_INSERTION], bases[_DELETION]
+    correct = aligned - (primary.edit_distance - inserted - deleted)  # NM: substitutions and gaps
+    begin, end = _clip(primary.cigar), len(part.sequence) - _clip(primary.cigar[::-1])
+    return {
+        "alignment_genome": _field(primary.reference_name),
+        "alignment_direction": "-" if primary.flag & REVERSE else "+",
+        "alignment_genome_start": str(primary.reference_start),
+        "alignment_genome_end": str(primary.reference_end),
+        "alignment_strand_start": str(begin),
+        "alignment_strand_end": str(end),
+        "alignment_num_insertions": str(inserted),
+        "alignment_num_deletions": str(deleted),
+        "alignment_num_aligned": str(aligned),
+        "alignment_num_correct": str(correct),
+        "alignment_identity": _ratio(correct, aligned),
+        "alignment_accuracy": _ratio(correct, aligned + inserted + deleted),
+        "alignment_score": str(primary.score),
+        "alignment_coverage": _ratio(end - begin, len(part.sequence)),
+        "alignment_mapping_quality": str(primary.mapping_quality),
+        "alignment_num_alignments": str(len(part.alignments)),
+        "alignment_num_secondary_alignments": str(_flagged(part, SECONDARY)),
+        "alignment_num_supplementary_alignments": str(_flagged(part, SUPPLEMENTARY)),
+    }
+
+
+def _bases_of_operations(cigar: tuple[int, ...]) -> list[int]:
+    """How many bases each operation has, as BAM numbers them."""
+    bases = [0] * 16
+    for value in cigar:
+        bases[value & 15] += value >> 4
+    return bases
+
+
+def _clip(cigar: tuple[int, ...]) -> int:
+    """Bases clipped before the first operation that is none."""
+    clipped = 0
+    for value in cigar:
+        if value & 15 not in (_SOFT_CLIP, _HARD_CLIP):
+            break
+        clipped += value >> 4
+    return clipped
+
+
+def _flagged(part: CalledPart, bit: int) -> int:
+    return sum(bool(alignment.flag & bit) for alignment in part.alignments)
+
+
+def _seconds(samples: int, sample_rate_hz: int) -> str:
+    return f"{_divided(samples, sample_rate_hz):.6f}"
+
+
+def _ratio(part: int, whole: int) -> str:
+    return f"{_divided(part, whole):.6f}"
+
+
+def _divided(value: int, by: int) -> float:
+    return value / by if by else 0.0
+
+
+@lru_cache(maxsize=256)  # few texts, each in very many rows
+def _field(text: str) -> str:
+    """A text that stays in its cell: no tab or line end, nor a quotation mark, in which pandas would look for them."""
+    return "".join(character if character.isprintable() and character != '"' else "_" for character in text)

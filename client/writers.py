@@ -1,0 +1,421 @@
+"""Where records go: a BAM, SAM, CRAM or FASTQ file, standard output, or a folder laid out as MinKNOW does."""
+
+import errno
+import os
+import re
+import select
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import pysam
+
+from porestream.client.reads import CallerIdentity, ReadResult, ReadStatus, ReferenceSequence, RunInfo
+from porestream.client.records import QC_FAIL, REVERSE, SECONDARY, SUPPLEMENTARY, header, records
+
+_STDOUT = 1
+_SORT_MEMORY_BYTES = 1 << 30
+_SORT_THREADS = 4
+_BAI_MAX_BASES = (1 << 29) - 1
+_ALIGNMENT_TAGS = {"NM", "AS", "de", "tp", "MD", "SA", "s1", "s2", "cm", "nn", "rl", "ms", "dv"}
+
+
+_sorting: set[subprocess.Popen[bytes]] = set()
+
+
+class Format(Enum):
+    """Of an output; the value is the word in --emit-sam and the like."""
+
+    BAM = "bam"
+    SAM = "sam"
+    CRAM = "cram"
+    FASTQ = "fastq"
+
+
+_SUFFIXES = {
+    ".bam": Format.BAM,
+    ".sam": Format.SAM,
+    ".cram": Format.CRAM,
+    ".fastq": Format.FASTQ,
+    ".fq": Format.FASTQ,
+    ".fastq.gz": Format.FASTQ,
+    ".fq.gz": Format.FASTQ,
+}
+
+
+def format_of(output: str, asked: Format | None = None) -> Format:
+    """An output's format: by its name; of standard output ("-") what is asked for, else SAM on a terminal, else BAM.
+
+    Raises
+    ------
+    ValueError
+        The name says none, or another than is asked for.
+    """
+    if output == "-":
+        return asked or (Format.SAM if sys.stdout.isatty() else Format.BAM)
+    name = Path(output).name.lower()
+    named = next((form for suffix, form in _SUFFIXES.items() if name.endswith(suffix) and name != suffix), None)
+    if named is None:
+        raise ValueError(
+            f"{output}: the output's name must end in {', '.join(_SUFFIXES)}, or be - for standard output; "
+            "--output-dir names a folder"
+        )
+    if asked and named is not asked:
+        raise ValueError(
+            f"{output} is named as {named.value.upper()}, but --emit-{asked.value} asks for another format"
+        )
+    return named
+
+
+@dataclass(frozen=True, slots=True)
+class OutputSettings:
+    """What all files of one call share.
+
+    Attributes
+    ----------
+    identity, sequences, command_line, choices
+        For the header: see `records.header`.
+    form
+        None: by the output's name.
+    reference
+        FASTA that CRAM is compressed against, with an index beside it; None: CRAM holds the bases itself.
+    sort
+        By coordinate, with an index, when all is written.
+    """
+
+    identity: CallerIdentity
+    sequences: Sequence[ReferenceSequence] = ()
+    command_line: str = ""
+    choices: str = ""
+    form: Format | None = None
+    reference: Path | None = None
+    sort: bool = False
+
+
+class _Sink(Protocol):
+    def write(self, record: pysam.AlignedSegment) -> Any: ...
+
+    def close(self) -> None: ...
+
+
+class RecordWriter:
+    """Writes the records of some runs to one file; a context manager.
+
+    Parameters
+    ----------
+    output
+        A file's name, or "-": standard output; BAM goes there uncompressed.
+    runs
+        For the header; results must be of one of them.
+    settings
+        Formats and choices.
+    keeps_failed
+        Whether reads below the least Q go into a FASTQ as well, which cannot flag them. (Other formats have them.)
+
+    Attributes
+    ----------
+    path
+        The file; None: standard output.
+    partial_path
+        The file that is written until `close`: another one where it is to be sorted.
+    left_out
+        Reads below the least Q that were not written.
+
+    Raises
+    ------
+    OSError
+        The file cannot be written, or not to its end.
+    """
+
+    def __init__(
+        self, output: str, runs: Mapping[str, RunInfo], settings: OutputSettings, *, keeps_failed: bool = False
+    ) -> None:
+        self.settings, self._keeps_failed = settings, keeps_failed
+        self.form = format_of(output, settings.form)
+        self._model = settings.identity.model
+        self.header = header(
+            runs.values(), settings.identity, settings.sequences, settings.command_line, settings.choices
+        )
+        self.path = None if output == "-" else Path(output)
+        self.partial_path = self.path
+        self.left_out = 0
+        if settings.sort and self.path is not None:
+            self.partial_path = self.path.with_name(f"{self.path.stem}.unsorted.bam")
+        self._is_closed = False
+        try:
+            self._sink = self._open()
+        except OSError as error:
+            raise self._named(error) from error
+
+    def _open(self) -> _Sink:
+        target = "-" if self.partial_path is None else str(self.partial_path)
+        if self.form is Format.FASTQ:
+            return _FastqSink(target, self.header)
+        if self.settings.sort:
+            return pysam.AlignmentFile(target, "wb", header=self.header)
+        if self.form is Format.CRAM:
+            if self.settings.reference is not None:
+                return pysam.AlignmentFile(
+                    target, "wc", header=self.header, reference_filename=str(self.settings.reference)
+                )
+            return pysam.AlignmentFile(target, "wc", header=self.header, format_options=["no_ref=1"])
+        mode = "w" if self.form is Format.SAM else "wbu" if self.path is None else "wb"
+        return pysam.AlignmentFile(target, mode, header=self.header)
+
+    def write(self, result: ReadResult) -> None:
+        """Write all of a result's records."""
+        if self.form is Format.FASTQ and result.status is ReadStatus.FILTERED and not self._keeps_failed:
+            self.left_out += 1
+            return
+        self.copy(records(result, self.header, self._model))
+
+    def write_all(self, results: Iterable[ReadResult]) -> None:
+        """Write the records of several results."""
+        for result in results:
+            self.write(result)
+
+    def copy(self, written: Iterable[pysam.AlignedSegment]) -> None:
+        """Write records that are there already."""
+        for record in written:
+            try:
+                self._sink.write(record)
+            except OSError as error:
+                raise self._named(error) from error
+
+    def close(self, *, finish: bool = True) -> None:
+        """Close the file, down to the disk; sort it if asked to, unless there will be more (`finish` False)."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        pipe = os.dup(_STDOUT) if self.path is None else None
+        try:
+            self._sink.close()
+            if pipe is not None and _reader_is_gone(pipe):  # pysam passes over EPIPE
+                raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+        except OSError as error:
+            raise self._named(error) from error
+        finally:
+            if pipe is not None:
+                os.close(pipe)
+        if self.partial_path is None or not self.partial_path.is_file():
+            return
+        with self.partial_path.open("rb") as file:
+            os.fsync(file.fileno())
+        if self.settings.sort and finish:
+            assert self.path is not None
+            sort_and_index(self.partial_path, self.path, self.form, self.settings)
+            self.partial_path.unlink()
+
+    def _named(self, error: OSError) -> OSError:
+        where = f"cannot write to {self.partial_path or 'standard output'}"
+        if not error.errno:
+            return OSError(f"{where}: {error}")
+        return OSError(error.errno, f"{where}: {os.strerror(error.errno)}")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close(finish=kind is None)
+
+
+class _FastqSink:
+    """FASTQ (.gz: BGZF, which any gzip reads) with SAM tags behind the name, separated by tabs, as htslib has them.
+
+    One entry a sequence, in sequencing orientation. Of the read group's fields come DT, PU, LB and SM.
+    """
+
+    def __init__(self, target: str, head: pysam.AlignmentHeader) -> None:
+        self._file: Any
+        if target == "-":
+            self._file = os.fdopen(os.dup(_STDOUT), "wb")
+        else:
+            self._file = pysam.BGZFile(target, "wb", None) if target.lower().endswith(".gz") else open(target, "wb")  # noqa: SIM115
+        self._groups = {
+            group["ID"]: "".join(f"\t{key}:Z:{group[key]}" for key in ("DT", "PU", "LB", "SM") if key in group)
+            for group in head.to_dict().get("RG", [])
+        }
+
+    def write(self, record: pysam.AlignedSegment) -> None:
+        if record.flag & (SECONDARY | SUPPLEMENTARY) or not record.query_length:
+            return
+        fields = record.to_string().split("\t")
+        tags = "".join(f"\t{tag}" for tag in fields[11:] if tag[:2] not in _ALIGNMENT_TAGS)
+        group = self._groups.get(str(record.get_tag("RG")), "") if record.has_tag("RG") else ""
+        qualities = fields[10][::-1] if record.flag & REVERSE else fields[10]
+        entry = f"@{record.query_name}{tags}{group}\n{record.get_forward_sequence()}\n+\n{qualities}\n"
+        self._file.write(entry.encode())
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def sort_and_index(unsorted: Path, target: Path, form: Format, settings: OutputSettings) -> None:
+    """Sort by coordinate with samtools' code, in at most 1 GiB of memory beside what it writes to the disk meanwhile.
+
+    The target and its index appear when they are complete. In a process of its own, for that can be stopped.
+
+    Raises
+    ------
+    OSError
+        The disk is full, most likely; the unsorted file is left.
+    """
+    threads = min(_SORT_THREADS, len(os.sched_getaffinity(0)))
+    made = target.with_name(f".{target.name}.sorting")
+    longest = max((sequence.length for sequence in settings.sequences), default=0)
+    kind = "crai" if form is Format.CRAM else "bai" if longest <= _BAI_MAX_BASES else "csi"
+    index = made.with_name(f"{made.name}.{kind}")
+    arguments = ["--no-PG", "-@", str(threads - 1), "-m", str(_SORT_MEMORY_BYTES // threads), "-T", str(made)]
+    if form is Format.CRAM:
+        option = ["--reference", str(settings.reference)] if settings.reference else ["--output-fmt-option", "no_ref=1"]
+        arguments += ["-O", "cram", *option]
+    elif form is Format.SAM:
+        arguments += ["-O", "sam"]
+    arguments += ["-o", str(made)] if form is Format.SAM else ["--write-index", "-o", f"{made}##idx##{index}"]
+    program = [sys.executable, "-c", "import sys, pysam; pysam.sort(*sys.argv[1:], catch_stdout=False)"]
+    process = subprocess.Popen([*program, *arguments, str(unsorted)], stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    _sorting.add(process)
+    messages = process.communicate()[1].decode(errors="replace")
+    _sorting.discard(process)
+    if process.returncode:
+        for leftover in made.parent.glob(f"{made.name}*"):
+            leftover.unlink()
+        why = "stopped" if process.returncode < 0 else (messages.strip().splitlines() or ["no reason given"])[-1]
+        raise OSError(f"cannot sort {unsorted} into {target}: {why}; the unsorted records are kept")
+    if form is not Format.SAM:
+        os.replace(index, target.with_name(f"{target.name}.{kind}"))
+    os.replace(made, target)
+
+
+def _reader_is_gone(pipe: int) -> bool:
+    """Whether a pipe's other end was closed; it cannot have seen the end of the data while we hold this one."""
+    poll = select.poll()
+    poll.register(pipe, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+class Outputs:
+    """All files of one call: results go to the one of their run, and pass or fail.
+
+    A subclass says which: `writer(run, failed)`. `form` and `header` are what their files have in common.
+    """
+
+    def __init__(self, runs: Mapping[str, RunInfo], settings: OutputSettings) -> None:
+        self.settings = settings
+        self.form = settings.form or Format.BAM
+        self.header = header(
+            runs.values(), settings.identity, settings.sequences, settings.command_line, settings.choices
+        )
+        self._writers: dict[tuple[str, bool], RecordWriter] = {}
+
+    def writer(self, run: RunInfo, failed: bool) -> RecordWriter:
+        """The writer for reads of this run."""
+        raise NotImplementedError
+
+    @property
+    def writers(self) -> list[RecordWriter]:
+        """All that were opened, each once."""
+        return list(dict.fromkeys(self._writers.values()))
+
+    def write_all(self, results: Iterable[ReadResult]) -> None:
+        """Write the records of several results."""
+        for result in results:
+            self.writer(result.info.run, result.status is ReadStatus.FILTERED).write(result)
+
+    def copy(self, run: RunInfo, written: Sequence[pysam.AlignedSegment]) -> None:
+        """Write the records that one read has already."""
+        self.writer(run, bool(written[0].flag & QC_FAIL)).copy(written)
+
+    def stop_sorting(self) -> None:
+        """Have a `close` that sorts end, from another thread: it raises, and leaves the unsorted file."""
+        for process in list(_sorting):
+            process.kill()
+
+    def close(self, *, finish: bool = True) -> None:
+        """Close all files; each is, even if one cannot be."""
+        errors = []
+        for writer in self.writers:
+            try:
+                writer.close(finish=finish)
+            except OSError as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
+
+
+class SingleOutput(Outputs):
+    """One file, or standard output, for all; a run that began after the file did gets one of its own beside it."""
+
+    def __init__(self, output: str, runs: Mapping[str, RunInfo], settings: OutputSettings) -> None:
+        super().__init__(runs, settings)
+        self._output = output
+        first = RecordWriter(output, runs, settings)
+        self.form = first.form
+        self._writers = {(run_id, failed): first for run_id in runs for failed in (False, True)}
+        self._writers.setdefault(("", False), first)  # there may be no runs
+
+    def writer(self, run: RunInfo, failed: bool) -> RecordWriter:
+        if (run.run_id, failed) not in self._writers:
+            path = Path(self._output)
+            path = path.with_name(f"{path.name.split('.')[0]}.{_short(run.run_id)}.{path.name.split('.', 1)[1]}")
+            late = RecordWriter(str(path), {run.run_id: run}, self.settings)
+            self._writers |= {(run.run_id, False): late, (run.run_id, True): late}
+        return self._writers[run.run_id, failed]
+
+
+class OutputFolder(Outputs):
+    """A folder as MinKNOW lays it out: a folder for each run, in it those for reads that pass and fail.
+
+    `EXPERIMENT/SAMPLE/START_POSITION_FLOWCELL_PROTOCOLRUN/bam_pass/FLOWCELL_pass_PROTOCOLRUN_RUN_0.bam`: ONT's output
+    specification, "Output structure"; what a run does not say is "unknown" there.
+    """
+
+    def __init__(self, folder: Path, runs: Mapping[str, RunInfo], settings: OutputSettings) -> None:
+        super().__init__(runs, settings)
+        self.folder = folder
+        for run in runs.values():
+            for status in ("pass", "fail"):
+                if any((run_folder(folder, run) / f"{self.form.value}_{status}").glob("*")):
+                    raise FileExistsError(
+                        errno.EEXIST,
+                        "has records of this run already: name another folder",
+                        str(run_folder(folder, run)),
+                    )
+
+    def writer(self, run: RunInfo, failed: bool) -> RecordWriter:
+        if (run.run_id, failed) not in self._writers:
+            form = self.form
+            status = "fail" if failed else "pass"
+            flow_cell, protocol = _part(run.flow_cell_id), _short(run.protocol_run_id)
+            folder = run_folder(self.folder, run) / f"{form.value}_{status}"
+            folder.mkdir(parents=True, exist_ok=True)
+            suffix = "fastq.gz" if form is Format.FASTQ else form.value
+            number = 0
+            while (path := folder / f"{flow_cell}_{status}_{protocol}_{_short(run.run_id)}_{number}.{suffix}").exists():
+                number += 1  # another run of the same flow cell, whose short id is the same
+            writer = RecordWriter(str(path), {run.run_id: run}, self.settings, keeps_failed=True)
+            self._writers[run.run_id, failed] = writer
+        return self._writers[run.run_id, failed]
+
+
+def run_folder(folder: Path, run: RunInfo) -> Path:
+    """Where a run's files lie in an output folder."""
+    start = run.acquisition_start_time.strftime("%Y%m%d_%H%M") if run.acquisition_start_time else "unknown"
+    name = "_".join([start, _part(run.position), _part(run.flow_cell_id), _short(run.protocol_run_id)])
+    return folder / _part(run.experiment_id) / _part(run.sample_id) / name
+
+
+def _part(text: str) -> str:
+    """A run's field as part of a file's name: a POD5's text must not lead out of the folder."""
+    return re.sub(r"[^A-Za-z0-9_.-]", "_", text).strip(".") or "unknown"
+
+
+def _short(identifier: str) -> str:
+    return _part(identifier[:8])
