@@ -1,7 +1,10 @@
 """What an interrupted call has written: its complete reads are taken over, so that only the rest is called."""
 
+import contextlib
 import gzip
+import itertools
 import re
+import warnings
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -92,7 +95,8 @@ class Partial:
             try:
                 with _open(file, settings.reference) as opened:
                     there = opened.header
-            except (OSError, ValueError):  # cut within its header: there is nothing to take
+                    next(opened.fetch(until_eof=True))
+            except (OSError, ValueError, StopIteration):  # cut before its first record: there is nothing to take
                 continue
             _check(file, there, here)
 
@@ -148,11 +152,12 @@ class Partial:
             yield from _fastq_reads(file, outputs)
             return
         try:
-            records = _open(file, outputs.settings.reference)
+            with _open(file, outputs.settings.reference) as records:
+                yield from _grouped(file, records)
+        except CannotResume:
+            raise
         except (OSError, ValueError):
             return  # cut within its header
-        with records:
-            yield from _grouped(file, records)
 
 
 def _grouped(file: Path, records: pysam.AlignmentFile) -> Iterator[tuple[UUID, str, list[pysam.AlignedSegment]]]:
@@ -162,13 +167,13 @@ def _grouped(file: Path, records: pysam.AlignmentFile) -> Iterator[tuple[UUID, s
     if is_sorted and not has_end:
         raise CannotResume(f"{file}: sorted, and cut off: which reads are complete cannot be told; call anew")
     if is_sorted:  # and complete: one by one, for a read's records lie anywhere
-        for record in records:
+        for record in records.fetch(until_eof=True):
             yield _read_id(record), str(record.get_tag("RG")), [record]
         return
     group: list[pysam.AlignedSegment] = []
     name = None
     try:
-        for record in records:
+        for record in records.fetch(until_eof=True):
             if name is not None and _read_id(record) != name:
                 yield name, str(group[0].get_tag("RG")), group
                 group = []
@@ -186,7 +191,7 @@ def _fastq_reads(file: Path, outputs: Outputs) -> Iterator[tuple[UUID, str, list
     opener = gzip.open if file.name.endswith(".gz") else open
     with opener(file, "rt", errors="replace") as lines:
         try:
-            while entry := [line.rstrip("\n") for line, _ in zip(lines, range(4), strict=False)]:
+            while entry := [line.rstrip("\n") for line in itertools.islice(lines, 4)]:
                 if len(entry) < 4 or not entry[0].startswith("@") or len(entry[1]) != len(entry[3]):
                     return
                 if before:
@@ -233,8 +238,16 @@ def _form(file: Path) -> Format | None:
         return None
 
 
-def _open(file: Path, reference: Path | None = None) -> pysam.AlignmentFile:
-    return pysam.AlignmentFile(str(file), check_sq=False, reference_filename=str(reference) if reference else None)
+@contextlib.contextmanager
+def _open(file: Path, reference: Path | None = None) -> Iterator[pysam.AlignmentFile]:
+    name = str(reference) if reference else None
+    with warnings.catch_warnings(action="ignore"):  # of a missing end
+        opened = pysam.AlignmentFile(str(file), check_sq=False, reference_filename=name, ignore_truncation=True)
+    try:
+        yield opened
+    finally:
+        with contextlib.suppress(OSError):  # which says again that it is cut off
+            opened.close()
 
 
 def _has_end(file: Path) -> bool:
@@ -249,9 +262,10 @@ def _has_end(file: Path) -> bool:
 
 
 def _begins_well(file: Path) -> bool:
-    """Whether a file begins as one of its kind does."""
+    """Whether a file, which may have been cut off there, begins as one of its kind does."""
     with file.open("rb") as opened:
-        return opened.read(4).startswith((b"\x1f\x8b\x08", b"CRAM", b"@"))
+        first = opened.read(4)
+    return any(first.startswith(magic) or magic.startswith(first) for magic in (b"\x1f\x8b\x08", b"CRAM", b"@"))
 
 
 def _run_of(group: dict[str, str]) -> RunInfo:
