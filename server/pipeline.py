@@ -99,6 +99,8 @@ class Pipeline:
                 log.exception("worker failed")
                 for job in {work} if isinstance(work, Job) else {task.job for task in work.tasks}:
                     self._end(job, Status.FAILED, f"{type(error).__name__}: {error}")
+                    del job
+            del work  # or an idle worker would hold its last reads' signal
 
     def _prepare(self, job: Job) -> None:
         """Decode the signal, scale it, plan its chunks."""
