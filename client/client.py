@@ -11,7 +11,16 @@ from typing import Any, Self, TypeVar
 import grpc
 
 from porestream.client.reads import CallerIdentity, ReadResult, ServerInfo, SignalRead
-from porestream.client.stream import CHANNEL_OPTIONS, Delivery, RunStream, ServerLost, StreamOptions, identify
+from porestream.client.stream import (
+    CHANNEL_OPTIONS,
+    FINAL,
+    Delivery,
+    RunStream,
+    ServerLost,
+    ServerRefused,
+    StreamOptions,
+    identify,
+)
 from porestream.client.wire import CHUNK_SAMPLES, EncodedRead, decode_identity, decode_server_info, encode_read
 from porestream.v1 import porestream_pb2 as pb
 from porestream.v1 import porestream_pb2_grpc as pb_grpc
@@ -57,6 +66,8 @@ class BasecallClient:
         ------
         ServerLost
             It does not answer within `timeout_s`.
+        ServerRefused
+            It answers, but not as a porestream server.
         """
         return await _persist(lambda: self._ask_server_info(timeout_s), timeout_s)
 
@@ -68,6 +79,11 @@ class BasecallClient:
             except grpc.aio.AioRpcError as error:
                 if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
                     raise ServerLost(f"{self.target} did not answer within {timeout_s:g} s; is it running?") from error
+                if error.code() in FINAL:
+                    reason = f"{error.code().name}: {error.details()}"
+                    raise ServerRefused(
+                        f"{self.target} is no porestream server, or of another time: {reason}"
+                    ) from error
                 raise ServerLost(f"{self.target} does not answer: {error.code().name}: {error.details()}") from error
         return decode_server_info(info)
 

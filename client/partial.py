@@ -240,6 +240,8 @@ def _form(file: Path) -> Format | None:
 
 @contextlib.contextmanager
 def _open(file: Path, reference: Path | None = None) -> Iterator[pysam.AlignmentFile]:
+    if _form(file) is Format.BAM and not _has_bam_header(file):
+        raise ValueError("cut off within its header")  # pysam says so too, and complains once more as it is freed
     name = str(reference) if reference else None
     with warnings.catch_warnings(action="ignore"):  # of a missing end
         opened = pysam.AlignmentFile(str(file), check_sq=False, reference_filename=name, ignore_truncation=True)
@@ -248,6 +250,31 @@ def _open(file: Path, reference: Path | None = None) -> Iterator[pysam.Alignment
     finally:
         with contextlib.suppress(OSError):  # which says again that it is cut off
             opened.close()
+
+
+def _has_bam_header(file: Path) -> bool:
+    """Whether a BAM's header is whole: SAM specification, section 4.2."""
+    with gzip.open(file) as opened:
+
+        def number() -> int:
+            return int.from_bytes(_exactly(opened, 4), "little")
+
+        try:
+            if opened.read(4) != b"BAM\1":
+                return False
+            _exactly(opened, number())
+            for _ in range(number()):
+                _exactly(opened, number() + 4)
+        except (OSError, EOFError, zlib.error):
+            return False
+    return True
+
+
+def _exactly(opened: gzip.GzipFile, size: int) -> bytes:
+    data = opened.read(size)
+    if len(data) < size:
+        raise EOFError
+    return data
 
 
 def _has_end(file: Path) -> bool:

@@ -122,7 +122,7 @@ class ReadIds:
 
     def add(self, ids_N: npt.NDArray[np.bytes_]) -> None:
         """Take these ids (S16)."""
-        new = np.unique(ids_N)
+        new = np.unique(ids_N[~self.known(ids_N)])
         if not new.size:
             return
         while self._sorted and self._sorted[-1].size < 2 * new.size:

@@ -33,7 +33,7 @@ CHANNEL_OPTIONS = (
     ("grpc.max_send_message_length", -1),
     ("grpc.use_local_subchannel_pool", 1),  # a new channel tries at once, whatever an old one went through
 )
-_FINAL = {
+FINAL = {
     grpc.StatusCode.INVALID_ARGUMENT,
     grpc.StatusCode.NOT_FOUND,
     grpc.StatusCode.FAILED_PRECONDITION,
@@ -41,6 +41,7 @@ _FINAL = {
     grpc.StatusCode.UNAUTHENTICATED,
     grpc.StatusCode.UNIMPLEMENTED,
 }
+"""What a server says that will not say otherwise when it is asked again."""
 
 
 class ServerRefused(Exception):
@@ -132,7 +133,7 @@ async def identify(target: str, options: StreamOptions) -> pb.CallerIdentity:
             await call.write(pb.StreamReadsRequest(half_close=pb.HalfClose()))
             caller: pb.CallerIdentity = response.opened.caller
         except grpc.aio.AioRpcError as error:
-            kind = ServerRefused if error.code() in _FINAL else ServerLost
+            kind = ServerRefused if error.code() in FINAL else ServerLost
             raise kind(f"{error.code().name}: {error.details()}") from error
         except TimeoutError as error:
             raise ServerLost(f"{target} is silent") from error
@@ -240,7 +241,7 @@ class RunStream:
             try:
                 await self._connect()
             except grpc.aio.AioRpcError as error:
-                if error.code() in _FINAL:
+                if error.code() in FINAL:
                     raise ServerRefused(f"{error.code().name}: {error.details()}") from error
                 reason = f"{error.code().name}: {error.details()}"
             except TimeoutError:

@@ -49,7 +49,7 @@ class FolderWatch:
         """Wait for the first file that can be read; False: the watch is over before there is one."""
         while not self.source.runs:
             self._look()
-            if not self.source.runs and not self._wait():
+            if not self.source.runs and not self._wait() and not self._look():
                 self._end()
                 return False
         return True
@@ -60,7 +60,9 @@ class FolderWatch:
             if self.source.max_reads == 0:
                 self.ended_by = "the reads that were asked for"
                 return
-            if not self._look() and not self._wait():
+            if self._look() or self._wait():
+                continue
+            if not self._look():  # once more: what was finished before the end was seen
                 break
         self._end()
 

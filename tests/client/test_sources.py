@@ -1,5 +1,6 @@
 """POD5 files and folders: every read once and in order, and what cannot be read is named."""
 
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -10,9 +11,12 @@ import numpy as np
 import numpy.typing as npt
 import pod5
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from porestream.client import Pod5Source, SignalRead
 from porestream.client import sources as sources_module
+from porestream.client.sources import ReadIds, find_pod5_files, load_read_ids
 
 WritePod5 = Callable[..., Path]
 
@@ -204,3 +208,70 @@ def test_copies_of_a_read_are_called_once_and_named(tmp_path: Path, write_pod5: 
     assert fault.read_id == str(UUID(int=3))
     assert fault.path.name == "b.pod5"
     assert "duplicate" in fault.reason
+
+
+# Which files, which reads
+
+
+def test_recursion_patterns_and_hints(tmp_path: Path, write_pod5: WritePod5) -> None:
+    (tmp_path / "a/b").mkdir(parents=True)
+    top, deep = (write_pod5(tmp_path / name, make_signals(100)) for name in ("a/1.pod5", "a/b/2.pod5"))
+    assert find_pod5_files([tmp_path / "a"]) == ([top], [])
+    assert find_pod5_files([tmp_path / "a"], recursive=True) == ([top, deep], [])
+    assert find_pod5_files([tmp_path / "a/*.pod5", tmp_path / "a/1.pod5"]) == ([top], [])
+    assert find_pod5_files([tmp_path / "**/*.pod5"]) == ([top, deep], [])
+    files, faults = find_pod5_files([tmp_path, tmp_path / "x*.pod5", tmp_path / "gone.pod5"])
+    assert files == [tmp_path / "gone.pod5"]
+    assert [fault.reason for fault in faults] == [
+        "the folder has no .pod5 files; those within it have some: -r takes them",
+        "the pattern matches nothing",
+    ]
+
+
+def test_a_list_of_read_ids(tmp_path: Path, write_pod5: WritePod5) -> None:
+    files = [write_pod5(tmp_path / f"{first}.pod5", make_signals(100, 101, 102), first=first) for first in (1, 11, 21)]
+    table = tmp_path / "ids.tsv"
+    table.write_text(f"read_id\tlength\n# a remark\n{UUID(int=2)}\t5\n\n{UUID(int=23)}\n{UUID(int=99)}\n")
+    source = Pod5Source(files, read_ids=load_read_ids(table))
+    assert source.total_reads == 2
+    assert source.unmet == [str(UUID(int=99))]
+    assert [read.info.read_id.int for read in source] == [2, 23]
+    assert [read.info.read_id.int for read in Pod5Source(files, 1, read_ids=load_read_ids(table))] == [2]
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [("x\n", "line 1: 'x' is not a read id"), (f"{UUID(int=1)}\n12\n", "line 2: '12'"), ("\n", "lists no read ids")],
+)
+def test_a_list_of_something_else(tmp_path: Path, text: str, problem: str) -> None:
+    (tmp_path / "ids.txt").write_text(text)
+    with pytest.raises(ValueError, match=re.escape(str(tmp_path / "ids.txt"))) as caught:
+        load_read_ids(tmp_path / "ids.txt")
+    assert problem in str(caught.value)
+
+
+def test_reads_that_are_done_are_passed_over_and_count(tmp_path: Path, write_pod5: WritePod5) -> None:
+    path = write_pod5(tmp_path / "a.pod5", make_signals(*[100] * 10))
+    done = ReadIds()
+    done.add(np.array([UUID(int=number).bytes for number in (1, 4, 77)], "S16"))
+    for limit, expected in ((None, [2, 3, 5, 6, 7, 8, 9, 10]), (5, [2, 3, 5])):
+        source = Pod5Source([path], limit)
+        source.skip(done)
+        assert source.total_reads == len(expected)
+        assert [read.info.read_id.int for read in source] == expected
+
+
+@given(
+    st.lists(st.lists(st.binary(min_size=16, max_size=16) | st.integers(0, 40).map(lambda n: bytes(15) + bytes([n]))))
+)
+def test_read_ids_are_a_set(batches: list[list[bytes]]) -> None:
+    ids, expected = ReadIds(), set()
+    for batch in batches:
+        array = np.array(batch, "S16")
+        assert ids.known(array).tolist() == [name in expected for name in batch]
+        ids.add(array)
+        expected.update(batch)
+        assert len(ids) == len(expected)
+    assert all(name in ids for name in expected)
+    assert sum(map(len, ids.arrays)) == len(expected)
+    assert len(ids.arrays) <= max(1, len(expected)).bit_length() + 1
