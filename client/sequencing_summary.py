@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Self
 from uuid import UUID
 
+from porestream.client.errors import cannot_write
 from porestream.client.reads import Alignment, CalledPart, ReadResult, ReadStatus
 from porestream.client.records import REVERSE, SECONDARY, SUPPLEMENTARY
 from porestream.client.sources import ReadIds
@@ -85,7 +86,7 @@ class SummaryTable:
             self._file = path.open("w", encoding="utf-8", newline="\n")
             self._file.write(self._header)
         except OSError as error:
-            raise self._named(error) from error
+            raise cannot_write(self._path, error) from error
 
     def copy(self, before: Path, read_ids: ReadIds) -> int:
         """Take over the rows that an earlier call has written of these reads; returns of how many reads there were any.
@@ -117,25 +118,19 @@ class SummaryTable:
                 if self._path.is_file():
                     os.fsync(self._file.fileno())
         except OSError as error:
-            raise self._named(error) from error
+            raise cannot_write(self._path, error) from error
 
     def _write(self, rows: Iterable[str]) -> None:
         try:
             self._file.writelines(rows)
         except OSError as error:
-            raise self._named(error) from error
+            raise cannot_write(self._path, error) from error
 
     def _row(self, result: ReadResult, part: CalledPart) -> str:
         values = _read_values(result, part)
         if self._aligned:
             values |= _alignment_values(part) if part.alignments else _UNMAPPED
         return "\t".join(values[column] for column in self._columns) + "\n"
-
-    def _named(self, error: OSError) -> OSError:
-        where = f"cannot write to {self._path}"
-        if not error.errno:
-            return OSError(f"{where}: {error}")
-        return OSError(error.errno, f"{where}: {os.strerror(error.errno)}")
 
     def __enter__(self) -> Self:
         return self

@@ -6,6 +6,7 @@ import re
 import select
 import subprocess
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -15,6 +16,7 @@ from typing import Any, Protocol, Self
 
 import pysam
 
+from porestream.client.errors import cannot_write
 from porestream.client.reads import CallerIdentity, ReadResult, ReadStatus, ReferenceSequence, RunInfo
 from porestream.client.records import QC_FAIL, REVERSE, SECONDARY, SUPPLEMENTARY, header, records
 
@@ -150,7 +152,7 @@ class RecordWriter:
         try:
             self._sink = self._open()
         except OSError as error:
-            raise self._named(error) from error
+            raise cannot_write(self.partial_path, error) from error
 
     def _open(self) -> _Sink:
         target = "-" if self.partial_path is None else str(self.partial_path)
@@ -185,7 +187,7 @@ class RecordWriter:
             try:
                 self._sink.write(record)
             except OSError as error:
-                raise self._named(error) from error
+                raise cannot_write(self.partial_path, error) from error
 
     def close(self, *, finish: bool = True) -> None:
         """Close the file, down to the disk; sort it if asked to, unless there will be more (`finish` False)."""
@@ -198,7 +200,7 @@ class RecordWriter:
             if pipe is not None and _reader_is_gone(pipe):  # pysam passes over EPIPE
                 raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
         except OSError as error:
-            raise self._named(error) from error
+            raise cannot_write(self.partial_path, error) from error
         finally:
             if pipe is not None:
                 os.close(pipe)
@@ -210,12 +212,6 @@ class RecordWriter:
             assert self.path is not None
             sort_and_index(self.partial_path, self.path, self.form, self.settings)
             self.partial_path.unlink()
-
-    def _named(self, error: OSError) -> OSError:
-        where = f"cannot write to {self.partial_path or 'standard output'}"
-        if not error.errno:
-            return OSError(f"{where}: {error}")
-        return OSError(error.errno, f"{where}: {os.strerror(error.errno)}")
 
     def __enter__(self) -> Self:
         return self
@@ -301,7 +297,7 @@ def _reader_is_gone(pipe: int) -> bool:
     return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
-class Outputs:
+class Outputs(ABC):
     """All files of one call: results go to the one of their run, and pass or fail.
 
     A subclass says which: `writer(run, failed)`. `form` and `header` are what their files have in common.
@@ -315,9 +311,9 @@ class Outputs:
         )
         self._writers: dict[tuple[str, bool], RecordWriter] = {}
 
+    @abstractmethod
     def writer(self, run: RunInfo, failed: bool) -> RecordWriter:
         """The writer for reads of this run."""
-        raise NotImplementedError
 
     @property
     def writers(self) -> list[RecordWriter]:
