@@ -260,8 +260,11 @@ def test_a_rollout_loses_nothing(shared_data: Path, tmp_path: Path) -> None:
     assert server.stop() == 0
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 1)])
-def test_a_stopped_call_leaves_a_valid_file(shared_data: Path, tmp_path: Path, number: int, code: int) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_call_that_is_stopped_at_once_leaves_a_valid_file(
+    shared_data: Path, tmp_path: Path, number: int, code: int
+) -> None:
+    """The second signal does; after the first one, the reads under way (here all of them) would be finished."""
     bam = tmp_path / "calls.bam"
     command = [*PORESTREAM, "call", str(shared_data / "human_r941/reads.pod5"), "--model", str(shared_data / MODEL)]
     client = subprocess.Popen(
@@ -274,6 +277,10 @@ def test_a_stopped_call_leaves_a_valid_file(shared_data: Path, tmp_path: Path, n
         assert client.poll() is None
         time.sleep(0.05)
     time.sleep(1)
+    client.send_signal(number)
+    assert client.stderr is not None
+    while b"once more stops now" not in client.stderr.readline():
+        assert client.poll() is None
     client.send_signal(number)
     client.communicate(timeout=30)
     assert client.returncode == code
