@@ -235,7 +235,7 @@ class Pod5Source:
         path = file.path
         try:
             with pod5.Reader(path) as reader:
-                for record in reader.reads():
+                for record in self._records(reader, path):
                     read_id = record.read_id
                     if self.read_ids is not None and read_id.bytes not in self.read_ids:
                         continue
@@ -257,6 +257,20 @@ class Pod5Source:
                         yield read
         except Exception as error:  # noqa: BLE001 - whatever pod5 and Arrow raise amid a damaged file
             self.file_faults.append(FileFault(path, f"not read to its end: {_reason(error)}"))
+
+    def _records(self, reader: pod5.Reader, path: Path) -> Iterator[pod5.ReadRecord]:
+        """The reads of the batches that are sound; Arrow would end the process over offsets that lead out of one."""
+        if reader.batch_count:
+            for index in range(reader.signal_table.num_record_batches):
+                reader.signal_table.get_batch(index).validate(full=True)
+        for index in range(reader.batch_count):
+            try:
+                reader.read_table.get_batch(index).validate(full=True)
+            except Exception as error:  # noqa: BLE001 - ArrowInvalid, as a rule
+                which = f"batch {index + 1} of {reader.batch_count}"
+                self.file_faults.append(FileFault(path, f"damaged, {which} of its reads is left out: {_reason(error)}"))
+            else:
+                yield from reader.get_batch(index).reads()
 
     def _convert(self, record: pod5.ReadRecord, path: Path) -> SignalRead:
         level_pa = record.open_pore_level  # NaN: the instrument did not say

@@ -275,3 +275,21 @@ def test_read_ids_are_a_set(batches: list[list[bytes]]) -> None:
     assert all(name in ids for name in expected)
     assert sum(map(len, ids.arrays)) == len(expected)
     assert len(ids.arrays) <= max(1, len(expected)).bit_length() + 1
+
+
+def test_offsets_that_lead_out_of_the_file_are_a_fault_and_the_process_goes_on(
+    tmp_path: Path, write_pod5: WritePod5
+) -> None:
+    """Arrow ends the process if it follows them: they are checked first. The other file is read."""
+    damaged = write_pod5(tmp_path / "a.pod5", make_signals(*[100] * 30))
+    data = damaged.read_bytes()
+    offsets = np.arange(31, dtype=np.int32).tobytes()  # of the lists of signal rows, one a read
+    assert data.count(offsets) == 1
+    at = data.index(offsets)
+    damaged.write_bytes(data[: at + 40] + np.int32(1 << 20).tobytes() + data[at + 44 :])
+    good = write_pod5(tmp_path / "b.pod5", make_signals(100, 100), first=51)
+    source = Pod5Source([damaged, good])
+    assert numbers(list(source)) == [51, 52]
+    (fault,) = source.file_faults
+    assert fault.path == damaged
+    assert fault.reason.startswith("damaged, batch 1 of 1 of its reads is left out: ")

@@ -247,6 +247,7 @@ CASES = {
     "ten million samples, one million allowed": rejected(
         full(10_000_000, 500), "too long: more than 1000000 samples", max_read_samples=1_000_000
     ),
+    "ten million samples": Case(full(10_000_000, 500), [(CALLED, "")]),
     "a constant signal": Case(full(5000, 500), [(CALLED, "")]),
     "a signal of zeros": Case(full(5000, 0), [(CALLED, "")]),
     "a signal saturated above": Case(full(5000, 32_767), [(CALLED, "")]),
