@@ -203,8 +203,10 @@ def call(
             way_out = "; to sort what goes to standard output: | samtools sort" if flag == "--sort" else ""
             raise click.UsageError(f"{flag} needs a file or folder: -o FILE or --output-dir DIR{way_out}")
 
-    from porestream.cli.caller import Request, run_call
-
+    try:
+        from porestream.cli.caller import Request, run_call
+    except KeyboardInterrupt:  # it takes a second
+        ctx.exit(130)
     request = Request(
         reads=reads,
         recursive=recursive,

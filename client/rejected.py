@@ -25,8 +25,8 @@ class RejectedReads:
         self.path = path
         self.counts: collections.Counter[str] = collections.Counter()
         self._file: TextIO | None = None
-        if path is not None:
-            path.unlink(missing_ok=True)
+        if path is not None and path.is_file():  # of an earlier call; a device is left alone
+            path.unlink()
 
     def add(self, read_id: object, file_name: str, status: str, reason: str) -> str:
         """Note a read; returns the line for the user, empty once there were many.

@@ -61,6 +61,10 @@ class Runner(Protocol):
     precision: str
     device_class: str
 
+    @property
+    def device_name(self) -> str:
+        """The device for people: "cpu", "cuda:NVIDIA H100 80GB HBM3"."""
+
     def __call__(self, chunks: Iterable[F32], samples: int) -> F32:
         """Scores of at most `rows` chunks of `samples` samples each; on a card only without a decoder.
 
@@ -154,6 +158,11 @@ class CpuRunner:
         self._score_count = bundle.config.score_count
         self._buffers = threading.local()
 
+    @property
+    def device_name(self) -> str:
+        """See `Runner`."""
+        return "cpu"
+
     def __call__(self, chunks: Iterable[F32], samples: int) -> F32:
         batch_NM, scores_TNC = self._buffers_of_thread(samples)
         _fill(batch_NM, chunks)
@@ -238,6 +247,11 @@ class Card:
             return "cpu"
         major, minor = torch.cuda.get_device_capability(self.device)
         return f"sm_{major}{minor}"
+
+    @property
+    def device_name(self) -> str:
+        """The card, e.g. "cuda:NVIDIA H100 80GB HBM3"."""
+        return "cpu" if self.stream is None else f"cuda:{torch.cuda.get_device_name(self.device)}"
 
     def free_bytes(self) -> int:
         """Of the card's memory, less what is reserved."""
@@ -394,6 +408,11 @@ class CudaRunner:
         batch_NM = batch[: self.rows * length].view(self.rows, length)
         scores_TNC = scores[: math.prod(shape)].view(shape)
         return batch_NM, scores_TNC, self._card.recorded(partial(self.network, batch_NM, scores_TNC))
+
+    @property
+    def device_name(self) -> str:
+        """See `Runner`."""
+        return self._card.device_name
 
     def __call__(self, chunks: Iterable[F32], samples: int) -> F32:
         if self._decoder is not None:

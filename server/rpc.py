@@ -317,7 +317,7 @@ class BasecallService(pb_grpc.BasecallServiceServicer):
                 )
         return pb.GetServerInfoResponse(
             version=version("porestream"),
-            device="cpu",
+            device=next(iter(engine.basecallers.values())).runner.device_name,
             models=[_encode_model(name, basecaller) for name, basecaller in engine.basecallers.items()],
             references=list(references.values()),
             encodings=list(_ENCODINGS),

@@ -14,7 +14,7 @@ const pb = porestream.v1;
 const HEARTBEAT_S = 5;
 const GIVE_UP_S = 120; // without any result, while connections break or no server is there
 const MESSAGE_BYTES = 256 << 10;
-const WINDOW_SAMPLES = 4_000_000; // of reads without a result, which this process holds
+const WINDOW_SAMPLES = Number(process.env.WINDOW_SAMPLES ?? 4_000_000); // of reads without a stored result, held here
 const FINAL = new Set(["INVALID_ARGUMENT", "NOT_FOUND", "FAILED_PRECONDITION", "PERMISSION_DENIED", "UNAUTHENTICATED",
   "UNIMPLEMENTED"].map((name) => grpc.status[name]));
 
@@ -77,7 +77,7 @@ class Caller {
   constructor(target, source, run, model, limits) {
     Object.assign(this, { target, source, run, model, limits });
     this.pending = new Map(); // reads without a stored result: after a break they are sent again, anywhere [8]
-    this.pendingSamples = 0;
+    this.unstoredSamples = 0;
     this.exhausted = false;
     this.expected = null;
     this.counts = { called: 0, rejected: 0, failed: 0 };
@@ -143,7 +143,7 @@ class Caller {
         } else if (response.credit) { // [3] an absolute limit over the connection's life
           state.credit = Math.max(state.credit, number(response.credit.maxTotalSamples));
         } else if (response.results) {
-          this.store(response.results, write);
+          this.store(response.results, state, write);
         } else if (response.goAway) { // [9] send no more, take what still comes, go on elsewhere
           state.draining = true;
         }
@@ -194,7 +194,7 @@ class Caller {
 
   /** The next read of the file, once there is room for it; null: there is none. */
   async take(state) {
-    while (this.pendingSamples > WINDOW_SAMPLES && !state.closed && !state.draining) {
+    while (this.unstoredSamples > WINDOW_SAMPLES && !state.closed && !state.draining) {
       await new Promise((resolve) => { state.wake = resolve; });
     }
     if (state.closed || state.draining || this.exhausted) return null;
@@ -204,19 +204,20 @@ class Caller {
       return null;
     }
     this.pending.set(hex(read.id), read);
-    this.pendingSamples += read.signal.length / 2;
+    this.unstoredSamples += read.signal.length / 2;
     return read;
   }
 
   /** [5] Store the results, then acknowledge them: from then on nobody else has them. */
-  store(batch, write) {
+  store(batch, state, write) {
     let text = "";
+    let samples = 0;
     for (const result of batch.results) {
       const key = hex(result.readId);
       const read = this.pending.get(key);
       if (!read) continue; // it came before the last break, too
       this.pending.delete(key);
-      this.pendingSamples -= read.signal.length / 2;
+      samples += read.signal.length / 2;
       if (result.parts.length === 0) {
         const rejected = result.status === pb.ReadStatus.READ_STATUS_REJECTED;
         this.counts[rejected ? "rejected" : "failed"] += 1;
@@ -230,7 +231,11 @@ class Caller {
       }
     }
     const seq = number(batch.firstResultSeq) + batch.results.length - 1;
-    process.stdout.write(text, () => write({ resultAck: { resultSeq: seq } }));
+    process.stdout.write(text, () => { // what we write to may be slow: then no more signal is sent
+      this.unstoredSamples -= samples;
+      write({ resultAck: { resultSeq: seq } });
+      state.wake();
+    });
   }
 }
 

@@ -399,8 +399,8 @@ def test_the_same_read_in_two_files(server: str, reads: Path, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("target", ["/sys/calls.bam", "/proc/calls.fastq"])
-def test_a_folder_that_cannot_be_written_to(server: str, reads: Path, target: str) -> None:
-    result = call(reads / "a.pod5", "--server", server, "-o", target, "--rejected-reads", "/dev/null")
+def test_a_folder_that_cannot_be_written_to(server: str, reads: Path, tmp_path: Path, target: str) -> None:
+    result = call(reads / "a.pod5", "--server", server, "-o", target, "--rejected-reads", tmp_path / "rejected.tsv")
     assert result.exit_code == 1
     assert f"Error: cannot write to {target}: " in result.stderr
 
