@@ -110,6 +110,7 @@ class Caller {
       const client = new Client(this.target, grpc.credentials.createInsecure(), { "grpc.max_receive_message_length": -1 });
       const call = client.StreamReads();
       const state = { credit: 0, used: 0, batch: 0, draining: false, closed: false, toSend: [], wake: () => {} };
+      this.state = state;
       let lastWrite = Date.now();
       let lastRead = Date.now();
       const write = async (message) => {
@@ -143,7 +144,7 @@ class Caller {
         } else if (response.credit) { // [3] an absolute limit over the connection's life
           state.credit = Math.max(state.credit, number(response.credit.maxTotalSamples));
         } else if (response.results) {
-          this.store(response.results, state, write);
+          this.store(response.results, write);
         } else if (response.goAway) { // [9] send no more, take what still comes, go on elsewhere
           state.draining = true;
         }
@@ -209,7 +210,7 @@ class Caller {
   }
 
   /** [5] Store the results, then acknowledge them: from then on nobody else has them. */
-  store(batch, state, write) {
+  store(batch, write) {
     let text = "";
     let samples = 0;
     for (const result of batch.results) {
@@ -234,7 +235,7 @@ class Caller {
     process.stdout.write(text, () => { // what we write to may be slow: then no more signal is sent
       this.unstoredSamples -= samples;
       write({ resultAck: { resultSeq: seq } });
-      state.wake();
+      this.state.wake(); // of today's connection: this one may be over
     });
   }
 }
