@@ -272,6 +272,7 @@ class _Call:
                     table.close()
             if finished:
                 self.resumable = [writer.path for writer in outputs.writers if writer.path]
+            writing.shutdown(wait=False)
             if left_out := sum(writer.left_out for writer in outputs.writers):
                 _say(f"{left_out} reads below Q {request.min_qscore:g} are not in the FASTQ: --output-dir keeps them")
 

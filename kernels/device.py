@@ -16,6 +16,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+_LEAST_ARCH = 80  # extend.cu and fill.cu use its packed maximum of half floats
+
 Array = Any
 """An array of `Device.xp`."""
 
@@ -25,6 +27,10 @@ Launch = Callable[..., None]
 
 class DeviceError(ValueError):
     """A device that is not there, or whose software is not; the message says what to do."""
+
+
+class CardTooOld(DeviceError):
+    """A card that lacks instructions which the kernels are made of."""
 
 
 class Module(Protocol):
@@ -143,6 +149,11 @@ class CudaDevice:
         try:
             with self.in_order():
                 module.compile()
+        except OSError as error:
+            raise DeviceError(
+                f"{self.name}: CuPy cannot keep what it compiles ({error}): CUPY_CACHE_DIR names a folder that it can "
+                "write to"
+            ) from error
         except (RuntimeError, cupy.cuda.compiler.CompileException) as error:  # CUDA's and NVRTC's are RuntimeErrors
             raise DeviceError(
                 f"{self.name}: {file} does not compile for sm_{self.arch} ({str(error)[:200]}); --decoder cpu and "
@@ -183,6 +194,8 @@ def find_kernel_device(name: str, **cuda: Any) -> Device:
     ------
     DeviceError
         There is no such device here, or CuPy does not find it.
+    CardTooOld
+        It is there, and the kernels do not run on it.
     """
     if name == "emulated":
         return EmulatedDevice()
@@ -192,7 +205,10 @@ def find_kernel_device(name: str, **cuda: Any) -> Device:
     count = cuda_count()
     if int(index or 0) >= count:
         raise DeviceError(f"device {name}: CuPy finds {count} cards; docs/gpu.md says how to install it")
-    return CudaDevice(int(index or 0), **cuda)
+    device = CudaDevice(int(index or 0), **cuda)
+    if device.arch < _LEAST_ARCH:
+        raise CardTooOld(f"device {name}: it is an sm_{device.arch}, kernels need sm_{_LEAST_ARCH} (A100) or newer")
+    return device
 
 
 def cuda_count() -> int:
@@ -213,6 +229,7 @@ def _cupy() -> ModuleType:
         import cupy
     except ImportError as error:
         raise DeviceError(
-            f"kernels on a card need CuPy ({error}): pip install 'porestream[gpu13]', or [gpu12]"
+            f"kernels on a card need CuPy ({error}): pip install 'porestream[gpu13]', or [gpu12], as "
+            "torch.version.cuda is 13 or 12"
         ) from error
     return cupy  # type: ignore[no-any-return]

@@ -383,6 +383,8 @@ class CudaRunner:
                 self.network = Network(bundle, self.precision, transformer_rows=self.rows).to(card.device)
                 # Shorter lengths are computed in the memory of the longest: the stream's order keeps them apart.
                 batch, scores = (torch.zeros(max(size), device=card.device) for size in zip(*sizes, strict=True))
+                size = result_bytes(config, max(lengths), self.rows, decoder is not None)
+                self._calls = torch.zeros(size, dtype=torch.uint8, device=card.device) if decoder else None
             self._shapes = {length: self._shape(batch, scores, length, config.score_count) for length in lengths}
         except torch.OutOfMemoryError as error:
             planned = device_bytes(config, max(lengths), self.precision, self.rows, decode_bytes)
@@ -395,10 +397,7 @@ class CudaRunner:
             raise ModelError(
                 f"{bundle.name} does not run on {card.device}: {_first_line(error)}; --device cpu does without"
             ) from error
-        longest = max(lengths)
-        size = result_bytes(config, longest, self.rows, decoder is not None)
-        self._calls = torch.zeros(size, dtype=torch.uint8, device=card.device) if decoder else None
-        card.reserve(self.rows * longest * torch.float32.itemsize, size)
+        card.reserve(self.rows * max(lengths) * torch.float32.itemsize, size)
 
     def _shape(
         self, batch: torch.Tensor, scores: torch.Tensor, length: int, score_count: int

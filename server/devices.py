@@ -5,7 +5,7 @@ import structlog
 from porestream.kernels.aligner import PRESETS
 from porestream.kernels.base_level import MEMORY_BYTES
 from porestream.kernels.crf import MAX_STATE_LEN, CrfDecoder
-from porestream.kernels.device import Device, find_kernel_device
+from porestream.kernels.device import CardTooOld, Device, find_kernel_device
 from porestream.models.basecaller import decode_settings
 from porestream.models.config import ModelConfig
 from porestream.models.runner import Card, find_device
@@ -55,12 +55,19 @@ def kernel_devices(settings: Settings, card: Card | None) -> tuple[Device | None
     Raises
     ------
     DeviceError
-        CuPy is not installed, or finds no card.
+        CuPy is not installed, or finds no card; or kernels are asked for on a card that is too old for them.
     SettingsError
         Kernels are asked for where there is no card.
     """
-    wanted = settings.decoder != "cpu" or settings.aligner == "gpu"
-    device = kernel_device(settings.device, card) if wanted else None
+    asked = "gpu" in (settings.decoder, settings.aligner)
+    device = None
+    if settings.decoder != "cpu" or asked:
+        try:
+            device = kernel_device(settings.device, card)
+        except CardTooOld as error:
+            if asked:
+                raise
+            log.warning("decoding on the CPU", reason=str(error))
     for name, value in (("decoder", settings.decoder), ("aligner", settings.aligner)):
         if value == "gpu" and device is None:
             raise SettingsError(f"{name} gpu: device {settings.device} is a CPU here; choose --device cuda or emulated")

@@ -189,6 +189,29 @@ def test_kernels_go_where_the_networks_are(cupy: StandIn) -> None:
     assert stand_in.reserved_bytes == 2 * MEMORY_BYTES
 
 
+def test_a_card_that_is_too_old_leaves_decoding_to_the_cpu(cupy: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CudaDevice, "arch", 75)
+    stream = SimpleNamespace(cuda_stream=5)
+    card: Any = SimpleNamespace(
+        stream=stream, device=SimpleNamespace(index=0), allocate=lambda _: 1, free=lambda _: None, reserved_bytes=0
+    )
+    assert kernel_devices(Settings(device="cuda"), card) == (None, None)
+    for asked in ({"decoder": "gpu"}, {"aligner": "gpu"}):
+        with pytest.raises(DeviceError, match="device cuda:0: it is an sm_75, kernels need sm_80"):
+            kernel_devices(Settings(device="cuda", **asked), card)
+
+
+def test_a_cache_that_cannot_be_written_to_is_an_error_that_names_the_way_out(
+    cupy: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise PermissionError(13, "Permission denied", "/.cupy")
+
+    monkeypatch.setattr(cupy, "RawModule", lambda code, options: SimpleNamespace(compile=fail))
+    with pytest.raises(DeviceError, match=r"CuPy cannot keep what it compiles .*CUPY_CACHE_DIR names a folder"):
+        CudaDevice().compile("", (), "crf.cu")
+
+
 @pytest.mark.parametrize("what", ["decoder", "aligner"])
 @pytest.mark.parametrize("card", [None, Card(torch.device("cpu"))])
 def test_kernels_without_a_card_are_refused(what: str, card: Card | None) -> None:
