@@ -37,7 +37,7 @@ from porestream.client.sources import Pod5Source, ReadFault, load_read_ids
 from porestream.client.stream import ServerLost, ServerRefused, StreamOptions
 from porestream.client.summary import Summary
 from porestream.client.watch import FolderWatch
-from porestream.client.writers import Format, OutputFolder, Outputs, OutputSettings, SingleOutput, format_of
+from porestream.client.writers import Format, OutputFolder, Outputs, OutputSettings, SingleOutput, beside, format_of
 from porestream.models.catalog import BUNDLED
 
 EXIT_FAILURE, EXIT_USAGE, EXIT_UNREADABLE, EXIT_SERVER_LOST, EXIT_UNBALANCED = 1, 2, 3, 4, 5
@@ -84,8 +84,7 @@ class Request:
         """The file of this name that goes with the output; None where that is standard output."""
         if self.output_dir is not None:
             return self.output_dir / name
-        path = Path(self.output)
-        return None if self.output == "-" else path.with_name(f"{path.name.split('.')[0]}.{name}")
+        return None if self.output == "-" else beside(Path(self.output), name)
 
 
 def run_call(request: Request) -> int:
@@ -371,7 +370,8 @@ class _Call:
         table = SummaryTable(path, aligned=bool(self.request.reference))
         if partial is None:
             return table
-        before = _beside(partial.path, "sequencing_summary.txt")
+        name = "sequencing_summary.txt"
+        before = partial.path / name if partial.path.is_dir() else beside(partial.path, name)
         rows = table.copy(before, partial.read_ids) if before.is_file() else 0
         if rows < len(partial.read_ids):
             _say(f"note: {path} lacks rows of the reads taken over: {before} has {rows} of {len(partial.read_ids)}")
@@ -462,10 +462,6 @@ def _message(error: Exception) -> str:
     if not isinstance(error, OSError):
         return str(error)
     return (f"{error.filename}: " if error.filename else "") + (error.strerror or str(error))
-
-
-def _beside(path: Path, name: str) -> Path:
-    return path / name if path.is_dir() else path.with_name(f"{path.name.split('.')[0]}.{name}")
 
 
 def _say(message: str) -> None:

@@ -50,6 +50,10 @@ _SUFFIXES = {
 }
 
 
+_UNSORTED = ".unsorted.bam"
+_SUFFIX_OF = {form: "fastq.gz" if form is Format.FASTQ else form.value for form in Format}
+
+
 def format_of(output: str, asked: Format | None = None) -> Format:
     """An output's format: by its name; of standard output ("-") what is asked for, else SAM on a terminal, else BAM.
 
@@ -72,6 +76,13 @@ def format_of(output: str, asked: Format | None = None) -> Format:
             f"{output} is named as {named.value.upper()}, but --emit-{asked.value} asks for another format"
         )
     return named
+
+
+def beside(output: Path, word: str) -> Path:
+    """A file that goes with an output: run.1.sequencing_summary.txt with run.1.fastq.gz, and with run.1.unsorted.bam."""
+    name = output.name
+    suffix = max((suffix for suffix in (*_SUFFIXES, _UNSORTED) if name.lower().endswith(suffix)), key=len, default="")
+    return output.with_name(f"{name.removesuffix(name[len(name) - len(suffix) :])}.{word}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +158,7 @@ class RecordWriter:
         self.partial_path = self.path
         self.left_out = 0
         if settings.sort and self.path is not None:
-            self.partial_path = self.path.with_name(f"{self.path.stem}.unsorted.bam")
+            self.partial_path = beside(self.path, _UNSORTED.removeprefix("."))
         self._is_closed = False
         try:
             self._sink = self._open()
@@ -359,8 +370,7 @@ class SingleOutput(Outputs):
 
     def writer(self, run: RunInfo, failed: bool) -> RecordWriter:
         if (run.run_id, failed) not in self._writers:
-            path = Path(self._output)
-            path = path.with_name(f"{path.name.split('.')[0]}.{_short(run.run_id)}.{path.name.split('.', 1)[1]}")
+            path = beside(Path(self._output), f"{_short(run.run_id)}.{_SUFFIX_OF[self.form]}")
             late = RecordWriter(str(path), {run.run_id: run}, self.settings)
             self._writers |= {(run.run_id, False): late, (run.run_id, True): late}
         return self._writers[run.run_id, failed]
@@ -392,9 +402,10 @@ class OutputFolder(Outputs):
             flow_cell, protocol = _part(run.flow_cell_id), _short(run.protocol_run_id)
             folder = run_folder(self.folder, run) / f"{form.value}_{status}"
             folder.mkdir(parents=True, exist_ok=True)
-            suffix = "fastq.gz" if form is Format.FASTQ else form.value
             number = 0
-            while (path := folder / f"{flow_cell}_{status}_{protocol}_{_short(run.run_id)}_{number}.{suffix}").exists():
+            while (
+                path := folder / f"{flow_cell}_{status}_{protocol}_{_short(run.run_id)}_{number}.{_SUFFIX_OF[form]}"
+            ).exists():
                 number += 1  # another run of the same flow cell, whose short id is the same
             writer = RecordWriter(str(path), {run.run_id: run}, self.settings, keeps_failed=True)
             self._writers[run.run_id, failed] = writer

@@ -12,7 +12,15 @@ import pytest
 from made_up_results import IDENTITY, RUN_A, RUN_B, RUNS, SEQUENCES, UNALIGNED, contents, make_result, write_reference
 
 from porestream.client.reads import ReadStatus
-from porestream.client.writers import Format, OutputFolder, OutputSettings, RecordWriter, SingleOutput, format_of
+from porestream.client.writers import (
+    Format,
+    OutputFolder,
+    OutputSettings,
+    RecordWriter,
+    SingleOutput,
+    beside,
+    format_of,
+)
 
 RESULTS = [make_result(number) for number in range(60)]
 UNALIGNED_RESULTS = [make_result(number, aligned=False) for number in range(60)]
@@ -195,6 +203,13 @@ def test_a_run_that_comes_late_gets_a_file_of_its_own(tmp_path: Path) -> None:
 )
 def test_formats_of_names(name: str, asked: Format | None, expected: Format) -> None:
     assert format_of(name, asked) is expected
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("a.bam", "a.x"), ("a.1.fastq.gz", "a.1.x"), ("a.b.SAM", "a.b.x"), ("a.unsorted.bam", "a.x")]
+)
+def test_names_beside_an_output(name: str, expected: str) -> None:
+    assert beside(Path("f") / name, "x") == Path("f") / expected
 
 
 def test_a_name_that_contradicts_the_format_is_refused() -> None:
