@@ -79,7 +79,7 @@ def format_of(output: str, asked: Format | None = None) -> Format:
 
 
 def beside(output: Path, word: str) -> Path:
-    """A file that goes with an output: run.1.sequencing_summary.txt with run.1.fastq.gz, and with run.1.unsorted.bam."""
+    """A file that goes with an output: run.1.x.txt with run.1.fastq.gz, and with run.1.unsorted.bam."""
     name = output.name
     suffix = max((suffix for suffix in (*_SUFFIXES, _UNSORTED) if name.lower().endswith(suffix)), key=len, default="")
     return output.with_name(f"{name.removesuffix(name[len(name) - len(suffix) :])}.{word}")
