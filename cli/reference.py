@@ -26,7 +26,9 @@ They are refused by name, with what to do instead.
 
 def reference() -> str:
     """The page, as Markdown."""
-    root = click.Context(main, info_name="porestream")
+    root = click.Context(
+        main, info_name="porestream", **main.context_settings
+    )  # or click remembers other names of --help
     parts = [_ABOUT, *_description(main.help or "")]
     commands = {name: main.get_command(root, name) for name in main.list_commands(root)}
     parts.append("| command | what |\n| --- | --- |")

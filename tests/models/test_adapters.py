@@ -163,8 +163,8 @@ def test_real_reads_lose_their_adapters(shared_data: Path) -> None:
     from porestream.client.sources import Pod5Source
 
     model = Basecaller(load_bundle(shared_data / "models/dna_r9.4.1_e8.1_fast@v3.4"))
-    reads = Pod5Source([shared_data / "sarscov2_r941/reads.pod5"], max_reads=40)
+    reads = Pod5Source([shared_data / "sarscov2_r941/reads.pod5"], max_reads=20)
     sequences = [model.call_read(read.signal_S).sequence for read in reads]
     inserts = [find_insert(sequence, "sqk-lsk109") for sequence in sequences]
-    assert sum(15 <= first <= 35 for first, _ in inserts) >= 0.8 * 40
-    assert sum(9 <= len(sequence) - end <= 16 for sequence, (_, end) in zip(sequences, inserts, strict=True)) >= 10
+    assert sum(15 <= first <= 35 for first, _ in inserts) >= 0.8 * 20
+    assert sum(9 <= len(sequence) - end <= 16 for sequence, (_, end) in zip(sequences, inserts, strict=True)) >= 5
