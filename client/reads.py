@@ -60,6 +60,7 @@ class ReadInfo:
     end_reason: str = ""
     file_name: str = ""
     open_pore_level_pa: float = 0.0
+    pore_type: str = ""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

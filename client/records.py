@@ -145,6 +145,7 @@ def _tags(result: ReadResult, part: CalledPart, model: str) -> list[tuple[str, A
     ]
     if start := _start_time(info):
         tags.append(("st", start, "Z"))
+    tags += [(tag, _printable(said), "Z") for tag, said in (("er", info.end_reason), ("po", info.pore_type)) if said]
     if part.read_id != info.read_id:
         tags.append(("pi", str(info.read_id), "Z"))
     if part.moves:

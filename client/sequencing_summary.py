@@ -27,6 +27,7 @@ _READ_COLUMNS = (
     "template_duration",
     "sequence_length_template",
     "mean_qscore_template",
+    "pore_type",
     "experiment_id",
     "sample_id",
     "end_reason",
@@ -58,7 +59,7 @@ class SummaryTable:
     """Writes results to a sequencing summary: tab-separated, a row for each called sequence; a context manager.
 
     Names, units and order of the columns are those of ONT's output specification (sequencing summary 1.1, the one that
-    is made of files), without those that do not apply here: batches, events, pore types, poly(A) tails, barcodes, BED
+    is made of files), without those that do not apply here: batches, events, poly(A) tails, barcodes, BED
     files and duplex. Times are in seconds, starts count from the run's start. Each part of a split read has a row of
     its own, with the start of the whole read, whose id is `parent_read_id`. Reads that were filtered have FALSE in
     `passes_filtering`; those rejected or failed have no row.
@@ -157,6 +158,7 @@ def _read_values(result: ReadResult, part: CalledPart) -> dict[str, str]:
         "template_duration": _seconds(part.samples - part.trimmed_samples, run.sample_rate_hz),
         "sequence_length_template": str(len(part.sequence)),
         "mean_qscore_template": f"{part.mean_qscore:.6f}",
+        "pore_type": _field(info.pore_type),
         "experiment_id": _field(run.experiment_id),
         "sample_id": _field(run.sample_id),
         "end_reason": _field(info.end_reason),

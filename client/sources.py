@@ -285,6 +285,7 @@ class Pod5Source:
             read_number=record.read_number,
             start_sample=record.start_sample,
             end_reason=record.end_reason.name,
+            pore_type=pore.pore_type,
             file_name=path.name,
             open_pore_level_pa=level_pa if math.isfinite(level_pa) else 0.0,
         )

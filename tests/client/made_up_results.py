@@ -65,6 +65,7 @@ def make_result(number: int, *, aligned: bool = True) -> ReadResult:
         read_number=number,
         start_sample=4000 * number,
         end_reason="signal_positive",
+        pore_type="r9.4.1",
         file_name="run.pod5",
     )
     if number % 11 == 10:

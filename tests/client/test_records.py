@@ -43,7 +43,7 @@ _DORADO_TAGS = {
     **dict.fromkeys(("ns", "ts", "mx", "ch", "rn", "dx"), "i"),
     **dict.fromkeys(("fn", "sv", "RG"), "Z"),
 }
-_OPTIONAL_TAGS = {"st": "Z", "mv": "B", "pi": "Z"}
+_OPTIONAL_TAGS = {"st": "Z", "mv": "B", "pi": "Z", "er": "Z", "po": "Z"}
 _ALIGNMENT_TAGS = {"NM": "i", "AS": "i", "de": "f", "tp": "A"}
 _OPTIONAL_ALIGNMENT_TAGS = {"MD": "Z", "SA": "Z"}
 _REFERENCE_NAME = re.compile(r"[0-9A-Za-z!#$%&+./:;?@^_|~-][0-9A-Za-z!#$%&*+./:;=?@^_|~-]*")

@@ -33,6 +33,8 @@ TAGS: list[tuple[str, str, Value]] = [
     ("sv", "Z", lambda read: "med_mad"),
     ("dx", "i", lambda read: 0),
     ("RG", "Z", lambda read: f"{read.info.run.run_id}_{IDENTITY.model}"),
+    ("er", "Z", lambda read: "signal_positive"),
+    ("po", "Z", lambda read: "r9.4.1"),
     ("mv", "B,c", lambda read: [5, *read.parts[0].moves]),
     ("NM", "i", lambda read: 0),
     ("AS", "i", lambda read: read.parts[0].alignments[0].score),

@@ -16,7 +16,7 @@ from porestream.client.sequencing_summary import SummaryTable
 from porestream.client.sources import ReadIds
 
 # ONT's output specification, sequencing summary 1.1: its columns for files, without batch_id, minknow_events,
-# num_events_template, poly_tail_*, pore_type, those of barcodes, alignment_bed_hits, and duplex_*.
+# num_events_template, poly_tail_*, those of barcodes, alignment_bed_hits, and duplex_*.
 READ_COLUMNS = [
     "input_filename",
     "parent_read_id",
@@ -31,6 +31,7 @@ READ_COLUMNS = [
     "template_duration",
     "sequence_length_template",
     "mean_qscore_template",
+    "pore_type",
     "experiment_id",
     "sample_id",
     "end_reason",
@@ -138,6 +139,7 @@ def test_of_a_read(tmp_path: Path) -> None:
         "template_duration": "0.100000",
         "sequence_length_template": "41",
         "mean_qscore_template": "8.765432",
+        "pore_type": "",
         "experiment_id": "exp 1",
         "sample_id": "patient-7",
         "end_reason": "signal_positive",
