@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 from click.core import ParameterSource
 
-from porestream.cli.options import CallCommand, models_directory_option, server_options
+from porestream.cli.options import CallCommand, connection_options, models_directory_option, server_options
 
 
 @click.command(cls=CallCommand, short_help="Call and align POD5 files into a BAM, SAM, CRAM or FASTQ.")
@@ -119,6 +119,13 @@ from porestream.cli.options import CallCommand, models_directory_option, server_
 @click.option(
     "--server", metavar="HOST:PORT|unix:PATH", help="Call on this server. Default: one is started for this command."
 )
+@connection_options
+@click.option(
+    "--priority",
+    type=click.Choice(["live", "standard", "bulk"]),
+    help="With --server: what goes first where it has more than it can call at once. Default: bulk; with --watch: "
+    "standard.",
+)
 @server_options
 @click.pass_context
 def call(
@@ -148,6 +155,10 @@ def call(
     summary_json: Path | None,
     rejected_reads: Path | None,
     server: str | None,
+    tls: bool,
+    tls_ca: Path | None,
+    token_file: Path | None,
+    priority: str | None,
     device: str | None,
     decoder: str | None,
     aligner: str | None,
@@ -186,6 +197,9 @@ def call(
         raise click.UsageError(f"{given[0]} is the server's to choose; give it to `porestream serve`")
     if server is not None and ctx.get_parameter_source("models_dir") is ParameterSource.COMMANDLINE:
         raise click.UsageError("--models-dir is the server's to choose; give it to `porestream serve`")
+    only_with_server = {"--tls": tls, "--tls-ca": tls_ca, "--token-file": token_file, "--priority": priority}
+    if server is None and (given := [flag for flag, value in only_with_server.items() if value]):
+        raise click.UsageError(f"{given[0]} is about --server HOST:PORT, which is missing")
     if bool(reads) is (watch is not None):
         raise click.UsageError("name what to call: READS (POD5 files or folders), or --watch FOLDER, not both")
     if watch_timeout_s is not None and watch is None:
@@ -205,6 +219,7 @@ def call(
 
     try:
         from porestream.cli.caller import Request, run_call
+        from porestream.cli.options import credentials_of
     except KeyboardInterrupt:  # it takes a second
         ctx.exit(130)
     request = Request(
@@ -231,6 +246,8 @@ def call(
         summary_json=summary_json,
         rejected_reads=rejected_reads,
         server=server,
+        credentials=credentials_of(tls, tls_ca, token_file),
+        priority=priority or ("standard" if watch else "bulk"),
         server_flags={flag: str(value) for flag, value in server_only.items() if value is not None},
         command_line=shlex.join(["porestream", *sys.argv[1:]]),
     )

@@ -28,13 +28,14 @@ from porestream.cli.choose import (
 )
 from porestream.cli.embedded import embedded_server
 from porestream.cli.text import escaped
+from porestream.client.channel import PLAINTEXT, Credentials
 from porestream.client.client import BasecallClient
 from porestream.client.partial import Partial
 from porestream.client.reads import CallerIdentity, ReadResult, ReadStatus, RunInfo, ServerInfo, SignalRead
 from porestream.client.rejected import RejectedReads
 from porestream.client.sequencing_summary import SummaryTable
 from porestream.client.sources import Pod5Source, ReadFault, load_read_ids
-from porestream.client.stream import ServerLost, ServerRefused, StreamOptions
+from porestream.client.stream import PRIORITIES, ServerLost, ServerRefused, StreamOptions
 from porestream.client.summary import Summary
 from porestream.client.watch import FolderWatch
 from porestream.client.writers import Format, OutputFolder, Outputs, OutputSettings, SingleOutput, beside, format_of
@@ -73,6 +74,8 @@ class Request:
     summary_json: Path | None = None
     rejected_reads: Path | None = None
     server: str | None = None
+    credentials: Credentials = PLAINTEXT
+    priority: str = "bulk"
     server_flags: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -211,7 +214,7 @@ class _Call:
 
     async def _call(self, address: str, model: str) -> None:
         request = self.request
-        info = await BasecallClient(address).server_info()
+        info = await BasecallClient(address, StreamOptions(credentials=request.credentials)).server_info()
         if info.version != version("porestream"):
             _say(f"note: the server is porestream {info.version}, this is {version('porestream')}")
         runs = self.source.runs.values()
@@ -228,6 +231,8 @@ class _Call:
                 emit_md=bool(request.reference),
                 allow_chemistry_mismatch=request.allow_chemistry_mismatch,
                 no_trim=request.no_trim,
+                priority=PRIORITIES[request.priority],
+                credentials=request.credentials,
             ),
         )
         identity = await client.identify()
@@ -311,7 +316,8 @@ class _Call:
             await batches.aclose()
             bar.close()
             summary.stop_clock()
-            summary.reconnects = client.reconnects
+            summary.reconnects, summary.reads_resent = client.reconnects, client.resent
+            summary.reads_unsent += client.duplicates
 
     def _reads(self, check: ChemistryCheck) -> Iterator[SignalRead]:
         """What is sent, in the client's thread. A run that appears later may not be the model's: its reads are not."""

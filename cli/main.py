@@ -11,6 +11,7 @@ _COMMANDS = {
     "demo": ("porestream.cli.demo", "Simulate a small run, call and align it, and compare with the truth."),
     "call": ("porestream.cli.call", "Call and align POD5 files into a BAM, SAM, CRAM or FASTQ."),
     "serve": ("porestream.cli.serve", "Serve basecalling and alignment over gRPC."),
+    "health": ("porestream.cli.health", "Ask a server whether it is ready; for scripts and containers."),
     "info": ("porestream.cli.info", "Show what is in POD5 files: runs, chemistry, reads, samples, end reasons."),
     "models": ("porestream.cli.models", "List the models that are there, and which of them run."),
     "simulate": ("porestream.cli.simulate", "Simulate R10.4.1 signal of a reference into a POD5 file."),

@@ -2,9 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+if TYPE_CHECKING:
+    from porestream.client.channel import Credentials
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -70,6 +73,50 @@ def server_options(command: _F) -> _F:
         command = option(command)
     return command
 
+
+def connection_options(command: _F) -> _F:
+    """The flags that say how a server is met; `credentials_of` takes them."""
+    for option in reversed(_CONNECTION_OPTIONS):
+        command = option(command)
+    return command
+
+
+def credentials_of(tls: bool, tls_ca: Path | None, token_file: Path | None) -> "Credentials":
+    """What `connection_options` say.
+
+    Raises
+    ------
+    click.UsageError
+        A file is not there.
+    """
+    from porestream.client.channel import Credentials
+
+    for flag, path in (("--tls-ca", tls_ca), ("--token-file", token_file)):
+        if path is not None and not path.is_file():
+            raise click.UsageError(f"{flag} {path}: no such file")
+    return Credentials(tls or tls_ca is not None or token_file is not None, tls_ca, token_file)
+
+
+_CONNECTION_OPTIONS: Sequence[Callable[[Any], Any]] = (
+    click.option(
+        "--tls",
+        is_flag=True,
+        help="Meet the server with TLS: its certificate must be for the HOST of --server. Default: without encryption, "
+        "unless --tls-ca or --token-file is given.",
+    ),
+    click.option(
+        "--tls-ca",
+        type=click.Path(path_type=Path),
+        metavar="PEM",
+        help="TLS, with the certificate of the authority that signed the server's. Default: public authorities.",
+    ),
+    click.option(
+        "--token-file",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="TLS, and the token in FILE is shown to the server. Default: none.",
+    ),
+)
 
 _SERVER_OPTIONS: Sequence[Callable[[Any], Any]] = (
     click.option(

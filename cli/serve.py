@@ -35,7 +35,33 @@ from porestream.cli.options import CallCommand, models_directory_option, server_
     help="Alignment preset: map-ont or lr:hq. Default: what suits each model (fast: map-ont, others: lr:hq).",
 )
 @click.option("--listen", metavar="HOST:PORT|unix:PATH", help="Where to serve gRPC. Default: 127.0.0.1:50051.")
-@click.option("--metrics-port", type=int, metavar="P", help="Port of Prometheus' /metrics. Default: none.")
+@click.option(
+    "--tls-certificate",
+    type=click.Path(path_type=Path),
+    metavar="PEM",
+    help="Serve with TLS: the certificate, and those of its authorities after it. It is read again when it changes. "
+    "Default: none, without encryption.",
+)
+@click.option("--tls-key", type=click.Path(path_type=Path), metavar="PEM", help="The certificate's key. Default: none.")
+@click.option(
+    "--token-file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Serve only clients that have one of the tokens in FILE, one a line; it is read again when it changes. Needs "
+    "TLS. Default: serve everyone.",
+)
+@click.option(
+    "--health-listen",
+    metavar="HOST:PORT",
+    help="A second port without TLS and tokens, with gRPC's health service only, for whoever watches over the server. "
+    "Default: none.",
+)
+@click.option(
+    "--metrics-port",
+    type=int,
+    metavar="P",
+    help="Port of Prometheus' /metrics, and of a page for people at /. Default: none.",
+)
 @click.option("--metrics-host", metavar="HOST", help="Address that the metrics port is bound to. Default: 127.0.0.1.")
 @click.option(
     "--memory-budget",

@@ -10,9 +10,9 @@ from typing import Any, Self, TypeVar
 
 import grpc
 
+from porestream.client.channel import open_channel
 from porestream.client.reads import CallerIdentity, ReadResult, ServerInfo, SignalRead
 from porestream.client.stream import (
-    CHANNEL_OPTIONS,
     FINAL,
     Delivery,
     RunStream,
@@ -46,6 +46,11 @@ class BasecallClient:
     options
         What is asked of the server.
 
+    Attributes
+    ----------
+    reconnects, resent, duplicates
+        Of all calls that are over: see `RunStream`.
+
     Examples
     --------
     >>> client = BasecallClient("localhost:50051")
@@ -56,7 +61,7 @@ class BasecallClient:
     def __init__(self, target: str, options: StreamOptions | None = None) -> None:
         self.target = target
         self.options = options or StreamOptions()
-        self.reconnects = 0
+        self.reconnects = self.resent = self.duplicates = 0
         self._identity: pb.CallerIdentity | None = None
 
     async def server_info(self, timeout_s: float = FIRST_CONTACT_S) -> ServerInfo:
@@ -72,7 +77,7 @@ class BasecallClient:
         return await _persist(lambda: self._ask_server_info(timeout_s), timeout_s)
 
     async def _ask_server_info(self, timeout_s: float) -> ServerInfo:
-        async with grpc.aio.insecure_channel(self.target, options=CHANNEL_OPTIONS) as channel:
+        async with open_channel(self.target, self.options.credentials) as channel:
             stub = pb_grpc.BasecallServiceStub(channel)
             try:
                 info = await stub.GetServerInfo(pb.GetServerInfoRequest(), timeout=timeout_s, wait_for_ready=True)
@@ -179,6 +184,8 @@ class BasecallClient:
             raise _first_error(group) from group
         finally:
             self.reconnects += sum(stream.reconnects for stream in streams)
+            self.resent += sum(stream.resent for stream in streams)
+            self.duplicates += sum(stream.duplicates for stream in streams)
             worker.cancel()
             await asyncio.gather(worker, source.stop(), return_exceptions=True)
 

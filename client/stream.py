@@ -18,6 +18,7 @@ import grpc
 import structlog
 from google.protobuf.duration_pb2 import Duration
 
+from porestream.client.channel import PLAINTEXT, Credentials, open_channel
 from porestream.client.reads import ReadResult, ReadStatus, RunInfo
 from porestream.client.wire import EncodedRead, decode_result, encode_run
 from porestream.v1 import porestream_pb2 as pb
@@ -28,11 +29,6 @@ log = structlog.get_logger()
 _MESSAGE_BYTES = 256 << 10
 _MIN_WINDOW_SAMPLES = 1024  # of the window for a read, however short: so their number is bounded, too
 _FIRST_BACKOFF_S, _MAX_BACKOFF_S = 0.2, 5.0
-CHANNEL_OPTIONS = (
-    ("grpc.max_receive_message_length", -1),
-    ("grpc.max_send_message_length", -1),
-    ("grpc.use_local_subchannel_pool", 1),  # a new channel tries at once, whatever an old one went through
-)
 FINAL = {
     grpc.StatusCode.INVALID_ARGUMENT,
     grpc.StatusCode.NOT_FOUND,
@@ -42,6 +38,10 @@ FINAL = {
     grpc.StatusCode.UNIMPLEMENTED,
 }
 """What a server says that will not say otherwise when it is asked again."""
+
+
+PRIORITIES = {"live": pb.PRIORITY_LIVE, "standard": pb.PRIORITY_STANDARD, "bulk": pb.PRIORITY_BULK}
+"""Scheduling classes by name."""
 
 
 class ServerRefused(Exception):
@@ -72,6 +72,8 @@ class StreamOptions:
         Longest silence of either side, 1-30 s.
     window_samples
         Reads sent ahead of stored results, in samples; what they take in memory, compressed, is about 0.7 bytes each.
+    credentials
+        Whether the server is met with TLS and a token.
     give_up_s
         How long to go on while no server is in reach, or connections break again and again without any result.
     """
@@ -88,9 +90,12 @@ class StreamOptions:
     heartbeat_s: float = 5.0
     window_samples: int = 8_000_000
     give_up_s: float = 120.0
+    credentials: Credentials = PLAINTEXT
 
 
-def open_message(run: RunInfo, options: StreamOptions, expected: pb.CallerIdentity | None) -> pb.StreamReadsRequest:
+def open_message(
+    run: RunInfo, options: StreamOptions, expected: pb.CallerIdentity | None, reconnects: int = 0
+) -> pb.StreamReadsRequest:
     """The first message of a stream."""
     heartbeat = Duration()
     heartbeat.FromMilliseconds(int(options.heartbeat_s * 1000))
@@ -111,6 +116,7 @@ def open_message(run: RunInfo, options: StreamOptions, expected: pb.CallerIdenti
             ),
             expected=expected,
             heartbeat_interval=heartbeat,
+            reconnects=reconnects,
         )
     )
 
@@ -123,7 +129,7 @@ async def identify(target: str, options: StreamOptions) -> pb.CallerIdentity:
     ServerRefused, ServerLost
         The server does not have what is asked for, or does not answer.
     """
-    async with grpc.aio.insecure_channel(target, options=CHANNEL_OPTIONS) as channel:
+    async with open_channel(target, options.credentials) as channel:
         call = pb_grpc.BasecallServiceStub(channel).StreamReads()
         try:
             await call.write(open_message(RunInfo("identify", 0), options, None))
@@ -181,6 +187,15 @@ class RunStream:
         What a chunk counts at least (the server's Limits).
     expected
         Who must call: any other caller is refused, also after a break.
+
+    Attributes
+    ----------
+    reconnects
+        Connections after the first.
+    resent
+        Reads that were begun to be sent once more, each time counted.
+    duplicates
+        Reads rejected here, for one of the same id was under way: no server saw them.
     """
 
     def __init__(
@@ -202,7 +217,8 @@ class RunStream:
         self._ended = False
         self._connection: _Connection | None = None
         self._results = 0
-        self.reconnects = 0
+        self._begun: set[bytes] = set()  # of the pending ones, those that a server may have seen
+        self.reconnects = self.resent = self.duplicates = 0
 
     async def put(self, read: EncodedRead) -> None:
         """Have a read called; waits while too much is under way."""
@@ -211,6 +227,7 @@ class RunStream:
             self._window_free.clear()
             await self._window_free.wait()
         if read.info.read_id.bytes in self._pending:
+            self.duplicates += 1
             self._deliver((_duplicate(read), lambda: None))
             return
         self._window_used += cost
@@ -263,10 +280,10 @@ class RunStream:
 
     async def _connect(self) -> None:
         """One connection's life."""
-        async with grpc.aio.insecure_channel(self._target, options=CHANNEL_OPTIONS) as channel:
+        async with open_channel(self._target, self._options.credentials) as channel:
             call = pb_grpc.BasecallServiceStub(channel).StreamReads()
             connection = _Connection()
-            await call.write(open_message(self._run_info, self._options, self._expected))
+            await call.write(open_message(self._run_info, self._options, self._expected, self.reconnects))
             sender: asyncio.Task[None] | None = None
             patience_s = 4 * self._options.heartbeat_s
             try:
@@ -300,6 +317,7 @@ class RunStream:
 
     def _take_result(self, seq: int, message: pb.ReadResult, connection: _Connection) -> None:
         read = self._pending.pop(message.read_id, None)
+        self._begun.discard(message.read_id)
         result = decode_result(message, read.info) if read else None
         self._results += result is not None
 
@@ -359,6 +377,9 @@ class RunStream:
             cost = max(chunk.sample_count, self._min_chunk_samples)
             if connection.used + cost > connection.credit:
                 break
+            if connection.next_chunk == 0:
+                self.resent += chunk.read_id in self._begun
+                self._begun.add(chunk.read_id)
             connection.used += cost
             chunks.append(chunk)
             size += len(chunk.signal)

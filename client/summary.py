@@ -12,6 +12,8 @@ from porestream.client.reads import ReadResult, ReadStatus
 class Summary:
     """Counts of one call. The books balance when received = called + filtered + rejected + failed.
 
+    `reads_unsent` are those of them that no server saw: their signal could not be read, or they are duplicates. So a
+    server's books of the call say: attempts = received - unsent + resent (more only of what a broken connection lost).
     `reads_taken_over` are those of an earlier call, which this one goes on with; no other count has them.
     """
 
@@ -28,6 +30,8 @@ class Summary:
     bases_per_second: float = 0.0
     reads_taken_over: int = 0
     reconnects: int = 0
+    reads_resent: int = 0
+    reads_unsent: int = 0
     files_unreadable: list[str] = field(default_factory=list)
     _started_s: float = field(default_factory=time.monotonic, repr=False)
 
@@ -45,6 +49,7 @@ class Summary:
     def add_unreadable_read(self) -> None:
         """Book a read whose signal could not be read from its file."""
         self.reads_received += 1
+        self.reads_unsent += 1
         self._count(ReadStatus.REJECTED)
 
     def stop_clock(self) -> None:

@@ -9,8 +9,10 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from wsgiref.simple_server import WSGIServer
 
 import grpc
 import structlog
@@ -27,12 +29,17 @@ from porestream.models.bundle import load_bundle
 from porestream.models.catalog import models_to_serve
 from porestream.models.compiled import default_cache_dir
 from porestream.models.runner import Card
+from porestream.server.books import Ledger
 from porestream.server.budget import MemoryBudget
+from porestream.server.collector import ServerCollector
+from porestream.server.device_use import DeviceUse
 from porestream.server.devices import batch_decoder, kernel_devices, open_card
-from porestream.server.metrics import Ledger, ServerCollector
+from porestream.server.energy import find_meters
+from porestream.server.monitor import Monitor
 from porestream.server.pipeline import Pipeline
 from porestream.server.rpc import MAX_MESSAGE_BYTES, BasecallService, DecodeGuard, Engine
 from porestream.server.scheduler import Scheduler
+from porestream.server.security import Certificate, TokenGuard, Tokens
 from porestream.server.settings import Settings, SettingsError
 from porestream.v1 import porestream_pb2 as pb
 from porestream.v1 import porestream_pb2_grpc as pb_grpc
@@ -41,6 +48,9 @@ log = structlog.get_logger()
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -2, -3, -8
 _OTHER_RPCS = 64  # beside streams of reads: statistics, health, and streams about to be turned away
+_LIVENESS = "liveness"
+_HEALTHY = health_pb2.HealthCheckResponse.SERVING
+_UNHEALTHY = health_pb2.HealthCheckResponse.NOT_SERVING
 _SERVICE = pb.DESCRIPTOR.services_by_name["BasecallService"].full_name
 
 
@@ -62,7 +72,8 @@ def build_engine(settings: Settings) -> Engine:
     aligners = _load_references(settings, list(basecallers), cache_dir, aligns)
     batch_rows = {name: settings.batch_size or caller.rows for name, caller in basecallers.items()}
     scheduler = Scheduler(batch_rows, settings.batch_delay_s, budget.decoded_bytes)
-    pipeline = Pipeline(basecallers, aligners, scheduler, settings.worker_count)
+    card_use = DeviceUse(str(card.device), 1) if card else None
+    pipeline = Pipeline(basecallers, aligners, scheduler, settings.worker_count, card_use)
     pipeline.start()
     gc.collect()
     gc.freeze()  # a full collection over all that torch loads would stop every worker for a while
@@ -74,7 +85,7 @@ def build_engine(settings: Settings) -> Engine:
         Ledger(),
         max_streams=settings.max_streams,
         max_read_samples=min(settings.max_read_samples, budget.decoded_bytes // 4),
-        queued_samples=scheduler.queued_samples,
+        scheduler=scheduler,
     )
 
 
@@ -135,18 +146,58 @@ def _load_references(
     return aligners
 
 
+@dataclass
+class Serving:
+    """A gRPC server on an engine, not yet started, and what belongs to it."""
+
+    server: grpc.aio.Server
+    service: BasecallService
+    health: health.aio.HealthServicer
+    health_server: grpc.aio.Server | None
+    address: str
+
+    async def start(self) -> None:
+        """Accept streams."""
+        await self.server.start()
+        await self.health.set(_LIVENESS, _HEALTHY)
+        await self.set_ready(True)
+        if self.health_server is not None:
+            await self.health_server.start()
+
+    async def set_ready(self, ready: bool) -> None:
+        """Say to load balancers and the like whether streams should be sent here."""
+        for name in ("", _SERVICE):
+            await self.health.set(name, _HEALTHY if ready else _UNHEALTHY)
+
+    async def device_changed(self, is_up: bool) -> None:
+        """The networks' device stopped working, or works again: without it the server is of no use to anyone."""
+        log.log(logging.INFO if is_up else logging.ERROR, "device works again" if is_up else "device failed")
+        await self.health.set(_LIVENESS, _HEALTHY if is_up else _UNHEALTHY)
+        await self.set_ready(is_up and not self.service.is_draining)
+
+    async def stop(self) -> None:
+        """End what is left."""
+        await self.server.stop(grace=0.5)
+        if self.health_server is not None:
+            await self.health_server.stop(grace=0.5)
+
+
 def build_server(
-    engine: Engine, listen: str
-) -> tuple[grpc.aio.Server, BasecallService, health.aio.HealthServicer, str]:
-    """The gRPC server on an engine, not yet started: with it its services and the address that it is bound to.
+    engine: Engine,
+    listen: str,
+    certificate: Certificate | None = None,
+    tokens: Tokens | None = None,
+    health_listen: str = "",
+) -> Serving:
+    """The gRPC server on an engine, with health and reflection.
 
     Raises
     ------
     SettingsError
-        The address cannot be bound.
+        An address cannot be bound.
     """
     server = grpc.aio.server(
-        interceptors=[DecodeGuard()],
+        interceptors=[*([TokenGuard(tokens)] if tokens else []), DecodeGuard()],
         maximum_concurrent_rpcs=engine.max_streams + _OTHER_RPCS,
         options=[
             ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -161,12 +212,24 @@ def build_server(
     health_service = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
     reflection.enable_server_reflection((_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+    address = _bind(server, listen, certificate)
+    health_server = None
+    if health_listen:
+        health_server = grpc.aio.server(maximum_concurrent_rpcs=_OTHER_RPCS, options=[("grpc.so_reuseport", 0)])
+        health_pb2_grpc.add_HealthServicer_to_server(health_service, health_server)
+        _bind(health_server, health_listen, None)
+    return Serving(server, service, health_service, health_server, address)
+
+
+def _bind(server: grpc.aio.Server, listen: str, certificate: Certificate | None) -> str:
     try:
-        port = server.add_insecure_port(listen)
+        if certificate is None:
+            port = server.add_insecure_port(listen)
+        else:
+            port = server.add_secure_port(listen, certificate.credentials())
     except RuntimeError as error:
         raise SettingsError(f"cannot listen on {listen}: is it taken, or not an address here?") from error
-    address = listen if listen.startswith("unix:") else f"{listen.rpartition(':')[0]}:{port}"
-    return server, service, health_service, address
+    return listen if listen.startswith("unix:") else f"{listen.rpartition(':')[0]}:{port}"
 
 
 async def serve(settings: Settings, ready: Callable[[str], None], *, until_stdin_closes: bool = False) -> None:
@@ -181,12 +244,13 @@ async def serve(settings: Settings, ready: Callable[[str], None], *, until_stdin
     until_stdin_closes
         Also end, at once, when standard input closes: the server belongs to the process that holds the other end.
     """
+    certificate, tokens = _open_secrets(settings)  # before models are loaded, which takes a while
     engine = build_engine(settings)
-    server, service, health_service, address = build_server(engine, settings.listen)
-    collector = _start_metrics(settings, engine, service)
-    await server.start()
-    for name in ("", _SERVICE):
-        await health_service.set(name, health_pb2.HealthCheckResponse.SERVING)
+    serving = build_server(engine, settings.listen, certificate, tokens, settings.health_listen)
+    service = serving.service
+    monitor = Monitor(engine, service, serving.device_changed)
+    page = _start_metrics(settings, engine, monitor, certificate)
+    await serving.start()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -194,19 +258,30 @@ async def serve(settings: Settings, ready: Callable[[str], None], *, until_stdin
     orphaned = asyncio.Event()
     if until_stdin_closes:
         loop.add_reader(sys.stdin.fileno(), lambda: _end_of_stdin(loop, stop, orphaned))
-    log.info("serving", address=address, workers=settings.worker_count, version=version("porestream"))
-    ready(address)
+    watching = asyncio.create_task(monitor.run())
+    log.info(
+        "serving",
+        address=serving.address,
+        tls=certificate is not None,
+        tokens=tokens is not None,
+        workers=settings.worker_count,
+        version=version("porestream"),
+    )
+    ready(serving.address)
 
     await stop.wait()
     grace_s = 0.0 if orphaned.is_set() else settings.grace_s
     log.info("draining", streams=service.stream_count, grace_s=grace_s)
-    await health_service.enter_graceful_shutdown()
+    await serving.set_ready(False)  # but alive: whoever kills what is not alive shall wait
     await service.drain(grace_s)
-    await server.stop(grace=0.5)
+    await serving.stop()
+    watching.cancel()
+    await asyncio.gather(watching, return_exceptions=True)
     await asyncio.to_thread(engine.pipeline.close)
-    if collector is not None:
-        REGISTRY.unregister(collector)
-    log.info("stopped", reads_received=engine.ledger.server.received, reads_called=engine.ledger.server.called)
+    if page is not None:
+        page.shutdown()
+    books = engine.ledger.server
+    log.info("stopped", reads_received=books.received, reads_called=books.called)
 
 
 def _end_of_stdin(loop: asyncio.AbstractEventLoop, stop: asyncio.Event, orphaned: asyncio.Event) -> None:
@@ -216,28 +291,26 @@ def _end_of_stdin(loop: asyncio.AbstractEventLoop, stop: asyncio.Event, orphaned
         stop.set()
 
 
-def _start_metrics(settings: Settings, engine: Engine, service: BasecallService) -> ServerCollector | None:
+def _open_secrets(settings: Settings) -> tuple[Certificate | None, Tokens | None]:
+    certificate = None
+    if settings.tls_certificate and settings.tls_key:
+        certificate = Certificate(settings.tls_certificate, settings.tls_key)
+    return certificate, Tokens(settings.token_file) if settings.token_file else None
+
+
+def _start_metrics(
+    settings: Settings, engine: Engine, monitor: Monitor, certificate: Certificate | None
+) -> WSGIServer | None:
     if not settings.metrics_port:
         return None
-    collector = ServerCollector(
-        engine.ledger,
-        {
-            "porestream_streams": ("Streams being served", lambda: service.stream_count),
-            "porestream_queued_samples": ("Samples of reads that wait or are called", engine.queued_samples),
-            "porestream_memory_budget_bytes": ("The memory budget", lambda: engine.budget.total_bytes),
-            "porestream_memory_charged_bytes": (
-                "Signal, results and unused credit charged to streams",
-                engine.budget.charged_bytes,
-            ),
-        },
-    )
+    network = engine.pipeline.devices[-1].name
+    meters = find_meters(int(network.partition(":")[2] or 0) if network.startswith("cuda") else None)
+    REGISTRY.register(ServerCollector(engine, monitor, meters, certificate.expiry_s if certificate else lambda: None))
     try:
-        start_http_server(settings.metrics_port, settings.metrics_host)
+        return start_http_server(settings.metrics_port, settings.metrics_host)[0]
     except OSError as error:
         where = f"{settings.metrics_host}:{settings.metrics_port}"
         raise SettingsError(f"cannot serve metrics on {where}: {error.strerror}") from error
-    REGISTRY.register(collector)
-    return collector
 
 
 def tune_allocator() -> None:

@@ -27,7 +27,7 @@ class Account(Protocol):
     def longest_open_read(self) -> int:
         """Bytes held by its largest open read; 0: none."""
 
-    def reject_longest_open_read(self, reason: str) -> None:
+    def reject_longest_open_read(self, detail: str) -> None:
         """End that read as REJECTED and give its memory back."""
 
     def is_busy(self) -> bool:

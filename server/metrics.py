@@ -1,161 +1,359 @@
-"""The books, and what Prometheus sees of the server. No run, sample or read id ever becomes a label."""
+"""Every metric of the server, defined once: Prometheus' objects, and docs/metrics.md (`make docs`).
 
-import threading
-from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+To add one: define it here, and use it where the thing happens. `counter`, `gauge` and `histogram` make an object to
+count with; `pulled` ones are asked for when Prometheus asks (server/collector.py). Labels are from closed sets: no run,
+read, sample or tenant ever becomes one.
+"""
 
-from prometheus_client import Histogram
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
 
-from porestream.server.reads import ReadResult, Status
-from porestream.server.scheduler import Batch
+from prometheus_client import Counter, Gauge, Histogram, disable_created_metrics
 
-STAGE_SECONDS = Histogram(
-    "porestream_stage_seconds",
-    "Time of one piece of work: prepare and align of a read, basecall of a batch, total of a read from its last sample",
+
+class Question(Enum):
+    """What an operator asks."""
+
+    KEEPING_UP = "Is it keeping up?"
+    LIMIT = "Which stage limits?"
+    LATE = "How late is it?"
+    LOST = "Is anything lost?"
+    GOOD = "Are the calls good?"
+    COST = "What does it cost?"
+    RUNNING = "What runs?"
+
+
+@dataclass(frozen=True, slots=True)
+class Definition:
+    """One metric, as docs/metrics.md shows it; `kind` is "counter", "gauge" or "histogram"."""
+
+    name: str
+    kind: str
+    unit: str
+    labels: tuple[str, ...]
+    question: Question
+    help: str
+
+
+LABELS = {
+    "model": "a model that is served, by its directory's name",
+    "priority": "live, standard, bulk",
+    "status": "of reads: called, filtered, rejected, failed, abandoned; of streams: gRPC's status codes",
+    "reason": "incomplete, gap, overlap, empty, too_long, chunk_size, undecodable, checksum, calibration, "
+    "signal, memory",
+    "stage": "prepare, basecall, stitch, align; where reads wait also deliver, acknowledge",
+    "device": "cpu, cuda:N",
+    "preset": "map-ont, lr:hq",
+    "reference": "a reference that is served, by its file's name",
+}
+"""What each label's values are. Those of _info metrics are facts of the one server."""
+
+DEFINITIONS: list[Definition] = []
+
+_SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300)
+
+disable_created_metrics()  # type: ignore[no-untyped-call]
+
+
+def pulled(kind: str, name: str, unit: str, question: Question, text: str, labels: Sequence[str] = ()) -> Definition:
+    """A metric whose value is asked for when Prometheus asks."""
+    definition = Definition(f"porestream_{name}", kind, unit, tuple(labels), question, text)
+    DEFINITIONS.append(definition)
+    return definition
+
+
+def counter(name: str, unit: str, question: Question, text: str, labels: Sequence[str] = ()) -> Counter:
+    """A counter; its name ends in _total."""
+    definition = pulled("counter", name, unit, question, text, labels)
+    return Counter(definition.name, text, definition.labels)
+
+
+def gauge(name: str, unit: str, question: Question, text: str, labels: Sequence[str] = ()) -> Gauge:
+    """A gauge."""
+    definition = pulled("gauge", name, unit, question, text, labels)
+    return Gauge(definition.name, text, definition.labels)
+
+
+def histogram(
+    name: str, unit: str, question: Question, text: str, labels: Sequence[str] = (), buckets: Sequence[float] = _SECONDS
+) -> Histogram:
+    """A histogram; buckets are upper bounds."""
+    definition = pulled("histogram", name, unit, question, text, labels)
+    return Histogram(definition.name, text, definition.labels, buckets=buckets)
+
+
+# Is it keeping up?
+
+_UP = Question.KEEPING_UP
+READS_RECEIVED = pulled(
+    "counter",
+    "reads_received_total",
+    "reads",
+    _UP,
+    "Attempts at reads begun: a read that is sent again after a break is another attempt",
+    ["model", "priority"],
+)
+SAMPLES_RECEIVED = pulled(
+    "counter", "samples_received_total", "samples", _UP, "Samples of signal received", ["model", "priority"]
+)
+SAMPLES_FINISHED = pulled(
+    "counter", "samples_finished_total", "samples", _UP, "Samples of reads that got a result", ["model", "priority"]
+)
+BASES_CALLED = pulled("counter", "bases_called_total", "bases", _UP, "Bases called", ["model", "priority"])
+BACKLOG = pulled(
+    "gauge",
+    "backlog_seconds",
+    "seconds of sequencing",
+    _UP,
+    "How far calling is behind the sequencer: age of the oldest complete read without a result",
+    ["priority"],
+)
+QUEUED_SAMPLES = pulled(
+    "gauge", "queued_samples", "samples", _UP, "Samples of complete reads that wait or are called", ["priority"]
+)
+STREAMS = pulled("gauge", "streams", "streams", _UP, "Streams being served", ["priority"])
+STREAMS_STALLED = pulled(
+    "gauge",
+    "streams_stalled",
+    "streams",
+    _UP,
+    "Streams that must wait before they may send: their credit is used up, and the server cannot extend it. "
+    "Usual for bulk, whose files are read faster than they can be called",
+    ["priority"],
+)
+CREDIT_STALL_SECONDS = pulled(
+    "counter", "credit_stall_seconds_total", "stream-seconds", _UP, "Time that streams were stalled", ["priority"]
+)
+
+# Which stage limits?
+
+_LIMIT = Question.LIMIT
+STAGE_SECONDS = histogram(
+    "stage_seconds",
+    "seconds",
+    _LIMIT,
+    "Time of one piece of work: prepare, stitch and align of a read, basecall of a batch",
     ["stage"],
-    buckets=(0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300),
 )
-BATCH_CHUNKS = Histogram(
-    "porestream_batch_chunks", "Chunks in a batch", buckets=(1, 2, 4, 8, 12, 16, 32, 64, 128, 256, 512)
+STAGE_WAIT_SECONDS = histogram(
+    "stage_wait_seconds",
+    "seconds",
+    _LIMIT,
+    "How long work waited before a stage: a complete read before prepare, a batch's oldest chunk before basecall, a "
+    "result before it is delivered to the network",
+    ["stage"],
 )
-BATCH_STREAMS = Histogram(
-    "porestream_batch_streams", "Streams whose chunks share a batch", buckets=(1, 2, 3, 4, 8, 16, 32, 64)
+STAGE_QUEUE = pulled(
+    "gauge",
+    "stage_queue",
+    "reads or chunks",
+    _LIMIT,
+    "What waits before a stage: reads (prepare, deliver, acknowledge: results that the client has not stored yet) or "
+    "chunks (basecall)",
+    ["stage"],
+)
+WORKERS = pulled("gauge", "workers", "threads", _LIMIT, "Threads that prepare, call and align")
+BATCH_FILL = histogram(
+    "batch_fill_ratio",
+    "ratio",
+    _LIMIT,
+    "Chunks in a batch, of those that it has room for",
+    ["model"],
+    (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.999, 1),
+)
+BATCH_STREAMS = histogram(
+    "batch_streams", "streams", _LIMIT, "Streams whose chunks share a batch", ["model"], (1, 2, 3, 4, 8, 16, 32, 64)
+)
+EVENT_LOOP_LAG_SECONDS = histogram(
+    "event_loop_lag_seconds",
+    "seconds",
+    _LIMIT,
+    "How late a timer of the event loop is: all streams wait as long",
+    (),
+    (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10),
 )
 
-_KEPT_RUNS = 1000
+# How late is it?
+
+READ_LATENCY_SECONDS = histogram(
+    "read_latency_seconds",
+    "seconds",
+    Question.LATE,
+    "From a read's last sample received to its result handed to the network",
+    ["priority"],
+    (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000),
+)
+
+# Is anything lost?
+
+_LOST = Question.LOST
+READS = pulled(
+    "counter",
+    "reads_total",
+    "reads",
+    _LOST,
+    "Attempts at reads that ended: their result was acknowledged, or their stream broke (abandoned: the client sends "
+    "the read again)",
+    ["model", "priority", "status"],
+)
+READS_OPEN = pulled(
+    "gauge", "reads_open", "reads", _LOST, "Attempts whose result is not acknowledged yet", ["model", "priority"]
+)
+BOOKS_IMBALANCE = pulled(
+    "gauge",
+    "books_imbalance",
+    "reads",
+    _LOST,
+    "Attempts received, less those that ended, less those that streams hold: anything but 0 is a defect",
+)
+READS_REJECTED = counter(
+    "reads_rejected_total", "reads", _LOST, "Results that say the input is at fault, by reason", ["reason"]
+)
+READS_FAILED = counter(
+    "reads_failed_total", "reads", _LOST, "Results that say the server is at fault, by the stage that failed", ["stage"]
+)
+BATCHES_RETRIED = counter(
+    "batches_retried_total", "batches", _LOST, "Batches that failed and were tried again chunk by chunk", ["model"]
+)
+STREAMS_OPENED = counter("streams_opened_total", "streams", _LOST, "Streams accepted", ["priority"])
+STREAMS_RECONNECTED = counter(
+    "streams_reconnected_total",
+    "streams",
+    _LOST,
+    "Streams accepted whose client says that an earlier connection broke",
+    ["priority"],
+)
+STREAMS_ENDED = counter(
+    "streams_ended_total", "streams", _LOST, "Streams that ended or were turned away, by gRPC status", ["status"]
+)
+
+# Are the calls good?
+
+_GOOD = Question.GOOD
+READ_MEAN_QSCORE = histogram(
+    "read_mean_qscore", "Phred", _GOOD, "Mean quality of a read", ["model"], (5, 7, 8, 9, 10, 12, 15, 18, 20, 25, 30)
+)
+READ_LENGTH_BASES = histogram(
+    "read_length_bases",
+    "bases",
+    _GOOD,
+    "Length of a called read",
+    ["model"],
+    (100, 300, 1_000, 3_000, 10_000, 30_000, 100_000, 300_000, 1_000_000),
+)
+ALIGNMENT_IDENTITY = histogram(
+    "alignment_identity_ratio",
+    "ratio",
+    _GOOD,
+    "Of an aligned read's primary alignment: 1 - NM / columns, with insertions and deletions among the columns",
+    ["model"],
+    (0.7, 0.75, 0.8, 0.85, 0.9, 0.92, 0.94, 0.96, 0.97, 0.98, 0.99, 0.995),
+)
+READS_TO_ALIGN = pulled(
+    "counter", "reads_to_align_total", "reads", _GOOD, "Acknowledged reads of streams with a reference", ["model"]
+)
+READS_ALIGNED = pulled("counter", "reads_aligned_total", "reads", _GOOD, "Those of them with an alignment", ["model"])
+
+# What does it cost?
+
+_COST = Question.COST
+DEVICE_BUSY_SECONDS = pulled(
+    "counter",
+    "device_busy_seconds_total",
+    "slot-seconds",
+    _COST,
+    "Time that the device worked: of the CPU each worker's, of a card the time with a batch on it",
+    ["device"],
+)
+DEVICE_SLOTS = pulled(
+    "gauge", "device_slots", "slots", _COST, "What can be busy at once: workers of the CPU; 1 of a card", ["device"]
+)
+DEVICE_ENERGY_JOULES = pulled(
+    "counter",
+    "device_energy_joules_total",
+    "joules",
+    _COST,
+    "Energy of the whole device since it was first read, whoever used it: NVML of a card, the kernel's powercap (RAPL "
+    "packages) of the CPU. Absent where neither tells",
+    ["device"],
+)
+DEVICE_MEMORY_USED = pulled(
+    "gauge", "device_memory_used_bytes", "bytes", _COST, "Of a card's memory, by all processes (NVML)", ["device"]
+)
+DEVICE_MEMORY_TOTAL = pulled("gauge", "device_memory_total_bytes", "bytes", _COST, "A card's memory (NVML)", ["device"])
+DEVICE_UTILIZATION = pulled(
+    "gauge",
+    "device_utilization_ratio",
+    "ratio",
+    _COST,
+    "Share of NVML's last sampling period in which a kernel ran",
+    ["device"],
+)
+DEVICE_TEMPERATURE = pulled(
+    "gauge", "device_temperature_celsius", "degrees Celsius", _COST, "A card's temperature (NVML)", ["device"]
+)
+
+# What runs?
+
+_RUNNING = Question.RUNNING
+BUILD_INFO = pulled(
+    "gauge", "build_info", "1", _RUNNING, "The server's version, Python and PyTorch", ["version", "python", "torch"]
+)
+MODEL_INFO = pulled(
+    "gauge",
+    "model_info",
+    "1",
+    _RUNNING,
+    "A model that is served; what decides its bases",
+    ["model", "sha256", "precision", "device_class"],
+)
+REFERENCE_INFO = pulled(
+    "gauge", "reference_info", "1", _RUNNING, "A reference that is served", ["reference", "preset", "sha256"]
+)
+DEVICE_INFO = pulled("gauge", "device_info", "1", _RUNNING, "The device that networks run on", ["device", "name"])
+DEVICE_UP = pulled(
+    "gauge", "device_up", "0 or 1", _RUNNING, "0: the device's last three batches failed altogether", ["device"]
+)
+MEMORY_BUDGET = pulled("gauge", "memory_budget_bytes", "bytes", _RUNNING, "What streams may take: --memory-budget")
+MEMORY_CHARGED = pulled(
+    "gauge", "memory_charged_bytes", "bytes", _RUNNING, "Signal, results and unused credit charged to streams"
+)
+MEMORY_LIMIT = pulled("gauge", "memory_limit_bytes", "bytes", _RUNNING, "The container's memory, or the machine's")
+MAX_STREAMS = pulled("gauge", "max_streams", "streams", _RUNNING, "Most streams at once: --max-streams")
+DRAINING = pulled("gauge", "draining", "0 or 1", _RUNNING, "1: the server sends its streams away")
+CERTIFICATE_EXPIRY = pulled(
+    "gauge",
+    "tls_certificate_expiry_timestamp_seconds",
+    "Unix time in seconds",
+    _RUNNING,
+    "When the certificate that is served ends. Absent without TLS",
+)
 
 
-def observe_batch(batch: Batch) -> None:
-    """Record a batch's fill, and how many streams share it."""
-    BATCH_CHUNKS.observe(len(batch.tasks))
-    BATCH_STREAMS.observe(len({task.job.stream for task in batch.tasks}))
+def reference_page() -> str:
+    """docs/metrics.md."""
+    lines = [
+        "# Metrics",
+        "`porestream serve --metrics-port P` gives them at `/metrics`, and at `/` a page for people. `make docs` makes",
+        "this reference from `server/metrics.py`, where each is defined once.",
+    ]
+    for question in Question:
+        lines += ["", f"## {question.value}", "| Metric | Type | Unit | Labels | What it is |", "|---|---|---|---|---|"]
+        lines += [
+            f"| `{one.name}` | {one.kind} | {one.unit} | {', '.join(one.labels)} | {one.help} |"
+            for one in DEFINITIONS
+            if one.question is question
+        ]
+    lines += ["", "## Labels", "| Label | Values |", "|---|---|"]
+    lines += [f"| {label} | {values} |" for label, values in LABELS.items()]
+    lines += [
+        "",
+        "No run, read, sample or tenant is ever a label. Histograms have `_bucket`, `_sum` and `_count`. Beside these",
+        "there are the Python client's own: `process_resident_memory_bytes`, `process_cpu_seconds_total` and others.",
+    ]
+    return "\n".join(lines) + "\n"
 
 
-@dataclass(slots=True)
-class Books:
-    """Attempts at reads. At every moment received = called + filtered + rejected + failed + abandoned + open.
-
-    An attempt is open from its first chunk until its result is acknowledged.
-    """
-
-    received: int = 0
-    called: int = 0
-    filtered: int = 0
-    rejected: int = 0
-    failed: int = 0
-    abandoned: int = 0
-    open: int = 0
-    aligned: int = 0
-    samples: int = 0
-    bases: int = 0
-
-    def receive(self) -> None:
-        """A read's first chunk came."""
-        self.received += 1
-        self.open += 1
-
-    def close(self, status: Status, *, aligned: bool) -> None:
-        """A read's result was acknowledged."""
-        self.open -= 1
-        self.aligned += aligned
-        setattr(self, status.value, getattr(self, status.value) + 1)
-
-    def abandon(self, reads: int) -> None:
-        """A stream broke with so many reads open."""
-        self.open -= reads
-        self.abandoned += reads
-
-
-class Ledger:
-    """The server's books and each run's; only the event loop's thread writes them.
-
-    Of runs without open reads the last thousand are kept.
-    """
-
-    def __init__(self) -> None:
-        self.server = Books()
-        self.lock = threading.Lock()  # Prometheus asks from a thread of its own, and must find the books balanced
-        self._runs: OrderedDict[str, Books] = OrderedDict()
-
-    def run(self, run_id: str) -> Books:
-        """The books of one run, opened where there are none yet."""
-        books = self._runs.setdefault(run_id, Books())
-        self._runs.move_to_end(run_id)
-        if len(self._runs) > _KEPT_RUNS:
-            for old in [name for name, kept in self._runs.items() if not kept.open][: len(self._runs) - _KEPT_RUNS]:
-                del self._runs[old]
-        return books
-
-    def find_run(self, run_id: str) -> Books | None:
-        """The books of a run that is known."""
-        return self._runs.get(run_id)
-
-
-class StreamBooks:
-    """Books one stream's reads in the server's and its run's books, each time in both or in none."""
-
-    def __init__(self, ledger: Ledger, run_id: str) -> None:
-        self._lock = ledger.lock
-        self._books = (ledger.server, ledger.run(run_id))
-
-    def receive(self) -> None:
-        """A read's first chunk came."""
-        with self._lock:
-            for books in self._books:
-                books.receive()
-
-    def samples(self, count: int) -> None:
-        """Samples came."""
-        for books in self._books:
-            books.samples += count
-
-    def finish(self, result: ReadResult) -> None:
-        """A result was made; its bases count at once, the read when it is acknowledged."""
-        STAGE_SECONDS.labels("total").observe(result.timings.total_s)
-        for books in self._books:
-            books.bases += len(result.part.sequence) if result.part else 0
-
-    def close(self, status: Status, *, aligned: bool) -> None:
-        """A result was acknowledged."""
-        with self._lock:
-            for books in self._books:
-                books.close(status, aligned=aligned)
-
-    def abandon(self, reads: int) -> None:
-        """The stream ended with so many reads open."""
-        with self._lock:
-            for books in self._books:
-                books.abandon(reads)
-
-
-class ServerCollector:
-    """Gives Prometheus the books and gauges as they are when it asks.
-
-    Parameters
-    ----------
-    ledger
-        The books.
-    gauges
-        Of each gauge its help text, and what gives its value.
-    """
-
-    def __init__(self, ledger: Ledger, gauges: dict[str, tuple[str, Callable[[], float]]]) -> None:
-        self._ledger, self._gauges = ledger, gauges
-
-    def collect(self) -> Iterator[Metric]:
-        """All metrics of the books, and the gauges."""
-        with self._ledger.lock:
-            books = replace(self._ledger.server)
-        reads = CounterMetricFamily("porestream_reads", "Attempts at reads that ended, by status", labels=["status"])
-        for status in ("called", "filtered", "rejected", "failed", "abandoned"):
-            reads.add_metric([status], getattr(books, status))
-        yield reads
-        yield CounterMetricFamily("porestream_reads_received", "Attempts at reads begun", value=books.received)
-        yield CounterMetricFamily("porestream_reads_aligned", "Reads with an alignment", value=books.aligned)
-        yield CounterMetricFamily("porestream_samples", "Samples received", value=books.samples)
-        yield CounterMetricFamily("porestream_bases", "Bases called", value=books.bases)
-        yield GaugeMetricFamily("porestream_reads_open", "Attempts neither ended nor acknowledged", value=books.open)
-        for name, (help_text, value) in self._gauges.items():
-            yield GaugeMetricFamily(name, help_text, value=value())
+if __name__ == "__main__":
+    print(reference_page(), end="")

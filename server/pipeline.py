@@ -8,11 +8,12 @@ import math
 import threading
 import time
 from collections.abc import Hashable, Mapping
+from contextlib import nullcontext
 
 import structlog
 import torch
 
-from porestream.kernels.aligner import Aligner
+from porestream.kernels.aligner import Aligner, Alignment
 from porestream.models.adapters import trim_adapters
 from porestream.models.basecaller import Basecaller, finish
 from porestream.models.config import ModelError
@@ -20,15 +21,42 @@ from porestream.models.decode import Decoded
 from porestream.models.prepare import PreparedRead
 from porestream.models.quality import mean_qscore
 from porestream.models.scale import Measurement
-from porestream.server.metrics import STAGE_SECONDS, observe_batch
-from porestream.server.reads import CalledPart, InputFault, ReadResult, Status, Timings
+from porestream.server.device_use import DeviceUse
+from porestream.server.metrics import (
+    ALIGNMENT_IDENTITY,
+    BATCH_FILL,
+    BATCH_STREAMS,
+    BATCHES_RETRIED,
+    READ_LENGTH_BASES,
+    READ_MEAN_QSCORE,
+    STAGE_SECONDS,
+    STAGE_WAIT_SECONDS,
+)
+from porestream.server.reads import CalledPart, InputFault, ReadResult, Reason, Stage, Status, Timings
 from porestream.server.scheduler import Batch, Job, Scheduler, Task
 
 log = structlog.get_logger()
 
 
 class Pipeline:
-    """Calls and aligns the reads that are submitted, and delivers each one's result from a worker's thread."""
+    """Calls and aligns the reads that are submitted, and delivers each one's result from a worker's thread.
+
+    Parameters
+    ----------
+    basecallers, aligners
+        By model; by reference and preset.
+    scheduler
+        Whose work is done.
+    workers
+        Threads.
+    card
+        How the card is used that networks run on; None: they run on the CPU.
+
+    Attributes
+    ----------
+    devices
+        How each device is used; the last one is that of the networks.
+    """
 
     def __init__(
         self,
@@ -36,10 +64,13 @@ class Pipeline:
         aligners: Mapping[tuple[str, str], Aligner],
         scheduler: Scheduler,
         workers: int,
+        card: DeviceUse | None = None,
     ) -> None:
         self._basecallers, self._aligners, self._scheduler = basecallers, aligners, scheduler
         self._warm = threading.Barrier(workers + 1)
         self._failure: Exception | None = None  # the first worker's that could not warm up
+        self._cpu, self._card = DeviceUse("cpu", workers), card
+        self.devices = [self._cpu, *([card] if card else [])]
         self._threads = [
             threading.Thread(target=self._work, name=f"worker-{number}", daemon=True) for number in range(workers)
         ]
@@ -90,6 +121,7 @@ class Pipeline:
             self._warm.abort()
             return
         while (work := self._scheduler.take()) is not None:
+            self._cpu.clock.enter()
             try:
                 if isinstance(work, Job):
                     self._prepare(work)
@@ -97,45 +129,52 @@ class Pipeline:
                     self._call(work)
             except Exception as error:  # a defect of ours: its reads fail, the worker and all other reads go on
                 log.exception("worker failed")
+                stage = Stage.PREPARE if isinstance(work, Job) else Stage.BASECALL
                 for job in {work} if isinstance(work, Job) else {task.job for task in work.tasks}:
-                    self._end(job, Status.FAILED, f"{type(error).__name__}: {error}")
+                    self._fail(job, stage, error)
                     del job
+            finally:
+                self._cpu.clock.leave()
             del work  # or an idle worker would hold its last reads' signal
 
     def _prepare(self, job: Job) -> None:
         """Decode the signal, scale it, plan its chunks."""
         job.started_s = time.monotonic()
+        STAGE_WAIT_SECONDS.labels("prepare").observe(job.started_s - job.submitted_s)
         try:
             signal_S = job.read.take_signal()
             basecaller = self._basecallers[job.settings.model]
             try:
                 job.prepared = basecaller.prepare(signal_S, _measurement(job))
             except ValueError as error:
-                raise InputFault(str(error)) from error
+                raise InputFault(Reason.SIGNAL, str(error)) from error
             job.missing = len(job.prepared.plan.pieces)
             job.decoded = [None] * job.missing
         except InputFault as fault:
-            self._end(job, Status.REJECTED, str(fault))
+            self._end(job, Status.REJECTED, str(fault), fault.reason)
         except Exception as error:  # one read's failure must not end the worker
             log.exception("read failed", stage="prepare", read_id=job.read.name)
-            self._end(job, Status.FAILED, f"{type(error).__name__}: {error}")
+            self._fail(job, Stage.PREPARE, error)
         else:
             STAGE_SECONDS.labels("prepare").observe(time.monotonic() - job.started_s)
             self._scheduler.prepared(job)
 
     def _call(self, batch: Batch) -> None:
         """Basecall one batch; finish the reads whose last chunk it held."""
-        observe_batch(batch)
         rows = self._basecallers[batch.model].rows
+        STAGE_WAIT_SECONDS.labels("basecall").observe(time.monotonic() - min(task.ready_s for task in batch.tasks))
+        BATCH_STREAMS.labels(batch.model).observe(len({task.job.stream for task in batch.tasks}))
         for first in range(0, len(batch.tasks), rows):
             group = batch.tasks[first : first + rows]
+            BATCH_FILL.labels(batch.model).observe(len(group) / rows)
             started_s = time.monotonic()
             results = self._call_group(batch, group)
+            self.devices[-1].computed(results)
             STAGE_SECONDS.labels("basecall").observe(time.monotonic() - started_s)
             for task, result in zip(group, results, strict=True):
                 job = task.job
                 if isinstance(result, Exception):
-                    self._end(job, Status.FAILED, f"{type(result).__name__}: {result}")
+                    self._fail(job, Stage.BASECALL, result)
                     continue
                 job.decoded[task.index] = result
                 if self._scheduler.called_one(job):
@@ -145,11 +184,13 @@ class Pipeline:
         basecaller = self._basecallers[batch.model]
         chunks = [_chunk_of(task) for task in tasks]
         try:
-            return [*basecaller.call(chunks, batch.samples)]
+            with self._card.working(self._cpu) if self._card else nullcontext():
+                return [*basecaller.call(chunks, batch.samples)]
         except Exception as error:  # try again one by one: a bad chunk must not take the others with it
             log.exception("batch failed", stage="basecall", chunks=len(tasks))
             if len(tasks) == 1:
                 return [error]
+            BATCHES_RETRIED.labels(batch.model).inc()
             return [result for task in tasks for result in self._call_group(batch, [task])]
 
     def _finish(self, job: Job) -> None:
@@ -157,15 +198,20 @@ class Pipeline:
         called_s = time.monotonic()
         assert job.prepared is not None
         assert job.read.calibration is not None
+        model, stage = job.settings.model, Stage.STITCH
         try:
-            config = self._basecallers[job.settings.model].bundle.config
+            config = self._basecallers[model].bundle.config
             called = finish(job.prepared, [chunk for chunk in job.decoded if chunk is not None])
             if not (job.settings.no_trim or config.is_rna):  # RNA's adapter was trimmed off the signal
                 called = trim_adapters(called, job.settings.sequencing_kit)
+            stitched_s = time.monotonic()
+            STAGE_SECONDS.labels("stitch").observe(stitched_s - called_s)
+            stage = Stage.ALIGN
             aligner = self._aligners.get((job.settings.reference, job.settings.preset))
             alignments = aligner.align(job.read.name, called.sequence, md=job.settings.emit_md) if aligner else []
             aligned_s = time.monotonic()
-            STAGE_SECONDS.labels("align").observe(aligned_s - called_s)
+            if aligner:
+                STAGE_SECONDS.labels("align").observe(aligned_s - stitched_s)
             quality = mean_qscore(called.qualities_B, config.mean_qscore_start)
             scaling = job.prepared.scaling
             offset_adc, scale_pa, _ = job.read.calibration
@@ -190,23 +236,37 @@ class Pipeline:
                 ),
                 timings=Timings(
                     queue_s=job.started_s - job.submitted_s,
-                    basecall_s=called_s - job.started_s,
-                    align_s=aligned_s - called_s,
+                    basecall_s=stitched_s - job.started_s,
+                    align_s=aligned_s - stitched_s,
                     total_s=time.monotonic() - job.submitted_s,
                 ),
             )
         except Exception as error:  # one read's failure must not end the worker
-            log.exception("read failed", stage="finish", read_id=job.read.name)
-            self._end(job, Status.FAILED, f"{type(error).__name__}: {error}")
+            log.exception("read failed", stage=stage.value, read_id=job.read.name)
+            self._fail(job, stage, error)
         else:
             if self._scheduler.done(job):
+                READ_MEAN_QSCORE.labels(model).observe(quality)
+                READ_LENGTH_BASES.labels(model).observe(len(called.sequence))
+                if alignments:
+                    ALIGNMENT_IDENTITY.labels(model).observe(_identity(alignments[0]))
                 job.deliver(job, result)
 
-    def _end(self, job: Job, status: Status, detail: str) -> None:
+    def _fail(self, job: Job, stage: Stage, error: Exception) -> None:
+        self._end(job, Status.FAILED, f"{type(error).__name__}: {error}", stage)
+
+    def _end(self, job: Job, status: Status, detail: str, cause: Reason | Stage) -> None:
         if self._scheduler.done(job):
             timings = Timings(total_s=time.monotonic() - job.submitted_s)
             read = job.read
-            job.deliver(job, ReadResult(read.read_id, read.channel, status, detail, read.samples, timings=timings))
+            result = ReadResult(read.read_id, read.channel, status, detail, read.samples, timings=timings, cause=cause)
+            job.deliver(job, result)
+
+
+def _identity(alignment: Alignment) -> float:
+    """1 - NM / columns; of the CIGAR's operations M, I and D are columns."""
+    lengths, operations = alignment.cigar >> 4, alignment.cigar & 15
+    return 1 - alignment.edit_distance / max(1, int(lengths[operations <= 2].sum()))
 
 
 def _measurement(job: Job) -> Measurement:

@@ -42,8 +42,37 @@ class Priority(Enum):
     BULK = 64_000_000
 
 
+class Reason(Enum):
+    """Why a read is REJECTED; the metrics count by it."""
+
+    INCOMPLETE = "incomplete"
+    GAP = "gap"
+    OVERLAP = "overlap"
+    EMPTY = "empty"
+    TOO_LONG = "too_long"
+    CHUNK_SIZE = "chunk_size"
+    UNDECODABLE = "undecodable"
+    CHECKSUM = "checksum"
+    CALIBRATION = "calibration"
+    SIGNAL = "signal"  # the model cannot take it: too short for one step, say
+    MEMORY = "memory"
+
+
+class Stage(Enum):
+    """Where a complete read's work is done; a FAILED read names the one that failed."""
+
+    PREPARE = "prepare"
+    BASECALL = "basecall"
+    STITCH = "stitch"
+    ALIGN = "align"
+
+
 class InputFault(Exception):
     """The input's fault: the read is REJECTED with this message, the stream goes on."""
+
+    def __init__(self, reason: Reason, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class Calibration(NamedTuple):
@@ -73,11 +102,17 @@ class SignalPiece(NamedTuple):
         if self.encoding is Encoding.VBZ:
             samples = _decode_vbz(self.signal, self.sample_count)
         elif len(self.signal) != 2 * self.sample_count:
-            raise InputFault(f"{len(self.signal)} bytes of int16 signal do not make {self.sample_count} samples")
+            raise InputFault(
+                Reason.UNDECODABLE,
+                f"{len(self.signal)} bytes of int16 signal do not make {self.sample_count} samples",
+            )
         else:
             samples = np.frombuffer(self.signal, dtype="<i2")
         if self.crc32c and (actual := google_crc32c.value(samples.tobytes())) != self.crc32c:
-            raise InputFault(f"checksum mismatch: signal has CRC-32C {actual:08x}, the chunk says {self.crc32c:08x}")
+            raise InputFault(
+                Reason.CHECKSUM,
+                f"checksum mismatch: signal has CRC-32C {actual:08x}, the chunk says {self.crc32c:08x}",
+            )
         return samples
 
 
@@ -87,10 +122,10 @@ def _decode_vbz(signal: bytes, sample_count: int) -> npt.NDArray[np.int16]:
     try:
         # The decoder allocates what the frame claims, so the claim is checked first.
         if not 0 < zstandard.frame_content_size(signal) <= max_encoded_bytes(sample_count):
-            raise InputFault(f"undecodable VBZ: its frame does not hold {sample_count} samples")
+            raise InputFault(Reason.UNDECODABLE, f"undecodable VBZ: its frame does not hold {sample_count} samples")
         samples: npt.NDArray[np.int16] = vbz_decompress_signal(np.frombuffer(signal, np.uint8), sample_count)
     except (zstandard.ZstdError, RuntimeError, ValueError) as error:
-        raise InputFault(f"undecodable VBZ: {error}") from error
+        raise InputFault(Reason.UNDECODABLE, f"undecodable VBZ: {error}") from error
     return samples
 
 
@@ -136,8 +171,11 @@ class OpenRead:
             The chunk does not follow the samples so far.
         """
         if chunk.first_sample != self.samples:
-            kind = "gap" if chunk.first_sample > self.samples else "overlap"
-            raise InputFault(f"{kind}: a chunk begins at sample {chunk.first_sample}, {self.samples} were received")
+            reason = Reason.GAP if chunk.first_sample > self.samples else Reason.OVERLAP
+            raise InputFault(
+                reason,
+                f"{reason.value}: a chunk begins at sample {chunk.first_sample}, {self.samples} were received",
+            )
         self.pieces.append(chunk.piece)
         self.samples += chunk.piece.sample_count
 
@@ -161,14 +199,14 @@ class OpenRead:
     def check_complete(self) -> None:
         """Raise InputFault unless the read can be called."""
         if self.samples == 0:
-            raise InputFault("empty: the read has no samples")
+            raise InputFault(Reason.EMPTY, "empty: the read has no samples")
         if self.calibration is None:
-            raise InputFault("calibration missing: a read's first chunk must carry it")
+            raise InputFault(Reason.CALIBRATION, "calibration missing: a read's first chunk must carry it")
         offset, scale, open_pore_pa = self.calibration
         if not (abs(offset) <= _MAX_OFFSET_ADC and _MIN_SCALE_PA <= scale <= _MAX_SCALE_PA):
-            raise InputFault(f"calibration unusable: offset {offset:g}, scale {scale:g} pA")
+            raise InputFault(Reason.CALIBRATION, f"calibration unusable: offset {offset:g}, scale {scale:g} pA")
         if abs(open_pore_pa) > _MAX_OPEN_PORE_PA:  # NaN is an unknown level, as in POD5
-            raise InputFault(f"calibration unusable: an open-pore level of {open_pore_pa:g} pA")
+            raise InputFault(Reason.CALIBRATION, f"calibration unusable: an open-pore level of {open_pore_pa:g} pA")
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +251,7 @@ class ReadResult:
     scaling_strategy: str = ""
     part: CalledPart | None = None
     timings: Timings = Timings()
+    cause: Reason | Stage | None = None  # of REJECTED why, of FAILED where
 
     @property
     def size_bytes(self) -> int:

@@ -17,9 +17,11 @@ from porestream.kernels.aligner import Aligner, preset_for_model
 from porestream.models.basecaller import Basecaller
 from porestream.models.chemistry import chemistry_of_run
 from porestream.server import reads
+from porestream.server.books import Books, Ledger, StreamBooks
 from porestream.server.budget import MAX_CHUNK_SAMPLES, MIN_CHUNK_CREDIT_SAMPLES, MemoryBudget
-from porestream.server.metrics import Books, Ledger, StreamBooks
+from porestream.server.metrics import STREAMS_ENDED, STREAMS_OPENED, STREAMS_RECONNECTED
 from porestream.server.pipeline import Pipeline
+from porestream.server.scheduler import Scheduler
 from porestream.server.session import (
     MAX_OPEN_READS,
     Beat,
@@ -72,7 +74,7 @@ class Engine:
     ledger: Ledger
     max_streams: int
     max_read_samples: int
-    queued_samples: Callable[[], int]
+    scheduler: Scheduler
 
 
 class BasecallService(pb_grpc.BasecallServiceServicer):
@@ -97,6 +99,16 @@ class BasecallService(pb_grpc.BasecallServiceServicer):
             log.warning("streams cut off after the grace", streams=len(self._sessions), grace_s=grace_s)
 
     @property
+    def sessions(self) -> list[Session]:
+        """The streams being served."""
+        return list(self._sessions)
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether streams are sent away."""
+        return self._draining
+
+    @property
     def stream_count(self) -> int:
         """Streams being served."""
         return len(self._sessions)
@@ -111,6 +123,7 @@ class BasecallService(pb_grpc.BasecallServiceServicer):
         """Serve one stream."""
         session: Session | None = None
         receiver: asyncio.Task[None] | None = None
+        status = "CANCELLED"
         try:
             async with asyncio.timeout(_FIRST_MESSAGE_TIMEOUT_S):
                 first = await anext(aiter(request_iterator), None)
@@ -125,19 +138,23 @@ class BasecallService(pb_grpc.BasecallServiceServicer):
             async for output in session.outputs():
                 async with asyncio.timeout(_WRITE_TIMEOUT_S):
                     await context.write(_encode_output(output, session.settings))
+            status = "OK"
         except StreamFault as fault:
-            reason = _cut(str(fault))
+            reason, status = _cut(str(fault)), fault.code
             log.info("stream ended", status=fault.code, reason=reason)
             await context.abort(grpc.StatusCode[fault.code], reason)
         except DecodeError as error:
-            log.info("stream ended", status="INVALID_ARGUMENT", reason=str(error))
+            status = "INVALID_ARGUMENT"
+            log.info("stream ended", status=status, reason=str(error))
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         except TimeoutError:
-            log.info("stream ended", status="DEADLINE_EXCEEDED", reason="the client neither reads nor opens")
+            status = "DEADLINE_EXCEEDED"
+            log.info("stream ended", status=status, reason="the client neither reads nor opens")
             await context.abort(
                 grpc.StatusCode.DEADLINE_EXCEEDED, "the client opened nothing, or took nothing, in time"
             )
         finally:
+            STREAMS_ENDED.labels(status).inc()
             if receiver is not None:
                 receiver.cancel()
             if session is not None:
@@ -171,12 +188,15 @@ class BasecallService(pb_grpc.BasecallServiceServicer):
             settings,
             self._engine.pipeline,
             self._engine.budget,
-            StreamBooks(self._engine.ledger, opening.run.run_id),
+            StreamBooks(self._engine.ledger, opening.run.run_id, settings.model, settings.priority),
             max_read_samples=self._engine.max_read_samples,
             heartbeat_s=heartbeat_s,
         )
         self._sessions.add(session)
         self._empty.clear()
+        STREAMS_OPENED.labels(settings.priority.name.lower()).inc()
+        if opening.reconnects:
+            STREAMS_RECONNECTED.labels(settings.priority.name.lower()).inc()
         log.info("stream opened", model=settings.model, reference=settings.reference, preset=settings.preset)
         return session
 
@@ -359,10 +379,7 @@ class BasecallService(pb_grpc.BasecallServiceServicer):
             await asyncio.sleep(interval_s)
 
     def _backlog_s(self) -> float:
-        rates = [
-            rate for caller in self._engine.basecallers.values() for rate in caller.bundle.chemistry.sample_rates_hz
-        ]
-        return self._engine.queued_samples() / (min(rates) if rates else 4000)
+        return max(self._engine.scheduler.load().oldest_s.values())
 
 
 class DecodeGuard(grpc.aio.ServerInterceptor):  # type: ignore[misc]

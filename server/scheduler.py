@@ -140,6 +140,16 @@ class _ReadyClass:
         return self.tasks.oldest().ready_s
 
 
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What there is to do at one moment."""
+
+    reads_waiting: int
+    chunks_waiting: int
+    queued_samples: dict[Priority, int]  # of all reads without a result
+    oldest_s: dict[Priority, float]  # age of the oldest of them; 0: there is none
+
+
 @dataclass(slots=True)
 class _Stream:
     last_tag: float = 0.0
@@ -178,7 +188,9 @@ class Scheduler:
         self._ready: dict[tuple[str, int], _ReadyClass] = {}
         self._active: set[Job] = set()  # reads that are being called
         self._streams: dict[Hashable, _Stream] = {}
-        self._queued_samples = self._decoded_bytes = 0  # of all reads; of the active ones
+        self._unfinished: dict[Priority, dict[int, Job]] = {priority: {} for priority in Priority}  # oldest first
+        self._queued_samples = dict.fromkeys(Priority, 0)
+        self._decoded_bytes = 0  # of the active reads
         self._now = 0.0  # virtual time, in samples of service
         self._closed = False
         self._numbers = itertools.count()
@@ -192,7 +204,8 @@ class Scheduler:
             stream.last_tag = job.tag + job.read.samples
             stream.jobs.add(job)
             job.number = next(self._numbers)
-            self._queued_samples += job.read.samples
+            self._queued_samples[job.settings.priority] += job.read.samples
+            self._unfinished[job.settings.priority][job.number] = job
             self._waiting.push(job.tag + job.settings.priority.value, job.number, job)
             self._changed.notify()
 
@@ -265,7 +278,19 @@ class Scheduler:
 
     def queued_samples(self) -> int:
         """Samples of all reads that wait or are being called."""
-        return self._queued_samples
+        return sum(self._queued_samples.values())
+
+    def load(self) -> Load:
+        """What there is to do now."""
+        with self._changed:
+            now_s = self._clock()
+            oldest = {priority: next(iter(jobs.values()), None) for priority, jobs in self._unfinished.items()}
+            return Load(
+                len(self._waiting),
+                sum(len(ready.tasks) for ready in self._ready.values()),
+                dict(self._queued_samples),
+                {priority: now_s - job.submitted_s if job else 0.0 for priority, job in oldest.items()},
+            )
 
     def _next(self) -> Job | Batch | float | None:
         """Work, or how long there is none.
@@ -312,7 +337,8 @@ class Scheduler:
 
     def _forget(self, job: Job) -> None:
         """Take a read out of all books but its stream's, with what of it still waits to be called."""
-        self._queued_samples -= job.read.samples
+        self._queued_samples[job.settings.priority] -= job.read.samples
+        del self._unfinished[job.settings.priority][job.number]
         if job not in self._active:
             self._waiting.remove(job.number)
             return

@@ -14,6 +14,7 @@ from uuid import UUID
 
 import structlog
 
+from porestream.server.books import StreamBooks
 from porestream.server.budget import (
     BYTES_PER_CREDIT_SAMPLE,
     CHUNK_OVERHEAD_BYTES,
@@ -22,7 +23,7 @@ from porestream.server.budget import (
     READ_OVERHEAD_BYTES,
     MemoryBudget,
 )
-from porestream.server.metrics import StreamBooks
+from porestream.server.metrics import READ_LATENCY_SECONDS, READS_FAILED, READS_REJECTED, STAGE_WAIT_SECONDS
 from porestream.server.pipeline import Pipeline
 from porestream.server.reads import (
     CallSettings,
@@ -30,6 +31,7 @@ from porestream.server.reads import (
     InputFault,
     OpenRead,
     ReadResult,
+    Reason,
     Status,
     max_encoded_bytes,
 )
@@ -42,6 +44,7 @@ _WINDOW_SAMPLES = 2_000_000  # credit that a stream is given ahead, memory permi
 _BACKLOG_SAMPLES = 8_000_000  # complete reads of a stream beyond which its credit waits
 _RESULTS_A_MESSAGE = 64
 _RESULT_MESSAGE_BYTES = 1 << 20
+_CALLED = (Status.CALLED, Status.FILTERED)
 GATHER_S = 0.01  # least time between two messages of results, while more are under way
 
 
@@ -116,7 +119,7 @@ class Session:
         self._refused: set[bytes] = set()  # already rejected, their end not yet received
         self._running: dict[Job, int] = {}  # complete reads and the bytes they are charged for
         self._running_samples = 0
-        self._unsent: deque[tuple[ReadResult, int]] = deque()
+        self._unsent: deque[tuple[ReadResult, int, float]] = deque()  # with bytes charged, and when it was complete
         self._unacknowledged: deque[tuple[Status, bool]] = deque()
         self._sent_seq = self._acknowledged_seq = 0
         self._granted = self._used = self._announced = 0
@@ -124,6 +127,8 @@ class Session:
         self._drain: Drain | None = None
         self._fault: StreamFault | None = None
         self._heard_s = time.monotonic()
+        self._aligns = bool(settings.reference)
+        self._priority = settings.priority.name.lower()
         budget.open(self)
         self.extend_credit()
 
@@ -172,12 +177,12 @@ class Session:
             self._books.samples(chunk.piece.sample_count)
             self._hold(read, len(chunk.piece.signal) + CHUNK_OVERHEAD_BYTES)
             if read.samples > self._max_read_samples:
-                raise InputFault(f"too long: more than {self._max_read_samples} samples")
+                raise InputFault(Reason.TOO_LONG, f"too long: more than {self._max_read_samples} samples")
             if chunk.end_of_read:
                 read.check_complete()
                 self._run(read)
         except InputFault as fault:
-            self._reject(read, str(fault))
+            self._reject(read, fault.reason, str(fault))
             if not chunk.end_of_read:
                 self._refused.add(chunk.read_id)
 
@@ -188,7 +193,7 @@ class Session:
         while self._acknowledged_seq < seq:
             self._acknowledged_seq += 1
             status, aligned = self._unacknowledged.popleft()
-            self._books.close(status, aligned=aligned)
+            self._books.close(status, to_align=self._aligns and status in _CALLED, aligned=aligned)
             self._budget.charge(self, -CHUNK_OVERHEAD_BYTES)
         self._changed.set()
 
@@ -200,7 +205,7 @@ class Session:
                 self._drop(read)
                 self._books.abandon(1)
             else:
-                self._reject(read, "incomplete: the stream was half-closed before the read's end")
+                self._reject(read, Reason.INCOMPLETE, "incomplete: the stream was half-closed before the read's end")
         self._changed.set()
 
     def requests_ended(self) -> None:
@@ -274,8 +279,13 @@ class Session:
     def _next_results(self) -> Results:
         results: list[ReadResult] = []
         size = 0
+        now_s = time.monotonic()
         while self._unsent and len(results) < _RESULTS_A_MESSAGE and size < _RESULT_MESSAGE_BYTES:
-            result, charged = self._unsent.popleft()
+            result, charged, complete_s = self._unsent.popleft()
+            if complete_s:
+                latency_s = now_s - complete_s
+                READ_LATENCY_SECONDS.labels(self._priority).observe(latency_s)
+                STAGE_WAIT_SECONDS.labels("deliver").observe(max(0.0, latency_s - result.timings.total_s))
             size += charged
             results.append(result)
             aligned = bool(result.part and result.part.alignments)
@@ -300,11 +310,27 @@ class Session:
         self._fault = self._fault or fault
         self._changed.set()
 
+    @property
+    def held_reads(self) -> int:
+        """Reads without an acknowledged result."""
+        return len(self._open) + len(self._running) + self.unsent_results + self.unacknowledged_results
+
+    @property
+    def unsent_results(self) -> int:
+        """Results that wait to be sent."""
+        return len(self._unsent)
+
+    @property
+    def unacknowledged_results(self) -> int:
+        """Results that were sent and wait to be stored by the client."""
+        return len(self._unacknowledged)
+
     def close(self) -> None:
         """The stream is over, however it ended: reads without an acknowledged result are abandoned."""
         self._closed = True
         self._pipeline.cancel(self)
-        self._books.abandon(len(self._open) + len(self._running) + len(self._unsent) + len(self._unacknowledged))
+        self._books.abandon(self.held_reads)
+        self._books.stalled(False)
         self._open.clear()
         self._running.clear()
         self._unsent.clear()
@@ -330,20 +356,24 @@ class Session:
             return
         self._running_samples -= job.read.samples
         self._books.finish(result)
-        self._emit(result, held)
+        self._emit(result, held, job.submitted_s)
         self.extend_credit()
 
-    def _reject(self, read: OpenRead, reason: str) -> None:
-        log.info("read rejected", read_id=str(UUID(bytes=read.read_id)), reason=reason)
+    def _reject(self, read: OpenRead, reason: Reason, detail: str) -> None:
+        log.info("read rejected", read_id=str(UUID(bytes=read.read_id)), reason=reason.value, detail=detail)
         held = read.held_bytes
         read.pieces.clear()
         self._open.pop(read.read_id, None)
-        self._emit(ReadResult(read.read_id, read.channel, Status.REJECTED, reason, read.samples), held)
+        result = ReadResult(read.read_id, read.channel, Status.REJECTED, detail, read.samples, cause=reason)
+        self._emit(result, held, 0.0)
 
-    def _emit(self, result: ReadResult, held_bytes: int) -> None:
+    def _emit(self, result: ReadResult, held_bytes: int, complete_s: float) -> None:
+        if result.cause:
+            counter = READS_REJECTED if result.status is Status.REJECTED else READS_FAILED
+            counter.labels(result.cause.value).inc()
         charged = result.size_bytes
         self._budget.charge(self, charged - held_bytes)
-        self._unsent.append((result, charged))
+        self._unsent.append((result, charged, complete_s))
         self._changed.set()
 
     def _hold(self, read: OpenRead, size: int) -> None:
@@ -360,10 +390,10 @@ class Session:
         """Bytes held by the largest open read; 0: none."""
         return max((read.held_bytes for read in self._open.values()), default=0)
 
-    def reject_longest_open_read(self, reason: str) -> None:
+    def reject_longest_open_read(self, detail: str) -> None:
         """Make room: that read ends as REJECTED, and what still comes of it is dropped."""
         read = max(self._open.values(), key=lambda open_read: open_read.held_bytes)
-        self._reject(read, reason)
+        self._reject(read, Reason.MEMORY, detail)
         self._refused.add(read.read_id)
 
     def is_busy(self) -> bool:
@@ -380,8 +410,14 @@ class Session:
         While nothing is runnable the next chunk may always come, for the read that would make room may need it: if all
         else fails, the longest open read is rejected.
         """
-        if self._closed or self._half_closed or self._drain or self._running_samples > _BACKLOG_SAMPLES:
+        if self._closed or self._half_closed or self._drain:
+            self._books.stalled(False)
             return
+        if self._running_samples <= _BACKLOG_SAMPLES:
+            self._extend()
+        self._books.stalled(self._granted - self._used < MAX_CHUNK_SAMPLES)
+
+    def _extend(self) -> None:
         outstanding = self._granted - self._used
         share = self._budget.share_bytes // BYTES_PER_CREDIT_SAMPLE
         # Grows with use: idle streams tie up little, and nothing of the pool.
@@ -412,6 +448,11 @@ class Session:
 def _check_size(chunk: Chunk) -> None:
     piece = chunk.piece
     if piece.sample_count > MAX_CHUNK_SAMPLES:
-        raise InputFault(f"a chunk claims {piece.sample_count} samples; at most {MAX_CHUNK_SAMPLES} may come at once")
+        raise InputFault(
+            Reason.CHUNK_SIZE,
+            f"a chunk claims {piece.sample_count} samples; at most {MAX_CHUNK_SAMPLES} may come at once",
+        )
     if len(piece.signal) > max_encoded_bytes(piece.sample_count):
-        raise InputFault(f"a chunk of {piece.sample_count} samples has {len(piece.signal)} bytes of signal")
+        raise InputFault(
+            Reason.CHUNK_SIZE, f"a chunk of {piece.sample_count} samples has {len(piece.signal)} bytes of signal"
+        )

@@ -37,6 +37,10 @@ class Settings(BaseSettings):
     reference: Annotated[list[Path], NoDecode] = []
     preset: Annotated[list[str], NoDecode] = []
     listen: str = "127.0.0.1:50051"
+    health_listen: str = ""
+    tls_certificate: Path | None = None
+    tls_key: Path | None = None
+    token_file: Path | None = None
     metrics_port: int = Field(default=0, ge=0, le=65535)
     metrics_host: str = "127.0.0.1"
     memory_budget: int = 1 << 30
@@ -98,6 +102,14 @@ class Settings(BaseSettings):
             raise ValueError(f"unknown preset {unknown[0]!r}: there are {', '.join(PRESETS)}")
         return value
 
+    @model_validator(mode="after")
+    def _secrets(self) -> "Settings":
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("tls_certificate and tls_key (--tls-certificate, --tls-key) go together: one is missing")
+        if self.token_file is not None and self.tls_certificate is None:
+            raise ValueError("token_file needs tls_certificate and tls_key: tokens would travel in the clear")
+        return self
+
     @property
     def models_directory(self) -> Path | None:
         """Where models are looked for by name; None: the default."""
@@ -155,6 +167,9 @@ def _readable(error: ValueError) -> str:
     lines = []
     for problem in error.errors():
         name = ".".join(str(part) for part in problem["loc"])
+        if not name:  # of several settings together; the message names them
+            lines.append(problem["msg"].removeprefix("Value error, "))
+            continue
         if problem["type"] == "extra_forbidden":
             lines.append(f"unknown setting {name!r}")
         elif problem["type"] == "missing":

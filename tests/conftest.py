@@ -224,12 +224,13 @@ class RunningServer:
             raise self.error
 
     async def _run(self) -> None:
-        from porestream.server.app import build_engine, build_server
+        from porestream.server.app import _open_secrets, build_engine, build_server
 
         try:
             self.engine = build_engine(self._settings)
-            server, self.service, _, self.address = build_server(self.engine, self._settings.listen)
-            await server.start()
+            serving = build_server(self.engine, self._settings.listen, *_open_secrets(self._settings))
+            self.service, self.address = serving.service, serving.address
+            await serving.start()
         except BaseException as error:
             self.error = error
             raise
@@ -240,7 +241,7 @@ class RunningServer:
         await self._stop.wait()
         if self._leaving:
             await self.service.drain(5.0)
-        await server.stop(0)
+        await serving.server.stop(0)
         await asyncio.to_thread(self.engine.pipeline.close)
 
     def drain(self, grace_s: float) -> None:

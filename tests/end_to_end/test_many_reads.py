@@ -111,7 +111,7 @@ def test_a_thousand_streams_at_once_get_a_result_each(start_server) -> None:  # 
     books = server.engine.ledger.server
     assert (books.received, books.called, books.open) == (STREAMS, STREAMS, 0)
     assert budget.charged_bytes() == 0
-    assert server.engine.queued_samples() == 0
+    assert server.engine.scheduler.queued_samples() == 0
 
 
 class Server:

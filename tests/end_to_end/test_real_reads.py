@@ -416,5 +416,6 @@ def test_memory_stays_in_budget_whatever_clients_do(shared_data: Path, tmp_path:
     assert rejected, "twelve reads of 12 MB each cannot fit"
     assert all(f"memory budget of {budget} bytes" in detail for detail in rejected)
     assert peak <= idle + budget, f"idle {idle >> 20} MiB, peak {peak >> 20} MiB"
-    assert 'porestream_reads_total{status="called"} 200.0' in metrics
-    assert "porestream_reads_open 0.0" in metrics
+    labels = f'model="{Path(MODEL).name}",priority="standard",status="called"'
+    assert f"porestream_reads_total{{{labels}}} 200.0" in metrics
+    assert "porestream_books_imbalance 0.0" in metrics

@@ -204,7 +204,7 @@ def check_idle(server: Any) -> None:
     assert books.open == 0
     assert books.received == books.called + books.filtered + books.rejected + books.failed + books.abandoned
     assert engine.budget.charged_bytes() == 0
-    assert engine.queued_samples() == 0
+    assert engine.scheduler.queued_samples() == 0
 
 
 # What becomes of reads

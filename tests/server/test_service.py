@@ -205,13 +205,14 @@ def test_twenty_streams_share_batches_and_get_the_same_bytes(start_server, signa
         results = call_all(server.address, group)
         for read, read_called in zip(group, (results[read.info.read_id] for read in group), strict=True):
             expected[read.signal_S.tobytes()] = read_called
-    before = BATCH_STREAMS._sum.get() - sum(bucket.get() for bucket in BATCH_STREAMS._buckets)
+    batch_streams = BATCH_STREAMS.labels(MODEL)
+    before = batch_streams._sum.get() - sum(bucket.get() for bucket in batch_streams._buckets)
     streams = iter([read for turn in zip(*[iter(group) for group in reads], strict=False) for read in turn])
     mixed = list(streams)
     results = call_all(server.address, mixed)
     for read in mixed:
         assert results[read.info.read_id] == expected[read.signal_S.tobytes()]
-    after = BATCH_STREAMS._sum.get() - sum(bucket.get() for bucket in BATCH_STREAMS._buckets)
+    after = batch_streams._sum.get() - sum(bucket.get() for bucket in batch_streams._buckets)
     assert after > before, "no batch held chunks of several streams"
 
 

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from porestream.server.books import Books, Ledger, StreamBooks
 from porestream.server.budget import (
     BYTES_PER_CREDIT_SAMPLE,
     MAX_CHUNK_SAMPLES,
@@ -18,7 +19,6 @@ from porestream.server.budget import (
     BudgetError,
     MemoryBudget,
 )
-from porestream.server.metrics import Books, Ledger, StreamBooks
 from porestream.server.reads import (
     Calibration,
     CalledPart,
@@ -137,7 +137,7 @@ def make_session(budget: MemoryBudget, pipeline: HeldPipeline, ledger: Ledger, l
         SETTINGS,
         pipeline,  # type: ignore[arg-type]
         budget,
-        StreamBooks(ledger, "run"),
+        StreamBooks(ledger, "run", SETTINGS.model, SETTINGS.priority),
         max_read_samples=limit,
         heartbeat_s=30.0,
     )
@@ -351,7 +351,7 @@ def test_a_silent_client_is_dropped_and_an_idle_one_gets_heartbeats() -> None:
             SETTINGS,
             pipeline,  # type: ignore[arg-type]
             budget,
-            StreamBooks(ledger, "run"),
+            StreamBooks(ledger, "run", SETTINGS.model, SETTINGS.priority),
             max_read_samples=1000,
             heartbeat_s=0.05,
         )

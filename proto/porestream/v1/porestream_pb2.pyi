@@ -95,18 +95,20 @@ class StreamReadsResponse(_message.Message):
     def __init__(self, opened: _Optional[_Union[StreamOpened, _Mapping]] = ..., credit: _Optional[_Union[Credit, _Mapping]] = ..., results: _Optional[_Union[ResultBatch, _Mapping]] = ..., decisions: _Optional[_Union[DecisionBatch, _Mapping]] = ..., go_away: _Optional[_Union[GoAway, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ...) -> None: ...
 
 class OpenStream(_message.Message):
-    __slots__ = ("run", "purpose", "options", "expected", "heartbeat_interval")
+    __slots__ = ("run", "purpose", "options", "expected", "heartbeat_interval", "reconnects")
     RUN_FIELD_NUMBER: _ClassVar[int]
     PURPOSE_FIELD_NUMBER: _ClassVar[int]
     OPTIONS_FIELD_NUMBER: _ClassVar[int]
     EXPECTED_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_INTERVAL_FIELD_NUMBER: _ClassVar[int]
+    RECONNECTS_FIELD_NUMBER: _ClassVar[int]
     run: RunInfo
     purpose: StreamPurpose
     options: CallOptions
     expected: CallerIdentity
     heartbeat_interval: _duration_pb2.Duration
-    def __init__(self, run: _Optional[_Union[RunInfo, _Mapping]] = ..., purpose: _Optional[_Union[StreamPurpose, str]] = ..., options: _Optional[_Union[CallOptions, _Mapping]] = ..., expected: _Optional[_Union[CallerIdentity, _Mapping]] = ..., heartbeat_interval: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+    reconnects: int
+    def __init__(self, run: _Optional[_Union[RunInfo, _Mapping]] = ..., purpose: _Optional[_Union[StreamPurpose, str]] = ..., options: _Optional[_Union[CallOptions, _Mapping]] = ..., expected: _Optional[_Union[CallerIdentity, _Mapping]] = ..., heartbeat_interval: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., reconnects: _Optional[int] = ...) -> None: ...
 
 class StreamOpened(_message.Message):
     __slots__ = ("caller", "credit")

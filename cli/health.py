@@ -1,0 +1,72 @@
+"""`porestream health`."""
+
+import os
+import sys
+from pathlib import Path
+
+import click
+
+from porestream.cli.options import connection_options, credentials_of
+
+_DEFAULT = "127.0.0.1:50051"
+
+
+@click.command(short_help="Ask a server whether it is ready; for scripts and containers.")
+@click.option(
+    "--server",
+    metavar="HOST:PORT|unix:PATH",
+    help="Whom to ask. Default: where a server with this environment listens: $PORESTREAM_HEALTH_LISTEN, "
+    f"$PORESTREAM_LISTEN or {_DEFAULT}.",
+)
+@click.option(
+    "--service",
+    default="",
+    metavar="NAME",
+    help="What to ask about: liveness (whether it works at all), or a gRPC service. Default: whether it is ready.",
+)
+@click.option(
+    "--timeout-s",
+    type=click.FloatRange(min=0, min_open=True),
+    default=5.0,
+    metavar="S",
+    help="Seconds to wait. Default: 5.",
+)
+@connection_options
+def health(
+    server: str | None, service: str, timeout_s: float, tls: bool, tls_ca: Path | None, token_file: Path | None
+) -> None:
+    """Ask a server, by gRPC's health protocol, whether it is ready for streams.
+
+    Exit codes: 0 it is; 1 it is not, or does not answer.
+    """
+    import asyncio
+
+    import grpc
+    from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+    from porestream.client.channel import open_channel
+
+    credentials = credentials_of(tls, tls_ca, token_file)
+    address = server or _reachable(
+        os.environ.get("PORESTREAM_HEALTH_LISTEN") or os.environ.get("PORESTREAM_LISTEN") or _DEFAULT
+    )
+
+    async def ask() -> str:
+        async with open_channel(address, credentials) as channel:
+            request = health_pb2.HealthCheckRequest(service=service)
+            answer = await health_pb2_grpc.HealthStub(channel).Check(request, timeout=timeout_s)
+        return str(health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status))
+
+    try:
+        status = asyncio.run(ask())
+    except grpc.aio.AioRpcError as error:
+        click.echo(f"{address}: {error.code().name}: {error.details()}", err=True)
+        sys.exit(1)
+    click.echo(status)
+    sys.exit(0 if status == "SERVING" else 1)
+
+
+def _reachable(listen: str) -> str:
+    """Where one connects to that listens on all addresses."""
+    host, colon, port = listen.rpartition(":")
+    return f"127.0.0.1{colon}{port}" if host in ("0.0.0.0", "[::]") else listen

@@ -1,0 +1,60 @@
+"""The way to a server: in the clear, or with TLS and a token."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+
+_OPTIONS = (
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+    ("grpc.use_local_subchannel_pool", 1),  # a new channel tries at once, whatever an old one went through
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """How a server is met. Files are read for each connection, so that they may be rotated.
+
+    Attributes
+    ----------
+    tls
+        Whether the connection is encrypted, and the server must prove its name.
+    authority_file
+        Certificates (PEM) of the authorities that may have signed the server's; None: those that gRPC brings.
+    token_file
+        Whose first word is sent as a bearer token; only with TLS.
+    """
+
+    tls: bool = False
+    authority_file: Path | None = None
+    token_file: Path | None = None
+
+    def __post_init__(self) -> None:
+        if not self.tls and (self.authority_file or self.token_file):
+            raise ValueError("a token or an authority needs TLS: the token would travel in the clear")
+
+
+PLAINTEXT = Credentials()
+
+
+def open_channel(target: str, credentials: Credentials) -> grpc.aio.Channel:
+    """A channel to HOST:PORT or unix:PATH.
+
+    Raises
+    ------
+    OSError
+        A file of the credentials cannot be read.
+    ValueError
+        There is no token in the token's file.
+    """
+    if not credentials.tls:
+        return grpc.aio.insecure_channel(target, options=_OPTIONS)
+    authorities = credentials.authority_file.read_bytes() if credentials.authority_file else None
+    channel = grpc.ssl_channel_credentials(authorities)
+    if credentials.token_file:
+        words = credentials.token_file.read_text().split()
+        if not words:
+            raise ValueError(f"{credentials.token_file}: no token in it")
+        channel = grpc.composite_channel_credentials(channel, grpc.access_token_call_credentials(words[0]))
+    return grpc.aio.secure_channel(target, channel, options=_OPTIONS)
