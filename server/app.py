@@ -155,6 +155,7 @@ class Serving:
     health: health.aio.HealthServicer
     health_server: grpc.aio.Server | None
     address: str
+    health_address: str
 
     async def start(self) -> None:
         """Accept streams."""
@@ -213,12 +214,12 @@ def build_server(
     health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
     reflection.enable_server_reflection((_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     address = _bind(server, listen, certificate)
-    health_server = None
+    health_server, health_address = None, ""
     if health_listen:
         health_server = grpc.aio.server(maximum_concurrent_rpcs=_OTHER_RPCS, options=[("grpc.so_reuseport", 0)])
         health_pb2_grpc.add_HealthServicer_to_server(health_service, health_server)
-        _bind(health_server, health_listen, None)
-    return Serving(server, service, health_service, health_server, address)
+        health_address = _bind(health_server, health_listen, None)
+    return Serving(server, service, health_service, health_server, address, health_address)
 
 
 def _bind(server: grpc.aio.Server, listen: str, certificate: Certificate | None) -> str:
@@ -244,7 +245,7 @@ async def serve(settings: Settings, ready: Callable[[str], None], *, until_stdin
     until_stdin_closes
         Also end, at once, when standard input closes: the server belongs to the process that holds the other end.
     """
-    certificate, tokens = _open_secrets(settings)  # before models are loaded, which takes a while
+    certificate, tokens = open_secrets(settings)  # before models are loaded, which takes a while
     engine = build_engine(settings)
     serving = build_server(engine, settings.listen, certificate, tokens, settings.health_listen)
     service = serving.service
@@ -291,7 +292,14 @@ def _end_of_stdin(loop: asyncio.AbstractEventLoop, stop: asyncio.Event, orphaned
         stop.set()
 
 
-def _open_secrets(settings: Settings) -> tuple[Certificate | None, Tokens | None]:
+def open_secrets(settings: Settings) -> tuple[Certificate | None, Tokens | None]:
+    """The certificate and the tokens of the settings.
+
+    Raises
+    ------
+    SettingsError
+        They cannot be used.
+    """
     certificate = None
     if settings.tls_certificate and settings.tls_key:
         certificate = Certificate(settings.tls_certificate, settings.tls_key)

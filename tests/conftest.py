@@ -8,10 +8,10 @@ import subprocess
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
 import numpy as np
@@ -21,6 +21,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
+T = TypeVar("T")
 WritePod5 = Callable[..., Path]
 MakeBundle = Callable[..., Path]
 
@@ -224,12 +225,14 @@ class RunningServer:
             raise self.error
 
     async def _run(self) -> None:
-        from porestream.server.app import _open_secrets, build_engine, build_server
+        from porestream.server.app import build_engine, build_server, open_secrets
 
         try:
             self.engine = build_engine(self._settings)
-            serving = build_server(self.engine, self._settings.listen, *_open_secrets(self._settings))
-            self.service, self.address = serving.service, serving.address
+            secrets = open_secrets(self._settings)
+            serving = build_server(self.engine, self._settings.listen, *secrets, self._settings.health_listen)
+            self.serving, self.service = serving, serving.service
+            self.address, self.health_address = serving.address, serving.health_address
             await serving.start()
         except BaseException as error:
             self.error = error
@@ -242,7 +245,13 @@ class RunningServer:
         if self._leaving:
             await self.service.drain(5.0)
         await serving.server.stop(0)
+        if serving.health_server is not None:
+            await serving.health_server.stop(0)
         await asyncio.to_thread(self.engine.pipeline.close)
+
+    def on_loop(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do something on the server's event loop."""
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(10)
 
     def drain(self, grace_s: float) -> None:
         """As on SIGTERM."""

@@ -33,8 +33,9 @@ def test_a_drained_server_hands_over_to_the_next(start_server, tmp_path: Path) -
     first = start_server(listen=f"unix:{tmp_path / 'socket'}", threads=1)
     servers = [first]
 
+    client = BasecallClient(first.address, StreamOptions(window_samples=30_000, heartbeat_s=1.0))
+
     async def call() -> list[ReadResult]:
-        client = BasecallClient(first.address, StreamOptions(window_samples=30_000, heartbeat_s=1.0))
         results = []
         async for result in client.call(reads(60)):
             results.append(result)
@@ -47,6 +48,7 @@ def test_a_drained_server_hands_over_to_the_next(start_server, tmp_path: Path) -
     check(asyncio.run(call()), 60)
     assert all(server.engine.ledger.server.open == 0 for server in servers)
     assert servers[1].engine.ledger.server.called >= 30
+    assert sum(server.engine.ledger.server.received for server in servers) == 60 + client.resent
 
 
 def test_a_server_that_leaves_after_the_last_result_is_not_missed(start_server, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

@@ -1,0 +1,168 @@
+"""TLS and tokens, and their rotation; health on a port of its own."""
+
+import asyncio
+import os
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import grpc
+import pytest
+import trustme
+from click.testing import CliRunner
+from structlog.testing import capture_logs
+
+from porestream.cli.main import main
+from porestream.client import BasecallClient, StreamOptions
+from porestream.client.channel import Credentials
+from porestream.client.stream import ServerLost, ServerRefused
+from porestream.server.security import Certificate, Tokens
+from porestream.server.settings import SettingsError, load_settings
+
+TOKEN = "0123456789abcdef0123456789abcdef"
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+def write_certificate(folder: Path, authority: trustme.CA, **options: object) -> tuple[Path, Path]:
+    issued = authority.issue_cert("localhost", **options)  # type: ignore[arg-type]
+    certificate, key = folder / "tls.crt", folder / "tls.key"
+    certificate.write_bytes(b"".join(pem.bytes() for pem in issued.cert_chain_pems))
+    key.write_bytes(issued.private_key_pem.bytes())
+    return certificate, key
+
+
+@pytest.fixture
+def secrets(tmp_path: Path, authority: trustme.CA) -> dict[str, Path]:
+    certificate, key = write_certificate(tmp_path, authority)
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.crt"))
+    (tmp_path / "tokens").write_text(f"another-token-of-somebody\n{TOKEN}\n")
+    (tmp_path / "token").write_text(TOKEN + "\n")
+    return {
+        "tls_certificate": certificate,
+        "tls_key": key,
+        "token_file": tmp_path / "tokens",
+        "ca": tmp_path / "ca.crt",
+        "token": tmp_path / "token",
+    }
+
+
+def meet(address: str, credentials: Credentials) -> None:
+    """Ask both kinds of call: one answer, and a stream."""
+    client = BasecallClient(address, StreamOptions(credentials=credentials))
+    asyncio.run(client.server_info(timeout_s=2.0))
+    asyncio.run(client.identify())
+
+
+def test_only_with_tls_and_a_token(start_server, secrets, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    given = {name: secrets[name] for name in ("tls_certificate", "tls_key", "token_file")}
+    server = start_server(**given, listen="localhost:0")
+    right = Credentials(True, secrets["ca"], secrets["token"])
+    meet(server.address, right)
+    wrong = tmp_path / "wrong"
+    wrong.write_text("f" * 32)
+    for token in (None, wrong):
+        with pytest.raises(ServerRefused, match="UNAUTHENTICATED: no valid token"):
+            meet(server.address, Credentials(True, secrets["ca"], token))
+    with pytest.raises(ServerLost):
+        meet(server.address, Credentials())
+    trustme.CA().cert_pem.write_to_path(str(tmp_path / "other.crt"))
+    with pytest.raises(ServerLost):
+        meet(server.address, Credentials(True, tmp_path / "other.crt", secrets["token"]))
+    health = ["health", "--server", server.address, "--tls-ca", str(secrets["ca"])]  # needs no token
+    assert CliRunner().invoke(main, health).stdout == "SERVING\n"
+    secrets["token_file"].write_text("f" * 32)  # rotated: the old one is no longer good
+    meet(server.address, Credentials(True, secrets["ca"], wrong))
+    with pytest.raises(ServerRefused, match="UNAUTHENTICATED"):
+        meet(server.address, right)
+
+
+def test_a_new_certificate_is_served_without_a_restart(start_server, secrets, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    server = start_server(tls_certificate=secrets["tls_certificate"], tls_key=secrets["tls_key"], listen="localhost:0")
+    meet(server.address, Credentials(True, secrets["ca"]))
+    other = trustme.CA()
+    other.cert_pem.write_to_path(str(tmp_path / "other.crt"))
+    write_certificate(tmp_path, other)
+    meet(server.address, Credentials(True, tmp_path / "other.crt"))
+    with pytest.raises(ServerLost):
+        meet(server.address, Credentials(True, secrets["ca"]))
+
+
+def test_half_a_rotation_keeps_the_old_pair(secrets, authority: trustme.CA, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    ends = datetime.now(UTC).replace(microsecond=0) + timedelta(days=10)
+    write_certificate(tmp_path, authority, not_after=ends)
+    certificate = Certificate(secrets["tls_certificate"], secrets["tls_key"])
+    assert certificate.expiry_s() == ends.timestamp()
+    old_key = secrets["tls_key"].read_bytes()
+    write_certificate(tmp_path, authority, not_after=ends + timedelta(days=30))
+    new_key = secrets["tls_key"].read_bytes()
+    secrets["tls_key"].write_bytes(old_key)
+    with capture_logs() as logs:
+        assert certificate.expiry_s() == ends.timestamp()
+    assert "is not the key of" in logs[0]["reason"]
+    secrets["tls_key"].write_bytes(new_key)
+    os.utime(secrets["tls_key"], (1, 1))
+    assert certificate.expiry_s() == (ends + timedelta(days=30)).timestamp()
+    secrets["tls_key"].unlink()
+    assert certificate.expiry_s() == (ends + timedelta(days=30)).timestamp()
+
+
+def test_unusable_secrets_are_named(secrets, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    certificate, key = secrets["tls_certificate"], secrets["tls_key"]
+    absent, rubbish = tmp_path / "absent", tmp_path / "rubbish"
+    rubbish.write_text("x" * 20)
+    for pair, words in (
+        ((absent, key), "absent: No such file"),
+        ((rubbish, key), "rubbish: not a certificate"),
+        ((certificate, rubbish), "rubbish: not an unencrypted private key"),
+    ):
+        with pytest.raises(SettingsError, match=words):
+            Certificate(*pair)
+    for text, words in (("\n", "no token in it"), ("short\n", "fewer than 16 characters")):
+        rubbish.write_text(text)
+        with pytest.raises(SettingsError, match=words):
+            Tokens(rubbish)
+    with pytest.raises(SettingsError, match="go together"):
+        load_settings({"tls_key": key}, None)
+    with pytest.raises(SettingsError, match="in the clear"):
+        load_settings({"token_file": rubbish}, None)
+    for words in (["--tls-ca", str(absent)], ["--token-file", str(absent)]):
+        result = CliRunner().invoke(main, ["health", *words])
+        assert result.exit_code == 2
+        assert f"{words[0]} {absent}: no such file" in result.stderr
+
+
+@pytest.mark.parametrize("header", ["", "Basic " + TOKEN, TOKEN, "Bearer", "Bearer x", f"Bearer {TOKEN}x", b"\xff"])
+def test_what_is_no_token(header: str | bytes, secrets) -> None:  # type: ignore[no-untyped-def]
+    tokens = Tokens(secrets["token_file"])
+    assert not tokens.accept([("authorization", header)])
+    assert not tokens.accept(None)
+    assert tokens.accept([("user-agent", "x"), ("authorization", f"bearer {TOKEN}")])
+
+
+def test_health_says_what_the_server_is_good_for(start_server) -> None:  # type: ignore[no-untyped-def]
+    server = start_server(health_listen="127.0.0.1:0")
+
+    def ask(service: str, address: str = "") -> tuple[int, str]:
+        result = CliRunner().invoke(
+            main, ["health", "--server", address or server.health_address, "--service", service]
+        )
+        return result.exit_code, result.stdout.strip()
+
+    assert ask("") == ask("liveness") == ask("porestream.v1.BasecallService") == (0, "SERVING")
+    server.on_loop(server.serving.device_changed(False))
+    assert ask("") == ask("liveness") == (1, "NOT_SERVING")
+    server.on_loop(server.serving.device_changed(True))
+    assert ask("") == ask("liveness") == (0, "SERVING")
+    server.on_loop(server.serving.set_ready(False))
+    assert (ask(""), ask("liveness")) == ((1, "NOT_SERVING"), (0, "SERVING"))
+    with grpc.insecure_channel(server.health_address) as channel:  # nothing else is there
+        info = channel.unary_unary("/porestream.v1.BasecallService/GetServerInfo")
+        with pytest.raises(grpc.RpcError) as refused:
+            info(b"")
+        assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED  # type: ignore[attr-defined]
+    nobody = CliRunner().invoke(main, ["health", "--server", "127.0.0.1:1", "--timeout-s", "1"])
+    assert nobody.exit_code == 1
+    assert "UNAVAILABLE" in nobody.stderr
