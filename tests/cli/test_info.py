@@ -32,7 +32,7 @@ def no_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def run(*arguments: str | Path) -> Result:
-    result = CliRunner().invoke(info, list(map(str, arguments)))
+    result = CliRunner().invoke(main, ["info", *map(str, arguments)])
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     return result
 
