@@ -45,7 +45,7 @@ def _growth(now: float, before: float) -> float:
 class History:
     """A ring of `porestream_` values, one row each `interval_s`, for `kept_s`. Thread-safe.
 
-    A value takes 8 bytes a row, as labels are from closed sets: 1.5 MB in all for one model and an hour.
+    A value takes 8 bytes a row, as labels are from closed sets: an hour of one model is 1.2 MB.
 
     Parameters
     ----------

@@ -4,6 +4,7 @@
 const EVERY_MS = 5000;
 const TIMEOUT_MS = 4000;
 const NONE = "–";
+const NO_BREAK = "\u00a0";
 const SVG = "http://www.w3.org/2000/svg";
 const BAD = new Set(["device_down", "books_out_of_balance"]);
 
@@ -22,13 +23,13 @@ const rounded = (value, digits = 3) =>
   new Intl.NumberFormat(undefined, { maximumSignificantDigits: digits }).format(value);
 const whole = (value) => value == null ? NONE : new Intl.NumberFormat(undefined, { maximumFractionDigits: 0 }).format(value);
 const clock = (unixS) => new Date(unixS * 1000).toLocaleTimeString();
-const percent = (ratio, digits = 3) => ratio == null ? NONE : `${rounded(100 * ratio, digits)} %`;
+const percent = (ratio, digits = 3) => ratio == null ? NONE : `${rounded(100 * ratio, digits)}${NO_BREAK}%`;
 
 function scaled(value, unit, step, prefixes) {
   if (value == null) return NONE;
   let level = 0;
   while (Math.abs(value) >= step * 0.9995 && level < prefixes.length - 1) { value /= step; level += 1; }
-  return `${rounded(value)} ${prefixes[level]}${unit}`;
+  return `${rounded(value)}${NO_BREAK}${prefixes[level]}${unit}`;
 }
 
 const SI = ["", "k", "M", "G", "T", "P"];
@@ -41,11 +42,11 @@ const energy = (joules) => joules == null ? NONE : scaled(joules / 3600, "Wh", 1
 
 function duration(seconds) {
   if (seconds == null) return NONE;
-  if (seconds < 1 && seconds > 0) return `${rounded(1000 * seconds)} ms`;
-  if (seconds < 120) return `${rounded(seconds)} s`;
-  if (seconds < 7200) return `${rounded(seconds / 60)} min`;
-  if (seconds < 172800) return `${rounded(seconds / 3600)} h`;
-  return `${rounded(seconds / 86400)} d`;
+  if (seconds < 1 && seconds > 0) return `${rounded(1000 * seconds)}${NO_BREAK}ms`;
+  if (seconds < 120) return `${rounded(seconds)}${NO_BREAK}s`;
+  if (seconds < 7200) return `${rounded(seconds / 60)}${NO_BREAK}min`;
+  if (seconds < 172800) return `${rounded(seconds / 3600)}${NO_BREAK}h`;
+  return `${rounded(seconds / 86400)}${NO_BREAK}d`;
 }
 
 // The parts of the page.
@@ -92,7 +93,7 @@ function table(caption, columns, rows, otherwise) {
 }
 
 function conditions(status) {
-  if (!status.conditions.length) return [element("p", { class: "condition good" }, "Healthy: everything that is measured is as it should be")];
+  if (!status.conditions.length) return [element("p", { class: "condition good" }, "Healthy: it keeps up, its device works, its books balance")];
   return status.conditions.map(({ name, text }) => element("p", { class: `condition ${BAD.has(name) ? "bad" : "warn"}` }, text));
 }
 
@@ -100,14 +101,14 @@ function figures(status) {
   const { last_minute: minute, last_hour: hour, since_start: start, series } = status;
   const line = (key, label, format) => sparkline(series[key], series.unix_s, label, format);
   const rate = (title, key, format) =>
-    figure(title, format(minute[key]), `${format(hour[key])} over the last ${duration(hour.seconds)}`, line(key, title, format));
+    figure(title, format(minute[key]), `last ${duration(hour.seconds)}: ${format(hour[key])}`, line(key, title, format));
   const count = (span, ...names) => names.reduce((sum, name) => sum + (span.reads[name] ?? 0), 0);
   const streams = status.priorities.reduce((sum, one) => sum + (one.streams ?? 0), 0);
   return [
     rate("Bases called", "bases_per_second", basesPerSecond),
     rate("Signal received", "samples_received_per_second", samplesPerSecond),
     rate("Signal finished", "samples_finished_per_second", samplesPerSecond),
-    figure("Backlog", duration(status.backlog_seconds), "age of the oldest complete read without a result",
+    figure("Backlog", duration(status.backlog_seconds), "the longest that a complete read has waited",
       line("backlog_seconds", "Backlog", duration)),
     figure("Streams", `${whole(streams)} of ${whole(status.max_streams)}`, `${whole(status.reads_open)} reads open`),
     figure("Called", start.reads_received ? `${whole(count(start, "called", "filtered"))} reads` : "No reads yet",
@@ -115,7 +116,7 @@ function figures(status) {
         ? `${bases(start.bases)} since start; ${whole(count(hour, "called", "filtered"))} reads in the last ${duration(hour.seconds)}`
         : "none since the server started"),
     figure("Quality", hour.mean_qscore == null ? NONE : `Q${rounded(hour.mean_qscore)}`,
-      `mean of the last hour; identity ${percent(hour.mean_identity_ratio)}, aligned ${percent(hour.aligned_ratio)}`),
+      `last ${duration(hour.seconds)}; identity ${percent(hour.mean_identity_ratio)}, aligned ${percent(hour.aligned_ratio)}`),
     figure("Memory for streams", `${bytes(status.memory.charged_bytes)} of ${bytes(status.memory.budget_bytes)}`,
       `the process takes ${bytes(status.memory.process_bytes)} of ${bytes(status.memory.limit_bytes)}`),
   ];
@@ -125,7 +126,6 @@ const models = (status) => table("Models", [
   ["Model", (row) => row.model],
   ["Bases, now", (row) => basesPerSecond(row.last_minute.bases_per_second)],
   ["Bases, last hour", (row) => basesPerSecond(row.last_hour.bases_per_second)],
-  ["Signal finished, now", (row) => samplesPerSecond(row.last_minute.samples_finished_per_second)],
   ["Called since start", (row) => row.since_start.reads_received ? bases(row.since_start.bases) : "no reads yet"],
   ["Mean length", (row) => bases(row.since_start.mean_read_length_bases)],
   ["Mean Q, last hour (since start)", (row) => `${row.last_hour.mean_qscore == null ? NONE : rounded(row.last_hour.mean_qscore)} (${
@@ -153,7 +153,7 @@ const devices = (status) => table("Devices", [
   ["Busy, now", (row) => percent(row.busy_ratio_last_minute, 2)],
   ["Busy, last hour", (row) => percent(row.busy_ratio_last_hour, 2)],
   ["Memory", (row) => row.memory_total_bytes == null ? NONE : `${bytes(row.memory_used_bytes)} of ${bytes(row.memory_total_bytes)}`],
-  ["Temperature", (row) => row.temperature_celsius == null ? NONE : `${whole(row.temperature_celsius)} °C`],
+  ["Temperature", (row) => row.temperature_celsius == null ? NONE : `${whole(row.temperature_celsius)}${NO_BREAK}°C`],
   ["Power", (row) => scaled(row.power_watts, "W", 1000, SI)],
   ["Energy a Gb, last hour", (row) => energy(row.joules_per_gigabase_last_hour)],
 ], status.devices, "No device is known");

@@ -176,7 +176,7 @@ def _conditions(now: Values, unix_s: float) -> Iterator[Json]:
     if imbalance:
         yield {
             "name": "books_out_of_balance",
-            "text": f"Books out of balance by {imbalance:.0f} reads: a defect of the server, please report it",
+            "text": f"Books out of balance ({imbalance:+.0f} reads): a defect of the server, please report it",
         }
     waiting_s = max(now.total("backlog_seconds", priority=priority) or 0.0 for priority in ("live", "standard"))
     if waiting_s > _BEHIND_S:

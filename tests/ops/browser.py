@@ -60,6 +60,7 @@ class Browser:
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
         )
         value = "dark" if is_dark else "light"
+        self._cdp("Emulation.setScrollbarsHidden", hidden=True)
         self._cdp("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": value}])
 
     def messages(self) -> list[str]:
@@ -80,7 +81,7 @@ class Browser:
         except ImportError:
             return
         with Image.open(path) as image:
-            image.convert("RGB").quantize(128, dither=Image.Dither.NONE).save(path, optimize=True)
+            image.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
 
     def _cdp(self, command: str, **parameters: Any) -> None:
         self.driver.execute_cdp_cmd(command, parameters)

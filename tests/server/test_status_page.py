@@ -115,6 +115,25 @@ def test_an_idle_server_has_no_figures_but_null(made_up: MadeUp) -> None:
     json.dumps(found, allow_nan=False)
 
 
+def test_keys_stay(made_up: MadeUp) -> None:
+    """Labs' scripts read them: add, but do not rename."""
+    found = with_reads(made_up).status()
+    assert set(found) >= set(
+        "unix_s started_unix_s uptime_seconds version python torch conditions draining tls_certificate_expiry_unix_s "
+        "reads_open books_imbalance_reads backlog_seconds last_minute last_hour since_start models references devices "
+        "priorities max_streams memory queues series".split()
+    )
+    work = set(
+        "seconds samples_received_per_second samples_finished_per_second bases_per_second samples_received "
+        "samples_finished bases reads_received reads mean_qscore mean_read_length_bases mean_identity_ratio "
+        "aligned_ratio".split()
+    )
+    errors = set("reads_rejected reads_failed batches_retried streams_opened streams_reconnected streams_ended".split())
+    for span in ("last_minute", "last_hour", "since_start"):
+        assert set(found["models"][0][span]) >= work
+        assert set(found[span]) >= (work if span == "last_minute" else work | errors)
+
+
 def test_every_metric_that_is_shown_is_defined(made_up: MadeUp) -> None:
     """With each metric there, and each counted, nothing is left to say but null or 0: no name has a slip."""
     label_values = {"priority": "live", "device": "cpu"}
