@@ -18,7 +18,8 @@ from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
 
-from porestream.cli.info import _Run, info
+from porestream.cli.info import _Run
+from porestream.cli.main import main
 
 WritePod5 = Callable[..., Path]
 HEAVY = ("torch", "numpy", "grpc", "pysam", "pod5", "numba", "mappy", "google.protobuf", "pydantic")
