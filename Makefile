@@ -15,11 +15,12 @@ GPU_VENV ?= .gpu-venv
 GPU_INDEX ?=
 CUDA ?= 13
 
-.PHONY: help system setup demo test lint typing bench compare-bonito gpu-check docs stubs lock clean
+.PHONY: help system setup demo test ops-check ops-system lint typing bench compare-bonito gpu-check docs stubs lock clean
 
 help:
 	@echo 'make demo            install, then simulate a small run, call and align it, and compare with the truth'
 	@echo 'make test            install, then run the tests'
+	@echo 'make ops-check       metrics, rules, dashboards, status page, image and manifests, against a real Prometheus and browser'
 	@echo 'make lint            ruff, mypy, import rules, wire contract'
 	@echo 'make bench           speed and memory, as Markdown tables'
 	@echo "make compare-bonito  scores and speed against bonito's own modules, in an environment of its own"
@@ -63,9 +64,24 @@ test: setup
 ifdef PYTEST_ARGS
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 else
-	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile --ignore tests/end_to_end
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile --ignore tests/end_to_end --ignore tests/ops
 	$(BIN)/python -m pytest tests/end_to_end
 endif
+
+# The parts that an ops team meets, against a real Prometheus, browser and manifests: what `make test` does not need.
+ops-check: setup ops-system
+	$(BIN)/python -m pytest tests/ops
+
+ops-system:
+	@missing=(); \
+	command -v prometheus >/dev/null && command -v promtool >/dev/null || missing+=(prometheus); \
+	command -v chromium >/dev/null || missing+=(chromium); \
+	command -v chromedriver >/dev/null || missing+=(chromium-driver); \
+	if [ $${#missing[@]} -gt 0 ]; then \
+		install="apt-get install -y --no-install-recommends $${missing[*]}"; \
+		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then apt-get update -qq && $$install; \
+		else echo "missing; please run: sudo $$install" >&2; exit 1; fi; \
+	fi
 
 lint: setup typing
 	$(BIN)/ruff check .

@@ -12,14 +12,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from wsgiref.simple_server import WSGIServer
 
 import grpc
 import structlog
 import torch
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
-from prometheus_client import REGISTRY, start_http_server
+from prometheus_client import REGISTRY
 
 from porestream.kernels.aligner import Aligner, load_reference, preset_for_model
 from porestream.kernels.base_level import BaseLevelAligner
@@ -41,6 +40,8 @@ from porestream.server.rpc import MAX_MESSAGE_BYTES, BasecallService, DecodeGuar
 from porestream.server.scheduler import Scheduler
 from porestream.server.security import Certificate, TokenGuard, Tokens
 from porestream.server.settings import Settings, SettingsError
+from porestream.server.status_page.page import StatusServer
+from porestream.server.status_page.page import start as start_status_page
 from porestream.v1 import porestream_pb2 as pb
 from porestream.v1 import porestream_pb2_grpc as pb_grpc
 
@@ -280,7 +281,7 @@ async def serve(settings: Settings, ready: Callable[[str], None], *, until_stdin
     await asyncio.gather(watching, return_exceptions=True)
     await asyncio.to_thread(engine.pipeline.close)
     if page is not None:
-        page.shutdown()
+        page.close()
     books = engine.ledger.server
     log.info("stopped", reads_received=books.received, reads_called=books.called)
 
@@ -308,14 +309,14 @@ def open_secrets(settings: Settings) -> tuple[Certificate | None, Tokens | None]
 
 def _start_metrics(
     settings: Settings, engine: Engine, monitor: Monitor, certificate: Certificate | None
-) -> WSGIServer | None:
+) -> StatusServer | None:
     if not settings.metrics_port:
         return None
     network = engine.pipeline.devices[-1].name
     meters = find_meters(int(network.partition(":")[2] or 0) if network.startswith("cuda") else None)
     REGISTRY.register(ServerCollector(engine, monitor, meters, certificate.expiry_s if certificate else lambda: None))
     try:
-        return start_http_server(settings.metrics_port, settings.metrics_host)[0]
+        return start_status_page(REGISTRY, settings.metrics_port, settings.metrics_host)
     except OSError as error:
         where = f"{settings.metrics_host}:{settings.metrics_port}"
         raise SettingsError(f"cannot serve metrics on {where}: {error.strerror}") from error
