@@ -1,0 +1,196 @@
+"""What being watched costs: scrapes of a server under full load, and the metrics' share of the time of calling.
+
+Scrapes: `/metrics` is asked for over HTTP again and again while a call keeps all workers busy (limit: 100 ms at p99).
+Share: every counted operation of the same call is counted itself, in a server within this process; times what one
+operation takes alone in a loop, over the time that workers were busy (limit: 1%, the same for each chunk).
+
+    python benchmarks/watching.py --data ../shared/data
+"""
+
+import argparse
+import asyncio
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import prometheus_client
+
+from porestream.client import Pod5Source, SyncBasecallClient
+from porestream.server import metrics
+from porestream.server.app import build_engine, build_server, configure_logging
+from porestream.server.books import StreamBooks
+from porestream.server.device_use import ActivityClock
+from porestream.server.metrics import STAGE_SECONDS
+from porestream.server.settings import Settings
+
+MODEL = "models/dna_r9.4.1_e8.1_fast@v3.4"
+PORESTREAM = [sys.executable, "-m", "porestream.cli.main"]
+PORT = 19_471
+LIMIT_S, LIMIT_SHARE = 0.1, 0.01
+
+
+def scrape_times_s(data: Path, folder: Path, scrapes: int) -> list[float]:
+    """Of each scrape while a call is under way; it is begun again when it ends."""
+    socket = folder / "socket"
+    flags = ["--model", str(data / MODEL), "--listen", f"unix:{socket}", "--metrics-port", str(PORT)]
+    server = subprocess.Popen([*PORESTREAM, "serve", *flags], stderr=subprocess.DEVNULL)
+    while not socket.exists():
+        time.sleep(0.1)
+    stop = threading.Event()
+
+    def load() -> None:
+        call = [*PORESTREAM, "call", str(data / "klebsiella_r94/reads.pod5"), "--server", f"unix:{socket}"]
+        while not stop.is_set():
+            subprocess.run([*call, "-o", os.devnull, "--emit-sam"], check=True, stderr=subprocess.DEVNULL)
+
+    thread = threading.Thread(target=load)
+    thread.start()
+    url, times_s = f"http://127.0.0.1:{PORT}/metrics", []
+    try:
+        while b'porestream_stage_queue{stage="basecall"} 0.0' in urllib.request.urlopen(url).read():
+            time.sleep(0.1)
+        for _ in range(scrapes):
+            began_s = time.perf_counter()
+            urllib.request.urlopen(url).read()
+            times_s.append(time.perf_counter() - began_s)
+            time.sleep(0.05)
+    finally:
+        stop.set()
+        thread.join()
+        server.terminate()
+        server.wait()
+    return times_s
+
+
+COUNTED: tuple[tuple[type, str], ...] = (
+    (prometheus_client.Histogram, "observe"),
+    (prometheus_client.Counter, "inc"),
+    (type(STAGE_SECONDS), "labels"),
+    (ActivityClock, "enter"),
+    (ActivityClock, "leave"),
+    (StreamBooks, "receive"),
+    (StreamBooks, "samples"),
+    (StreamBooks, "finish"),
+    (StreamBooks, "close"),
+    (StreamBooks, "stalled"),
+)
+
+
+def count_operations(data: Path, folder: Path) -> tuple[Counter[str], float, int]:
+    """How often each operation is done for one call, how long workers are busy with it, and its chunks."""
+    counts: Counter[str] = Counter()
+    originals = [(owner, name, getattr(owner, name)) for owner, name in COUNTED]
+
+    def counting(key: str, original: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **named: Any) -> Any:
+            counts[key] += 1
+            return original(*arguments, **named)
+
+        return call
+
+    socket = f"unix:{folder / 'inside'}"
+    ready, done = threading.Event(), threading.Event()
+    engines = []
+
+    async def serve() -> None:
+        engines.append(build_engine(Settings(model=[str(data / MODEL)])))
+        serving = build_server(engines[0], socket)
+        await serving.start()
+        ready.set()
+        await asyncio.to_thread(done.wait)
+        await serving.stop()
+
+    thread = threading.Thread(target=lambda: asyncio.run(serve()))
+    thread.start()
+    ready.wait()
+    chunks = 0
+    try:
+        for owner, name, original in originals:
+            setattr(owner, name, counting(f"{owner.__name__}.{name}", original))
+        before_s = engines[0].pipeline.devices[0].clock.seconds()
+        with SyncBasecallClient(socket) as client:
+            for _ in client.call(Pod5Source([data / "klebsiella_r94/reads.pod5"])):
+                pass
+        busy_s = engines[0].pipeline.devices[0].clock.seconds() - before_s
+        fill = metrics.BATCH_FILL.labels(Path(MODEL).name)._sum.get()
+        chunks = round(fill * next(iter(engines[0].basecallers.values())).rows)
+    finally:
+        for owner, name, original in originals:
+            setattr(owner, name, original)
+        done.set()
+        thread.join()
+    return counts, busy_s, chunks
+
+
+def operation_s() -> dict[str, float]:
+    """What each operation takes alone; of the books the dearest one."""
+    histogram = prometheus_client.Histogram("bench_seconds", "x", ["a"], registry=None, buckets=range(1, 13))
+    child = histogram.labels("x")
+    counter = prometheus_client.Counter("bench_total", "x", registry=None)
+    clock = ActivityClock(2)
+    from porestream.server.books import Ledger
+    from porestream.server.reads import Priority, Status
+
+    books = StreamBooks(Ledger(), "run", "model", Priority.LIVE)
+
+    def each_s(work: Callable[[], object], times: int = 50_000) -> float:
+        runs = []
+        for _ in range(5):
+            began_s = time.perf_counter()
+            for _ in range(times):
+                work()
+            runs.append((time.perf_counter() - began_s) / times)
+        return statistics.median(runs)
+
+    book_s = each_s(lambda: books.close(Status.CALLED, to_align=True, aligned=True))
+    return {
+        "Histogram.observe": each_s(lambda: child.observe(100.0)),
+        "Histogram.labels": each_s(lambda: histogram.labels("x")),
+        "Counter.inc": each_s(counter.inc),
+        "ActivityClock.enter": each_s(clock.enter),
+        "ActivityClock.leave": each_s(clock.leave),
+        **{f"StreamBooks.{name}": book_s for name in ("receive", "samples", "finish", "close")},
+        "StreamBooks.stalled": each_s(lambda: books.stalled(False)),
+    }
+
+
+def main() -> None:
+    """Measure, and print Markdown."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--scrapes", type=int, default=500)
+    arguments = parser.parse_args()
+    configure_logging("json")
+    with tempfile.TemporaryDirectory() as name:
+        times_s = sorted(scrape_times_s(arguments.data, Path(name), arguments.scrapes))
+        counts, busy_s, chunks = count_operations(arguments.data, Path(name))
+    costs_s = operation_s()
+    p99_s = times_s[round(0.99 * len(times_s)) - 1]
+    print("| | value | limit |\n| --- | --- | --- |")
+    print(f"| scrape under full load, median of {len(times_s)} | {statistics.median(times_s) * 1e3:.1f} ms | |")
+    print(f"| scrape under full load, p99 | {p99_s * 1e3:.1f} ms | {LIMIT_S * 1e3:.0f} ms |")
+    total_s = sum(count * costs_s[name] for name, count in counts.items())
+    operations = sum(counts.values())
+    print(f"| operations a chunk | {operations / chunks:.2f} | |")
+    print(f"| of an operation | {total_s / operations * 1e9:.0f} ns | |")
+    print(
+        f"| of the time of a chunk ({busy_s / chunks * 1e6:.0f} us of a worker) | {total_s / busy_s:.3%} | {LIMIT_SHARE:.0%} |"
+    )
+    print("\n| operation | times | ns |\n| --- | --- | --- |")
+    for key, count in counts.most_common():
+        print(f"| {key} | {count} | {costs_s[key] * 1e9:.0f} |")
+    if p99_s > LIMIT_S or total_s / busy_s > LIMIT_SHARE:
+        raise SystemExit("over the limit")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""Make base/prometheus-rule.yaml, for the Prometheus operator, from the rules in deploy/prometheus.
+
+kustomize reads nothing outside its own folders, so what is made is committed;
+tests/ops/test_manifests.py compares the two.
+
+    python deploy/kubernetes/prometheus_rule.py
+"""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+_HERE = Path(__file__).resolve().parent
+RULES = _HERE.parent / "prometheus"
+TARGET = _HERE / "base" / "prometheus-rule.yaml"
+_HEADER = "# Made by deploy/kubernetes/prometheus_rule.py from deploy/prometheus; do not edit.\n"
+
+
+def render(folder: Path = RULES) -> str:
+    """The PrometheusRule with the groups of all rule files in a folder, in the order of their names.
+
+    Raises
+    ------
+    ValueError
+        Two groups have the same name, which Kubernetes refuses.
+    """
+    groups: list[dict[str, Any]] = []
+    for path in sorted(folder.glob("*.yml")):
+        groups += yaml.safe_load(path.read_text()).get("groups") or []  # another file of Prometheus' has none
+    names = [group["name"] for group in groups]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise ValueError(f"groups in {folder} that have one name: {', '.join(sorted(twice))}")
+    rule = {
+        "apiVersion": "monitoring.coreos.com/v1",
+        "kind": "PrometheusRule",
+        "metadata": {"name": "porestream", "labels": {"app.kubernetes.io/name": "porestream"}},
+        "spec": {"groups": groups},
+    }
+    return _HEADER + yaml.safe_dump(rule, sort_keys=False, width=120, allow_unicode=True)
+
+
+if __name__ == "__main__":
+    TARGET.write_text(render())
