@@ -9,7 +9,6 @@ operation takes alone in a loop, over the time that workers were busy (limit: 1%
 
 import argparse
 import asyncio
-import os
 import statistics
 import subprocess
 import sys
@@ -27,9 +26,10 @@ import prometheus_client
 from porestream.client import Pod5Source, SyncBasecallClient
 from porestream.server import metrics
 from porestream.server.app import build_engine, build_server, configure_logging
-from porestream.server.books import StreamBooks
+from porestream.server.books import Ledger, StreamBooks
 from porestream.server.device_use import ActivityClock
 from porestream.server.metrics import STAGE_SECONDS
+from porestream.server.reads import Priority, Status
 from porestream.server.settings import Settings
 
 MODEL = "models/dna_r9.4.1_e8.1_fast@v3.4"
@@ -50,13 +50,14 @@ def scrape_times_s(data: Path, folder: Path, scrapes: int) -> list[float]:
     def load() -> None:
         call = [*PORESTREAM, "call", str(data / "klebsiella_r94/reads.pod5"), "--server", f"unix:{socket}"]
         while not stop.is_set():
-            subprocess.run([*call, "-o", os.devnull, "--emit-sam"], check=True, stderr=subprocess.DEVNULL)
+            subprocess.run([*call, "--emit-sam"], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
     thread = threading.Thread(target=load)
     thread.start()
     url, times_s = f"http://127.0.0.1:{PORT}/metrics", []
     try:
         while b'porestream_stage_queue{stage="basecall"} 0.0' in urllib.request.urlopen(url).read():
+            assert thread.is_alive(), "no call runs"
             time.sleep(0.1)
         for _ in range(scrapes):
             began_s = time.perf_counter()
@@ -137,9 +138,6 @@ def operation_s() -> dict[str, float]:
     child = histogram.labels("x")
     counter = prometheus_client.Counter("bench_total", "x", registry=None)
     clock = ActivityClock(2)
-    from porestream.server.books import Ledger
-    from porestream.server.reads import Priority, Status
-
     books = StreamBooks(Ledger(), "run", "model", Priority.LIVE)
 
     def each_s(work: Callable[[], object], times: int = 50_000) -> float:
@@ -182,9 +180,8 @@ def main() -> None:
     operations = sum(counts.values())
     print(f"| operations a chunk | {operations / chunks:.2f} | |")
     print(f"| of an operation | {total_s / operations * 1e9:.0f} ns | |")
-    print(
-        f"| of the time of a chunk ({busy_s / chunks * 1e6:.0f} us of a worker) | {total_s / busy_s:.3%} | {LIMIT_SHARE:.0%} |"
-    )
+    chunk_us = busy_s / chunks * 1e6
+    print(f"| of the time of a chunk ({chunk_us:.0f} us of a worker) | {total_s / busy_s:.3%} | {LIMIT_SHARE:.0%} |")
     print("\n| operation | times | ns |\n| --- | --- | --- |")
     for key, count in counts.most_common():
         print(f"| {key} | {count} | {costs_s[key] * 1e9:.0f} |")
