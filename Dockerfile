@@ -35,10 +35,11 @@ RUN pip install --no-deps --index-url "$TORCH_INDEX" "torch==$(sed -n 's/^torch=
     && pip install -c requirements.lock -r server.txt
 COPY --from=wheel /wheels /wheels
 # Compiled here, as the root file system may be read-only. Unchecked: nothing there changes, so that times need not agree.
+# torch/testing has a file in the syntax of a later Python.
 RUN pip install --no-deps /wheels/*.whl \
     && pip check \
     && pip uninstall -y pip \
-    && python -m compileall -q -j 0 --invalidation-mode unchecked-hash /opt/porestream/lib
+    && python -m compileall -q -j 0 -x torch/testing --invalidation-mode unchecked-hash /opt/porestream/lib
 
 FROM build AS build-gpu
 # CUDA's major version. 13 is what PyPI's torch brings; for 12 torch has an index of its own (GPU_INDEX: another one).
@@ -54,7 +55,7 @@ COPY --from=wheel /wheels /wheels
 RUN pip install --no-deps /wheels/*.whl \
     && pip check \
     && pip uninstall -y pip \
-    && python -m compileall -q -j 0 --invalidation-mode unchecked-hash /opt/porestream/lib
+    && python -m compileall -q -j 0 -x torch/testing --invalidation-mode unchecked-hash /opt/porestream/lib
 
 # ---- What runs.
 FROM debian:bookworm-slim AS runtime
