@@ -125,7 +125,7 @@ SERVICE = Dashboard(
             Panel(
                 "Signal in",
                 "si:samples/s",
-                "Signal received a second. A MinION channel sends 4,000 or 5,000 a second, a PromethION flow cell up to 15 M.",
+                "Signal received a second. A channel sends 4,000 or 5,000, a flow cell as many times its channels.",
                 {"sum(rate(porestream_samples_received_total{@m}[$__rate_interval]))": ""},
                 kind="stat",
                 width=4,
@@ -141,7 +141,7 @@ SERVICE = Dashboard(
             Panel(
                 "Behind the sequencers",
                 "s",
-                "The longest that a complete live or standard read waits for its result. Over a minute: not keeping up.",
+                "The longest that a complete live or standard read waits. Over a minute: not keeping up.",
                 {'max(porestream_backlog_seconds{@, priority=~"live|standard"})': ""},
                 kind="stat",
                 width=4,
@@ -170,8 +170,8 @@ SERVICE = Dashboard(
             Panel(
                 "Backlog",
                 "s",
-                "Age of the oldest complete read without a result. Bulk comes from files, which are read faster than called: "
-                "there it only tells how much is read ahead.",
+                "Age of the oldest complete read without a result. Bulk comes from files, which are read faster "
+                "than called: there it only tells how much is read ahead.",
                 {"max by (priority) (porestream_backlog_seconds{@})": "{{priority}}"},
             ),
             Panel(
@@ -191,13 +191,17 @@ SERVICE = Dashboard(
             Panel(
                 "Streams that must wait to send",
                 "suffix: streams",
-                "Streams whose credit is used up, on average. Usual for bulk; for live it means that signal waits at the sequencer.",
-                {"sum by (priority) (rate(porestream_credit_stall_seconds_total{@}[$__rate_interval]))": "{{priority}}"},
+                "Streams whose credit is used up, on average. Usual for bulk; for live, signal waits at the sequencer.",
+                {
+                    "sum by (priority) (rate(porestream_credit_stall_seconds_total{@}[$__rate_interval]))": (
+                        "{{priority}}"
+                    )
+                },
             ),
             Panel(
                 "Memory of streams",
                 "percentunit",
-                "Of --memory-budget: signal, results and credit charged to streams. Near 100%, streams get no new credit.",
+                "Of --memory-budget: signal, results and credit charged to streams. Near 100% nobody gets new credit.",
                 {"porestream_memory_charged_bytes{@} / porestream_memory_budget_bytes{@}": "{{instance}}"},
             ),
         ],
@@ -205,7 +209,8 @@ SERVICE = Dashboard(
             Panel(
                 "Work by stage",
                 "suffix: threads",
-                "Threads that a stage keeps busy, on average; all stages together cannot exceed the workers. The largest one limits.",
+                "Threads that a stage keeps busy, on average; all stages together cannot exceed the workers. The "
+                "largest one limits.",
                 {
                     "sum by (stage) (rate(porestream_stage_seconds_sum{@}[$__rate_interval]))": "{{stage}}",
                     "sum(porestream_workers{@})": "workers there are",
@@ -213,9 +218,9 @@ SERVICE = Dashboard(
             ),
             Panel(
                 "Queue before each stage",
-                "si:",
-                "Reads (before prepare, deliver, acknowledge) or chunks (before basecall) that wait. What waits before deliver or "
-                "acknowledge waits for the client.",
+                "short",
+                "Reads (before prepare, deliver, acknowledge) or chunks (before basecall) that wait. What waits "
+                "before deliver or acknowledge waits for the client.",
                 {"sum by (stage) (porestream_stage_queue{@})": "{{stage}}"},
             ),
             Panel(
@@ -227,7 +232,7 @@ SERVICE = Dashboard(
             Panel(
                 "Batch fill",
                 "percentunit",
-                "Chunks in a batch, of those it has room for. A full batch uses a card best; a live chunk does not wait for that.",
+                "Chunks in a batch, of those it has room for. Full batches use a card best; live chunks do not wait.",
                 _mean("porestream_batch_fill_ratio", "model", "@m"),
             ),
             Panel(
@@ -381,8 +386,8 @@ THROUGHPUT = Dashboard(
             Panel(
                 "Read quality",
                 "suffix: Q",
-                "Mean Phred quality of reads: the worst tenth is below p10. A fall that all servers share is the sample or the "
-                "flow cell; of one server, that server.",
+                "Mean Phred quality of reads: the worst tenth is below p10. A fall that all servers share is the "
+                "sample or the flow cell; of one server, that server.",
                 _quantiles("porestream_read_mean_qscore", "model", "@m", (0.1, 0.5)),
                 width=6,
             ),
@@ -426,13 +431,13 @@ DEVICES = Dashboard(
             Panel(
                 "Device time of a gigabase",
                 "suffix: device-s/Gb",
-                "Busy time of all workers (CPU) or of the card, of the last hour, for each 1,000,000,000 bases called in it.",
+                "Busy time of all workers (CPU) or of the card in the last hour, for each 1e9 bases called in it.",
                 {"instance:porestream_device_seconds_per_gigabase:rate1h{@}": "{{instance}}"},
             ),
             Panel(
                 "Energy of a gigabase",
                 "suffix: J/Gb",
-                "Energy of the whole device in the last hour, whoever used it, for each 1,000,000,000 bases called in it.",
+                "Energy of the whole device in the last hour, whoever used it, for each 1e9 bases called in it.",
                 {"instance:porestream_device_joules_per_gigabase:rate1h{@}": "{{instance}}"},
                 recorded=True,
             ),
@@ -460,7 +465,8 @@ DEVICES = Dashboard(
             Panel(
                 "Kernels running",
                 "percentunit",
-                "NVML's utilization: share of its last sampling period in which any kernel ran. Well below Busy: launches or copies limit.",
+                "NVML's utilization: share of its last sampling period in which any kernel ran. Well below Busy: "
+                "launches or copies limit.",
                 {"porestream_device_utilization_ratio{@}": "{{instance}} {{device}}"},
                 recorded=True,
             ),
@@ -525,7 +531,7 @@ ERRORS = Dashboard(
             Panel(
                 "Reads without acknowledgement",
                 "si:reads",
-                "Received, and not yet acknowledged by the client: what a crash of the server would make clients send again.",
+                "Received, and not yet acknowledged: what clients would send again after a crash of the server.",
                 {"sum by (priority) (porestream_reads_open{@m})": "{{priority}}"},
                 stacked=True,
             ),
@@ -578,11 +584,8 @@ ERRORS = Dashboard(
             Panel(
                 "Ended, by status",
                 "suffix: streams/s",
-                "gRPC status of streams that ended or were turned away. Usual: OK; CANCELLED where a client is stopped.",
-                {
-                    "sum by (status) (rate(porestream_streams_ended_total{@}[$__rate_interval])) > 0 or "
-                    'sum by (status) (rate(porestream_streams_ended_total{@, status="OK"}[$__rate_interval]))': "{{status}}"
-                },
+                "gRPC status of streams that ended or were turned away. CANCELLED: the client stopped.",
+                {"sum by (status) (rate(porestream_streams_ended_total{@}[$__rate_interval]))": "{{status}}"},
             ),
             Panel(
                 "Batches tried again",
@@ -687,7 +690,11 @@ def render(board: Dashboard) -> str:
         .timezone("browser")
         .tooltip(DashboardCursorSync.CROSSHAIR)
         .link(
-            dashboard.DashboardLink("Porestream").type("dashboards").tags(["porestream"]).keep_time(True).include_vars(True)
+            dashboard.DashboardLink("Porestream")
+            .type("dashboards")
+            .tags(["porestream"])
+            .keep_time(True)
+            .include_vars(True)
         )
         .with_variable(dashboard.DatasourceVariable("datasource").label("Prometheus").type("prometheus"))
         .with_variable(_variable("instance", "Server", "label_values(porestream_build_info, instance)"))
