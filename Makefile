@@ -25,7 +25,7 @@ help:
 	@echo 'make bench           speed and memory, as Markdown tables'
 	@echo "make compare-bonito  scores and speed against bonito's own modules, in an environment of its own"
 	@echo 'make gpu-check       on a machine with an NVIDIA card: its tests, its kernels and bases, its speed; a report'
-	@echo 'make docs            make docs/cli.md from the commands, docs/metrics.md from the metrics'
+	@echo 'make docs            what is made from code: docs/cli.md, docs/metrics.md, dashboards, the PrometheusRule'
 	@echo 'make stubs           generate the stubs of the wire contract'
 	@echo 'make lock            pin the newest versions that fit pyproject.toml'
 
@@ -118,10 +118,12 @@ $(GPU_VENV)/.ready: pyproject.toml requirements.lock | system
 	$(GPU_VENV)/bin/python -m pip install -q -c requirements.lock -e '.[dev,gpu$(CUDA)]'
 	touch $@
 
-# The pages that are made from the code.
+# The files that are made from the code.
 docs: setup
 	$(BIN)/python -m porestream.cli.reference > docs/cli.md
 	$(BIN)/python -m porestream.server.metrics > docs/metrics.md
+	$(BIN)/python deploy/grafana/dashboards.py
+	$(BIN)/python deploy/kubernetes/prometheus_rule.py
 
 stubs: setup
 	$(BIN)/python -m grpc_tools.protoc -I proto --python_out=proto --pyi_out=proto --grpc_python_out=proto \

@@ -184,9 +184,11 @@ SERVICE = Dashboard(
             Panel(
                 "Streams",
                 "suffix: streams",
-                "Streams being served.",
-                {"sum by (priority) (porestream_streams{@})": "{{priority}}"},
-                stacked=True,
+                "Streams being served, and the most there may be: more are turned away (RESOURCE_EXHAUSTED).",
+                {
+                    "sum by (priority) (porestream_streams{@})": "{{priority}}",
+                    "sum(porestream_max_streams{@})": "at most",
+                },
             ),
             Panel(
                 "Streams that must wait to send",
@@ -195,7 +197,8 @@ SERVICE = Dashboard(
                 {
                     "sum by (priority) (rate(porestream_credit_stall_seconds_total{@}[$__rate_interval]))": (
                         "{{priority}}"
-                    )
+                    ),
+                    "sum(porestream_streams_stalled{@})": "all, just now",
                 },
             ),
             Panel(

@@ -1,6 +1,8 @@
 """A real server with TLS and tokens, and Debian's Prometheus that scrapes it, for tests."""
 
+import importlib.util
 import json
+import math
 import os
 import shutil
 import socket
@@ -37,6 +39,17 @@ def tool(name: str) -> str:
     if os.environ.get("CI"):
         pytest.fail(message)
     pytest.skip(message)
+
+
+def module_at(path: Path) -> Any:
+    """A Python file of deploy/, which is no package."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module  # dataclasses look there
+    spec.loader.exec_module(module)
+    return module
 
 
 def wait_for(what: str, ready: Callable[[], object], patience_s: float = _PATIENCE_S) -> None:
@@ -135,7 +148,7 @@ class Prometheus:
             )
         wait_for("Prometheus", lambda: urllib.request.urlopen(f"{self.url}/-/ready", timeout=5).status == 200)
 
-    def ask(self, path: str, **parameters: str) -> Any:
+    def ask(self, path: str, **parameters: object) -> Any:
         """Its HTTP API's answer."""
         query = urllib.parse.urlencode(parameters)
         try:
@@ -148,6 +161,12 @@ class Prometheus:
         """An instant query's series."""
         data = self.ask("query", query=expression, **parameters)
         return [data["result"]] if data["resultType"] == "scalar" else list(data["result"])
+
+    def has_data(self, expression: str, end_s: float, span_s: float = 60.0) -> bool:
+        """Whether a range query, as Grafana's panels are, gives any number."""
+        step_s = span_s / 30
+        data = self.ask("query_range", query=expression, start=end_s - span_s, end=end_s, step=step_s)
+        return any(not math.isnan(float(value)) for series in data["result"] for _, value in series["values"])
 
     def value(self, expression: str) -> float:
         """Of a query that gives one number."""

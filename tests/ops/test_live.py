@@ -3,16 +3,19 @@
 import json
 import re
 import subprocess
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 from browser import open_browser
-from live import PORESTREAM, ROOT, Prometheus, Server, prometheus, wait_for
+from live import PORESTREAM, Prometheus, Server, prometheus, wait_for
+from test_dashboards import RULES, panels, query
 
 MODEL = "dna_r9.4.1_e8.1_fast@v3.4"
-RULES = sorted((ROOT / "deploy/prometheus").glob("*.yml"))
 
 
 @dataclass
@@ -44,6 +47,8 @@ def live(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
             more = ["--priority", priority, "--min-qscore", least_q, "--summary-json", str(summary)]
             subprocess.run([*call, *more, "-o", str(folder / f"{priority}.bam")], check=True, stderr=subprocess.DEVNULL)
             summaries.append(json.loads(summary.read_text()))
+        ended_s = time.time()
+        wait_for("a scrape after that", lambda: watching.query(f"timestamp(porestream_streams) > {ended_s}"))
         yield Live(server, watching, summaries)
     assert server.stop() == 0, server.log.read_text()
 
@@ -90,6 +95,39 @@ def test_counters_equal_the_clients_summary(live: Live) -> None:
     aligned = sum(summary["reads_aligned"] for summary in live.summaries)
     assert asked.value("sum(porestream_reads_aligned_total)") >= aligned > 0
     assert asked.value("porestream_streams_ended_total{status='OK'}") >= len(live.summaries)
+
+
+@pytest.mark.parametrize("panel", panels(recorded=False))
+def test_panel_has_data(panel: Any, live: Live) -> None:
+    for expression in map(query, panel.expressions):
+        if panel.kind == "table":
+            assert live.prometheus.query(expression), expression
+        else:
+            assert live.prometheus.has_data(expression, time.time()), expression
+
+
+def test_every_rule_evaluates_and_no_alert_fires(live: Live) -> None:
+    groups = live.prometheus.ask("rules")["groups"]
+    rules = [rule for group in groups for rule in group["rules"]]
+    assert len(rules) == sum(path.read_text().count("expr:") for path in RULES)
+    for rule in rules:
+        assert rule["health"] == "ok", (rule["name"], rule.get("lastError"))
+        assert rule.get("state") != "firing", rule["name"]
+
+
+def test_alerts_ask_for_what_the_server_has(live: Live) -> None:
+    """Each series of an alert's condition is there, with the labels asked for: a misspelled one would never fire."""
+    asked = 0
+    for path in RULES:
+        for group in yaml.safe_load(path.read_text())["groups"]:
+            for rule in group["rules"]:
+                for selector in re.findall(
+                    r"\b(?:\w+:)?(?:porestream|process)_[\w:]+(?:{[^}]*})?|up{[^}]*}", rule["expr"]
+                ):
+                    if "device_memory" not in selector and "energy" not in selector:  # of cards and meters
+                        assert live.prometheus.query(selector), selector
+                        asked += 1
+    assert asked > 20
 
 
 def test_nothing_of_runs_and_reads_is_in_the_metrics(live: Live) -> None:

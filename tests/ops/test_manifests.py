@@ -1,6 +1,5 @@
 """The deployments: what kustomize and compose make of them fits the schemas, the server's settings, and itself."""
 
-import importlib.util
 import json
 import re
 import shutil
@@ -12,7 +11,7 @@ import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
-from live import tool
+from live import module_at, tool
 
 from porestream.server.app import _LIVENESS
 from porestream.server.settings import Settings, load_settings
@@ -369,13 +368,7 @@ def test_service_monitor_finds_the_metrics_port(objects: list[Object]) -> None:
 
 
 def prometheus_rule() -> Any:
-    """deploy/kubernetes/prometheus_rule.py."""
-    spec = importlib.util.spec_from_file_location("prometheus_rule", KUBERNETES / "prometheus_rule.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return module_at(KUBERNETES / "prometheus_rule.py")
 
 
 def test_prometheus_rule_is_that_of_the_rule_files(objects: list[Object]) -> None:
