@@ -208,20 +208,6 @@ CASES = [
         "Server a:9464 uses 91% of its memory",
     ),
     Case(
-        "PorestreamMemory",
-        {
-            of("porestream_device_memory_used_bytes", 'device="cuda:0"'): "98x80",
-            of("porestream_device_memory_total_bytes", 'device="cuda:0"'): "100x80",
-        },
-        {
-            of("porestream_device_memory_used_bytes", 'device="cuda:0"'): "96x80",
-            of("porestream_device_memory_total_bytes", 'device="cuda:0"'): "100x80",
-        },
-        "10m",
-        "Server a:9464 uses 98% of its cuda:0's memory",
-        {"device": "cuda:0"},
-    ),
-    Case(
         "PorestreamCertificateExpiresSoon",
         {of("porestream_tls_certificate_expiry_timestamp_seconds"): f"{10 * DAY_S + 300}x80"},
         {of("porestream_tls_certificate_expiry_timestamp_seconds"): f"{15 * DAY_S}x80"},
