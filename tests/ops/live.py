@@ -35,7 +35,8 @@ def tool(name: str) -> str:
     """Where a program is; the test is skipped where it is missing, except in CI."""
     if path := shutil.which(name):
         return path
-    message = f"{name} is missing: make ops-check installs it"
+    way_out = "https://kubernetes.io/docs/tasks/tools has it" if name == "kubectl" else "make ops-check installs it"
+    message = f"{name} is missing: {way_out}"
     if os.environ.get("CI"):
         pytest.fail(message)
     pytest.skip(message)
