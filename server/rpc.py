@@ -121,9 +121,33 @@ class BasecallService(pb_grpc.BasecallServiceServicer):
         context: grpc.aio.ServicerContext[pb.StreamReadsRequest, pb.StreamReadsResponse],
     ) -> None:
         """Serve one stream."""
+        status, reason = "CANCELLED", ""
+        try:
+            await self._serve(request_iterator, context)
+            status = "OK"
+        except StreamFault as fault:
+            status, reason = fault.code, _cut(str(fault))
+        except DecodeError as error:
+            status, reason = "INVALID_ARGUMENT", str(error)
+        except TimeoutError:
+            status, reason = "DEADLINE_EXCEEDED", "the client opened nothing, or took nothing, in time"
+        except Exception as error:
+            if not context.cancelled():  # else it is gRPC's word that the client is gone
+                log.exception("stream failed")
+                status, reason = "INTERNAL", _cut(f"{type(error).__name__}: {error}")
+        finally:
+            STREAMS_ENDED.labels(status).inc()
+        if reason:
+            log.info("stream ended", status=status, reason=reason)
+            await context.abort(grpc.StatusCode[status], reason)
+
+    async def _serve(
+        self,
+        request_iterator: AsyncIterator[pb.StreamReadsRequest],
+        context: grpc.aio.ServicerContext[pb.StreamReadsRequest, pb.StreamReadsResponse],
+    ) -> None:
         session: Session | None = None
         receiver: asyncio.Task[None] | None = None
-        status = "CANCELLED"
         try:
             async with asyncio.timeout(_FIRST_MESSAGE_TIMEOUT_S):
                 first = await anext(aiter(request_iterator), None)
@@ -138,23 +162,7 @@ class BasecallService(pb_grpc.BasecallServiceServicer):
             async for output in session.outputs():
                 async with asyncio.timeout(_WRITE_TIMEOUT_S):
                     await context.write(_encode_output(output, session.settings))
-            status = "OK"
-        except StreamFault as fault:
-            reason, status = _cut(str(fault)), fault.code
-            log.info("stream ended", status=fault.code, reason=reason)
-            await context.abort(grpc.StatusCode[fault.code], reason)
-        except DecodeError as error:
-            status = "INVALID_ARGUMENT"
-            log.info("stream ended", status=status, reason=str(error))
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
-        except TimeoutError:
-            status = "DEADLINE_EXCEEDED"
-            log.info("stream ended", status=status, reason="the client neither reads nor opens")
-            await context.abort(
-                grpc.StatusCode.DEADLINE_EXCEEDED, "the client opened nothing, or took nothing, in time"
-            )
         finally:
-            STREAMS_ENDED.labels(status).inc()
             if receiver is not None:
                 receiver.cancel()
             if session is not None:

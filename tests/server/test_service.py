@@ -17,7 +17,7 @@ from porestream.client.client import BasecallClient, SyncBasecallClient
 from porestream.client.reads import ReadInfo, ReadResult, ReadStatus, RunInfo, SignalRead
 from porestream.client.stream import ServerRefused, StreamOptions
 from porestream.client.wire import encode_read
-from porestream.server.metrics import BATCH_STREAMS
+from porestream.server.metrics import BATCH_STREAMS, STREAMS_ENDED
 from porestream.v1 import porestream_pb2 as pb
 from porestream.v1 import porestream_pb2_grpc as pb_grpc
 
@@ -393,6 +393,8 @@ def test_streams_beyond_the_limit_are_turned_away(start_server) -> None:  # type
 
 def test_a_client_that_vanishes_leaves_nothing_behind(start_server, signals) -> None:  # type: ignore[no-untyped-def]
     server = start_server()
+    cancelled = STREAMS_ENDED.labels("CANCELLED")._value
+    before = cancelled.get()
 
     async def vanish() -> None:
         async with grpc.aio.insecure_channel(server.address) as channel:
@@ -404,13 +406,29 @@ def test_a_client_that_vanishes_leaves_nothing_behind(start_server, signals) -> 
 
     asyncio.run(vanish())
     deadline = time.monotonic() + 20
-    while server.service.stream_count and time.monotonic() < deadline:
+    while cancelled.get() == before and time.monotonic() < deadline:
         time.sleep(0.02)
+    assert cancelled.get() == before + 1
     assert server.service.stream_count == 0
     assert server.engine.budget.charged_bytes() == 0
     books = server.engine.ledger.server
     assert books.received == books.called + books.abandoned
     assert call_all(server.address, signal_reads(signals[:3]))
+
+
+def test_a_defect_ends_its_stream_with_internal_and_is_counted(start_server, signals, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    server = start_server()
+    before = STREAMS_ENDED.labels("INTERNAL")._value.get()
+    (read,) = signal_reads(signals[:1])
+    with monkeypatch.context() as broken:
+        broken.setattr("porestream.server.rpc._encode_output", lambda *_: 1 / 0)
+        _, error = exchange(server.address, [opening(), signal_request(1, *encode_read(read).chunks)])
+    assert error.code() is grpc.StatusCode.INTERNAL
+    assert "ZeroDivisionError" in error.details()
+    assert STREAMS_ENDED.labels("INTERNAL")._value.get() == before + 1
+    books = server.engine.ledger.server
+    assert (books.received, books.abandoned, books.open) == (1, 1, 0)
+    assert call_all(server.address, [read])
 
 
 def test_another_caller_is_refused_for_good(start_server, signals) -> None:  # type: ignore[no-untyped-def]
