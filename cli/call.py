@@ -126,6 +126,13 @@ from porestream.cli.options import CallCommand, connection_options, models_direc
     help="With --server: what goes first where it has more than it can call at once. Default: bulk; with --watch: "
     "standard.",
 )
+@click.option(
+    "--give-up-s",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="S",
+    help="With --server: seconds without any server, after which the call ends; --resume-from goes on. Default: 120; "
+    "with --watch: 3600, as servers come back.",
+)
 @server_options
 @click.pass_context
 def call(
@@ -159,6 +166,7 @@ def call(
     tls_ca: Path | None,
     token_file: Path | None,
     priority: str | None,
+    give_up_s: float | None,
     device: str | None,
     decoder: str | None,
     aligner: str | None,
@@ -197,7 +205,13 @@ def call(
         raise click.UsageError(f"{given[0]} is the server's to choose; give it to `porestream serve`")
     if server is not None and ctx.get_parameter_source("models_dir") is ParameterSource.COMMANDLINE:
         raise click.UsageError("--models-dir is the server's to choose; give it to `porestream serve`")
-    only_with_server = {"--tls": tls, "--tls-ca": tls_ca, "--token-file": token_file, "--priority": priority}
+    only_with_server = {
+        "--tls": tls,
+        "--tls-ca": tls_ca,
+        "--token-file": token_file,
+        "--priority": priority,
+        "--give-up-s": give_up_s,
+    }
     if server is None and (given := [flag for flag, value in only_with_server.items() if value]):
         raise click.UsageError(f"{given[0]} is about --server HOST:PORT, which is missing")
     if bool(reads) is (watch is not None):
@@ -248,6 +262,7 @@ def call(
         server=server,
         credentials=credentials_of(tls, tls_ca, token_file),
         priority=priority or ("standard" if watch else "bulk"),
+        give_up_s=give_up_s or (3600.0 if watch and server else 120.0),
         server_flags={flag: str(value) for flag, value in server_only.items() if value is not None},
         command_line=shlex.join(["porestream", *sys.argv[1:]]),
     )

@@ -76,6 +76,7 @@ class Request:
     server: str | None = None
     credentials: Credentials = PLAINTEXT
     priority: str = "bulk"
+    give_up_s: float = 120.0
     server_flags: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -233,6 +234,7 @@ class _Call:
                 no_trim=request.no_trim,
                 priority=PRIORITIES[request.priority],
                 credentials=request.credentials,
+                give_up_s=request.give_up_s,
             ),
         )
         identity = await client.identify()

@@ -246,12 +246,15 @@ async def serve(settings: Settings, ready: Callable[[str], None], *, until_stdin
     until_stdin_closes
         Also end, at once, when standard input closes: the server belongs to the process that holds the other end.
     """
-    certificate, tokens = open_secrets(settings)  # before models are loaded, which takes a while
+    # Before models are loaded, which takes a while: Prometheus shall not take a server that loads for one that is down.
+    certificate, tokens = open_secrets(settings)
+    page = _start_page(settings)
     engine = build_engine(settings)
     serving = build_server(engine, settings.listen, certificate, tokens, settings.health_listen)
     service = serving.service
     monitor = Monitor(engine, service, serving.device_changed)
-    page = _start_metrics(settings, engine, monitor, certificate)
+    if page is not None:
+        _describe(engine, monitor, certificate)
     await serving.start()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -307,19 +310,21 @@ def open_secrets(settings: Settings) -> tuple[Certificate | None, Tokens | None]
     return certificate, Tokens(settings.token_file) if settings.token_file else None
 
 
-def _start_metrics(
-    settings: Settings, engine: Engine, monitor: Monitor, certificate: Certificate | None
-) -> StatusServer | None:
+def _start_page(settings: Settings) -> StatusServer | None:
     if not settings.metrics_port:
         return None
-    network = engine.pipeline.devices[-1].name
-    meters = find_meters(int(network.partition(":")[2] or 0) if network.startswith("cuda") else None)
-    REGISTRY.register(ServerCollector(engine, monitor, meters, certificate.expiry_s if certificate else lambda: None))
     try:
         return start_status_page(REGISTRY, settings.metrics_port, settings.metrics_host)
     except OSError as error:
         where = f"{settings.metrics_host}:{settings.metrics_port}"
         raise SettingsError(f"cannot serve metrics on {where}: {error.strerror}") from error
+
+
+def _describe(engine: Engine, monitor: Monitor, certificate: Certificate | None) -> None:
+    """Have the page and Prometheus know the server."""
+    network = engine.pipeline.devices[-1].name
+    meters = find_meters(int(network.partition(":")[2] or 0) if network.startswith("cuda") else None)
+    REGISTRY.register(ServerCollector(engine, monitor, meters, certificate.expiry_s if certificate else lambda: None))
 
 
 def tune_allocator() -> None:

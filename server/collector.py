@@ -119,6 +119,7 @@ class ServerCollector(Collector):
     def _memory(self) -> Iterator[Metric]:
         budget = self._engine.budget
         yield _family(metrics.MEMORY_BUDGET, [((), budget.total_bytes)])
+        yield _family(metrics.MEMORY_FOR_SIGNAL, [((), budget.signal_bytes)])
         yield _family(metrics.MEMORY_CHARGED, [((), budget.charged_bytes())])
         yield _family(metrics.MEMORY_LIMIT, [((), host_memory_bytes())])
         yield _family(metrics.MAX_STREAMS, [((), self._engine.max_streams)])

@@ -63,9 +63,11 @@ def readable_packages(powercap: Path) -> list[Path]:
             continue
         try:
             (folder / "energy_uj").read_text()
+            name = (folder / "name").read_text()
         except OSError:
             continue
-        found.append(folder)
+        if name.startswith("package-"):  # "psys" is the whole platform, with the packages in it
+            found.append(folder)
     return found
 
 

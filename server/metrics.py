@@ -106,7 +106,8 @@ BACKLOG = pulled(
     "backlog_seconds",
     "seconds of sequencing",
     _UP,
-    "How far calling is behind the sequencer: age of the oldest complete read without a result",
+    "Age of the oldest complete read without a result. Credit bounds it: what a stream has beyond some 8 M samples "
+    "waits at the client, and shows as stalls",
     ["priority"],
 )
 QUEUED_SAMPLES = pulled(
@@ -119,7 +120,7 @@ STREAMS_STALLED = pulled(
     "streams",
     _UP,
     "Streams that must wait before they may send: their credit is used up, and the server cannot extend it. "
-    "Usual for bulk, whose files are read faster than they can be called",
+    "Usual for files, which are read faster than called; of live streams signal waits at the sequencer",
     ["priority"],
 )
 CREDIT_STALL_SECONDS = pulled(
@@ -316,6 +317,13 @@ DEVICE_UP = pulled(
     "gauge", "device_up", "0 or 1", _RUNNING, "0: the device's last three batches failed altogether", ["device"]
 )
 MEMORY_BUDGET = pulled("gauge", "memory_budget_bytes", "bytes", _RUNNING, "What streams may take: --memory-budget")
+MEMORY_FOR_SIGNAL = pulled(
+    "gauge",
+    "memory_for_signal_bytes",
+    "bytes",
+    _RUNNING,
+    "Of the budget what signal, results and unused credit may take: half",
+)
 MEMORY_CHARGED = pulled(
     "gauge", "memory_charged_bytes", "bytes", _RUNNING, "Signal, results and unused credit charged to streams"
 )

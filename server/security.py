@@ -12,6 +12,7 @@ import structlog
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
+from porestream.server.metrics import STREAMS_ENDED
 from porestream.server.settings import SettingsError
 
 log = structlog.get_logger()
@@ -145,11 +146,14 @@ class TokenGuard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             or self._tokens.accept(handler_call_details.invocation_metadata)
         ):
             return handler
-        return _refuse_like(handler)
+        return _refuse_like(handler, handler_call_details.method)
 
 
-def _refuse_like(handler: grpc.RpcMethodHandler) -> grpc.RpcMethodHandler:
+def _refuse_like(handler: grpc.RpcMethodHandler, method: str) -> grpc.RpcMethodHandler:
     async def refuse(_request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        if method.endswith("/StreamReads"):
+            STREAMS_ENDED.labels("UNAUTHENTICATED").inc()
+        log.info("call refused: no valid token", method=method)
         await context.abort(
             grpc.StatusCode.UNAUTHENTICATED, "no valid token: send `authorization: Bearer TOKEN` (--token-file)"
         )

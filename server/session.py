@@ -365,6 +365,7 @@ class Session:
         read.pieces.clear()
         self._open.pop(read.read_id, None)
         result = ReadResult(read.read_id, read.channel, Status.REJECTED, detail, read.samples, cause=reason)
+        self._books.finish(result)
         self._emit(result, held, 0.0)
 
     def _emit(self, result: ReadResult, held_bytes: int, complete_s: float) -> None:

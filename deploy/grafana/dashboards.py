@@ -139,13 +139,13 @@ SERVICE = Dashboard(
                 width=4,
             ),
             Panel(
-                "Behind the sequencers",
-                "s",
-                "The longest that a complete live or standard read waits. Over a minute: not keeping up.",
-                {'max(porestream_backlog_seconds{@, priority=~"live|standard"})': ""},
+                "Live streams wait",
+                "percentunit",
+                "Share of the time that live streams must wait before they may send. Over 20%: not keeping up.",
+                {'max(instance_priority:porestream_credit_stall:ratio_rate5m{@, priority="live"}) or vector(0)': ""},
                 kind="stat",
                 width=4,
-                limit=60,
+                limit=0.2,
             ),
             Panel(
                 "Reads unaccounted for",
@@ -161,7 +161,7 @@ SERVICE = Dashboard(
             Panel(
                 "Samples in and out",
                 "si:samples/s",
-                "Signal received, and signal of reads that got a result. Out below in for long: the backlog grows.",
+                "Signal received, and signal of reads that got a result. Credit keeps them close: see who must wait.",
                 {
                     "sum(rate(porestream_samples_received_total{@m}[$__rate_interval]))": "in",
                     "sum(rate(porestream_samples_finished_total{@m}[$__rate_interval]))": "out",
@@ -170,8 +170,8 @@ SERVICE = Dashboard(
             Panel(
                 "Backlog",
                 "s",
-                "Age of the oldest complete read without a result. Bulk comes from files, which are read faster "
-                "than called: there it only tells how much is read ahead.",
+                "Age of the oldest complete read without a result. Credit bounds it: what is beyond some 8 M samples "
+                "of a stream waits at its client.",
                 {"max by (priority) (porestream_backlog_seconds{@})": "{{priority}}"},
             ),
             Panel(
@@ -193,7 +193,7 @@ SERVICE = Dashboard(
             Panel(
                 "Streams that must wait to send",
                 "suffix: streams",
-                "Streams whose credit is used up, on average. Usual for bulk; for live, signal waits at the sequencer.",
+                "Streams whose credit is used up, on average. Usual for files; live signal waits at the sequencer.",
                 {
                     "sum by (priority) (rate(porestream_credit_stall_seconds_total{@}[$__rate_interval]))": (
                         "{{priority}}"
@@ -204,8 +204,8 @@ SERVICE = Dashboard(
             Panel(
                 "Memory of streams",
                 "percentunit",
-                "Of --memory-budget: signal, results and credit charged to streams. Near 100% nobody gets new credit.",
-                {"porestream_memory_charged_bytes{@} / porestream_memory_budget_bytes{@}": "{{instance}}"},
+                "Of the half of --memory-budget for signal, results and credit. Near 100% nobody gets new credit.",
+                {"porestream_memory_charged_bytes{@} / porestream_memory_for_signal_bytes{@}": "{{instance}}"},
             ),
         ],
         "Which stage limits?": [
@@ -434,14 +434,15 @@ DEVICES = Dashboard(
             Panel(
                 "Device time of a gigabase",
                 "suffix: device-s/Gb",
-                "Busy time of all workers (CPU) or of the card in the last hour, for each 1e9 bases called in it.",
-                {"instance:porestream_device_seconds_per_gigabase:rate1h{@}": "{{instance}}"},
+                "Busy time of a device (cpu: of all its workers) in the last hour, for each 1e9 bases called in it.",
+                {"instance_device:porestream_device_seconds_per_gigabase:rate1h{@}": "{{instance}} {{device}}"},
             ),
             Panel(
                 "Energy of a gigabase",
                 "suffix: J/Gb",
-                "Energy of the whole device in the last hour, whoever used it, for each 1e9 bases called in it.",
-                {"instance:porestream_device_joules_per_gigabase:rate1h{@}": "{{instance}}"},
+                "Energy of a device in the last hour, whoever used it, for each 1e9 bases called in it. Cards need "
+                "both: theirs and the CPU's.",
+                {"instance_device:porestream_device_joules_per_gigabase:rate1h{@}": "{{instance}} {{device}}"},
                 recorded=True,
             ),
             Panel(
@@ -505,6 +506,7 @@ DEVICES = Dashboard(
                 {
                     'process_resident_memory_bytes{job="porestream", @}': "{{instance}}",
                     "porestream_memory_limit_bytes{@}": "{{instance}}, limit",
+                    "porestream_memory_budget_bytes{@}": "{{instance}}, budget of streams",
                 },
                 width=12,
             ),

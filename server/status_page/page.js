@@ -117,7 +117,7 @@ function figures(status) {
         : "none since the server started"),
     figure("Quality", hour.mean_qscore == null ? NONE : `Q${rounded(hour.mean_qscore)}`,
       `last ${duration(hour.seconds)}; identity ${percent(hour.mean_identity_ratio)}, aligned ${percent(hour.aligned_ratio)}`),
-    figure("Memory for streams", `${bytes(status.memory.charged_bytes)} of ${bytes(status.memory.budget_bytes)}`,
+    figure("Memory for streams", `${bytes(status.memory.charged_bytes)} of ${bytes(status.memory.for_signal_bytes)}`,
       `the process takes ${bytes(status.memory.process_bytes)} of ${bytes(status.memory.limit_bytes)}`),
   ];
 }

@@ -33,7 +33,9 @@ Json = dict[str, Any]
 
 _MINUTE_S, _HOUR_S, _DAY_S = 60.0, 3600.0, 86400.0
 _BEHIND_S = 60.0
-"""Live and standard reads that wait longer: the server does not keep up. Bulk is read faster than it can be called."""
+_BEHIND_SHARE = 0.2
+"""Live reads that wait longer, or live streams that must wait more of the time: the server does not keep up. Other
+streams may be of files, which are read faster than they can be called. (deploy/prometheus/alerts.yml has the same.)"""
 _CERTIFICATE_DAYS = 14
 _CLIENT_TIMEOUT_S = 10.0
 _THROUGHPUT = {
@@ -124,7 +126,7 @@ def status(values: Snapshot, history: History, unix_s: float | None = None) -> J
         "version": build.get("version"),
         "python": build.get("python"),
         "torch": build.get("torch"),
-        "conditions": list(_conditions(now, unix_s)),
+        "conditions": list(_conditions(now, minute, unix_s)),
         "draining": bool(now.total("draining")),
         "tls_certificate_expiry_unix_s": expiry_s,
         "reads_open": now.total("reads_open"),
@@ -149,6 +151,7 @@ def status(values: Snapshot, history: History, unix_s: float | None = None) -> J
         "max_streams": now.total("max_streams"),
         "memory": {
             "budget_bytes": now.total("memory_budget_bytes"),
+            "for_signal_bytes": now.total("memory_for_signal_bytes"),
             "charged_bytes": now.total("memory_charged_bytes"),
             "limit_bytes": now.total("memory_limit_bytes"),
             "process_bytes": now.total("process_resident_memory_bytes"),
@@ -167,8 +170,10 @@ def _since(values: Snapshot, history: History, window_s: float) -> Span:
     return Span(found[0], increase(values, found[1])) if found else Span(0.0, {})
 
 
-def _conditions(now: Values, unix_s: float) -> Iterator[Json]:
+def _conditions(now: Values, minute: Span, unix_s: float) -> Iterator[Json]:
     """What a person should know at once; none: healthy."""
+    if not now.labels("model_info"):
+        yield {"name": "loading", "text": "Loading models and references: it does not serve yet"}
     for labels, up in now.samples("device_up"):
         if not up:
             yield {"name": "device_down", "text": f"Device {labels['device']} is down: its last batches all failed"}
@@ -178,9 +183,14 @@ def _conditions(now: Values, unix_s: float) -> Iterator[Json]:
             "name": "books_out_of_balance",
             "text": f"Books out of balance ({imbalance:+.0f} reads): a defect of the server, please report it",
         }
-    waiting_s = max(now.total("backlog_seconds", priority=priority) or 0.0 for priority in ("live", "standard"))
+    waiting_s = now.total("backlog_seconds", priority="live") or 0.0
+    streams = now.total("streams", priority="live") or 0.0
+    stalled = (minute.per_second("credit_stall_seconds_total", priority="live") or 0.0) / max(1.0, streams)
     if waiting_s > _BEHIND_S:
         yield {"name": "falling_behind", "text": f"Falling behind the sequencer by {waiting_s:.0f} s"}
+    elif stalled > _BEHIND_SHARE:
+        text = f"Falling behind: live streams had to wait {stalled:.0%} of the last minute before they could send"
+        yield {"name": "falling_behind", "text": text}
     if now.total("draining"):
         yield {"name": "draining", "text": "Draining: the server is about to stop and sends its streams away"}
     expiry_s = now.total("tls_certificate_expiry_timestamp_seconds")

@@ -49,8 +49,8 @@ def reads(folder: Path, write_pod5: Callable[..., Path]) -> Path:
 
 @pytest.fixture
 def small_window(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Few reads are under way at a time, and a lost server is given up soon."""
-    options = functools.partial(StreamOptions, window_samples=10_000, give_up_s=0.5)
+    """Few reads are under way at a time."""
+    options = functools.partial(StreamOptions, window_samples=10_000)
     monkeypatch.setattr("porestream.cli.caller.StreamOptions", options)
     monkeypatch.setattr("porestream.client.client._AHEAD_READS", 2)
 
@@ -276,7 +276,7 @@ def test_a_server_that_is_lost(start_server, reads: Path, tmp_path: Path, monkey
     first = start_server(threads=1)
     with monkeypatch.context() as patched:
         at_record(patched, 4, first.stop)
-        result = call(reads, "-r", "--server", first.address, "-o", tmp_path / "a.bam")
+        result = call(reads, "-r", "--server", first.address, "--give-up-s", "0.5", "-o", tmp_path / "a.bam")
     assert result.exit_code == 4, result.stderr
     assert "Error: server lost: " in result.stderr
     assert "reads have no result" in result.stderr

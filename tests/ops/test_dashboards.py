@@ -165,5 +165,5 @@ def test_panel_of_a_card_has_data(panel: Any, card: tuple[Prometheus, float]) ->
 def test_cost_of_a_gigabase_is_what_was_made_up(card: tuple[Prometheus, float]) -> None:
     asked, end_s = card
     for name, cost in (("device_seconds", 450), ("device_joules", 175_000)):
-        (series,) = asked.query(RECORDED[f"instance:porestream_{name}_per_gigabase:rate1h"], time=str(end_s))
+        (series,) = asked.query(RECORDED[f"instance_device:porestream_{name}_per_gigabase:rate1h"], time=str(end_s))
         assert float(series["value"][1]) == pytest.approx(cost, rel=1e-3)

@@ -37,6 +37,13 @@ def latencies(priority: str, above_s: float, rate: str) -> dict[str, str]:
     }
 
 
+def stalls(priority: str, streams: int, stalled_s: str) -> dict[str, str]:
+    return {
+        of("porestream_streams", f'priority="{priority}"'): f"{streams}x800",
+        of("porestream_credit_stall_seconds_total", f'priority="{priority}"'): stalled_s,
+    }
+
+
 @dataclass(frozen=True)
 class Case:
     """Series each 15 s that make an alert fire at `at`, and nearly the same ones that do not."""
@@ -62,15 +69,15 @@ CASES = [
     Case(
         "PorestreamServerDown",
         {of("up"): "1x4 0x40"},
-        {of("up"): "1x4 0x4 1x40"},
-        "5m",
+        {of("up"): "1x4 0x16 1x40"},
+        "7m",
         "Prometheus does not reach server a:9464",
     ),
     Case(
         "PorestreamServerDown",
         {'up{job="another"}': "1x40"},
         {of("up"): "1x40"},
-        "5m",
+        "6m",
         "Prometheus does not reach any server",
         instance="",
     ),
@@ -82,11 +89,11 @@ CASES = [
         "Server a:9464 was started 3 times within an hour",
     ),
     Case(
-        "PorestreamNoDevice",
-        {of("porestream_device_up", 'device="cuda:0"'): "1x4 0x40"},
+        "PorestreamNoDevice",  # one that is killed for it, and comes back
+        {of("porestream_device_up", 'device="cuda:0"'): "1x4 0x2 1x40"},
         {of("porestream_device_up", 'device="cuda:0"'): "1x40"},
         "5m",
-        "Device cuda:0 of server a:9464 does not work",
+        "Device cuda:0 of server a:9464 does not work, or did not within ten minutes",
         {"device": "cuda:0"},
     ),
     Case(
@@ -94,35 +101,35 @@ CASES = [
         {of("porestream_backlog_seconds", 'priority="live"'): "61x80"},
         {
             of("porestream_backlog_seconds", 'priority="live"'): "59x80",
-            of("porestream_backlog_seconds", 'priority="bulk"'): "600x80",
+            of("porestream_backlog_seconds", 'priority="standard"'): "600x80",
         },
         "10m",
-        "Server a:9464 is 1m 1s behind its live streams",
+        "Server a:9464 does not keep up with its live streams",
         {"priority": "live"},
     ),
     Case(
-        "PorestreamFallingBehind",
-        {of("porestream_backlog_seconds", 'priority="standard"'): "61x80"},
-        {of("porestream_backlog_seconds", 'priority="standard"'): "61x10 5x2 61x20"},
-        "7m",
-        "Server a:9464 is 1m 1s behind its standard streams",
+        "PorestreamFallingBehind",  # of each 15 s, four streams wait 15 s in all; and 7.5 s
+        stalls("live", 4, "0+15x120"),
+        stalls("live", 4, "0+7.5x120") | stalls("bulk", 1, "0+15x120"),
+        "20m",
+        "Server a:9464 does not keep up with its live streams",
+        {"priority": "live"},
+    ),
+    Case(
+        "PorestreamCatchingUp",
+        stalls("standard", 2, "0+20x700"),
+        stalls("standard", 2, "0+10x700"),
+        "150m",
+        "Server a:9464 has kept its standard streams waiting for two hours",
         {"priority": "standard"},
     ),
     Case(
         "PorestreamLatency",
         latencies("live", 10, "0+10x120"),
-        latencies("live", 3, "0+10x120"),
+        latencies("live", 3, "0+10x120") | latencies("standard", 300, "0+10x120"),
         "20m",
-        "live results of server a:9464 take 29.8s (p99)",
+        "Live results of server a:9464 take 29.8s (p99)",
         {"priority": "live"},
-    ),
-    Case(
-        "PorestreamLatency",
-        latencies("standard", 300, "0+10x120"),
-        latencies("standard", 100, "0+10x120"),
-        "20m",
-        "standard results of server a:9464 take 16m 33s (p99)",
-        {"priority": "standard"},
     ),
     Case(
         "PorestreamEventLoopLag",
@@ -144,22 +151,26 @@ CASES = [
             "PorestreamStageStalled",
             {
                 of("porestream_stage_queue", f'stage="{stage}"'): "7x80",
-                of(f"porestream_{counted}_count", f'stage="{stage}"'): "0+1x8 8x80",
+                of("porestream_stage_seconds_count", f'stage="{stage}"'): "0+1x8 8x80",
             },
             {
                 of("porestream_stage_queue", f'stage="{stage}"'): "7x80",
-                of(f"porestream_{counted}_count", f'stage="{moves}"'): "0+1x80",
+                of("porestream_stage_seconds_count", f'stage="{moves}"'): "0+1x80",
             },
             "15m",
             f"Nothing passes stage {stage} of server a:9464, and 7 wait",
             {"stage": stage},
         )
         # A long read that is being called keeps others before prepare.
-        for stage, counted, moves in (
-            ("prepare", "stage_seconds", "basecall"),
-            ("basecall", "stage_seconds", "basecall"),
-            ("deliver", "stage_wait_seconds", "deliver"),
-        )
+        for stage, moves in (("prepare", "basecall"), ("basecall", "basecall"))
+    ),
+    Case(
+        "PorestreamStageStalled",
+        {of("porestream_stage_queue", 'stage="acknowledge"'): "7x120", **ended("abandoned", "0x120", "0+1x8 8x112")},
+        {of("porestream_stage_queue", 'stage="acknowledge"'): "7x120", **ended("abandoned", "0x120", "0+1x120")},
+        "25m",
+        "Nothing passes stage acknowledge of server a:9464, and 7 wait",
+        {"stage": "acknowledge"},
     ),
     Case(
         "PorestreamBooksOutOfBalance",
@@ -171,7 +182,7 @@ CASES = [
     Case(
         "PorestreamReadsFail",
         ended("failed", "0+2x120", "0+98x120"),
-        ended("failed", "0+1x120", "0+100x120"),
+        ended("failed", "0x60 5x60", "0+1x120"),  # five of 65, then silence
         "25m",
         "2% of the reads of server a:9464 fail",
         {"status": "failed"},
@@ -283,13 +294,15 @@ def test_recorded_values(tmp_path: Path) -> None:
         of("porestream_bases_called_total", 'model="m",priority="bulk"'): "0+15000000x300",
         **ended("rejected", "0+1x300", "0+3x300"),
         **latencies("bulk", 1, "0+30x300"),
+        **stalls("bulk", 4, "0+15x300"),
     }
     values = {
-        "instance:porestream_device_seconds_per_gigabase:rate1h": ({}, 3000),
-        "instance:porestream_device_joules_per_gigabase:rate1h": ({}, 200_000),
+        "instance_device:porestream_device_seconds_per_gigabase:rate1h": ({"device": "cpu"}, 3000),
+        "instance_device:porestream_device_joules_per_gigabase:rate1h": ({"device": "cpu"}, 200_000),
         "instance_device:porestream_device_busy:ratio_rate5m": ({"device": "cpu"}, 0.75),
         "instance_status:porestream_reads_not_called:ratio_rate15m": ({"status": "rejected"}, 0.25),
         "instance_priority:porestream_read_latency_seconds:p99_rate5m": ({"priority": "bulk"}, 2.98),
+        "instance_priority:porestream_credit_stall:ratio_rate5m": ({"priority": "bulk"}, 0.25),
     }
     assert set(values) == set(RECORDED)
     named = {"job": "porestream", "instance": "a:9464"}

@@ -84,6 +84,7 @@ def idle() -> Metrics:
     metrics("max_streams").set(64)
     metrics("books_imbalance").set(0)
     metrics("memory_budget_bytes").set(4 << 30)
+    metrics("memory_for_signal_bytes").set(2 << 30)
     metrics("memory_charged_bytes").set(1.25 * (1 << 30))
     metrics("memory_limit_bytes").set(16 << 30)
     Gauge("process_start_time_seconds", "", registry=metrics.registry).set(time.time() - 5 * 3600)
@@ -138,7 +139,7 @@ def test_a_busy_server_is_shown_and_changes(idle: Metrics, server: StatusServer,
     browser.wait_for_text("400 kb/s", "#figures")
     assert "4.8 Msamples/s" in browser.text("#figures")
     assert "3 of 64" in browser.text("#figures")
-    assert "1.25 GiB of 4 GiB" in browser.text("#figures")
+    assert "1.25 GiB of 2 GiB" in browser.text("#figures")
     assert "porestream_fast" in browser.text("#models")
     assert "no reads yet" in browser.text("#models")  # the other model
     assert "3f9a61c2ab5d" in browser.text("#models")

@@ -118,8 +118,11 @@ def test_a_device_is_down_after_three_batches_of_failures_that_are_its_own() -> 
 def test_cpu_energy_survives_a_counter_that_goes_round(tmp_path_factory, steps) -> None:  # type: ignore[no-untyped-def]
     folder = tmp_path_factory.mktemp("powercap")
     range_uj = 7_000_000
-    for name in ("intel-rapl:0", "intel-rapl:1", "intel-rapl:0:0", "intel-rapl"):  # packages, and what is none
+    zones = {"intel-rapl:0": "package-0", "intel-rapl:1": "package-1"}  # and what is none
+    zones |= {"intel-rapl:0:0": "core", "intel-rapl:2": "psys", "intel-rapl": "package-9"}
+    for name, kind in zones.items():
         (folder / name).mkdir()
+        (folder / name / "name").write_text(f"{kind}\n")
         (folder / name / "energy_uj").write_text("6999999\n")
         (folder / name / "max_energy_range_uj").write_text(f"{range_uj}\n")
     packages = readable_packages(folder)

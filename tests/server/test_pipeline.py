@@ -15,7 +15,7 @@ import structlog
 import torch
 from click.testing import CliRunner
 
-from porestream.cli.serve import serve
+from porestream.cli.main import main
 from porestream.client.client import BasecallClient, SyncBasecallClient
 from porestream.client.reads import ReadInfo, RunInfo, SignalRead
 from porestream.client.stream import StreamOptions
@@ -116,7 +116,7 @@ def test_serve_ends_with_the_cause(monkeypatch: pytest.MonkeyPatch, tiny_model: 
         raise RuntimeError("no kernel image")
 
     monkeypatch.setattr(Basecaller, "warm_up", warm_up)
-    done = CliRunner().invoke(serve, ["--model", str(tiny_model), "--listen", "127.0.0.1:0", "-t", "2"])
+    done = CliRunner().invoke(main, ["serve", "--model", str(tiny_model), "--listen", "127.0.0.1:0", "-t", "2"])
     assert done.exit_code == 1
     assert done.output.splitlines()[-1] == (
         "Error: a worker could not call a first batch: RuntimeError: no kernel image"

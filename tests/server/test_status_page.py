@@ -114,7 +114,7 @@ def test_an_hour_forgets_what_was_before(made_up: MadeUp) -> None:
 
 def test_an_idle_server_has_no_figures_but_null(made_up: MadeUp) -> None:
     found = made_up.status()  # not even one row
-    assert found["conditions"] == []
+    assert [condition["name"] for condition in found["conditions"]] == ["loading"]
     assert found["last_hour"]["bases_per_second"] is None
     assert found["since_start"]["mean_qscore"] is None
     assert (found["models"], found["references"], found["devices"]) == ([], [], [])
@@ -170,6 +170,8 @@ def test_every_metric_that_is_shown_is_defined(made_up: MadeUp) -> None:
     ],
 )
 def test_conditions(made_up: MadeUp, metric: str, labels: dict[str, str], value: float, condition: str) -> None:
+    assert [found["name"] for found in made_up.status()["conditions"]] == ["loading"]
+    made_up("model_info", model="m", sha256="", precision="", device_class="").set(1)
     made_up("device_up", device="cpu").set(1)
     made_up("backlog_seconds", priority="bulk").set(10_000)  # files are read faster than they can be called
     made_up("tls_certificate_expiry_timestamp_seconds").set(UNIX_S + 1e8)
@@ -177,6 +179,20 @@ def test_conditions(made_up: MadeUp, metric: str, labels: dict[str, str], value:
     made_up(metric, **labels).set(value)
     (found,) = made_up.status()["conditions"]
     assert found["name"] == condition
+
+
+@pytest.mark.parametrize(
+    ("priority", "stalled_s", "behind"), [("live", 150, True), ("live", 30, False), ("bulk", 240, False)]
+)
+def test_live_streams_that_must_wait_are_behind(made_up: MadeUp, priority: str, stalled_s: float, behind: bool) -> None:
+    made_up("model_info", model="m", sha256="", precision="", device_class="").set(1)
+    made_up("streams", priority=priority).set(4)
+    made_up("credit_stall_seconds_total", priority=priority).inc(0)
+    made_up.after(60)
+    made_up("credit_stall_seconds_total", priority=priority).inc(stalled_s)
+    made_up.after(60)
+    found = made_up.status()["conditions"]
+    assert [condition["name"] for condition in found] == (["falling_behind"] if behind else [])
 
 
 def test_devices(made_up: MadeUp) -> None:
