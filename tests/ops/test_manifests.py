@@ -314,10 +314,12 @@ def test_only_who_should_reaches_a_port(objects: list[Object]) -> None:
     for rule in policy["ingress"]:
         (port,) = rule["ports"]
         allowed[port["port"]] = rule.get("from")
-    client = {"matchLabels": {"porestream.io/client": "true"}}
+    key = "porestream.io/client"
+    pods = {"matchExpressions": [{"key": key, "operator": "In", "values": ["true"]}]}
+    namespaces = {"matchLabels": {key: "true"}}
     monitoring = {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}
     assert allowed == {
-        ports["grpc"]: [{"podSelector": client}, {"namespaceSelector": client}],
+        ports["grpc"]: [{"podSelector": pods}, {"namespaceSelector": namespaces}],
         ports["metrics"]: [{"namespaceSelector": monitoring}],
         ports["health"]: None,
     }
@@ -350,6 +352,38 @@ def test_a_changed_setting_is_a_rollout(tmp_path: Path) -> None:
         [tool("kubectl"), "kustomize", str(copy / "overlays/cpu")], capture_output=True, text=True, check=True
     )
     assert container_of(list(yaml.safe_load_all(made.stdout)))["envFrom"] != before
+
+
+def data_of(pods: Object) -> set[str]:
+    """The claims and secrets that pods mount."""
+    kinds = (("persistentVolumeClaim", "claimName"), ("secret", "secretName"))
+    volumes = pods["spec"]["volumes"]
+    return {volume[kind][name] for volume in volumes for kind, name in kinds if kind in volume}
+
+
+def test_a_version_beside_another_shares_its_data_and_no_pod() -> None:
+    old, new = kustomize("overlays/cpu"), kustomize("overlays/beside")
+    for each in new:
+        kubernetes_validate.validate(each, VERSIONS[0], strict=True)
+    names = [{(each["kind"], each["metadata"]["name"]) for each in objects} for objects in (old, new)]
+    assert not names[0] & names[1]
+    kinds = {each["kind"] for each in old} - {each["kind"] for each in new}
+    assert kinds == {"Namespace", "PersistentVolumeClaim", "ServiceMonitor", "PrometheusRule"}
+    (old_pods, new_pods) = (
+        next(each for each in of_kind(objects, "Deployment"))["spec"]["template"] for objects in (old, new)
+    )
+    for objects, others in ((old, new_pods), (new, old_pods)):
+        selectors = [service["spec"]["selector"] for service in of_kind(objects, "Service")]
+        selectors += [budget["spec"]["selector"]["matchLabels"] for budget in of_kind(objects, "PodDisruptionBudget")]
+        selectors += [policy["spec"]["podSelector"]["matchLabels"] for policy in of_kind(objects, "NetworkPolicy")]
+        assert len(selectors) == 5
+        for selector in selectors:
+            assert not selector.items() <= others["metadata"]["labels"].items()
+    assert data_of(old_pods) == data_of(new_pods)
+    assert of_kind(new, "NetworkPolicy")[0]["spec"]["ingress"] == the(old, "NetworkPolicy")["spec"]["ingress"]
+    # The first version's monitor finds the second's pods.
+    selector = the(old, "ServiceMonitor")["spec"]["selector"]["matchLabels"].items()
+    assert [each for each in of_kind(new, "Service") if selector <= each["metadata"]["labels"].items()]
 
 
 # ---- The operator's objects, for which there is no schema here
