@@ -1,0 +1,304 @@
+"""The index of a reference for the device: minimap2's minimizers in flat arrays, in one file that is memory-mapped.
+
+Minimizers are sorted by hash. `bucket` tells, by a hash's high bits, where its `key`s are, the low bits; `start` where
+a key's `position`s are. Bytes a base of a human genome (3.1 Gb, k 15, w 10: 553 M positions of 100 M keys, 2**26
+buckets): 4 * 0.178 positions + 0.022 strands + 0.032 keys + 0.129 starts + 0.087 buckets + 0.25 bases = 1.23.
+
+The file: `MAGIC`, the length of the header as uint64, its CRC-32 as uint32, the header (JSON), and each array at a
+multiple of 64 bytes.
+"""
+
+import json
+import os
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+import pysam
+
+from porestream.kernels.minimizers import minimizer_chunks
+from porestream.kernels.mmi import Preset
+from porestream.kernels.pack import AMBIGUOUS_CODE, encode_bases
+from porestream.kernels.reference import Reference, ReferenceFileError, ReferenceSequence
+
+MAGIC = b"PSINDEX1"
+_ALIGN = 64
+_PARTITION_BITS = 8  # hashes are sorted in so many parts, by their first bits
+_KEYS_A_BUCKET_BITS = 3  # positions a bucket: of a genome, two to seven keys
+_OCCURRENCES = {"map-ont": (10, 1_000_000), "lr:hq": (50, 500)}  # options.c: min_mid_occ, max_mid_occ
+_FREQUENT = float(np.float32(2e-4))  # options.c: mid_occ_frac
+_ARRAYS = ("bucket", "key", "start", "position", "strand", "bases", "unknown")
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Index:
+    """The arrays, mapped from the file.
+
+    Attributes
+    ----------
+    reference
+        What it was built of.
+    preset
+        Whose k and w it has.
+    frequent
+        Minimizers that occur more often are left out when reads are mapped (map.c, mid_occ).
+    bucket
+        uint32[2**bits + 1]: where each bucket's keys begin.
+    key
+        uint8, uint16 or uint32: the low bits of each hash.
+    start
+        uint32[keys + 1]: where each key's positions begin.
+    position
+        uint32: of a k-mer's last base in all sequences one after another.
+    strand
+        uint8: a bit a position, the first in the highest; 1: the other strand's k-mer was hashed.
+    bases
+        uint8: four bases, the first in the lowest bits; where they are unknown, A.
+    unknown
+        int64[runs, 2]: where bases are unknown, from and to.
+    """
+
+    reference: Reference
+    preset: Preset
+    frequent: int
+    bucket: npt.NDArray[np.uint32]
+    key: npt.NDArray[np.unsignedinteger[Any]]
+    start: npt.NDArray[np.uint32]
+    position: npt.NDArray[np.uint32]
+    strand: npt.NDArray[np.uint8]
+    bases: npt.NDArray[np.uint8]
+    unknown: npt.NDArray[np.int64]
+
+    @property
+    def offset(self) -> npt.NDArray[np.int64]:
+        """int64[sequences + 1]: where each sequence begins in all of them."""
+        lengths = [sequence.length for sequence in self.reference.sequences]
+        return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)
+
+    @property
+    def device_bytes(self) -> int:
+        """What the arrays take on a device."""
+        return sum(getattr(self, name).nbytes for name in _ARRAYS)
+
+    def codes(self, first: int, last: int) -> npt.NDArray[np.uint8]:
+        """Of bases `first` to `last` of all sequences one after another: A 0, C 1, G 2, T 3, unknown 4."""
+        packed = np.asarray(self.bases[first // 4 : -(-last // 4)])
+        codes = (packed[:, None] >> np.array([0, 2, 4, 6], np.uint8) & 3).reshape(-1)
+        codes = codes[first % 4 : first % 4 + last - first]
+        for begin, end in self.unknown[np.searchsorted(self.unknown[:, 1], first, "right") :]:
+            if begin >= last:
+                break
+            codes[max(begin - first, 0) : end - first] = AMBIGUOUS_CODE
+        return codes
+
+
+def build_index(path: Path, reference: Reference, preset: Preset, output: Path, say: Progress = lambda _: None) -> None:
+    """Build the index of a FASTA into a file, in memory of a few times its longest sequence.
+
+    Parameters
+    ----------
+    path, reference
+        The file and what `kernels.reference.read_fasta` says of it.
+    preset
+        Gives k, w and how often a minimizer may occur.
+    output
+        Written beside first, and then renamed: it is there whole or not at all.
+    say
+        Told what is done.
+
+    Raises
+    ------
+    OSError
+        It cannot be written.
+    """
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as name:
+        folder = Path(name)
+        sketch = _Sketch(folder, preset)
+        offset = 0
+        with pysam.FastxFile(str(path), persist=False) as file:
+            for number, entry in enumerate(file, 1):
+                say(f"minimizers of {entry.name} ({number} of {len(reference.sequences)})")
+                sketch.add(encode_bases(entry.sequence or ""), offset)
+                offset += len(entry.sequence or "")
+        sketch.close()
+        say("sorting")
+        arrays = sketch.arrays()
+        frequent = _frequent(np.diff(arrays["start"]), preset)
+        header = {
+            "reference": {
+                "name": reference.name,
+                "sha256": reference.sha256,
+                "sequences": [[s.name, s.length, s.md5] for s in reference.sequences],
+            },
+            "preset": {"name": preset.name, "k": preset.k, "w": preset.w},
+            "frequent": frequent,
+        }
+        temporary = folder / "index"
+        with temporary.open("wb") as out:
+            _write(out, header, arrays)
+            out.flush()
+            os.fsync(out.fileno())
+        temporary.replace(output)
+
+
+def _frequent(counts_K: npt.NDArray[np.unsignedinteger[Any]], preset: Preset) -> int:
+    """How often a minimizer may occur: index.c, mm_idx_cal_max_occ, within options.c's bounds (mm_mapopt_update)."""
+    least, most = _OCCURRENCES[preset.name]
+    if len(counts_K) == 0:
+        return most
+    place = int((1.0 - _FREQUENT) * len(counts_K))
+    return min(max(int(np.partition(counts_K, place)[place]) + 1, least), most)
+
+
+class _Sketch:
+    """The minimizers of a reference on their way into order, and its bases: kept in files, a part of the hashes each."""
+
+    def __init__(self, folder: Path, preset: Preset) -> None:
+        self._folder, self._preset = folder, preset
+        self._low_bits = 2 * preset.k - _PARTITION_BITS
+        self._files = [(folder / f"hashes{part}").open("w+b") for part in range(1 << _PARTITION_BITS)]
+        self._bases = (folder / "bases").open("w+b")
+        self._rest = np.zeros(0, np.uint8)  # less than four bases
+        self._unknown: list[npt.NDArray[np.int64]] = []
+        self._count = 0
+
+    def add(self, codes_S: npt.NDArray[np.uint8], offset: int) -> None:
+        for chunk in minimizer_chunks(codes_S, self._preset.k, self._preset.w):
+            low_M = chunk.hash_M & np.uint64((1 << self._low_bits) - 1)
+            place_M = (chunk.position_M + offset).astype(np.uint64)
+            entry_M = low_M << np.uint64(33) | place_M << np.uint64(1) | chunk.reverse_M
+            part_M = (chunk.hash_M >> np.uint64(self._low_bits)).astype(np.uint8)
+            order = np.argsort(part_M, kind="stable")
+            ends = np.searchsorted(part_M[order], np.arange(len(self._files)), "right")
+            for file, entries in zip(self._files, np.split(entry_M[order], ends[:-1]), strict=True):
+                file.write(entries.tobytes())
+            self._count += len(entry_M)
+        edges = np.diff(np.concatenate([[0], (codes_S == AMBIGUOUS_CODE).view(np.int8), [0]]))
+        self._unknown.append(np.stack([np.flatnonzero(edges == 1), np.flatnonzero(edges == -1)], 1) + offset)
+        codes = np.concatenate([self._rest, codes_S & 3])  # code 4 becomes 0
+        whole = len(codes) // 4 * 4
+        self._bases.write(_pack(codes[:whole]).tobytes())
+        self._rest = codes[whole:]
+
+    def close(self) -> None:
+        self._bases.write(_pack(np.concatenate([self._rest, np.zeros(-len(self._rest) % 4, np.uint8)])).tobytes())
+        for file in (*self._files, self._bases):
+            file.close()
+
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """Those of `Index`; the large ones are mapped from files."""
+        bits = max(_PARTITION_BITS, self._count.bit_length() - 1 - _KEYS_A_BUCKET_BITS)
+        key_bits = 2 * self._preset.k - bits
+        key_dtype = np.uint8 if key_bits <= 8 else np.uint16 if key_bits <= 16 else np.uint32
+        counts_B = np.zeros(1 << bits, np.uint32)
+        strand = np.zeros(self._count, np.bool_)
+        position = np.memmap(self._folder / "position", np.uint32, "w+", shape=(max(self._count, 1),))[: self._count]
+        keys, starts, done = [], [], 0
+        for part in range(len(self._files)):
+            entry_M = np.fromfile(self._folder / f"hashes{part}", np.uint64)
+            (self._folder / f"hashes{part}").unlink()
+            entry_M.sort()
+            there = slice(done, done + len(entry_M))
+            position[there] = (entry_M >> np.uint64(1)).astype(np.uint32)
+            strand[there] = (entry_M & np.uint64(1)).astype(np.bool_)
+            low_M = entry_M >> np.uint64(33)
+            first = np.flatnonzero(np.concatenate([[True], low_M[1:] != low_M[:-1]])[: len(low_M)])
+            hash_K = low_M[first] | np.uint64(part << self._low_bits)
+            counts_B += np.bincount((hash_K >> np.uint64(key_bits)).astype(np.int64), minlength=1 << bits).astype(
+                np.uint32
+            )
+            keys.append((hash_K & np.uint64((1 << key_bits) - 1)).astype(key_dtype))
+            starts.append((first + done).astype(np.uint32))
+            done += len(entry_M)
+        size = (self._folder / "bases").stat().st_size
+        return {
+            "bucket": np.concatenate([[0], np.cumsum(counts_B, dtype=np.uint64)]).astype(np.uint32),
+            "key": np.concatenate(keys),
+            "start": np.append(np.concatenate(starts), np.uint32(self._count)),
+            "position": position,
+            "strand": np.packbits(strand),
+            "bases": np.memmap(self._folder / "bases", np.uint8, "r") if size else np.zeros(0, np.uint8),
+            "unknown": np.concatenate([np.zeros((0, 2), np.int64), *self._unknown]),
+        }
+
+
+def _pack(codes: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    four = codes.reshape(-1, 4)
+    packed: npt.NDArray[np.uint8] = four[:, 0] | four[:, 1] << 2 | four[:, 2] << 4 | four[:, 3] << 6
+    return packed
+
+
+def _write(out: BinaryIO, header: dict[str, Any], arrays: dict[str, npt.NDArray[Any]]) -> None:
+    at, places = 0, {}
+    for name in _ARRAYS:
+        at = -(-at // _ALIGN) * _ALIGN
+        places[name] = [arrays[name].dtype.str, list(arrays[name].shape), at]
+        at += arrays[name].nbytes
+    text = json.dumps({**header, "arrays": places, "bytes": at}).encode()
+    out.write(MAGIC + len(text).to_bytes(8, "little") + zlib.crc32(text).to_bytes(4, "little") + text)
+    first = _first_array(len(text))
+    for name in _ARRAYS:
+        out.seek(first + places[name][2])
+        arrays[name].tofile(out)
+    out.truncate(first + at)
+
+
+def _first_array(header_bytes: int) -> int:
+    return -(-(len(MAGIC) + 12 + header_bytes) // _ALIGN) * _ALIGN
+
+
+def load_index(path: Path) -> Index:
+    """Map an index into memory.
+
+    Raises
+    ------
+    ReferenceFileError
+        It is missing, truncated, or no index of this program's.
+    """
+    again = "build it again with porestream index"
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            head = file.read(len(MAGIC) + 12)
+            if head[: len(MAGIC)] != MAGIC or len(head) < len(MAGIC) + 12:
+                raise ReferenceFileError(path, "it is no index of porestream's (of this version)", again)
+            length = int.from_bytes(head[len(MAGIC) : len(MAGIC) + 8], "little")
+            text = file.read(min(length, size))
+    except OSError as error:
+        raise ReferenceFileError(path, f"it cannot be read ({error.strerror})", "check the path") from error
+    if len(text) < length or zlib.crc32(text) != int.from_bytes(head[len(MAGIC) + 8 :], "little"):
+        raise ReferenceFileError(path, "the index is truncated or damaged", again)
+    header = json.loads(text)
+    first = _first_array(length)
+    if size != first + header["bytes"]:
+        raise ReferenceFileError(
+            path, f"the index is truncated: it has {size:,} bytes of {first + header['bytes']:,}", again
+        )
+    about = header["reference"]
+    sequences = tuple(ReferenceSequence(*sequence) for sequence in about["sequences"])
+    return Index(
+        Reference(about["name"], sequences, about["sha256"]),
+        Preset(**header["preset"]),
+        header["frequent"],
+        **{name: _map(path, dtype, shape, first + at) for name, (dtype, shape, at) in header["arrays"].items()},
+    )
+
+
+def _map(path: Path, dtype: str, shape: list[int], at: int) -> npt.NDArray[Any]:
+    if 0 in shape:
+        return np.zeros(shape, dtype)
+    return np.memmap(path, np.dtype(dtype), "r", at, tuple(shape))
+
+
+def sequences_of(index: Index) -> Iterator[tuple[str, npt.NDArray[np.uint8]]]:
+    """Name and codes of each sequence."""
+    offset = index.offset
+    for sequence, first, last in zip(index.reference.sequences, offset[:-1], offset[1:], strict=True):
+        yield sequence.name, index.codes(int(first), int(last))
