@@ -32,8 +32,25 @@ _LAST_READ_S = 1.0  # for a read that is being taken when all is over
 _MAX_LIVE_STREAMS = 4
 _PAUSE_S = 0.3
 _AHEAD_READS, _AHEAD_SAMPLES = 64, 1_000_000
+_SILENT = {  # words of gRPC's errors, and what is to be done
+    "Socket closed": "something is there, but does not speak in the clear: does it want TLS (--tls)?",
+    "Hostname Verification": "its certificate is not for this name",
+    "CERTIFICATE_VERIFY_FAILED": "its certificate is of no authority that is known here (--tls-ca)",
+    "handshake failed": "something is there, but does not speak TLS: do without --tls, --tls-ca and --token-file",
+}
 FIRST_CONTACT_S = 10.0
 """How long a server that never answered may take: a wrong address should not cost minutes."""
+
+
+async def _why_silent(stub: pb_grpc.BasecallServiceStub) -> str:
+    """A connection that is waited for gives no reason, one that is not does."""
+    try:
+        await stub.GetServerInfo(pb.GetServerInfoRequest(), timeout=2.0)
+    except grpc.aio.AioRpcError as error:
+        for words, meaning in _SILENT.items():
+            if words.lower() in str(error.details()).lower():
+                return meaning
+    return "is it running?"
 
 
 class BasecallClient:
@@ -83,7 +100,10 @@ class BasecallClient:
                 info = await stub.GetServerInfo(pb.GetServerInfoRequest(), timeout=timeout_s, wait_for_ready=True)
             except grpc.aio.AioRpcError as error:
                 if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
-                    raise ServerLost(f"{self.target} did not answer within {timeout_s:g} s; is it running?") from error
+                    why = await _why_silent(stub)
+                    raise ServerLost(f"{self.target} did not answer within {timeout_s:g} s; {why}") from error
+                if error.code() == grpc.StatusCode.UNAUTHENTICATED:
+                    raise ServerRefused(f"{self.target}: {error.details()}") from error
                 if error.code() in FINAL:
                     reason = f"{error.code().name}: {error.details()}"
                     raise ServerRefused(
