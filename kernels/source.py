@@ -29,12 +29,12 @@ def read_source(file: str) -> str:
     return _INCLUDE.sub(included, text)
 
 
-def defines(values: Mapping[str, int]) -> tuple[str, ...]:
-    """As the compiler's options: -DNAME=value."""
+def defines(values: Mapping[str, int | str]) -> tuple[str, ...]:
+    """As the compiler's options: -DNAME=value, of types -DNAME=type."""
     return tuple(f"-D{name}={value}" for name, value in sorted(values.items()))
 
 
-def load(device: Device, file: str, kernel: str, **values: int) -> Launch:
+def load(device: Device, file: str, kernel: str, **values: int | str) -> Launch:
     """A kernel of a source, compiled with these macros."""
     return _function(device, file, kernel, defines(values))
 

@@ -1,0 +1,154 @@
+"""Reads to alignments on a device: index, seeds, chains and base-level alignment, in batches; the whole of minimap2's way.
+
+What the device cannot take goes to minimap2 itself, and is counted: see `Reason`.
+"""
+
+import threading
+from collections import Counter
+from collections.abc import Sequence
+from enum import Enum
+
+import numpy as np
+import numpy.typing as npt
+
+from porestream.kernels.aligner import REVERSE, SECONDARY, SUPPLEMENTARY, Alignment, MappyAligner
+from porestream.kernels.chain import find_chains
+from porestream.kernels.cigar import S, describe
+from porestream.kernels.device import Device
+from porestream.kernels.hits import REVERSE as ON_REVERSE
+from porestream.kernels.hits import HitAligner, Hits, read_hash
+from porestream.kernels.index import Index
+from porestream.kernels.pack import encode_bases
+from porestream.kernels.reference import Reference
+from porestream.kernels.seeds import IndexOnDevice, find_anchors
+from porestream.kernels.sketch import Reads, sketch
+
+MEMORY_BYTES = 256 << 20
+"""Of the device, for the tasks of base-level alignment at a time."""
+
+U8 = npt.NDArray[np.uint8]
+
+
+class Reason(Enum):
+    """Why minimap2 aligned a read on the CPU instead of the device."""
+
+    PIECE = "piece"  # a piece between anchors is too large, or its score falls so far that minimap2 may split there
+    MEMORY = "memory"  # alone it does not fit into the device's memory
+
+
+class DeviceAligner:
+    """Aligns reads on a device; see `kernels.aligner.Aligner`.
+
+    Parameters
+    ----------
+    device
+        Where.
+    index
+        Of the reference.
+    fallback
+        For reads that the device cannot take.
+    """
+
+    def __init__(self, device: Device, index: Index, fallback: MappyAligner) -> None:
+        self._device, self._index, self._fallback = device, index, fallback
+        self._on_device = IndexOnDevice(device, index)
+        self._hits = HitAligner(device, self._on_device, MEMORY_BYTES)
+        self._lock = threading.Lock()  # one batch at a time: its memory is planned
+        self.fallbacks: Counter[Reason] = Counter()
+
+    @property
+    def reference(self) -> Reference:
+        return self._fallback.reference
+
+    @property
+    def preset(self) -> str:
+        return self._fallback.preset
+
+    @property
+    def device_class(self) -> str:
+        return "-gpu-aligner"
+
+    def align(self, name: str, sequence: str, *, md: bool) -> list[Alignment]:
+        """See `kernels.aligner.Aligner.align`."""
+        return self.align_batch([(name, sequence)], md=md)[0]
+
+    def align_batch(self, reads: Sequence[tuple[str, str]], *, md: bool) -> list[list[Alignment]]:
+        """Align many reads, each as `align` would."""
+        codes = [encode_bases(sequence) for _, sequence in reads]
+        hashes = np.array([read_hash(name, len(sequence)) for name, sequence in reads], np.uint32)
+        found: list[list[Alignment] | None] = [None] * len(reads)
+        with self._lock:
+            self._batch(codes, hashes, np.arange(len(reads)), found, md)
+        for number, (name, sequence) in enumerate(reads):
+            if found[number] is None:
+                found[number] = self._fallback.align(name, sequence, md=md)
+        return [alignments or [] for alignments in found]
+
+    def _batch(
+        self,
+        codes: list[U8],
+        hashes: npt.NDArray[np.uint32],
+        numbers: npt.NDArray[np.int64],
+        found: list[list[Alignment] | None],
+        md: bool,
+    ) -> None:
+        """Those reads; in halves where they do not fit."""
+        if len(numbers) == 0:
+            return
+        try:
+            hits = self._hits_of([codes[number] for number in numbers], hashes[numbers])
+        except MemoryError:
+            if len(numbers) == 1:
+                self.fallbacks[Reason.MEMORY] += 1
+                return
+            half = len(numbers) // 2
+            self._batch(codes, hashes, numbers[:half], found, md)
+            self._batch(codes, hashes, numbers[half:], found, md)
+            return
+        for place, number in enumerate(numbers.tolist()):
+            if hits.failed[place]:
+                self.fallbacks[Reason.PIECE] += 1
+            else:
+                found[number] = self._alignments(hits, place, codes[number], md)
+
+    def _hits_of(self, codes: list[U8], hashes: npt.NDArray[np.uint32]) -> Hits:
+        device, preset = self._device, self._index.preset
+        reads = Reads.of(device, codes)
+        found = sketch(device, reads, preset.k, preset.w)
+        anchors = find_anchors(device, self._on_device, reads, found)
+        with device.in_order():
+            length = device.xp.asarray(reads.length)
+        chains = find_chains(device, anchors, preset, length)
+        return self._hits(reads, hashes, anchors, chains)
+
+    def _alignments(self, hits: Hits, read: int, codes: U8, md: bool) -> list[Alignment]:
+        alignments: list[Alignment] = []
+        for hit in hits.hit[hits.first[read] : hits.first[read + 1]]:
+            reverse = bool(hit["flags"] & ON_REVERSE)
+            flag = (0 if not alignments else SUPPLEMENTARY) if hit["id"] == hit["parent"] else SECONDARY
+            flag |= REVERSE if reverse else 0
+            query = codes[hit["qs"] : hit["qe"]]
+            clips = [int(hit["qs"]), len(codes) - int(hit["qe"])]
+            if reverse:
+                query = np.where(query < 4, 3 - query, query)[::-1]
+                clips.reverse()
+            first = int(self._index.offset[hit["sequence"]])
+            target = self._index.codes(first + int(hit["rs"]), first + int(hit["re"]))
+            cigar = hits.cigars[hit["cigar"] : hit["cigar"] + hit["operations"]]
+            figures = describe(cigar, query, target, md=md)
+            before, after = (np.array([clip << 4 | S] if clip else [], np.uint32) for clip in clips)
+            alignments.append(
+                Alignment(
+                    flag=flag,
+                    reference_name=self.reference.sequences[hit["sequence"]].name,
+                    reference_start=int(hit["rs"]),
+                    reference_end=int(hit["re"]),
+                    mapping_quality=int(hit["mapq"]),
+                    cigar=np.concatenate([before, cigar, after]),
+                    score=figures.score,
+                    edit_distance=figures.edit_distance,
+                    md=figures.md,
+                    divergence=figures.divergence,
+                )
+            )
+        return alignments

@@ -1,0 +1,135 @@
+"""From the minimizers of reads to anchors: matches with the index, as minimap2 takes them (seeds.cu)."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from porestream.kernels.device import Array, Device
+from porestream.kernels.index import Index
+from porestream.kernels.sketch import ReadMinimizers, Reads
+from porestream.kernels.source import load
+
+_THREADS = 128
+_TOO_FREQUENT, _APART_BASES = 4095, 500  # options.c: max_max_occ, occ_dist
+_SHARE_IN_READ = np.float32(0.01)  # options.c: q_occ_frac
+
+
+class IndexOnDevice:
+    """An index's arrays on a device."""
+
+    def __init__(self, device: Device, index: Index) -> None:
+        xp = device.xp
+        self.index = index
+        self.key_bits = 2 * index.preset.k - (len(index.bucket) - 1).bit_length() + 1
+        with device.in_order():
+            self.bucket, self.key, self.start = (xp.asarray(part) for part in (index.bucket, index.key, index.start))
+            self.position, self.strand = xp.asarray(index.position), xp.asarray(index.strand)
+            self.bases, self.offset = xp.asarray(index.bases), xp.asarray(index.offset)
+
+
+@dataclass(frozen=True, slots=True)
+class Anchors:
+    """Matches of reads and reference, sorted by read and `x`; on the device.
+
+    Attributes
+    ----------
+    x_A, y_A
+        uint64; see anchor.cuh.
+    read_A
+        int32.
+    first
+        int64[reads + 1]: where each read's begin.
+    repetitive
+        int32[reads]: bases under minimizers that were left out (map.c, rep_len).
+    seed_position, seed_first
+        int32 of all seeds, in order, their positions in the read, and int64[reads + 1].
+    """
+
+    x_A: Array
+    y_A: Array
+    read_A: Array
+    first: Array
+    repetitive: Array
+    seed_position: Array
+    seed_first: Array
+
+
+def find_anchors(device: Device, on_device: IndexOnDevice, reads: Reads, found: ReadMinimizers) -> Anchors:
+    """Look the minimizers up, choose seeds, and match them with their positions."""
+    xp, index, count = device.xp, on_device.index, len(found.hash_M)
+    span, frequent = np.int32(index.preset.k), np.int32(index.frequent)
+    with device.in_order():
+        found = _without_frequent_in_read(device, found, index.frequent)
+        count = len(found.hash_M)
+        length = xp.asarray(reads.length)
+        at, times = xp.zeros(max(count, 1), np.uint32), xp.zeros(max(count, 1), np.uint32)
+        kept, scratch = xp.zeros(max(count, 1), np.uint8), xp.zeros(max(count, 1), np.uint32)
+        repetitive = xp.zeros(len(reads), np.int32)
+        key = {1: "u8", 2: "u16", 4: "u32"}[on_device.key.dtype.itemsize]
+        if count:
+            load(device, "seeds.cu", "look_up", KEY=key)(
+                (-(-count // _THREADS),),
+                (_THREADS,),
+                (found.hash_M, on_device.bucket, on_device.key, on_device.start, at, times)
+                + (np.int32(on_device.key_bits), np.int64(count)),
+            )
+            load(device, "seeds.cu", "select_seeds", KEY=key)(
+                (-(-len(reads) // _THREADS),),
+                (_THREADS,),
+                (found.first, length, found.position_M, found.hash_M, times, kept, scratch, repetitive)
+                + (span, frequent, np.int32(_TOO_FREQUENT), np.int32(_APART_BASES), np.int32(len(reads))),
+            )
+        seed = xp.flatnonzero(kept)
+        ends = xp.cumsum(times[seed].astype(np.int64))
+        total = int(ends[-1]) if len(seed) else 0
+        number = xp.arange(total)
+        of = xp.searchsorted(ends, number, side="right")
+        in_seed = number - (ends - times[seed])[of]
+        seed_of = seed[of]
+        read = found.read_M[seed_of]
+        x, y = xp.empty(total, np.uint64), xp.empty(total, np.uint64)
+        if total:
+            load(device, "seeds.cu", "expand", KEY=key)(
+                (-(-total // _THREADS),),
+                (_THREADS,),
+                (seed_of, in_seed.astype(np.int64), at, found.position_M, found.reverse_M, kept, length[found.read_M])
+                + (on_device.position, on_device.strand, on_device.offset, x, y)
+                + (span, np.int32(len(on_device.offset) - 1), np.int64(total)),
+            )
+        order = xp.lexsort(xp.stack([x, read.astype(np.uint64)]))
+        reads_there = xp.arange(len(reads) + 1)
+        return Anchors(
+            x[order],
+            y[order],
+            read[order],
+            xp.searchsorted(read[order], reads_there).astype(np.int64),
+            repetitive,
+            found.position_M[seed],
+            xp.searchsorted(found.read_M[seed], reads_there).astype(np.int64),
+        )
+
+
+def _without_frequent_in_read(device: Device, found: ReadMinimizers, frequent: int) -> ReadMinimizers:
+    """seed.c, mm_seed_mz_flt: a read's own repeats are left out, as if they were not there."""
+    xp, count = device.xp, len(found.hash_M)
+    if count == 0:
+        return found
+    order = xp.lexsort(xp.stack([found.hash_M, found.read_M.astype(np.uint64)]))
+    read, value = found.read_M[order], found.hash_M[order]
+    starts = xp.flatnonzero(xp.concatenate([xp.ones(1, bool), (read[1:] != read[:-1]) | (value[1:] != value[:-1])]))
+    times = xp.diff(xp.concatenate([starts, xp.asarray([count])]))
+    in_read = xp.diff(found.first)[read[starts]]
+    dropped = (times > frequent) & (times.astype(np.float32) > in_read.astype(np.float32) * _SHARE_IN_READ)
+    if not bool(dropped.any()):
+        return found
+    run = xp.searchsorted(starts, xp.arange(count), side="right") - 1
+    keep = xp.ones(count, bool)
+    keep[order[dropped[run]]] = False
+    read_M = found.read_M[keep]
+    return ReadMinimizers(
+        read_M,
+        found.position_M[keep],
+        found.hash_M[keep],
+        found.reverse_M[keep],
+        xp.searchsorted(read_M, xp.arange(len(found.first))).astype(np.int64),
+    )

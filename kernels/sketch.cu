@@ -1,0 +1,102 @@
+// minimap2's minimizers (sketch.c, mm_sketch; MIT License, Copyright (c) 2018- Dana-Farber Cancer Institute, 2017-2018 Broad
+// Institute, Inc.): which k-mers of reads are written down, by the rules that minimizers.py explains.
+//
+// Reads lie one after another, a code a base, 5 after each.
+#ifndef K
+#define K 15
+#define W 10
+#endif
+
+namespace {
+typedef unsigned char u8;
+typedef unsigned long long u64;
+constexpr int TILE = 256;
+constexpr u64 NONE = ~0ull;
+constexpr u64 MASK = (1ull << 2 * K) - 1;
+constexpr u8 END = 5;
+
+__device__ __forceinline__ u64 hash64(u64 key)
+{
+    key = (~key + (key << 21)) & MASK;
+    key = key ^ key >> 24;
+    key = (key + (key << 3) + (key << 8)) & MASK;
+    key = key ^ key >> 14;
+    key = (key + (key << 2) + (key << 4)) & MASK;
+    key = key ^ key >> 28;
+    return (key + (key << 31)) & MASK;
+}
+
+// Of the k-mer whose last base is at `last`: its hash, NONE where there is none; and whether the other strand's was hashed.
+__device__ __forceinline__ u64 kmer_at(const u8* codes, long long last, bool& reverse)
+{
+    if (last < K - 1) return NONE;
+    u64 forward = 0, backward = 0;
+    for (int i = 0; i < K; ++i) {
+        const u64 base = codes[last - (K - 1) + i];
+        if (base > 3) return NONE;
+        forward = forward << 2 | base;
+        backward |= (3 - base) << 2 * i;
+    }
+    reverse = backward < forward;
+    return hash64(reverse ? backward : forward);
+}
+}
+
+// A thread a step: sets written[last base] of the k-mers that it writes down.
+extern "C" __global__ void sketch(const u8* __restrict__ codes, u8* __restrict__ written, long long steps)
+{
+    __shared__ u64 hashes[TILE + W];  // from W steps before the tile on
+    const long long first = (long long)blockIdx.x * TILE;
+    for (int i = threadIdx.x; i < TILE + W; i += TILE) {
+        bool reverse;
+        const long long last = first - W + i;
+        hashes[i] = last < steps ? kmer_at(codes, last, reverse) : NONE;
+    }
+    __syncthreads();
+    const long long step = first + threadIdx.x;
+    if (step >= steps) return;
+    const u64* at = hashes + threadIdx.x + W;  // at[-d]: d steps before
+    u64 before = NONE;                         // the least of the W steps before this one
+    int before_age = 0;
+    int valid = 0;                             // of those W steps
+    const bool is_end = codes[step] == END;
+    for (int age = 1; age <= W; ++age) {
+        if (is_end && step - age >= 0 && codes[step - age] == END) break;  // another read's
+        valid += at[-age] != NONE;
+        if (at[-age] < before) before = at[-age], before_age = age;
+    }
+    if (is_end) {
+        if (before != NONE) written[step - before_age] = 1;
+        return;
+    }
+    const u64 own = at[0];
+    if (own == NONE) return;
+    if (valid == W) {
+        if (own <= before) {
+            written[step - before_age] = 1;
+        } else if (before_age == W) {
+            written[step - W] = 1;
+            u64 least = own;
+            int age_of_least = 0;
+            for (int age = 1; age < W; ++age)
+                if (at[-age] < least) least = at[-age], age_of_least = age;
+            for (int age = 0; age < W; ++age)
+                if (at[-age] == least && age != age_of_least) written[step - age] = 1;
+        }
+    } else if (valid == W - 1 && at[-W] == NONE) {  // the first full window
+        for (int age = 1; age < W; ++age)
+            if (at[-age] == before && age != before_age) written[step - age] = 1;
+    }
+}
+
+// A thread a minimizer: its hash, and whether the other strand's k-mer is the one.
+extern "C" __global__ void describe_minimizers(
+    const u8* __restrict__ codes, const long long* __restrict__ place, u64* __restrict__ hash, u8* __restrict__ reverse,
+    long long count)
+{
+    const long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= count) return;
+    bool is_reverse = false;
+    hash[i] = kmer_at(codes, place[i], is_reverse);
+    reverse[i] = is_reverse;
+}
