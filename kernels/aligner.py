@@ -180,7 +180,9 @@ class MappyAligner:
         return count
 
 
-def load_reference(path: Path, *, preset: str, cache_dir: Path | None, threads: int) -> MappyAligner:
+def load_reference(
+    path: Path, *, preset: str, cache_dir: Path | None, threads: int, all_anchors: bool = False
+) -> MappyAligner:
     """Load a reference to align to. mappy holds the GIL meanwhile (minutes for a human genome): do it before serving.
 
     Parameters
@@ -193,6 +195,9 @@ def load_reference(path: Path, *, preset: str, cache_dir: Path | None, threads: 
         Where the index of a FASTA is kept for the next start; None: nowhere.
     threads
         To build an index with.
+    all_anchors
+        Whether chaining looks at every anchor in reach (max_chain_skip at infinity), as kernels do: alignments differ
+        rarely.
 
     Raises
     ------
@@ -204,10 +209,10 @@ def load_reference(path: Path, *, preset: str, cache_dir: Path | None, threads: 
     if preset not in PRESETS:
         raise UnknownPresetError(preset)
     if first_bytes(path, len(MAGIC)) == MAGIC:
-        index, reference = load_index(path, PRESETS[preset])
+        index, reference = load_index(path, PRESETS[preset], all_anchors)
     else:
         reference = read_fasta(path)
-        index = index_fasta(path, reference, PRESETS[preset], cache_dir, threads)
+        index = index_fasta(path, reference, PRESETS[preset], cache_dir, threads, all_anchors)
     return MappyAligner(index, reference, preset)
 
 

@@ -1,6 +1,6 @@
 """Anchors to chains, as minimap2 does it (chain.cu)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -16,6 +16,10 @@ MIN_SCORE, MIN_COUNT = 40, 3  # options.c: min_chain_score, min_cnt
 _MOST, _MOST_FAR, _REACH_INNER = 5000, 100_000, 1000  # options.c: max_chain_iter, rmq_size_cap, rmq_inner_dist
 _RESCUE_BASES, _RESCUE_SHARE = 1000, np.float32(0.1)  # options.c: rmq_rescue_size, rmq_rescue_ratio
 _SPAN = 0xFF
+MAX_LINKS = 2e9
+"""Of a read; more are minimap2's own to chain. minimap2 itself takes hours for some (its issue 324)."""
+MAX_CHAINS = 4096
+"""Of a read; they are compared with each other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +55,41 @@ def gap_cost(preset: Preset) -> np.float32:
     return np.float32(float(np.float32(0.8)) * 0.01 * preset.k)
 
 
+def without_too_much_work(device: Device, anchors: Anchors, preset: Preset) -> tuple[Anchors, Array]:
+    """Leave out the anchors of reads that would hold up all others, and tell which: bool[reads], on the device.
+
+    Links that may have to be looked at: of each row of anchors within reach as many as can be, for each anchor.
+    """
+    xp = device.xp
+    with device.in_order():
+        x, read = anchors.x_A, anchors.read_A
+        reads = len(anchors.first) - 1
+        starts, ends = _segments(device, x, read, max(MAX_GAP[preset.name], BAND))
+        size = ends - starts
+        links = xp.zeros(reads, np.float64)
+        if len(size):
+            work = (size * xp.minimum(size, _MOST)).astype(np.float64)
+            links = xp.bincount(read[starts], weights=work, minlength=reads)
+        too_many = links > MAX_LINKS
+        if not bool(too_many.any()):
+            return anchors, too_many
+        keep = ~too_many[read]
+        kept = read[keep]
+        first = xp.searchsorted(kept, xp.arange(reads + 1)).astype(np.int64)
+        return replace(anchors, x_A=x[keep], y_A=anchors.y_A[keep], read_A=kept, first=first), too_many
+
+
+def _segments(device: Device, x: Array, read: Array, reach: int) -> tuple[Array, Array]:
+    """Where rows of anchors begin and end that are no further apart than may be chained."""
+    xp, count = device.xp, len(x)
+    if count == 0:
+        return xp.zeros(0, np.int64), xp.zeros(0, np.int64)
+    apart = (read[1:] != read[:-1]) | (x[1:] >> np.uint64(32) != x[:-1] >> np.uint64(32))
+    apart |= x[1:] - x[:-1] > np.uint64(reach)
+    starts = xp.flatnonzero(xp.concatenate([xp.ones(1, bool), apart])).astype(np.int64)
+    return starts, xp.concatenate([starts[1:], xp.asarray([count], np.int64)])
+
+
 def find_chains(device: Device, anchors: Anchors, preset: Preset, read_length: Array) -> Chains:
     """Chain, and chain again what long joins may make of it (map.c, mm_map_frag_core).
 
@@ -74,17 +113,12 @@ def _chain(device: Device, x: Array, y: Array, read: Array, reads: int, preset: 
     reach = max(MAX_GAP[preset.name], band)
     score, before = (y >> np.uint64(32) & np.uint64(_SPAN)).astype(np.int32), xp.full(count, -1, np.int64)
     if count:
-        apart = (read[1:] != read[:-1]) | (x[1:] >> np.uint64(32) != x[:-1] >> np.uint64(32))
-        apart |= x[1:] - x[:-1] > np.uint64(reach)
-        starts = xp.flatnonzero(xp.concatenate([xp.ones(1, bool), apart])).astype(np.int64)
-        ends = xp.concatenate([starts[1:], xp.asarray([count], np.int64)])
+        starts, ends = _segments(device, x, read, reach)
         several = ends - starts > 1  # an anchor alone is a chain of itself
         starts, ends = starts[several], ends[several]
         if len(starts):
-            cost = (gap_cost(preset),)
-            more = (np.int32(reach), np.int32(band), np.int32(_MOST), *cost)
-            if far:
-                more = (np.int32(reach), np.int32(_REACH_INNER), np.int32(band), np.int32(_MOST_FAR), *cost)
+            reaches = (np.int32(reach), np.int32(_REACH_INNER)) if far else (np.int32(reach),)
+            more = (*reaches, np.int32(band), np.int32(_MOST_FAR if far else _MOST), gap_cost(preset))
             kernel = load(device, "chain.cu", "chain_far" if far else "chain")
             kernel((len(starts),), (_WARP,), (starts, ends, x, y, score, before, *more))
     return _backtracked(device, x, y, read, reads, score, before, band)
@@ -111,8 +145,22 @@ def _backtracked(
         load(device, "chain.cu", "backtrack")(
             (-(-reads // _THREADS),),
             (_THREADS,),
-            (ends, last, anchors, score, before, used, chain_score, chain_count, taken, chains)
-            + (np.int32(MIN_COUNT), np.int32(MIN_SCORE), np.int32(drop), np.int32(reads)),
+            (
+                ends,
+                last,
+                anchors,
+                score,
+                before,
+                used,
+                chain_score,
+                chain_count,
+                taken,
+                chains,
+                np.int32(MIN_COUNT),
+                np.int32(MIN_SCORE),
+                np.int32(drop),
+                np.int32(reads),
+            ),
         )
     # One after another: chain c of read r stands at ends[r] + c, its anchors follow those of the chains before it.
     total = int(chains.sum())

@@ -1,22 +1,21 @@
-"""Reads to alignments on a device: index, seeds, chains and base-level alignment, in batches; the whole of minimap2's way.
+"""Reads to alignments on a device: index, seeds, chains and base-level alignment, in batches, all as minimap2 does it.
 
-What the device cannot take goes to minimap2 itself, and is counted: see `Reason`.
+What the device cannot take goes to minimap2 itself, and is counted.
 """
 
 import threading
 from collections import Counter
 from collections.abc import Sequence
-from enum import Enum
 
 import numpy as np
 import numpy.typing as npt
 
 from porestream.kernels.aligner import REVERSE, SECONDARY, SUPPLEMENTARY, Alignment, MappyAligner
-from porestream.kernels.chain import find_chains
+from porestream.kernels.chain import MAX_CHAINS, find_chains, without_too_much_work
 from porestream.kernels.cigar import S, describe
 from porestream.kernels.device import Device
 from porestream.kernels.hits import REVERSE as ON_REVERSE
-from porestream.kernels.hits import HitAligner, Hits, read_hash
+from porestream.kernels.hits import Failure, HitAligner, Hits, read_hash
 from porestream.kernels.index import Index
 from porestream.kernels.pack import encode_bases
 from porestream.kernels.reference import Reference
@@ -25,15 +24,15 @@ from porestream.kernels.sketch import Reads, sketch
 
 MEMORY_BYTES = 256 << 20
 """Of the device, for the tasks of base-level alignment at a time."""
+BATCH_BASES = 50_000_000
+BYTES_A_BASE = 64
+"""What a batch takes of the device beside its tasks, at the most, for each of its bases: minimizers (a fifth as many as
+bases, 55 bytes each), anchors (a quarter as many where few repeat, 130 bytes with what sorting and chaining take), and
+the bases themselves. A batch of more repetitive reads does not fit, and is halved."""
+FALLBACKS = ("size", "drops", "work", "memory")
+"""Why minimap2 aligns a read itself: `hits.Failure`, or it does not fit into the device's memory even alone."""
 
 U8 = npt.NDArray[np.uint8]
-
-
-class Reason(Enum):
-    """Why minimap2 aligned a read on the CPU instead of the device."""
-
-    PIECE = "piece"  # a piece between anchors is too large, or its score falls so far that minimap2 may split there
-    MEMORY = "memory"  # alone it does not fit into the device's memory
 
 
 class DeviceAligner:
@@ -47,14 +46,17 @@ class DeviceAligner:
         Of the reference.
     fallback
         For reads that the device cannot take.
+    batch_bases
+        How many are aligned at a time.
     """
 
-    def __init__(self, device: Device, index: Index, fallback: MappyAligner) -> None:
+    def __init__(self, device: Device, index: Index, fallback: MappyAligner, batch_bases: int = BATCH_BASES) -> None:
+        self.batch_bases = batch_bases
         self._device, self._index, self._fallback = device, index, fallback
         self._on_device = IndexOnDevice(device, index)
         self._hits = HitAligner(device, self._on_device, MEMORY_BYTES)
         self._lock = threading.Lock()  # one batch at a time: its memory is planned
-        self.fallbacks: Counter[Reason] = Counter()
+        self.fallbacks: Counter[str] = Counter()  # reads that minimap2 aligned itself, by `FALLBACKS`
 
     @property
     def reference(self) -> Reference:
@@ -99,7 +101,7 @@ class DeviceAligner:
             hits = self._hits_of([codes[number] for number in numbers], hashes[numbers])
         except MemoryError:
             if len(numbers) == 1:
-                self.fallbacks[Reason.MEMORY] += 1
+                self.fallbacks["memory"] += 1
                 return
             half = len(numbers) // 2
             self._batch(codes, hashes, numbers[:half], found, md)
@@ -107,7 +109,7 @@ class DeviceAligner:
             return
         for place, number in enumerate(numbers.tolist()):
             if hits.failed[place]:
-                self.fallbacks[Reason.PIECE] += 1
+                self.fallbacks[Failure(hits.failed[place]).name.lower()] += 1
             else:
                 found[number] = self._alignments(hits, place, codes[number], md)
 
@@ -116,10 +118,13 @@ class DeviceAligner:
         reads = Reads.of(device, codes)
         found = sketch(device, reads, preset.k, preset.w)
         anchors = find_anchors(device, self._on_device, reads, found)
+        anchors, too_much = without_too_much_work(device, anchors, preset)
         with device.in_order():
             length = device.xp.asarray(reads.length)
-        chains = find_chains(device, anchors, preset, length)
-        return self._hits(reads, hashes, anchors, chains)
+            chains = find_chains(device, anchors, preset, length)
+            too_much |= device.xp.bincount(chains.read_C, minlength=len(reads)) > MAX_CHAINS
+        failed = np.where(device.to_host(too_much), Failure.WORK, Failure.NONE).astype(np.uint8)
+        return self._hits(reads, hashes, anchors, chains, failed)
 
     def _alignments(self, hits: Hits, read: int, codes: U8, md: bool) -> list[Alignment]:
         alignments: list[Alignment] = []

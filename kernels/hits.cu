@@ -9,6 +9,7 @@ constexpr int UNSET = -1;
 constexpr int MATCH = 2, MISMATCH = 4, AMBIGUOUS = 1, OPEN = 4, EXTEND = 2;  // options.c; the first gap cost
 constexpr int MIN_COUNT = 3, MIN_SCORE = 40, MIN_DP = 80, BEST = 5, BAND = 500, APART = 200;
 constexpr int ZDROP_INVERSION = 200, RANK_LENGTH = 500;
+constexpr u8 DROPS = 2;  // hits.py, Failure
 constexpr int OP_M = 0, OP_I = 1, OP_D = 2;
 }
 
@@ -198,10 +199,15 @@ __device__ void estimate(Hit& hit, const u64* x, const u64* y, int length, int s
 extern "C" __global__ void choose_chains(
     const long long* __restrict__ hits, Hit* hit, const u64* __restrict__ x, const u64* __restrict__ y,
     const int* __restrict__ length, const int* __restrict__ sequence_length, const long long* __restrict__ seeds,
-    const int* __restrict__ seed_position, u64* covered, int* primaries, int* __restrict__ left, int span, int max_gap, int reads)
+    const int* __restrict__ seed_position, const u8* __restrict__ failed, u64* covered, int* primaries, int* __restrict__ left,
+    int span, int max_gap, int reads)
 {
     const int read = blockIdx.x * blockDim.x + threadIdx.x;
     if (read >= reads) return;
+    if (failed[read]) {
+        left[read] = 0;
+        return;
+    }
     const long long first = hits[read];
     int n = (int)(hits[read + 1] - first);
     Hit* mine = hit + first;
@@ -651,7 +657,7 @@ extern "C" __global__ void join_hits(
         const u32* piece = fill_cigar + fill_offset[k];
         const int operations = (int)(fill_offset[k + 1] - fill_offset[k]);
         const long long point = k + number;  // a point more than pieces a hit
-        if (deepest_drop(piece, operations, bases, point_query[point], point_target[point]) > ZDROP_INVERSION) failed[read] = 1;
+        if (deepest_drop(piece, operations, bases, point_query[point], point_target[point]) > ZDROP_INVERSION) failed[read] = DROPS;
         n = append(cigar, n, piece, operations);
     }
     if (right >= 0) {

@@ -1,6 +1,7 @@
 """Chains to alignments on a device, as minimap2 does it (hits.cu)."""
 
 from dataclasses import dataclass
+from enum import IntEnum
 
 import numpy as np
 import numpy.typing as npt
@@ -68,6 +69,15 @@ def _hash64(xp: object, key: Array) -> Array:
     return key + (key << u(31))
 
 
+class Failure(IntEnum):
+    """Why the device does not align a read."""
+
+    NONE = 0
+    SIZE = 1  # what lies between two anchors is too large
+    DROPS = 2  # the score falls so far there that minimap2 may split, or look for an inversion
+    WORK = 3  # too many anchors or chains
+
+
 @dataclass(frozen=True, slots=True)
 class Hits:
     """Alignments of reads, in the host's memory.
@@ -81,13 +91,13 @@ class Hits:
     cigars
         uint32: all CIGARs, without clips; a hit's are `operations` from `cigar` on.
     failed
-        bool[reads]: minimap2's own to align.
+        uint8[reads]: `Failure`; not 0: minimap2's own to align.
     """
 
     hit: npt.NDArray[np.void]
     first: npt.NDArray[np.int64]
     cigars: npt.NDArray[np.uint32]
-    failed: npt.NDArray[np.bool_]
+    failed: npt.NDArray[np.uint8]
 
 
 class HitAligner:
@@ -103,8 +113,15 @@ class HitAligner:
             if len(self._unknown) == 0:
                 self._unknown = device.xp.zeros(2, np.int64)
 
-    def __call__(self, reads: Reads, hashes: npt.NDArray[np.uint32], anchors: Anchors, chains: Chains) -> Hits:
-        """Choose, align, and choose among the alignments."""
+    def __call__(
+        self,
+        reads: Reads,
+        hashes: npt.NDArray[np.uint32],
+        anchors: Anchors,
+        chains: Chains,
+        failed: npt.NDArray[np.uint8],
+    ) -> Hits:
+        """Choose, align, and choose among the alignments. `failed`: reads that are left out; it is changed."""
         device, xp, preset = self._device, self._device.xp, self._on_device.index.preset
         span, max_gap = np.int32(preset.k), np.int32(MAX_GAP[preset.name])
         count = len(reads)
@@ -120,12 +137,25 @@ class HitAligner:
                 self._run(
                     "choose_chains",
                     count,
-                    (first, hit, chains.x_A, chains.y_A, length, self._sequence_length)
-                    + (anchors.seed_first, anchors.seed_position, covered, primaries, left, span, max_gap),
+                    (
+                        first,
+                        hit,
+                        chains.x_A,
+                        chains.y_A,
+                        length,
+                        self._sequence_length,
+                        anchors.seed_first,
+                        anchors.seed_position,
+                        xp.asarray(failed),
+                        covered,
+                        primaries,
+                        left,
+                        span,
+                        max_gap,
+                    ),
                 )
             table, read_of = _kept(device.to_host(hit).view(HIT), device.to_host(first), device.to_host(left))
             first_host = _starts(np.bincount(read_of, minlength=count))
-            failed = np.zeros(count, np.bool_)
             if len(table) == 0:
                 return Hits(table, first_host, np.zeros(0, np.uint32), failed)
             x, y, anchor_first = self._squeezed(table, read_of, chains, count)
@@ -192,8 +222,19 @@ class HitAligner:
         self._run(
             "plan_hits",
             count,
-            (xp.asarray(table.view(np.uint8)), xp.asarray(read_of.astype(np.int32)), anchor_first, x, y, length)
-            + (self._sequence_length, plans, scratch, np.int32(int(span) >> 1), max_gap),
+            (
+                xp.asarray(table.view(np.uint8)),
+                xp.asarray(read_of.astype(np.int32)),
+                anchor_first,
+                x,
+                y,
+                length,
+                self._sequence_length,
+                plans,
+                scratch,
+                np.int32(int(span) >> 1),
+                max_gap,
+            ),
         )
         return self._device.to_host(plans).view(_PLAN)
 
@@ -207,7 +248,7 @@ class HitAligner:
         y: Array,
         length: Array,
         span: np.int32,
-        failed: npt.NDArray[np.bool_],
+        failed: npt.NDArray[np.uint8],
     ) -> Array:
         """Fill, extend and join; `table` and `failed` are changed."""
         device, xp, count = self._device, self._device.xp, len(table)
@@ -227,7 +268,7 @@ class HitAligner:
         of_piece = np.repeat(np.arange(count), plans["fills"])
         rows, columns = query[piece + 1] - query[piece], place[piece + 1] - place[piece]
         too_large = (np.minimum(rows, columns) > MAX_ROWS) | (rows * columns > _MAX_CELLS)
-        failed[read_of[of_piece[too_large]]] = True
+        failed[read_of[of_piece[too_large]]] = Failure.SIZE
         rows, columns = np.where(too_large, 0, rows), np.where(too_large, 0, columns)
         filled = self._filler(
             side.query(of_piece, query[piece], rows, backwards=False),
@@ -250,15 +291,31 @@ class HitAligner:
         self._run(
             "join_hits",
             count,
-            (hit, xp.asarray(read_of.astype(np.int32)), of_device, reads.codes, xp.asarray(reads.start), length, target)
-            + (xp.asarray(windows), xp.asarray(end_task.reshape(-1)))
-            + tuple(xp.asarray(part) for part in (ends.query_N, ends.target_N))
-            + (xp.asarray(np.concatenate([ends.cigar, some])), xp.asarray(ends.offset_N), xp.asarray(fill))
-            + (query_P, target_P, xp.asarray(np.concatenate([filled.cigar, some])), xp.asarray(filled.offset_N))
-            + (xp.asarray(cigar_at), cigars, failed_device),
+            (
+                hit,
+                xp.asarray(read_of.astype(np.int32)),
+                of_device,
+                reads.codes,
+                xp.asarray(reads.start),
+                length,
+                target,
+                xp.asarray(windows),
+                xp.asarray(end_task.reshape(-1)),
+                *tuple(xp.asarray(part) for part in (ends.query_N, ends.target_N)),
+                xp.asarray(np.concatenate([ends.cigar, some])),
+                xp.asarray(ends.offset_N),
+                xp.asarray(fill),
+                query_P,
+                target_P,
+                xp.asarray(np.concatenate([filled.cigar, some])),
+                xp.asarray(filled.offset_N),
+                xp.asarray(cigar_at),
+                cigars,
+                failed_device,
+            ),
         )
         table[:] = device.to_host(hit).view(HIT)
-        failed |= device.to_host(failed_device) != 0
+        np.maximum(failed, device.to_host(failed_device), out=failed)
         return cigars
 
     def _unpacked(
@@ -272,8 +329,16 @@ class HitAligner:
         kernel(
             (-(-total // _THREADS) or 1,),
             (_THREADS,),
-            (self._on_device.bases, self._unknown, xp.asarray(windows), xp.asarray(first), codes)
-            + (np.int32(len(table)), np.int32(len(self._on_device.index.unknown)), np.int64(total)),
+            (
+                self._on_device.bases,
+                self._unknown,
+                xp.asarray(windows),
+                xp.asarray(first),
+                codes,
+                np.int32(len(table)),
+                np.int32(len(self._on_device.index.unknown)),
+                np.int64(total),
+            ),
         )
         return codes
 

@@ -90,8 +90,8 @@ class Index:
     def codes(self, first: int, last: int) -> npt.NDArray[np.uint8]:
         """Of bases `first` to `last` of all sequences one after another: A 0, C 1, G 2, T 3, unknown 4."""
         packed = np.asarray(self.bases[first // 4 : -(-last // 4)])
-        codes = (packed[:, None] >> np.array([0, 2, 4, 6], np.uint8) & 3).reshape(-1)
-        codes = codes[first % 4 : first % 4 + last - first]
+        four = packed[:, None] >> np.array([0, 2, 4, 6], np.uint8) & np.uint8(3)
+        codes: npt.NDArray[np.uint8] = four.reshape(-1)[first % 4 : first % 4 + last - first]
         for begin, end in self.unknown[np.searchsorted(self.unknown[:, 1], first, "right") :]:
             if begin >= last:
                 break
@@ -158,7 +158,7 @@ def _frequent(counts_K: npt.NDArray[np.unsignedinteger[Any]], preset: Preset) ->
 
 
 class _Sketch:
-    """The minimizers of a reference on their way into order, and its bases: kept in files, a part of the hashes each."""
+    """The minimizers of a reference on their way into order, and its bases: in files, each with a part of the hashes."""
 
     def __init__(self, folder: Path, preset: Preset) -> None:
         self._folder, self._preset = folder, preset
@@ -231,27 +231,33 @@ class _Sketch:
 
 def _pack(codes: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     four = codes.reshape(-1, 4)
-    packed: npt.NDArray[np.uint8] = four[:, 0] | four[:, 1] << 2 | four[:, 2] << 4 | four[:, 3] << 6
+    packed: npt.NDArray[np.uint8] = (four << np.array([0, 2, 4, 6], np.uint8)).sum(axis=1, dtype=np.uint8)
     return packed
 
 
 def _write(out: BinaryIO, header: dict[str, Any], arrays: dict[str, npt.NDArray[Any]]) -> None:
     at, places = 0, {}
+    offsets = {}
     for name in _ARRAYS:
-        at = -(-at // _ALIGN) * _ALIGN
+        offsets[name] = at = -(-at // _ALIGN) * _ALIGN
         places[name] = [arrays[name].dtype.str, list(arrays[name].shape), at]
         at += arrays[name].nbytes
     text = json.dumps({**header, "arrays": places, "bytes": at}).encode()
     out.write(MAGIC + len(text).to_bytes(8, "little") + zlib.crc32(text).to_bytes(4, "little") + text)
     first = _first_array(len(text))
     for name in _ARRAYS:
-        out.seek(first + places[name][2])
+        out.seek(first + offsets[name])
         arrays[name].tofile(out)
     out.truncate(first + at)
 
 
 def _first_array(header_bytes: int) -> int:
     return -(-(len(MAGIC) + 12 + header_bytes) // _ALIGN) * _ALIGN
+
+
+def index_name(reference: Reference, preset: Preset) -> str:
+    """A file's name that stands for a reference and the parameters."""
+    return f"{reference.sha256[:32]}.k{preset.k}w{preset.w}.{preset.name.replace(':', '-')}.psindex"
 
 
 def load_index(path: Path) -> Index:

@@ -46,7 +46,7 @@ class Minimizers:
 
 def check_parameters(k: int, w: int) -> None:
     """Raise ValueError where the rules above do not hold, or a hash does not fit."""
-    if not (k % 2 and w <= k <= 27 and 2 <= w):
+    if not (k % 2 and w <= k <= 27 and w >= 2):
         raise ValueError(f"minimizers of k {k} and w {w}: k must be odd, at most 27 and no less than w")
 
 
@@ -93,7 +93,7 @@ def minimizer_chunks(codes_S: U8, k: int, w: int) -> Iterator[Minimizers]:
 
 
 def _kmers(codes_S: U8, k: int) -> tuple[U64, npt.NDArray[np.bool_]]:
-    """Of the k-mer that ends at each base its hash, NONE where there is none, and whether the other strand's is less."""
+    """Of the k-mer that ends at each base its hash, NONE where there is none; whether the other strand's is less."""
     count = len(codes_S)
     forward_S, backward_S = np.zeros(count, np.uint64), np.zeros(count, np.uint64)
     valid_S = np.zeros(count, np.bool_)

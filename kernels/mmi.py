@@ -21,6 +21,7 @@ from porestream.kernels.reference import Reference, ReferenceFileError, Referenc
 MAGIC = b"MMI\2"
 _HAS_NO_BASES = 2  # minimap.h: MM_I_NO_SEQ
 _MAX_BUCKET_BITS = 30  # minimap2 writes 14
+_ALL = 2**31 - 1
 _DIGEST_BYTES = hashlib.sha256().digest_size
 
 _log = logging.getLogger(__name__)
@@ -85,7 +86,7 @@ def _unpack(file: BinaryIO, layout: str) -> tuple[int, ...]:
     return struct.unpack(layout, data)
 
 
-def load_index(path: Path, preset: Preset) -> tuple[mappy.Aligner, Reference]:
+def load_index(path: Path, preset: Preset, all_anchors: bool = False) -> tuple[mappy.Aligner, Reference]:
     """Load a .mmi that somebody built; its own k and w hold, whatever the preset's.
 
     Its letters other than ACGT have become N, so an md5 is known only for sequences without them.
@@ -97,7 +98,7 @@ def load_index(path: Path, preset: Preset) -> tuple[mappy.Aligner, Reference]:
     """
     lengths = read_lengths(path)
     make_reference(path, (ReferenceSequence(name, length, "-") for name, length in lengths.items()))
-    index = mappy.Aligner(str(path), preset=preset.name)
+    index = _load(path, preset, all_anchors)
     return index, make_reference(path, (_sequence(index, name) for name in lengths))
 
 
@@ -107,7 +108,12 @@ def _sequence(index: mappy.Aligner, name: str) -> ReferenceSequence:
 
 
 def index_fasta(
-    path: Path, reference: Reference, preset: Preset, cache_dir: Path | None, threads: int
+    path: Path,
+    reference: Reference,
+    preset: Preset,
+    cache_dir: Path | None,
+    threads: int,
+    all_anchors: bool = False,
 ) -> mappy.Aligner:
     """Load the index of a FASTA file from the cache, or build it and put it there.
 
@@ -126,20 +132,20 @@ def index_fasta(
         To build with.
     """
     if cache_dir is None:
-        return _build(path, preset, threads, None)
+        return _build(path, preset, threads, None, all_anchors)
     cached = cache_dir / f"{reference.sha256[:32]}.k{preset.k}w{preset.w}.mappy-{mappy.__version__}.mmi"
     if _is_intact(cached):
-        return mappy.Aligner(str(cached), preset=preset.name)
+        return _load(cached, preset, all_anchors)
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=cache_dir, prefix=f".{cached.stem}.", suffix=".tmp")
     except OSError as error:
         _log.warning("index of %s is not cached: %s", path, error)
-        return _build(path, preset, threads, None)
+        return _build(path, preset, threads, None, all_anchors)
     os.close(handle)
     temporary = Path(name)
     try:
-        index = _build(path, preset, threads, temporary)
+        index = _build(path, preset, threads, temporary, all_anchors)
         try:
             _seal(temporary)
             temporary.replace(cached)
@@ -150,7 +156,11 @@ def index_fasta(
         temporary.unlink(missing_ok=True)
 
 
-def _build(path: Path, preset: Preset, threads: int, output: Path | None) -> mappy.Aligner:
+def _load(path: Path, preset: Preset, all_anchors: bool) -> mappy.Aligner:
+    return mappy.Aligner(str(path), preset=preset.name, max_chain_skip=_ALL if all_anchors else None)
+
+
+def _build(path: Path, preset: Preset, threads: int, output: Path | None, all_anchors: bool) -> mappy.Aligner:
     """Build an index, always of one part (mappy.pyx sets minimap2's batch size, -I, to 2**63 - 1)."""
     return mappy.Aligner(
         str(path),
@@ -159,6 +169,7 @@ def _build(path: Path, preset: Preset, threads: int, output: Path | None) -> map
         w=preset.w,
         n_threads=threads,
         fn_idx_out=None if output is None else str(output),
+        max_chain_skip=_ALL if all_anchors else None,
     )
 
 

@@ -70,14 +70,35 @@ def find_anchors(device: Device, on_device: IndexOnDevice, reads: Reads, found: 
             load(device, "seeds.cu", "look_up", KEY=key)(
                 (-(-count // _THREADS),),
                 (_THREADS,),
-                (found.hash_M, on_device.bucket, on_device.key, on_device.start, at, times)
-                + (np.int32(on_device.key_bits), np.int64(count)),
+                (
+                    found.hash_M,
+                    on_device.bucket,
+                    on_device.key,
+                    on_device.start,
+                    at,
+                    times,
+                    np.int32(on_device.key_bits),
+                    np.int64(count),
+                ),
             )
             load(device, "seeds.cu", "select_seeds", KEY=key)(
                 (-(-len(reads) // _THREADS),),
                 (_THREADS,),
-                (found.first, length, found.position_M, found.hash_M, times, kept, scratch, repetitive)
-                + (span, frequent, np.int32(_TOO_FREQUENT), np.int32(_APART_BASES), np.int32(len(reads))),
+                (
+                    found.first,
+                    length,
+                    found.position_M,
+                    found.hash_M,
+                    times,
+                    kept,
+                    scratch,
+                    repetitive,
+                    span,
+                    frequent,
+                    np.int32(_TOO_FREQUENT),
+                    np.int32(_APART_BASES),
+                    np.int32(len(reads)),
+                ),
             )
         seed = xp.flatnonzero(kept)
         ends = xp.cumsum(times[seed].astype(np.int64))
@@ -92,9 +113,23 @@ def find_anchors(device: Device, on_device: IndexOnDevice, reads: Reads, found: 
             load(device, "seeds.cu", "expand", KEY=key)(
                 (-(-total // _THREADS),),
                 (_THREADS,),
-                (seed_of, in_seed.astype(np.int64), at, found.position_M, found.reverse_M, kept, length[found.read_M])
-                + (on_device.position, on_device.strand, on_device.offset, x, y)
-                + (span, np.int32(len(on_device.offset) - 1), np.int64(total)),
+                (
+                    seed_of,
+                    in_seed.astype(np.int64),
+                    at,
+                    found.position_M,
+                    found.reverse_M,
+                    kept,
+                    length[found.read_M],
+                    on_device.position,
+                    on_device.strand,
+                    on_device.offset,
+                    x,
+                    y,
+                    span,
+                    np.int32(len(on_device.offset) - 1),
+                    np.int64(total),
+                ),
             )
         order = xp.lexsort(xp.stack([x, read.astype(np.uint64)]))
         reads_there = xp.arange(len(reads) + 1)

@@ -20,8 +20,6 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import REGISTRY
 
-from porestream.kernels.aligner import Aligner, load_reference, preset_for_model
-from porestream.kernels.base_level import BaseLevelAligner
 from porestream.kernels.device import Device
 from porestream.models.basecaller import Basecaller
 from porestream.models.bundle import load_bundle
@@ -36,6 +34,7 @@ from porestream.server.devices import batch_decoder, kernel_devices, open_card
 from porestream.server.energy import find_meters
 from porestream.server.monitor import Monitor
 from porestream.server.pipeline import Pipeline
+from porestream.server.references import load_references, plan_references
 from porestream.server.rpc import MAX_MESSAGE_BYTES, BasecallService, DecodeGuard, Engine
 from porestream.server.scheduler import Scheduler
 from porestream.server.security import Certificate, TokenGuard, Tokens
@@ -69,8 +68,10 @@ def build_engine(settings: Settings) -> Engine:
     budget = MemoryBudget(settings.memory_budget, settings.max_streams)
     card = open_card(settings)
     decodes, aligns = kernel_devices(settings, card)
+    names = [directory.name for directory in models_to_serve(settings.model, settings.models_directory)[0]]
+    plans = plan_references(settings, names, cache_dir, aligns, card)  # what they take, models do not get
     basecallers = load_models(settings, cache_dir, card, decodes)
-    aligners = _load_references(settings, list(basecallers), cache_dir, aligns)
+    aligners = load_references(settings, plans, cache_dir, aligns)
     batch_rows = {name: settings.batch_size or caller.rows for name, caller in basecallers.items()}
     scheduler = Scheduler(batch_rows, settings.batch_delay_s, budget.decoded_bytes)
     card_use = DeviceUse(str(card.device), 1) if card else None
@@ -121,30 +122,6 @@ def load_models(
             seconds=round(time.monotonic() - started_s, 2),
         )
     return basecallers
-
-
-def _load_references(
-    settings: Settings, models: list[str], cache_dir: Path, kernels: Device | None
-) -> dict[tuple[str, str], Aligner]:
-    presets = settings.preset or sorted({preset_for_model(model) for model in models})
-    aligners: dict[tuple[str, str], Aligner] = {}
-    for path in settings.reference:
-        for preset in presets:
-            started_s = time.monotonic()
-            minimap2 = load_reference(path, preset=preset, cache_dir=cache_dir, threads=settings.worker_count)
-            aligner: Aligner = BaseLevelAligner(minimap2, kernels) if kernels else minimap2
-            key = (aligner.reference.name, preset)
-            if key in aligners:
-                raise SettingsError(f"two references are called {key[0]!r}: streams could not tell them apart")
-            aligners[key] = aligner
-            log.info(
-                "reference loaded",
-                reference=key[0],
-                preset=preset,
-                sequences=len(aligner.reference.sequences),
-                seconds=round(time.monotonic() - started_s, 2),
-            )
-    return aligners
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 import platform
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.metadata import version
 
@@ -10,6 +11,7 @@ import torch
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from porestream.kernels.device_aligner import FALLBACKS, DeviceAligner
 from porestream.models.runner import host_memory_bytes
 from porestream.server import metrics
 from porestream.server.books import ENDS
@@ -109,10 +111,16 @@ class ServerCollector(Collector):
             (
                 (("prepare",), load.reads_waiting),
                 (("basecall",), load.chunks_waiting),
+                (("align",), sum(map(len, self._engine.pipeline.align_queues.values()))),
                 (("deliver",), streams.unsent_results),
                 (("acknowledge",), streams.unacknowledged_results),
             ),
         )
+        fallbacks: Counter[str] = Counter()
+        for aligner in self._engine.aligners.values():
+            if isinstance(aligner, DeviceAligner):
+                fallbacks.update(aligner.fallbacks)
+        yield _family(metrics.ALIGNED_BY_MINIMAP2, (((reason,), fallbacks[reason]) for reason in FALLBACKS))
         yield _family(metrics.BOOKS_IMBALANCE, [((), streams.imbalance)])
         yield _family(metrics.DRAINING, [((), float(streams.draining))])
 
@@ -170,7 +178,7 @@ def _expect_labels(models: list[str]) -> None:
     for stage in Stage:
         metrics.READS_FAILED.labels(stage.value)
         metrics.STAGE_SECONDS.labels(stage.value)
-    for waits in ("prepare", "basecall", "deliver"):
+    for waits in ("prepare", "basecall", "align", "deliver"):
         metrics.STAGE_WAIT_SECONDS.labels(waits)
     for status in _STREAM_ENDS:
         metrics.STREAMS_ENDED.labels(status)

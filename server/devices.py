@@ -2,8 +2,6 @@
 
 import structlog
 
-from porestream.kernels.aligner import PRESETS
-from porestream.kernels.base_level import MEMORY_BYTES
 from porestream.kernels.crf import MAX_STATE_LEN, CrfDecoder
 from porestream.kernels.device import CardTooOld, Device, find_kernel_device
 from porestream.models.basecaller import decode_settings
@@ -50,7 +48,9 @@ def kernel_device(device: str, card: Card | None) -> Device | None:
 
 
 def kernel_devices(settings: Settings, card: Card | None) -> tuple[Device | None, Device | None]:
-    """Where kernels decode, and where they align; None: the CPU does. A card keeps the aligners' memory free.
+    """Where kernels decode, and where they may align; None: the CPU does.
+
+    They align in a stream and in memory of their own, so that a batch of alignments runs beside those of networks.
 
     Raises
     ------
@@ -61,7 +61,7 @@ def kernel_devices(settings: Settings, card: Card | None) -> tuple[Device | None
     """
     asked = "gpu" in (settings.decoder, settings.aligner)
     device = None
-    if settings.decoder != "cpu" or asked:
+    if settings.decoder != "cpu" or settings.aligner != "mappy":
         try:
             device = kernel_device(settings.device, card)
         except CardTooOld as error:
@@ -71,10 +71,10 @@ def kernel_devices(settings: Settings, card: Card | None) -> tuple[Device | None
     for name, value in (("decoder", settings.decoder), ("aligner", settings.aligner)):
         if value == "gpu" and device is None:
             raise SettingsError(f"{name} gpu: device {settings.device} is a CPU here; choose --device cuda or emulated")
-    aligns = settings.aligner == "gpu"
-    if card is not None and aligns:
-        card.reserved_bytes = MEMORY_BYTES * len(settings.reference) * len(settings.preset or PRESETS)
-    return device if settings.decoder != "cpu" else None, device if aligns else None
+    aligns = None
+    if device is not None and settings.aligner != "mappy" and settings.reference:
+        aligns = device if card is None else find_kernel_device(device.name)
+    return device if settings.decoder != "cpu" else None, aligns
 
 
 def batch_decoder(device: Device | None, config: ModelConfig) -> CrfDecoder | None:

@@ -41,7 +41,7 @@ LABELS = {
     "priority": "live, standard, bulk",
     "status": "of reads: called, filtered, rejected, failed, abandoned; of streams: gRPC's status codes",
     "reason": "incomplete, gap, overlap, empty, too_long, chunk_size, undecodable, checksum, calibration, "
-    "signal, memory",
+    "signal, memory; of alignments: size, drops, work, memory",
     "stage": "prepare, basecall, stitch, align; where reads wait also deliver, acknowledge",
     "device": "cpu, cuda:N",
     "preset": "map-ont, lr:hq",
@@ -142,7 +142,7 @@ STAGE_WAIT_SECONDS = histogram(
     "seconds",
     _LIMIT,
     "How long work waited before a stage: a complete read before prepare, a batch's oldest chunk before basecall, a "
-    "result before it is delivered to the network",
+    "called read before a device aligns it, a result before it is delivered to the network",
     ["stage"],
 )
 STAGE_QUEUE = pulled(
@@ -150,8 +150,8 @@ STAGE_QUEUE = pulled(
     "stage_queue",
     "reads or chunks",
     _LIMIT,
-    "What waits before a stage: reads (prepare, deliver, acknowledge: results that the client has not stored yet) or "
-    "chunks (basecall)",
+    "What waits before a stage: reads (prepare, align on a device, deliver, acknowledge: results that the client has "
+    "not stored yet) or chunks (basecall)",
     ["stage"],
 )
 WORKERS = pulled("gauge", "workers", "threads", _LIMIT, "Threads that prepare, call and align")
@@ -253,6 +253,15 @@ ALIGNMENT_IDENTITY = histogram(
 )
 READS_TO_ALIGN = pulled(
     "counter", "reads_to_align_total", "reads", _GOOD, "Acknowledged reads of streams with a reference", ["model"]
+)
+ALIGNED_BY_MINIMAP2 = pulled(
+    "counter",
+    "reads_aligned_by_minimap2_total",
+    "reads",
+    Question.LIMIT,
+    "Reads that minimap2 aligned on the CPU, as the device that aligns cannot take them: a piece between two anchors "
+    "is too large (size), the score falls too far there (drops), too many anchors (work), no room even alone (memory)",
+    ["reason"],
 )
 READS_ALIGNED = pulled("counter", "reads_aligned_total", "reads", _GOOD, "Those of them with an alignment", ["model"])
 

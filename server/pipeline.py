@@ -14,6 +14,7 @@ import structlog
 import torch
 
 from porestream.kernels.aligner import Aligner, Alignment
+from porestream.kernels.device_aligner import DeviceAligner
 from porestream.models.adapters import trim_adapters
 from porestream.models.basecaller import Basecaller, finish
 from porestream.models.config import ModelError
@@ -21,6 +22,7 @@ from porestream.models.decode import Decoded
 from porestream.models.prepare import PreparedRead
 from porestream.models.quality import mean_qscore
 from porestream.models.scale import Measurement
+from porestream.server.align_queue import AlignQueue, ToAlign
 from porestream.server.device_use import DeviceUse
 from porestream.server.metrics import (
     ALIGNMENT_IDENTITY,
@@ -71,6 +73,11 @@ class Pipeline:
         self._failure: Exception | None = None  # the first worker's that could not warm up
         self._cpu, self._card = DeviceUse("cpu", workers), card
         self.devices = [self._cpu, *([card] if card else [])]
+        self.align_queues = {
+            key: AlignQueue(aligner, self._aligned, card)
+            for key, aligner in aligners.items()
+            if isinstance(aligner, DeviceAligner)
+        }
         self._threads = [
             threading.Thread(target=self._work, name=f"worker-{number}", daemon=True) for number in range(workers)
         ]
@@ -92,6 +99,8 @@ class Pipeline:
                 thread.join()
             error = self._failure
             raise ModelError(f"a worker could not call a first batch: {type(error).__name__}: {error}") from error
+        for queue in self.align_queues.values():
+            queue.start()
 
     def submit(self, job: Job) -> None:
         """Queue a complete read."""
@@ -106,6 +115,8 @@ class Pipeline:
         self._scheduler.close()
         for thread in self._threads:
             thread.join()
+        for queue in self.align_queues.values():
+            queue.close()
 
     def _work(self) -> None:
         torch.set_num_threads(1)
@@ -194,63 +205,79 @@ class Pipeline:
             return [result for task in tasks for result in self._call_group(batch, [task])]
 
     def _finish(self, job: Job) -> None:
-        """Stitch the chunks, trim adapters, align the bases, deliver."""
+        """Stitch the chunks, trim adapters; have the bases aligned, here or in batches on a device."""
         called_s = time.monotonic()
         assert job.prepared is not None
-        assert job.read.calibration is not None
-        model, stage = job.settings.model, Stage.STITCH
         try:
-            config = self._basecallers[model].bundle.config
+            config = self._basecallers[job.settings.model].bundle.config
             called = finish(job.prepared, [chunk for chunk in job.decoded if chunk is not None])
             if not (job.settings.no_trim or config.is_rna):  # RNA's adapter was trimmed off the signal
                 called = trim_adapters(called, job.settings.sequencing_kit)
-            stitched_s = time.monotonic()
-            STAGE_SECONDS.labels("stitch").observe(stitched_s - called_s)
-            stage = Stage.ALIGN
-            aligner = self._aligners.get((job.settings.reference, job.settings.preset))
-            alignments = aligner.align(job.read.name, called.sequence, md=job.settings.emit_md) if aligner else []
-            aligned_s = time.monotonic()
-            if aligner:
-                STAGE_SECONDS.labels("align").observe(aligned_s - stitched_s)
-            quality = mean_qscore(called.qualities_B, config.mean_qscore_start)
-            scaling = job.prepared.scaling
-            offset_adc, scale_pa, _ = job.read.calibration
-            filtered = quality < job.settings.min_mean_qscore
-            result = ReadResult(
-                job.read.read_id,
-                job.read.channel,
-                Status.FILTERED if filtered else Status.CALLED,
-                f"mean Q {quality:.2f} is below {job.settings.min_mean_qscore:g}" if filtered else "",
-                job.read.samples,
-                scaling_midpoint_pa=(scaling.shift + offset_adc) * scale_pa,
-                scaling_dispersion_pa=scaling.scale * scale_pa,
-                scaling_strategy=config.scaling,
-                part=CalledPart(
-                    called.sequence,
-                    called.qualities_B,
-                    called.moves_T,
-                    quality,
-                    called.trimmed_samples,
-                    called.stride,
-                    alignments,
-                ),
-                timings=Timings(
-                    queue_s=job.started_s - job.submitted_s,
-                    basecall_s=stitched_s - job.started_s,
-                    align_s=aligned_s - stitched_s,
-                    total_s=time.monotonic() - job.submitted_s,
-                ),
-            )
         except Exception as error:  # one read's failure must not end the worker
-            log.exception("read failed", stage=stage.value, read_id=job.read.name)
-            self._fail(job, stage, error)
-        else:
-            if self._scheduler.done(job):
-                READ_MEAN_QSCORE.labels(model).observe(quality)
-                READ_LENGTH_BASES.labels(model).observe(len(called.sequence))
-                if alignments:
-                    ALIGNMENT_IDENTITY.labels(model).observe(_identity(alignments[0]))
-                job.deliver(job, result)
+            log.exception("read failed", stage="stitch", read_id=job.read.name)
+            self._fail(job, Stage.STITCH, error)
+            return
+        read = ToAlign(job, called, time.monotonic())
+        STAGE_SECONDS.labels("stitch").observe(read.stitched_s - called_s)
+        key = (job.settings.reference, job.settings.preset)
+        if queue := self.align_queues.get(key):
+            queue.put(read)
+            return
+        alignments: list[Alignment] | Exception = []
+        if aligner := self._aligners.get(key):
+            try:
+                alignments = aligner.align(job.read.name, called.sequence, md=job.settings.emit_md)
+            except Exception as error:  # nor this one
+                log.exception("read failed", stage="align", read_id=job.read.name)
+                alignments = error
+            STAGE_SECONDS.labels("align").observe(time.monotonic() - read.stitched_s)
+        self._aligned(read, alignments)
+
+    def _aligned(self, read: ToAlign, alignments: list[Alignment] | Exception) -> None:
+        """Deliver a read's result."""
+        job, called = read.job, read.called
+        if isinstance(alignments, Exception):
+            self._fail(job, Stage.ALIGN, alignments)
+            return
+        assert job.prepared is not None
+        assert job.read.calibration is not None
+        model, aligned_s = job.settings.model, time.monotonic()
+        config = self._basecallers[model].bundle.config
+        quality = mean_qscore(called.qualities_B, config.mean_qscore_start)
+        scaling = job.prepared.scaling
+        offset_adc, scale_pa, _ = job.read.calibration
+        filtered = quality < job.settings.min_mean_qscore
+        result = ReadResult(
+            job.read.read_id,
+            job.read.channel,
+            Status.FILTERED if filtered else Status.CALLED,
+            f"mean Q {quality:.2f} is below {job.settings.min_mean_qscore:g}" if filtered else "",
+            job.read.samples,
+            scaling_midpoint_pa=(scaling.shift + offset_adc) * scale_pa,
+            scaling_dispersion_pa=scaling.scale * scale_pa,
+            scaling_strategy=config.scaling,
+            part=CalledPart(
+                called.sequence,
+                called.qualities_B,
+                called.moves_T,
+                quality,
+                called.trimmed_samples,
+                called.stride,
+                alignments,
+            ),
+            timings=Timings(
+                queue_s=job.started_s - job.submitted_s,
+                basecall_s=read.stitched_s - job.started_s,
+                align_s=aligned_s - read.stitched_s,
+                total_s=aligned_s - job.submitted_s,
+            ),
+        )
+        if self._scheduler.done(job):
+            READ_MEAN_QSCORE.labels(model).observe(quality)
+            READ_LENGTH_BASES.labels(model).observe(len(called.sequence))
+            if alignments:
+                ALIGNMENT_IDENTITY.labels(model).observe(_identity(alignments[0]))
+            job.deliver(job, result)
 
     def _fail(self, job: Job, stage: Stage, error: Exception) -> None:
         self._end(job, Status.FAILED, f"{type(error).__name__}: {error}", stage)

@@ -1,0 +1,57 @@
+"""`porestream index`."""
+
+import sys
+import time
+from pathlib import Path
+
+import click
+
+
+@click.command(short_help="Build the index with which a card aligns to a reference.")
+@click.argument("reference", type=click.Path(path_type=Path), metavar="REF.fasta")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Default: REF.fasta.PRESET.psindex, where `porestream serve --reference REF.fasta` finds it.",
+)
+@click.option(
+    "--preset",
+    type=click.Choice(["map-ont", "lr:hq"]),
+    help="minimap2's preset that it is for. Default: lr:hq, which suits hac and sup models; map-ont suits fast ones.",
+)
+def index(reference: Path, output: Path | None, preset: str | None) -> None:
+    """Build the index with which a card aligns to a reference; on a CPU it is not needed.
+
+    \b
+    porestream index GRCh38.fasta
+    porestream index GRCh38.fasta --preset map-ont -o GRCh38.map-ont.psindex
+
+    It takes some 1.2 bytes a base of a large genome on the card, and memory of a few times the longest sequence to
+    build. Exit codes: 0 it is there; 1 it is not, and nothing was left behind.
+    """
+    from porestream.kernels.aligner import PRESETS
+    from porestream.kernels.index import build_index, load_index
+    from porestream.kernels.reference import ReferenceFileError, read_fasta
+
+    chosen = preset or "lr:hq"
+    target = output or reference.with_name(f"{reference.name}.{chosen.replace(':', '-')}.psindex")
+    began_s = time.monotonic()
+
+    def say(text: str) -> None:
+        click.echo(f"[{time.monotonic() - began_s:6.0f} s] {text}", err=True)
+
+    try:
+        say(f"reading {reference.name}")
+        found = read_fasta(reference)
+        build_index(reference, found, PRESETS[chosen], target, say)
+        built = load_index(target)
+    except (ReferenceFileError, OSError) as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(1)
+    bases = sum(sequence.length for sequence in found.sequences)
+    say(
+        f"{target}: {len(built.reference.sequences):,} sequences, {bases:,} bases, {len(built.position):,} minimizers; "
+        f"{built.device_bytes:,} bytes, {built.device_bytes / bases:.2f} a base"
+    )
