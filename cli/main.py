@@ -13,6 +13,7 @@ _COMMANDS = {
     "serve": ("porestream.cli.serve", "Serve basecalling and alignment over gRPC."),
     "health": ("porestream.cli.health", "Ask a server whether it is ready; for scripts and containers."),
     "info": ("porestream.cli.info", "Show what is in POD5 files: runs, chemistry, reads, samples, end reasons."),
+    "index": ("porestream.cli.index", "Build the index with which a card aligns to a reference."),
     "models": ("porestream.cli.models", "List the models that are there, and which of them run."),
     "simulate": ("porestream.cli.simulate", "Simulate R10.4.1 signal of a reference into a POD5 file."),
     "completion": ("porestream.cli.completion", "Print the completion script for a shell."),

@@ -158,7 +158,7 @@ def _frequent(counts_K: npt.NDArray[np.unsignedinteger[Any]], preset: Preset) ->
 
 
 class _Sketch:
-    """The minimizers of a reference on their way into order, and its bases: in files, each with a part of the hashes."""
+    """The minimizers of a reference on their way into order, and its bases: in files, a part of the hashes each."""
 
     def __init__(self, folder: Path, preset: Preset) -> None:
         self._folder, self._preset = folder, preset

@@ -75,8 +75,8 @@ def plan_references(
     bases = min(BATCH_BASES, (free - fixed) // 4 // BYTES_A_BASE // len(indexes))
     if bases < _LEAST_BATCH_BASES:
         raise SettingsError(
-            f"{card.device} has {free:,} bytes free, and indexes and alignment need {fixed:,} and more: fewer references "
-            "or presets, or --aligner mappy"
+            f"{card.device} has {free:,} bytes free, and indexes and alignment need {fixed:,} and more: fewer "
+            "references or presets, or --aligner mappy"
         )
     card.reserved_bytes = fixed + bases * BYTES_A_BASE * len(indexes)
     log.info(

@@ -245,6 +245,15 @@ SERVICE = Dashboard(
                 _mean("porestream_batch_streams", "model", "@m"),
             ),
             Panel(
+                "Aligned on the CPU instead",
+                "si:reads/s",
+                "Reads that the device which aligns cannot take, by reason: minimap2 does them on the CPU.",
+                {
+                    "sum by (reason) (rate(porestream_reads_aligned_by_minimap2_total{@}[$__rate_interval]))": "{{reason}}"
+                },
+                stacked=True,
+            ),
+            Panel(
                 "Event loop lag",
                 "s",
                 "p99 of how late the event loop's timers are. All streams of that server wait as long.",

@@ -16,6 +16,8 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from porestream.client import BasecallClient, StreamOptions
 from porestream.client.reads import ReadInfo, ReadResult, RunInfo, SignalRead
 from porestream.client.stream import PRIORITIES
+from porestream.kernels.device_aligner import FALLBACKS
+from porestream.kernels.hits import Failure
 from porestream.server import metrics
 from porestream.server.collector import ServerCollector
 from porestream.server.device_use import ActivityClock, DeviceUse
@@ -44,7 +46,10 @@ def test_names_follow_prometheus_conventions(definition: metrics.Definition) -> 
 
 
 def test_label_values_are_those_of_the_page() -> None:
-    assert {reason.value for reason in Reason} == set(metrics.LABELS["reason"].split(", "))
+    of_rejected, of_alignments = metrics.LABELS["reason"].split("; of alignments: ")
+    assert {reason.value for reason in Reason} == set(of_rejected.split(", "))
+    assert set(FALLBACKS) == set(of_alignments.split(", "))
+    assert {failure.name.lower() for failure in Failure} - {"none"} < set(FALLBACKS)
     assert all(stage.value in metrics.LABELS["stage"] for stage in Stage)
 
 
