@@ -120,7 +120,7 @@ class ServerCollector(Collector):
         for aligner in self._engine.aligners.values():
             if isinstance(aligner, DeviceAligner):
                 fallbacks.update(aligner.fallbacks)
-        yield _family(metrics.ALIGNED_BY_MINIMAP2, (((reason,), fallbacks[reason]) for reason in FALLBACKS))
+        yield _family(metrics.ALIGNMENT_FALLBACKS, (((reason,), fallbacks[reason]) for reason in FALLBACKS))
         yield _family(metrics.BOOKS_IMBALANCE, [((), streams.imbalance)])
         yield _family(metrics.DRAINING, [((), float(streams.draining))])
 

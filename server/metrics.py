@@ -254,9 +254,9 @@ ALIGNMENT_IDENTITY = histogram(
 READS_TO_ALIGN = pulled(
     "counter", "reads_to_align_total", "reads", _GOOD, "Acknowledged reads of streams with a reference", ["model"]
 )
-ALIGNED_BY_MINIMAP2 = pulled(
+ALIGNMENT_FALLBACKS = pulled(
     "counter",
-    "reads_aligned_by_minimap2_total",
+    "alignment_fallbacks_total",
     "reads",
     Question.LIMIT,
     "Reads that minimap2 aligned on the CPU, as the device that aligns cannot take them: a piece between two anchors "

@@ -248,9 +248,7 @@ SERVICE = Dashboard(
                 "Aligned on the CPU instead",
                 "si:reads/s",
                 "Reads that the device which aligns cannot take, by reason: minimap2 does them on the CPU.",
-                {
-                    "sum by (reason) (rate(porestream_reads_aligned_by_minimap2_total{@}[$__rate_interval]))": "{{reason}}"
-                },
+                {"sum by (reason) (rate(porestream_alignment_fallbacks_total{@}[$__rate_interval]))": "{{reason}}"},
                 stacked=True,
             ),
             Panel(

@@ -14,7 +14,6 @@ import torch
 
 from porestream.kernels import device as module
 from porestream.kernels import source
-from porestream.kernels.base_level import MEMORY_BYTES
 from porestream.kernels.device import CudaDevice, DeviceError, EmulatedDevice, cuda_count, find_kernel_device
 from porestream.models.runner import Card
 from porestream.server.devices import batch_decoder, kernel_devices
@@ -176,17 +175,18 @@ def test_kernels_go_where_the_networks_are(cupy: StandIn) -> None:
     stand_in: Any = SimpleNamespace(
         stream=stream, device=SimpleNamespace(index=1), allocate=lambda _: 1, free=lambda _: None, reserved_bytes=0
     )
+    fasta = {"reference": [Path("a.fa")]}
     assert kernel_devices(Settings(), None) == (None, None)
+    assert kernel_devices(Settings(**fasta), None) == (None, None)
     assert kernel_devices(Settings(device="cuda", decoder="cpu"), stand_in) == (None, None)
     assert kernel_devices(Settings(device="emulated"), None) == (EmulatedDevice(), None)
-    assert kernel_devices(Settings(device="emulated", decoder="cpu", aligner="gpu"), None) == (None, EmulatedDevice())
-    assert stand_in.reserved_bytes == 0
-    settings = Settings(device="cuda:1", aligner="gpu", reference=[Path("a.fa"), Path("b.fa")], preset=["map-ont"])
-    found, aligns = kernel_devices(settings, stand_in)
+    emulated = Settings(device="emulated", decoder="cpu", aligner="gpu", **fasta)
+    assert kernel_devices(emulated, None) == (None, EmulatedDevice())
+    assert kernel_devices(Settings(device="cuda", aligner="mappy", **fasta), stand_in)[1] is None
+    found, aligns = kernel_devices(Settings(device="cuda:1", **fasta), stand_in)
     assert isinstance(found, CudaDevice)
-    assert found == aligns
     assert (found.index, found.stream, found.allocate) == (1, 5, stand_in.allocate)
-    assert stand_in.reserved_bytes == 2 * MEMORY_BYTES
+    assert aligns == CudaDevice(1)  # a stream and memory of its own
 
 
 def test_a_card_that_is_too_old_leaves_decoding_to_the_cpu(cupy: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
