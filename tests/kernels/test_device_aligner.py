@@ -1,0 +1,297 @@
+"""The whole aligner on the emulator against minimap2 (mappy, every anchor looked at): simulated, real, odd reads."""
+
+import asyncio
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import simulated
+
+from porestream.cli.embedded import embedded_server
+from porestream.client import BasecallClient, Pod5Source
+from porestream.kernels import device_aligner, hits
+from porestream.kernels.aligner import PRESETS, REVERSE, SECONDARY, Alignment, MappyAligner, load_reference
+from porestream.kernels.cigar import describe
+from porestream.kernels.device import EmulatedDevice
+from porestream.kernels.device_aligner import FALLBACKS, DeviceAligner
+from porestream.kernels.index import build_index, load_index
+from porestream.kernels.mmi import Preset
+from porestream.kernels.pack import encode_bases
+from porestream.kernels.reference import read_fasta
+
+Read = tuple[str, str]
+
+
+def aligners(folder: Path, reference: Path, preset: Preset) -> tuple[DeviceAligner, MappyAligner]:
+    """Ours, and minimap2."""
+    minimap2 = load_reference(reference, preset=preset.name, cache_dir=None, threads=2, all_anchors=True)
+    build_index(reference, read_fasta(reference), preset, folder / "index")
+    return DeviceAligner(EmulatedDevice(), load_index(folder / "index"), minimap2), minimap2
+
+
+def write_fasta(path: Path, sequences: list[str]) -> Path:
+    path.write_text("".join(f">c{number}\n{sequence}\n" for number, sequence in enumerate(sequences)))
+    return path
+
+
+@dataclass
+class Comparison:
+    """What became of the same reads."""
+
+    kinds: Counter[str]
+    sure: int = 0
+    sure_same_place: int = 0
+    mapq_near: int = 0
+    score_at_least: int = 0
+    mapped: int = 0
+
+
+KINDS = {"same", "cigar", "score", "mapq", "secondary", "supplementary", "place"}
+"""How two alignments of a read may differ: not at all; in CIGARs of one score; in scores; in MAPQ alone; in which
+secondary or supplementary ones there are; in the primary's place. Nothing is left over."""
+
+
+def kind_of(ours: list[Alignment], theirs: list[Alignment]) -> str:
+    def places(found: list[Alignment]) -> list[tuple[object, ...]]:
+        return [(a.flag, a.reference_name, a.reference_start, a.reference_end) for a in found]
+
+    def whole(found: list[Alignment]) -> list[tuple[object, ...]]:
+        return [
+            (*place, a.mapping_quality, a.cigar.tobytes(), a.score, a.edit_distance, a.md, a.divergence)
+            for place, a in zip(places(found), found, strict=True)
+        ]
+
+    if whole(ours) == whole(theirs):
+        return "same"
+    if places(ours) == places(theirs):
+        if [a.score for a in ours] != [a.score for a in theirs]:
+            return "score"
+        return "cigar" if [a.cigar.tobytes() for a in ours] != [a.cigar.tobytes() for a in theirs] else "mapq"
+    if places(ours)[:1] != places(theirs)[:1]:
+        return "place"
+    primary = [[place for place, a in zip(places(x), x, strict=True) if not a.flag & SECONDARY] for x in (ours, theirs)]
+    return "secondary" if primary[0] == primary[1] else "supplementary"
+
+
+def compare(ours: list[list[Alignment]], theirs: list[list[Alignment]]) -> Comparison:
+    result = Comparison(Counter(kind_of(*pair) for pair in zip(ours, theirs, strict=True)))
+    for mine, other in zip(ours, theirs, strict=True):
+        if not other:
+            continue
+        result.mapped += 1
+        result.score_at_least += bool(mine) and mine[0].score >= other[0].score
+        result.mapq_near += bool(mine) and abs(mine[0].mapping_quality - other[0].mapping_quality) <= 1
+        if other[0].mapping_quality >= 10:
+            result.sure += 1
+            result.sure_same_place += bool(mine) and (
+                mine[0].reference_name == other[0].reference_name
+                and (mine[0].flag ^ other[0].flag) & REVERSE == 0
+                and mine[0].reference_start < other[0].reference_end
+                and other[0].reference_start < mine[0].reference_end
+            )
+    return result
+
+
+def check(result: Comparison) -> None:
+    assert set(result.kinds) <= KINDS
+    assert result.sure_same_place >= 0.995 * result.sure
+    assert result.mapq_near >= 0.95 * result.mapped
+    assert result.score_at_least >= 0.97 * result.mapped
+
+
+def check_cigars(reads: list[Read], found: list[list[Alignment]], sequences: dict[str, str]) -> None:
+    """Each spans its read and its interval, and has the figures that the record says."""
+    for (_, bases), alignments in zip(reads, found, strict=True):
+        for alignment in alignments:
+            read = encode_bases(bases)
+            if alignment.flag & REVERSE:
+                read = np.where(read < 4, 3 - read, read)[::-1]
+            cigar, clips = alignment.cigar, [0, 0]
+            for end in (0, -1):
+                if cigar[end] & 15 == 4:
+                    clips[end] = int(cigar[end] >> 4)
+                    cigar = cigar[1:] if end == 0 else cigar[:-1]
+            target = sequences[alignment.reference_name][alignment.reference_start : alignment.reference_end]
+            figures = describe(cigar, read[clips[0] : len(read) - clips[1]], encode_bases(target))
+            assert (figures.score, figures.edit_distance, figures.md, figures.divergence) == (
+                alignment.score,
+                alignment.edit_distance,
+                alignment.md,
+                alignment.divergence,
+            )
+
+
+@pytest.mark.parametrize(("preset", "count", "seed"), [("map-ont", 320, 1), ("lr:hq", 200, 2)])
+def test_simulated_reads_are_aligned_as_minimap2_does(tmp_path: Path, preset: str, count: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    sequences = simulated.genome(rng)
+    ours, minimap2 = aligners(tmp_path, write_fasta(tmp_path / "g.fa", sequences), PRESETS[preset])
+    reads = simulated.reads(rng, sequences, count)
+    found = ours.align_batch(reads, md=True)
+    result = compare(found, [minimap2.align(name, bases, md=True) for name, bases in reads])
+    check(result)
+    assert result.kinds["same"] >= 0.98 * count, result.kinds
+    assert ours.fallbacks.total() <= 0.08 * count, ours.fallbacks
+    check_cigars(reads, found, {f"c{number}": sequence for number, sequence in enumerate(sequences)})
+    flags = {alignment.flag & ~REVERSE for alignments in found for alignment in alignments}
+    assert flags == {0, 256, 2048}
+
+
+async def call(model: Path, pod5: Path) -> list[Read]:
+    """The called reads of a file, the shortest first."""
+    async with embedded_server(["--model", str(model)]) as address:
+        results = [result async for result in BasecallClient(address).call(Pod5Source([pod5])) if result.parts]
+    found = [(str(result.info.read_id), result.parts[0].sequence) for result in results]
+    return sorted(found, key=lambda read: (len(read[1]), read[0]))
+
+
+@pytest.fixture(scope="module")
+def called(shared_data: Path) -> dict[str, list[Read]]:
+    """Real reads, called here."""
+    model = shared_data / "models/dna_r9.4.1_e8.1_fast@v3.4"
+    return {
+        name: asyncio.run(call(model, shared_data / name / "reads.pod5"))[:most]
+        for name, most in (("sarscov2_r941", 100), ("klebsiella_r94", 24))
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "reference", "preset"),
+    [
+        ("sarscov2_r941", "reference.fasta", "map-ont"),
+        ("klebsiella_r94", "HS11286.fna.gz", "map-ont"),
+        ("klebsiella_r94", "HS11286.fna.gz", "lr:hq"),
+    ],
+)
+def test_real_reads_are_aligned_as_minimap2_does(
+    called: dict[str, list[Read]], shared_data: Path, tmp_path: Path, name: str, reference: str, preset: str
+) -> None:
+    ours, minimap2 = aligners(tmp_path, shared_data / name / reference, PRESETS[preset])
+    result = compare(
+        ours.align_batch(called[name], md=True), [minimap2.align(name, bases, md=True) for name, bases in called[name]]
+    )
+    check(result)
+    assert result.mapped > 0.7 * len(called[name])
+    assert result.kinds["same"] >= 0.95 * len(called[name]), result.kinds
+
+
+# ---- Edges
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[DeviceAligner, MappyAligner, list[str]]:
+    """Many short sequences, one with N inside and at its ends, one like a plasmid that was cut in a repeat."""
+    folder, rng = tmp_path_factory.mktemp("small"), np.random.default_rng(5)
+    sequences = [simulated.random_bases(rng, int(rng.integers(300, 3000))) for _ in range(60)]
+    sequences[7] = "N" * 50 + sequences[7] + "N" * 200 + simulated.random_bases(rng, 800) + "N"
+    end = simulated.random_bases(rng, 700)
+    sequences[8] = end + simulated.random_bases(rng, 4000) + end
+    ours, minimap2 = aligners(folder, write_fasta(folder / "s.fa", sequences), PRESETS["map-ont"])
+    return ours, minimap2, sequences
+
+
+def both(small: tuple[DeviceAligner, MappyAligner, list[str]], reads: list[Read]) -> Counter[str]:
+    ours, minimap2, _ = small
+    theirs = [minimap2.align(name, bases, md=True) for name, bases in reads]
+    found = ours.align_batch(reads, md=True)
+    one_by_one = [ours.align(name, bases, md=True) for name, bases in reads[:20]]
+    assert [kind_of(a, b) for a, b in zip(one_by_one, found, strict=False)] == ["same"] * len(one_by_one)
+    return Counter(kind_of(*pair) for pair in zip(found, theirs, strict=True))
+
+
+def test_reads_of_any_length_and_letters(small: tuple[DeviceAligner, MappyAligner, list[str]]) -> None:
+    sequences, rng = small[2], np.random.default_rng(6)
+    reads = [
+        ("one", "A"),
+        ("two", "NN"),
+        ("nothing known", "N" * 500),
+        ("short", sequences[3][100:124]),
+        ("least", sequences[3][100:160]),
+        ("no such place", simulated.random_bases(rng, 2000)),
+        ("all of it", sequences[4]),
+        ("over both ends", simulated.random_bases(rng, 300) + sequences[5] + simulated.random_bases(rng, 300)),
+        ("over N", sequences[7].replace("N", "A")),
+        ("with N", sequences[6][:200] + "NNNNN" + sequences[6][205:]),
+        ("over the cut", sequences[8][3000:] + sequences[8][700:2000]),
+        ("repeat", sequences[8][:700]),
+        ("two of them", sequences[10] + simulated.reverse_complement(sequences[11])),
+        ("lower", sequences[12].lower()),
+        *((f"end {i}", simulated.with_errors(rng, sequences[i][-400:], 0.05)) for i in range(20, 40)),
+    ]
+    assert set(both(small, reads)) == {"same"}
+
+
+def test_nothing_to_align(small: tuple[DeviceAligner, MappyAligner, list[str]]) -> None:
+    assert small[0].align_batch([], md=True) == []
+    assert small[0].align("x", "", md=False) == []
+
+
+def test_md_only_where_it_is_asked_for(small: tuple[DeviceAligner, MappyAligner, list[str]]) -> None:
+    with_md, without = (small[0].align("x", small[2][4], md=md)[0] for md in (True, False))
+    assert with_md.md
+    assert kind_of([replace(with_md, md="")], [without]) == "same"
+
+
+def test_a_read_of_500_kb(tmp_path: Path) -> None:
+    rng = np.random.default_rng(8)
+    sequence = simulated.random_bases(rng, 540_000)
+    ours, minimap2 = aligners(tmp_path, write_fasta(tmp_path / "g.fa", [sequence]), PRESETS["lr:hq"])
+    reads = [("long", simulated.with_errors(rng, sequence[20_000:520_000], 0.04))]
+    found, theirs = ours.align_batch(reads, md=True), [minimap2.align("long", reads[0][1], md=True)]
+    assert kind_of(found[0], theirs[0]) in {"same", "cigar"}
+    assert not ours.fallbacks
+
+
+def test_what_does_not_fit_is_halved(
+    small: tuple[DeviceAligner, MappyAligner, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, sequences = small[0], small[2]
+    reads = [(f"r{i}", sequences[i]) for i in range(9)]
+    expected = ours.align_batch(reads, md=True)
+    tried: list[int] = []
+    real = DeviceAligner._hits_of
+
+    def tight(self: DeviceAligner, codes: list[np.ndarray], hashes: np.ndarray) -> object:
+        tried.append(len(codes))
+        if len(codes) > 2 or any(np.array_equal(one, encode_bases(sequences[4])) for one in codes):
+            raise MemoryError("no room")
+        return real(self, codes, hashes)
+
+    monkeypatch.setattr(DeviceAligner, "_hits_of", tight)
+    before = Counter(ours.fallbacks)
+    found = ours.align_batch(reads, md=True)
+    assert [kind_of(*pair) for pair in zip(found, expected, strict=True)] == ["same"] * 9
+    assert tried[:3] == [9, 4, 2]
+    assert ours.fallbacks - before == Counter({"memory": 1})
+
+
+@pytest.mark.parametrize(("where", "name", "value", "reason"), [
+    (hits, "MAX_ROWS", 100, "size"),
+    (device_aligner, "MAX_CHAINS", 0, "work"),
+])  # fmt: skip
+def test_what_the_device_cannot_take_is_minimap2s(
+    small: tuple[DeviceAligner, MappyAligner, list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    where: object,
+    name: str,
+    value: int,
+    reason: str,
+) -> None:
+    ours, minimap2, sequences = small
+    monkeypatch.setattr(where, name, value)
+    before = Counter(ours.fallbacks)
+    found = ours.align("r", sequences[4], md=True)
+    assert kind_of(found, minimap2.align("r", sequences[4], md=True)) == "same"
+    assert ours.fallbacks - before == Counter({reason: 1})
+    assert reason in FALLBACKS
+
+
+def test_an_inversion_is_minimap2s(small: tuple[DeviceAligner, MappyAligner, list[str]]) -> None:
+    """Its score falls where the read goes backwards: there minimap2 splits, or looks for an inversion."""
+    sequence = max(small[2][20:], key=len)
+    bases = sequence[:900] + simulated.reverse_complement(sequence[900:1400]) + sequence[1400:]
+    before = Counter(small[0].fallbacks)
+    assert set(both(small, [("inverted", bases)])) == {"same"}
+    assert set(small[0].fallbacks - before) == {"drops"}
