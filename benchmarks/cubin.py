@@ -718,6 +718,20 @@ KERNELS: list[Configuration] = [
             ("crf_call", 128, None),
         )
     ),
+    *(
+        Configuration("sketch.cu", kernel, (f"K={k}", f"W={w}"), threads)
+        for k, w in ((15, 10), (19, 19))
+        for kernel, threads in (("sketch", 256), ("describe_minimizers", 128))
+    ),
+    *(Configuration("seeds.cu", kernel, ("KEY=u16",), 128) for kernel in ("look_up", "select_seeds", "expand")),
+    *(
+        Configuration("chain.cu", kernel, (), threads)
+        for kernel, threads in (("chain", 32), ("chain_far", 32), ("backtrack", 128))
+    ),
+    *(
+        Configuration("hits.cu", kernel, (), 64)
+        for kernel in ("choose_chains", "plan_hits", "list_fills", "unpack", "join_hits", "choose_hits")
+    ),
 ]
 """All that the service builds."""
 

@@ -43,16 +43,17 @@ extern "C" __global__ void look_up(
 // A thread a read: which of its minimizers become seeds (seed.c, mm_seed_select and mm_collect_matches). `frequent` ones are
 // left out but for some, where a stretch of the read has no others.
 //   mini[r] .. mini[r + 1]   its minimizers; kept[i]: 0 none, 1 a seed, 3 one among equals (tandem)
-//   scratch                  as many as minimizers
+//   scratch, heaps           as many as minimizers
 extern "C" __global__ void select_seeds(
     const long long* __restrict__ mini, const int* __restrict__ length, const int* __restrict__ position,
     const u64* __restrict__ hash, const u32* __restrict__ found, u8* __restrict__ kept, u32* __restrict__ scratch,
-    int* __restrict__ repetitive, int span, int frequent, int too_frequent, int apart, int reads)
+    u64* __restrict__ heaps, int* __restrict__ repetitive, int span, int frequent, int too_frequent, int apart, int reads)
 {
     const int read = blockIdx.x * blockDim.x + threadIdx.x;
     if (read >= reads) return;
     const long long first = mini[read], last = mini[read + 1];
     u32* seed = scratch + first;
+    u64* heap = heaps + first;
     int n = 0, many = 0;
     for (long long i = first; i < last; ++i) {
         if (found[i] == 0) continue;
@@ -74,7 +75,6 @@ extern "C" __global__ void select_seeds(
                 const int from = last0 < 0 ? 0 : place[seed[last0]], to = i == n ? length[read] : place[seed[i]];
                 int most = (int)((double)(to - from) / apart + .499);
                 if (most > MOST_FREQUENT) most = MOST_FREQUENT;
-                u64 heap[MOST_FREQUENT];
                 int size = 0, j = last0 + 1;
                 for (; j < i && size < most; ++j, ++size) heap[size] = (u64)count[seed[j]] << 32 | (u32)j;
                 for (int k = (size >> 1) - 1; k >= 0; --k) heap_down(heap, k, size);

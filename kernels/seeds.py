@@ -92,6 +92,7 @@ def find_anchors(device: Device, on_device: IndexOnDevice, reads: Reads, found: 
                     times,
                     kept,
                     scratch,
+                    xp.zeros(count, np.uint64),
                     repetitive,
                     span,
                     frequent,
