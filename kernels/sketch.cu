@@ -40,10 +40,15 @@ __device__ __forceinline__ u64 kmer_at(const u8* codes, long long last, bool& re
     reverse = backward < forward;
     return hash64(reverse ? backward : forward);
 }
+
+__device__ __forceinline__ void write_down(unsigned* written, long long place)
+{
+    atomicOr(written + (place >> 5), 1u << (place & 31));
+}
 }
 
-// A thread a step: sets written[last base] of the k-mers that it writes down.
-extern "C" __global__ void sketch(const u8* __restrict__ codes, u8* __restrict__ written, long long steps)
+// A thread a step: sets the bits, by the place of their last base, of the k-mers that it writes down.
+extern "C" __global__ void sketch(const u8* __restrict__ codes, unsigned* __restrict__ written, long long steps)
 {
     __shared__ u64 hashes[TILE + W];  // from W steps before the tile on
     const long long first = (long long)blockIdx.x * TILE;
@@ -66,26 +71,26 @@ extern "C" __global__ void sketch(const u8* __restrict__ codes, u8* __restrict__
         if (at[-age] < before) before = at[-age], before_age = age;
     }
     if (is_end) {
-        if (before != NONE) written[step - before_age] = 1;
+        if (before != NONE) write_down(written, step - before_age);
         return;
     }
     const u64 own = at[0];
     if (own == NONE) return;
     if (valid == W) {
         if (own <= before) {
-            written[step - before_age] = 1;
+            write_down(written, step - before_age);
         } else if (before_age == W) {
-            written[step - W] = 1;
+            write_down(written, step - W);
             u64 least = own;
             int age_of_least = 0;
             for (int age = 1; age < W; ++age)
                 if (at[-age] < least) least = at[-age], age_of_least = age;
             for (int age = 0; age < W; ++age)
-                if (at[-age] == least && age != age_of_least) written[step - age] = 1;
+                if (at[-age] == least && age != age_of_least) write_down(written, step - age);
         }
     } else if (valid == W - 1 && at[-W] == NONE) {  // the first full window
         for (int age = 1; age < W; ++age)
-            if (at[-age] == before && age != before_age) written[step - age] = 1;
+            if (at[-age] == before && age != before_age) write_down(written, step - age);
     }
 }
 

@@ -75,11 +75,11 @@ def sketch(device: Device, reads: Reads, k: int, w: int) -> ReadMinimizers:
     check_parameters(k, w)
     xp, steps = device.xp, int(reads.start[-1])
     with device.in_order():
-        written = xp.zeros(max(steps, 1), np.uint8)
+        written = xp.zeros(steps // 32 + 1, np.uint32)
         number = np.int64(steps)
         kernel = load(device, "sketch.cu", "sketch", K=k, W=w)
         kernel((-(-steps // _TILE) or 1,), (_TILE,), (reads.codes, written, number))
-        place = xp.flatnonzero(written).astype(np.int64)
+        place = xp.flatnonzero(xp.unpackbits(written.view(np.uint8), bitorder="little")).astype(np.int64)
         del written
         count = len(place)
         hash_M, reverse_M = xp.empty(count, np.uint64), xp.empty(count, np.uint8)
