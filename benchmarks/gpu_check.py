@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import alignment
 import kernel_check
 import mappy
 import numpy as np
@@ -30,7 +31,8 @@ from shapes import SHAPES, write_shape
 
 from porestream.client.reads import SignalRead
 from porestream.client.sources import Pod5Source
-from porestream.kernels.device import Device
+from porestream.kernels.aligner import PRESETS
+from porestream.kernels.device import Device, find_kernel_device
 from porestream.models.basecaller import Basecaller
 from porestream.models.bundle import load_bundle
 from porestream.models.catalog import BUNDLED
@@ -275,7 +277,12 @@ class Kernels:
 
 
 def report(
-    tests: str, facts: dict[str, str], kernels: Kernels, comparisons: list[Comparison], speeds: list[Speed]
+    tests: str,
+    facts: dict[str, str],
+    kernels: Kernels,
+    comparisons: list[Comparison],
+    speeds: list[Speed],
+    alignments: list[alignment.Figures],
 ) -> str:
     """The whole of it, as Markdown."""
     compared = [
@@ -321,6 +328,8 @@ def report(
             ),
             "## Bases, against the CPU in fp32",
             table(["reads of", "reads", "bases", "agreement", "the same sequence"], compared),
+            "## Alignment, against minimap2 on all cores",
+            alignment.table(alignments),
             "## Speed",
             table([*speed_head, "memory planned, GiB", "taken when loaded, GiB"], measured),
         ]
@@ -343,7 +352,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(
             f"{error}\nWith a card this runs tests/gpu, compares the kernels with the emulator and the bases of real "
             "and simulated reads with the CPU's, has compute-sanitizer look at the kernels, measures samples/s of each "
-            f"model shape, decoded bases/s and GCUPS, and writes {options.output}.",
+            "model shape, decoded bases/s, GCUPS and aligned bases/s against minimap2, and writes "
+            f"{options.output}.",
             file=sys.stderr,
         )
         return 2
@@ -360,12 +370,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             run_sanitizers(device),
             kernel_check.speeds(on, options.quick),
         )
+        aligns_on = find_kernel_device(f"cuda:{device.index or 0}" if device.type == "cuda" else "emulated")
+        reference, reads = alignment.made_up(folder, 6 if options.quick else 20_000)
+        alignments = [alignment.measure(aligns_on, reference, reads, preset, folder) for preset in PRESETS]
         comparisons = compare_all(options.data, folder, card, max_reads, options.run)
         rows = 16 if options.quick else None
         speeds = [speed(shape, write_shape(shape, folder / shape), device, options.threads, rows) for shape in names]
-    options.output.write_text(report(tests, environment(device), kernels, comparisons, speeds) + "\n")
+    options.output.write_text(report(tests, environment(device), kernels, comparisons, speeds, alignments) + "\n")
     print(options.output.read_text())
     agree = all(found.agreement >= LEAST_AGREEMENT for found in comparisons)
+    agree &= all(found.comparison.kinds["same"] >= LEAST_AGREEMENT * found.reads for found in alignments)
     return 0 if passed and kernels.passed and agree else 1
 
 

@@ -12,20 +12,28 @@ Dimensions: T time steps, N rows of a batch.
 
 import argparse
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import simulated_reads
 from decode import made_up_scores
 
+from porestream.kernels.aligner import PRESETS, load_reference
 from porestream.kernels.crf import CrfDecoder
 from porestream.kernels.device import Device, EmulatedDevice, find_kernel_device
+from porestream.kernels.device_aligner import DeviceAligner
 from porestream.kernels.extend import Extender
 from porestream.kernels.fill import Filler
+from porestream.kernels.index import build_index, load_index
+from porestream.kernels.mmi import Preset
 from porestream.kernels.pack import Pieces
+from porestream.kernels.reference import read_fasta
 from porestream.kernels.tasks import Alignments
 
 STAY_SCORE = 2.0
@@ -116,6 +124,34 @@ def cases(small: bool) -> Iterator[Case]:
                 return arrays(Filler(device, BATCH_BYTES, packed=packed)(query, target))
 
             yield Case(f"fill, up to {bases} bases, {form}", fill)
+    for preset in PRESETS.values():
+
+        def align(device: Device, preset: Preset = preset) -> list:
+            return aligned(device, preset, 8 if small else 100)
+
+        yield Case(f"align, {preset.name}", align, tolerance=1)
+
+
+def aligned(device: Device, preset: Preset, count: int) -> list[npt.NDArray[np.generic]]:
+    """All of the way from reads to alignments (reads of a made-up genome); mapping qualities last."""
+    rng = np.random.default_rng(1)
+    sequences = simulated_reads.genome(rng, 60_000)
+    reads = simulated_reads.reads(rng, sequences, count, longest=3000)
+    with tempfile.TemporaryDirectory() as name:
+        fasta = Path(name) / "genome.fa"
+        fasta.write_text("".join(f">c{number}\n{bases}\n" for number, bases in enumerate(sequences)))
+        build_index(fasta, read_fasta(fasta), preset, Path(name) / "index")
+        minimap2 = load_reference(fasta, preset=preset.name, cache_dir=None, threads=1, all_anchors=True)
+        aligner = DeviceAligner(device, load_index(Path(name) / "index"), minimap2)
+        found = aligner.align_batch(reads, md=False)
+    each = [alignment for alignments in found for alignment in alignments]
+    places = [(a.flag, a.reference_start, a.reference_end, a.score, a.edit_distance) for a in each]
+    return [
+        np.array([len(alignments) for alignments in found]),
+        np.array(places),
+        np.concatenate([alignment.cigar for alignment in each]),
+        np.array([alignment.mapping_quality for alignment in each]),
+    ]
 
 
 def differences(device: Device, small: bool = False) -> list[str]:

@@ -135,8 +135,9 @@ _SERVER_OPTIONS: Sequence[Callable[[Any], Any]] = (
     click.option(
         "--aligner",
         type=click.Choice(["auto", "gpu", "mappy"]),
-        help="What aligns base by base: the device, or mappy (minimap2) on the CPU. Where a read lies is mappy's to "
-        "say either way, so gpu is not faster yet. Default: auto (mappy).",
+        help="What aligns: the device, many reads at a time, or mappy (minimap2) on the CPU, which takes what the device "
+        "cannot. gpu builds the index that it needs; `porestream index` does beforehand. Default: auto (a card where "
+        "there is an index for it, else mappy).",
     ),
     click.option(
         "--precision",

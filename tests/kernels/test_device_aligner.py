@@ -2,18 +2,19 @@
 
 import asyncio
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-import simulated
+import simulated_reads as simulated
+from alignment import KINDS, Comparison, compare, kind_of
 
 from porestream.cli.embedded import embedded_server
 from porestream.client import BasecallClient, Pod5Source
 from porestream.emulator.sanitize import Kind, SanitizerMissingError, find_runtime, run_sanitized
 from porestream.kernels import device_aligner, hits
-from porestream.kernels.aligner import PRESETS, REVERSE, SECONDARY, Alignment, MappyAligner, load_reference
+from porestream.kernels.aligner import PRESETS, REVERSE, Alignment, MappyAligner, load_reference
 from porestream.kernels.cigar import describe
 from porestream.kernels.device import EmulatedDevice
 from porestream.kernels.device_aligner import FALLBACKS, DeviceAligner
@@ -35,64 +36,6 @@ def aligners(folder: Path, reference: Path, preset: Preset) -> tuple[DeviceAlign
 def write_fasta(path: Path, sequences: list[str]) -> Path:
     path.write_text("".join(f">c{number}\n{sequence}\n" for number, sequence in enumerate(sequences)))
     return path
-
-
-@dataclass
-class Comparison:
-    """What became of the same reads."""
-
-    kinds: Counter[str]
-    sure: int = 0
-    sure_same_place: int = 0
-    mapq_near: int = 0
-    score_at_least: int = 0
-    mapped: int = 0
-
-
-KINDS = {"same", "cigar", "score", "mapq", "secondary", "supplementary", "place"}
-"""How two alignments of a read may differ: not at all; in CIGARs of one score; in scores; in MAPQ alone; in which
-secondary or supplementary ones there are; in the primary's place. Nothing is left over."""
-
-
-def kind_of(ours: list[Alignment], theirs: list[Alignment]) -> str:
-    def places(found: list[Alignment]) -> list[tuple[object, ...]]:
-        return [(a.flag, a.reference_name, a.reference_start, a.reference_end) for a in found]
-
-    def whole(found: list[Alignment]) -> list[tuple[object, ...]]:
-        return [
-            (*place, a.mapping_quality, a.cigar.tobytes(), a.score, a.edit_distance, a.md, a.divergence)
-            for place, a in zip(places(found), found, strict=True)
-        ]
-
-    if whole(ours) == whole(theirs):
-        return "same"
-    if places(ours) == places(theirs):
-        if [a.score for a in ours] != [a.score for a in theirs]:
-            return "score"
-        return "cigar" if [a.cigar.tobytes() for a in ours] != [a.cigar.tobytes() for a in theirs] else "mapq"
-    if places(ours)[:1] != places(theirs)[:1]:
-        return "place"
-    primary = [[place for place, a in zip(places(x), x, strict=True) if not a.flag & SECONDARY] for x in (ours, theirs)]
-    return "secondary" if primary[0] == primary[1] else "supplementary"
-
-
-def compare(ours: list[list[Alignment]], theirs: list[list[Alignment]]) -> Comparison:
-    result = Comparison(Counter(kind_of(*pair) for pair in zip(ours, theirs, strict=True)))
-    for mine, other in zip(ours, theirs, strict=True):
-        if not other:
-            continue
-        result.mapped += 1
-        result.score_at_least += bool(mine) and mine[0].score >= other[0].score
-        result.mapq_near += bool(mine) and abs(mine[0].mapping_quality - other[0].mapping_quality) <= 1
-        if other[0].mapping_quality >= 10:
-            result.sure += 1
-            result.sure_same_place += bool(mine) and (
-                mine[0].reference_name == other[0].reference_name
-                and (mine[0].flag ^ other[0].flag) & REVERSE == 0
-                and mine[0].reference_start < other[0].reference_end
-                and other[0].reference_start < mine[0].reference_end
-            )
-    return result
 
 
 def check(result: Comparison) -> None:
@@ -302,8 +245,8 @@ SANITIZED = """
 import sys
 from pathlib import Path
 import numpy as np
-sys.path.insert(0, {tests!r})
-import simulated
+sys.path.insert(0, {benchmarks!r})
+import simulated_reads as simulated
 from porestream.kernels.aligner import PRESETS, load_reference
 from porestream.kernels.device import EmulatedDevice
 from porestream.kernels.device_aligner import DeviceAligner
@@ -331,7 +274,7 @@ def test_sanitizers_are_silent(kind: Kind, tmp_path: Path) -> None:
         find_runtime(kind)
     except SanitizerMissingError as error:
         pytest.skip(str(error))
-    script = SANITIZED.format(tests=str(Path(__file__).parent), folder=str(tmp_path), kind=kind)
+    script = SANITIZED.format(benchmarks=str(Path(simulated.__file__).parent), folder=str(tmp_path), kind=kind)
     done = run_sanitized(kind, script)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.endswith("done {}\n"), done.stdout
