@@ -47,9 +47,9 @@ class Comparison:
     mapped: int = 0
 
 
-KINDS = {"same", "cigar", "score", "mapq", "secondary", "supplementary", "place"}
+KINDS = {"same", "cigar", "score", "mapq", "secondary", "supplementary", "ends", "place"}
 """How two alignments of a read may differ: not at all; in CIGARs of one score; in scores; in MAPQ alone; in which
-secondary or supplementary ones there are; in the primary's place. Nothing is left over."""
+secondary or supplementary ones there are; in where the primary ends; in its place. Nothing is left over."""
 
 
 def kind_of(ours: list[Alignment], theirs: list[Alignment]) -> str:
@@ -69,9 +69,19 @@ def kind_of(ours: list[Alignment], theirs: list[Alignment]) -> str:
             return "score"
         return "cigar" if [a.cigar.tobytes() for a in ours] != [a.cigar.tobytes() for a in theirs] else "mapq"
     if places(ours)[:1] != places(theirs)[:1]:
-        return "place"
+        return "ends" if ours and theirs and is_same_place(ours[0], theirs[0]) else "place"
     primary = [[place for place, a in zip(places(x), x, strict=True) if not a.flag & SECONDARY] for x in (ours, theirs)]
     return "secondary" if primary[0] == primary[1] else "supplementary"
+
+
+def is_same_place(one: Alignment, other: Alignment) -> bool:
+    """Whether they are on one strand and overlap."""
+    return (
+        one.reference_name == other.reference_name
+        and (one.flag ^ other.flag) & REVERSE == 0
+        and one.reference_start < other.reference_end
+        and other.reference_start < one.reference_end
+    )
 
 
 def compare(ours: list[list[Alignment]], theirs: list[list[Alignment]]) -> Comparison:
@@ -84,12 +94,7 @@ def compare(ours: list[list[Alignment]], theirs: list[list[Alignment]]) -> Compa
         result.mapq_near += bool(mine) and abs(mine[0].mapping_quality - other[0].mapping_quality) <= 1
         if other[0].mapping_quality >= 10:
             result.sure += 1
-            result.sure_same_place += bool(mine) and (
-                mine[0].reference_name == other[0].reference_name
-                and (mine[0].flag ^ other[0].flag) & REVERSE == 0
-                and mine[0].reference_start < other[0].reference_end
-                and other[0].reference_start < mine[0].reference_end
-            )
+            result.sure_same_place += bool(mine) and is_same_place(mine[0], other[0])
     return result
 
 
