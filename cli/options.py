@@ -135,9 +135,9 @@ _SERVER_OPTIONS: Sequence[Callable[[Any], Any]] = (
     click.option(
         "--aligner",
         type=click.Choice(["auto", "gpu", "mappy"]),
-        help="What aligns: the device, many reads at a time, or mappy (minimap2) on the CPU, which takes what the device "
-        "cannot. gpu builds the index that it needs; `porestream index` does beforehand. Default: auto (a card where "
-        "there is an index for it, else mappy).",
+        help="What aligns: the device, many reads at a time, or mappy (minimap2) on the CPU, which takes what the "
+        "device cannot. gpu builds the index that it needs; `porestream index` does beforehand. Default: auto (a card "
+        "where there is an index for it, else mappy).",
     ),
     click.option(
         "--precision",

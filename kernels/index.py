@@ -198,8 +198,7 @@ class _Sketch:
         key_bits = 2 * self._preset.k - bits
         key_dtype = np.uint8 if key_bits <= 8 else np.uint16 if key_bits <= 16 else np.uint32
         counts_B = np.zeros(1 << bits, np.uint32)
-        strand = np.zeros(self._count, np.bool_)
-        position = np.memmap(self._folder / "position", np.uint32, "w+", shape=(max(self._count, 1),))[: self._count]
+        position, strand = self._mapped("position", np.uint32), self._mapped("strand", np.bool_)
         keys, starts, done = [], [], 0
         for part in range(len(self._files)):
             entry_M = np.fromfile(self._folder / f"hashes{part}", np.uint64)
@@ -211,9 +210,9 @@ class _Sketch:
             low_M = entry_M >> np.uint64(33)
             first = np.flatnonzero(np.concatenate([[True], low_M[1:] != low_M[:-1]])[: len(low_M)])
             hash_K = low_M[first] | np.uint64(part << self._low_bits)
-            counts_B += np.bincount((hash_K >> np.uint64(key_bits)).astype(np.int64), minlength=1 << bits).astype(
-                np.uint32
-            )
+            own = slice(part << bits - _PARTITION_BITS, (part + 1) << bits - _PARTITION_BITS)  # a part's own buckets
+            in_part = (hash_K >> np.uint64(key_bits)).astype(np.int64) - own.start
+            counts_B[own] = np.bincount(in_part, minlength=own.stop - own.start)
             keys.append((hash_K & np.uint64((1 << key_bits) - 1)).astype(key_dtype))
             starts.append((first + done).astype(np.uint32))
             done += len(entry_M)
@@ -227,6 +226,10 @@ class _Sketch:
             "bases": np.memmap(self._folder / "bases", np.uint8, "r") if size else np.zeros(0, np.uint8),
             "unknown": np.concatenate([np.zeros((0, 2), np.int64), *self._unknown]),
         }
+
+    def _mapped(self, name: str, dtype: Any) -> npt.NDArray[Any]:
+        """An entry a minimizer, in a file."""
+        return np.memmap(self._folder / name, dtype, "w+", shape=(max(self._count, 1),))[: self._count]
 
 
 def _pack(codes: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 NONE = np.iinfo(np.uint64).max
-_CHUNK_BASES = 4 << 20
+_CHUNK_BASES = 1 << 18
 
 U8 = npt.NDArray[np.uint8]
 U64 = npt.NDArray[np.uint64]
@@ -78,7 +78,7 @@ def minimizers(codes_S: U8, k: int, w: int) -> Minimizers:
 
 
 def minimizer_chunks(codes_S: U8, k: int, w: int) -> Iterator[Minimizers]:
-    """`minimizers`, some million bases at a time."""
+    """`minimizers`, some hundred thousand bases at a time."""
     check_parameters(k, w)
     count = len(codes_S)
     for start in range(0, count, _CHUNK_BASES):

@@ -10,6 +10,7 @@ import pytest
 import simulated_reads as simulated
 from alignment import KINDS, Comparison, compare, kind_of
 
+from porestream import emulator
 from porestream.cli.embedded import embedded_server
 from porestream.client import BasecallClient, Pod5Source
 from porestream.emulator.sanitize import Kind, SanitizerMissingError, find_runtime, run_sanitized
@@ -165,6 +166,18 @@ def test_reads_of_any_length_and_letters(small: tuple[DeviceAligner, MappyAligne
         *((f"end {i}", simulated.with_errors(rng, sequences[i][-400:], 0.05)) for i in range(20, 40)),
     ]
     assert set(both(small, reads)) == {"same"}
+
+
+@pytest.mark.parametrize("schedule", [emulator.Schedule.REVERSE, emulator.Schedule.RANDOM])
+def test_the_order_of_threads_makes_no_difference(
+    small: tuple[DeviceAligner, MappyAligner, list[str]], schedule: emulator.Schedule
+) -> None:
+    ours, sequences, rng = small[0], small[2], np.random.default_rng(4)
+    reads = simulated.reads(rng, sequences, 12, longest=2000)
+    expected = ours.align_batch(reads, md=True)
+    with emulator.scheduled(schedule):
+        found = ours.align_batch(reads, md=True)
+    assert [kind_of(*pair) for pair in zip(found, expected, strict=True)] == ["same"] * 12
 
 
 def test_nothing_to_align(small: tuple[DeviceAligner, MappyAligner, list[str]]) -> None:
