@@ -264,19 +264,22 @@ class Card:
         """What is done inside goes into the card's stream."""
         return torch.cuda.stream(self.stream) if self.stream else nullcontext()
 
-    def recorded(self, compute: Callable[[], object]) -> Callable[[], object]:
-        """The same work as a CUDA graph, which is started at once and not kernel by kernel.
-
-        All graphs share memory, for the stream runs them one after another: nothing may be kept in what `compute`
-        allocates.
-        """
+    def warm_up(self, compute: Callable[[], object]) -> None:
+        """Do some work a few times, as it must be before it is recorded; its memory is given back to PyTorch."""
         if self.stream is None:
-            return compute
+            return
         with self.in_order():
             for _ in range(_WARM_UPS):
                 compute()
         self.stream.synchronize()
-        if self._pool is None:
+
+    def recorded(self, compute: Callable[[], object]) -> Callable[[], object]:
+        """The same work as a CUDA graph, which is started at once and not kernel by kernel.
+
+        All graphs share memory, for the stream runs them one after another: nothing may be kept in what `compute`
+        allocates. That memory stays theirs, so warm up everything before, and record the largest first.
+        """
+        if self.stream is None or self._pool is None:
             return compute
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.device(self.device), torch.cuda.graph(graph, pool=self._pool, stream=self.stream):
@@ -385,7 +388,7 @@ class CudaRunner:
                 batch, scores = (torch.zeros(max(size), device=card.device) for size in zip(*sizes, strict=True))
                 size = result_bytes(config, max(lengths), self.rows, decoder is not None)
                 self._calls = torch.zeros(size, dtype=torch.uint8, device=card.device) if decoder else None
-            self._shapes = {length: self._shape(batch, scores, length, config.score_count) for length in lengths}
+            self._shapes = self._recorded(batch, scores, lengths, config.score_count)
         except torch.OutOfMemoryError as error:
             planned = device_bytes(config, max(lengths), self.precision, self.rows, decode_bytes)
             raise ModelError(
@@ -399,14 +402,22 @@ class CudaRunner:
             ) from error
         card.reserve(self.rows * max(lengths) * torch.float32.itemsize, size)
 
-    def _shape(
-        self, batch: torch.Tensor, scores: torch.Tensor, length: int, score_count: int
-    ) -> tuple[torch.Tensor, torch.Tensor, Callable[[], object]]:
-        """batch_NM and scores_TNC of a chunk length, the first parts of the two, and what computes one of the other."""
-        shape = length // self.network.stride, self.rows, score_count
-        batch_NM = batch[: self.rows * length].view(self.rows, length)
-        scores_TNC = scores[: math.prod(shape)].view(shape)
-        return batch_NM, scores_TNC, self._card.recorded(partial(self.network, batch_NM, scores_TNC))
+    def _recorded(
+        self, batch: torch.Tensor, scores: torch.Tensor, lengths: Sequence[int], score_count: int
+    ) -> dict[int, tuple[torch.Tensor, torch.Tensor, Callable[[], object]]]:
+        """By chunk length batch_NM and scores_TNC, the first parts of the two, and what computes one of the other."""
+        parts = {}
+        for length in sorted(lengths, reverse=True):
+            shape = length // self.network.stride, self.rows, score_count
+            batch_NM = batch[: self.rows * length].view(self.rows, length)
+            scores_TNC = scores[: math.prod(shape)].view(shape)
+            parts[length] = batch_NM, scores_TNC, partial(self.network, batch_NM, scores_TNC)
+        for _, _, compute in parts.values():
+            self._card.warm_up(compute)
+        return {
+            length: (batch_NM, scores_TNC, self._card.recorded(compute))
+            for length, (batch_NM, scores_TNC, compute) in parts.items()
+        }
 
     @property
     def device_name(self) -> str:
