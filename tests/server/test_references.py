@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from structlog.testing import capture_logs
 
 from porestream.kernels.aligner import PRESETS, MappyAligner, load_reference
 from porestream.kernels.device import EmulatedDevice
@@ -36,12 +37,12 @@ def test_without_a_device_nothing_is_looked_for(fasta: Path, tmp_path: Path) -> 
     assert (plan.preset, plan.index) == ("lr:hq", None)
 
 
-def test_auto_takes_minimap2_where_there_is_no_index_and_says_how_to_get_one(
-    fasta: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (plan,) = plan_references(settings(fasta), MODELS, tmp_path / "cache", DEVICE, None)
+def test_auto_takes_minimap2_where_there_is_no_index_and_says_how_to_get_one(fasta: Path, tmp_path: Path) -> None:
+    with capture_logs() as said:
+        (plan,) = plan_references(settings(fasta), MODELS, tmp_path / "cache", DEVICE, None)
     assert plan.index is None
-    assert f"porestream index {fasta} --preset lr:hq" in capsys.readouterr().out
+    assert said[0]["log_level"] == "warning"
+    assert said[0]["make_one"] == f"porestream index {fasta} --preset lr:hq"
     aligners = load_references(settings(fasta), [plan], tmp_path / "cache", DEVICE)
     assert isinstance(aligners["r.fa", "lr:hq"], MappyAligner)
 
@@ -82,22 +83,19 @@ def test_a_mmi_is_no_index_for_a_card(fasta: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("free", "bases"), [(80 << 30, BATCH_BASES), (2 << 30, 7_340_000)])
 def test_a_card_keeps_room_for_the_index_and_a_batch(
-    fasta: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    free: int,
-    bases: int,
+    fasta: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, bases: int
 ) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free, free))
     card: Any = SimpleNamespace(device="cuda:0", stream=object(), reserved_bytes=0)
-    (plan,) = plan_references(settings(fasta, "gpu"), MODELS, tmp_path / "cache", DEVICE, card)
+    with capture_logs() as said:
+        (plan,) = plan_references(settings(fasta, "gpu"), MODELS, tmp_path / "cache", DEVICE, card)
     assert plan.index is not None
     assert plan.batch_bases == pytest.approx(bases, rel=0.01)
     assert card.reserved_bytes == plan.index.device_bytes + MEMORY_BYTES + plan.batch_bases * BYTES_A_BASE
-    said = capsys.readouterr().out
-    for figure in ("free_bytes", "index_bytes", "alignment_bytes", "models_bytes"):
-        assert figure in said
+    (planned,) = [one for one in said if one["event"] == "card planned"]
+    assert planned["free_bytes"] == free
+    assert planned["models_bytes"] == free - planned["index_bytes"] - planned["alignment_bytes"]
+    assert planned["index_bytes"] == plan.index.device_bytes
 
 
 def test_what_does_not_fit_a_card_is_refused(fasta: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
