@@ -144,10 +144,10 @@ def aligned(device: Device, preset: Preset, count: int) -> list[npt.NDArray[np.g
         minimap2 = load_reference(fasta, preset=preset.name, cache_dir=None, threads=1, all_anchors=True)
         aligner = DeviceAligner(device, load_index(Path(name) / "index"), minimap2)
         found = aligner.align_batch(reads, md=False)
-    each = [alignment for alignments in found for alignment in alignments]
+    each = [alignment for alignments in found for alignment in alignments or []]
     places = [(a.flag, a.reference_start, a.reference_end, a.score, a.edit_distance) for a in each]
     return [
-        np.array([len(alignments) for alignments in found]),
+        np.array([-1 if alignments is None else len(alignments) for alignments in found]),
         np.array(places),
         np.concatenate([alignment.cigar for alignment in each]),
         np.array([alignment.mapping_quality for alignment in each]),

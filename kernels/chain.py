@@ -64,19 +64,24 @@ def without_too_much_work(device: Device, anchors: Anchors, preset: Preset) -> t
     with device.in_order():
         x, read = anchors.x_A, anchors.read_A
         reads = len(anchors.first) - 1
-        starts, ends = _segments(device, x, read, max(MAX_GAP[preset.name], BAND))
-        size = ends - starts
-        links = xp.zeros(reads, np.float64)
-        if len(size):
-            work = (size * xp.minimum(size, _MOST)).astype(np.float64)
-            links = xp.bincount(read[starts], weights=work, minlength=reads)
-        too_many = links > MAX_LINKS
+        too_many = _too_many_links(device, x, read, reads, max(MAX_GAP[preset.name], BAND), _MOST)
         if not bool(too_many.any()):
             return anchors, too_many
         keep = ~too_many[read]
         kept = read[keep]
         first = xp.searchsorted(kept, xp.arange(reads + 1)).astype(np.int64)
         return replace(anchors, x_A=x[keep], y_A=anchors.y_A[keep], read_A=kept, first=first), too_many
+
+
+def _too_many_links(device: Device, x: Array, read: Array, reads: int, reach: int, most: int) -> Array:
+    """Which reads have more than `MAX_LINKS`; bool[reads]."""
+    xp = device.xp
+    starts, ends = _segments(device, x, read, reach)
+    size = ends - starts
+    if len(size) == 0:
+        return xp.zeros(reads, bool)
+    work = (size * xp.minimum(size, most)).astype(np.float64)
+    return xp.bincount(read[starts], weights=work, minlength=reads) > MAX_LINKS
 
 
 def _segments(device: Device, x: Array, read: Array, reach: int) -> tuple[Array, Array]:
@@ -90,21 +95,39 @@ def _segments(device: Device, x: Array, read: Array, reach: int) -> tuple[Array,
     return starts, xp.concatenate([starts[1:], xp.asarray([count], np.int64)])
 
 
-def find_chains(device: Device, anchors: Anchors, preset: Preset, read_length: Array) -> Chains:
+def find_chains(device: Device, anchors: Anchors, preset: Preset, read_length: Array) -> tuple[Chains, Array]:
     """Chain, and chain again what long joins may make of it (map.c, mm_map_frag_core).
 
-    `read_length`: int32 of all reads, on the device.
+    Parameters
+    ----------
+    device, anchors, preset
+        Where, what, and with which distances.
+    read_length
+        int32 of all reads, on the device.
+
+    Returns
+    -------
+    chains
+    too_much
+        bool[reads]: those that should have been chained again, and have too many links for that or too many chains.
     """
+    xp, reads = device.xp, len(read_length)
     with device.in_order():
         chains = _chain(device, anchors.x_A, anchors.y_A, anchors.read_A, len(read_length), preset, far=False)
-        again_R = _to_chain_again(device, chains, read_length)
+        too_much = xp.diff(xp.searchsorted(chains.read_C, xp.arange(reads + 1))) > MAX_CHAINS
+        again_R = _to_chain_again(device, chains, read_length) & ~too_much
         if not bool(again_R.any()):
-            return chains
+            return chains, too_much
         again_A = again_R[chains.read_A]
         x, y, read = (of[again_A] for of in (chains.x_A, chains.y_A, chains.read_A))
-        order = device.xp.lexsort(device.xp.stack([x, read.astype(np.uint64)]))
-        far = _chain(device, x[order], y[order], read[order], len(read_length), preset, far=True)
-        return _merged(device, chains, far, again_R)
+        order = xp.lexsort(xp.stack([x, read.astype(np.uint64)]))
+        x, y, read = x[order], y[order], read[order]
+        links = _too_many_links(device, x, read, reads, BAND_LONG, _MOST_FAR)
+        if bool(links.any()):
+            too_much, again_R, keep = too_much | links, again_R & ~links, ~links[read]
+            x, y, read = x[keep], y[keep], read[keep]
+        far = _chain(device, x, y, read, reads, preset, far=True)
+        return _merged(device, chains, far, again_R), too_much
 
 
 def _chain(device: Device, x: Array, y: Array, read: Array, reads: int, preset: Preset, *, far: bool) -> Chains:

@@ -124,12 +124,15 @@ class CudaDevice:
     allocate, free
         Where arrays' memory is from: (bytes) -> address, and (address). Give torch's, and both share one pool: memory
         that one library has freed serves the other. Without them CuPy has its own.
+    limit_bytes
+        What arrays may take together where CuPy has its own memory, beyond which there is a MemoryError; 0: all of it.
     """
 
     index: int = 0
     stream: int = 0
     allocate: Callable[[int], int] | None = field(default=None, compare=False)
     free: Callable[[int], None] | None = field(default=None, compare=False)
+    limit_bytes: int = field(default=0, compare=False)
 
     @property
     def name(self) -> str:
@@ -176,7 +179,11 @@ class CudaDevice:
     def _pool(self) -> Any:
         allocate, free = self.allocate, self.free
         if allocate is None or free is None:
-            return None
+            if not self.limit_bytes:
+                return None
+            pool = _cupy().cuda.MemoryPool()
+            pool.set_limit(size=self.limit_bytes)
+            return pool
         return _cupy().cuda.PythonFunctionAllocator(lambda size, _device: allocate(size), lambda at, _device: free(at))
 
     def array(self, tensor: Any) -> Array:

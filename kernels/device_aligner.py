@@ -3,6 +3,7 @@
 What the device cannot take goes to minimap2 itself, and is counted.
 """
 
+import contextlib
 import threading
 from collections import Counter
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from porestream.kernels.aligner import REVERSE, SECONDARY, SUPPLEMENTARY, Alignment, MappyAligner
-from porestream.kernels.chain import MAX_CHAINS, find_chains, without_too_much_work
+from porestream.kernels.chain import find_chains, without_too_much_work
 from porestream.kernels.cigar import S, describe
 from porestream.kernels.device import Device
 from porestream.kernels.hits import REVERSE as ON_REVERSE
@@ -72,19 +73,34 @@ class DeviceAligner:
 
     def align(self, name: str, sequence: str, *, md: bool) -> list[Alignment]:
         """See `kernels.aligner.Aligner.align`."""
-        return self.align_batch([(name, sequence)], md=md)[0]
+        found = self.align_batch([(name, sequence)], md=md)[0]
+        return self.align_elsewhere(name, sequence, md=md) if found is None else found
 
-    def align_batch(self, reads: Sequence[tuple[str, str]], *, md: bool) -> list[list[Alignment]]:
-        """Align many reads, each as `align` would."""
+    def align_elsewhere(self, name: str, sequence: str, *, md: bool) -> list[Alignment]:
+        """Have minimap2 align a read on the CPU, however long that takes."""
+        return self._fallback.align(name, sequence, md=md)
+
+    def align_batch(self, reads: Sequence[tuple[str, str]], *, md: bool) -> list[list[Alignment] | None]:
+        """Align many reads, each as `align` would; None: the device cannot take it, `align_elsewhere` does."""
         codes = [encode_bases(sequence) for _, sequence in reads]
         hashes = np.array([read_hash(name, len(sequence)) for name, sequence in reads], np.uint32)
         found: list[list[Alignment] | None] = [None] * len(reads)
         with self._lock:
             self._batch(codes, hashes, np.arange(len(reads)), found, md)
-        for number, (name, sequence) in enumerate(reads):
-            if found[number] is None:
-                found[number] = self._fallback.align(name, sequence, md=md)
-        return [alignments or [] for alignments in found]
+        return found
+
+    def warm_up(self) -> None:
+        """Compile all that the first read would wait for, by aligning some of the reference.
+
+        Raises
+        ------
+        DeviceError
+            A kernel does not compile.
+        """
+        codes = self._index.codes(0, min(6000, int(self._index.offset[-1])))
+        bases = "".join(np.array(list("ACGTN"))[codes])
+        self.align_batch([("whole", bases), ("far", bases[:1500] + bases[4500:]), ("none", "A")], md=False)
+        self.fallbacks.clear()
 
     def _batch(
         self,
@@ -97,9 +113,11 @@ class DeviceAligner:
         """Those reads; in halves where they do not fit."""
         if len(numbers) == 0:
             return
-        try:
+        hits = None
+        with contextlib.suppress(MemoryError):
             hits = self._hits_of([codes[number] for number in numbers], hashes[numbers])
-        except MemoryError:
+        # Only now, as an exception that is being handled would hold all that the batch has taken of the device.
+        if hits is None:
             if len(numbers) == 1:
                 self.fallbacks["memory"] += 1
                 return
@@ -121,8 +139,8 @@ class DeviceAligner:
         anchors, too_much = without_too_much_work(device, anchors, preset)
         with device.in_order():
             length = device.xp.asarray(reads.length)
-            chains = find_chains(device, anchors, preset, length)
-            too_much |= device.xp.bincount(chains.read_C, minlength=len(reads)) > MAX_CHAINS
+            chains, too_much_again = find_chains(device, anchors, preset, length)
+            too_much |= too_much_again
         failed = np.where(device.to_host(too_much), Failure.WORK, Failure.NONE).astype(np.uint8)
         return self._hits(reads, hashes, anchors, chains, failed)
 

@@ -63,6 +63,8 @@ class Index:
         uint8: four bases, the first in the lowest bits; where they are unknown, A.
     unknown
         int64[runs, 2]: where bases are unknown, from and to.
+    offset
+        int64[sequences + 1]: where each sequence begins in all of them.
     """
 
     reference: Reference
@@ -75,12 +77,7 @@ class Index:
     strand: npt.NDArray[np.uint8]
     bases: npt.NDArray[np.uint8]
     unknown: npt.NDArray[np.int64]
-
-    @property
-    def offset(self) -> npt.NDArray[np.int64]:
-        """int64[sequences + 1]: where each sequence begins in all of them."""
-        lengths = [sequence.length for sequence in self.reference.sequences]
-        return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)
+    offset: npt.NDArray[np.int64]
 
     @property
     def device_bytes(self) -> int:
@@ -180,7 +177,8 @@ class _Sketch:
             for file, entries in zip(self._files, np.split(entry_M[order], ends[:-1]), strict=True):
                 file.write(entries.tobytes())
             self._count += len(entry_M)
-        edges = np.diff(np.concatenate([[0], (codes_S == AMBIGUOUS_CODE).view(np.int8), [0]]))
+        none = np.zeros(1, np.int8)
+        edges = np.diff(np.concatenate([none, (codes_S == AMBIGUOUS_CODE).view(np.int8), none]))
         self._unknown.append(np.stack([np.flatnonzero(edges == 1), np.flatnonzero(edges == -1)], 1) + offset)
         codes = np.concatenate([self._rest, codes_S & 3])  # code 4 becomes 0
         whole = len(codes) // 4 * 4
@@ -292,10 +290,12 @@ def load_index(path: Path) -> Index:
         )
     about = header["reference"]
     sequences = tuple(ReferenceSequence(*sequence) for sequence in about["sequences"])
+    lengths = [sequence.length for sequence in sequences]
     return Index(
         Reference(about["name"], sequences, about["sha256"]),
         Preset(**header["preset"]),
         header["frequent"],
+        offset=np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64),
         **{name: _map(path, dtype, shape, first + at) for name, (dtype, shape, at) in header["arrays"].items()},
     )
 

@@ -1,8 +1,11 @@
 """From the minimizers of reads to anchors: matches with the index, as minimap2 takes them (seeds.cu)."""
 
 from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from porestream.kernels.device import Array, Device
 from porestream.kernels.index import Index
@@ -10,6 +13,7 @@ from porestream.kernels.sketch import ReadMinimizers, Reads
 from porestream.kernels.source import load
 
 _THREADS = 128
+_COPY_BYTES = 64 << 20
 _TOO_FREQUENT, _APART_BASES = 4095, 500  # options.c: max_max_occ, occ_dist
 _SHARE_IN_READ = np.float32(0.01)  # options.c: q_occ_frac
 
@@ -22,9 +26,20 @@ class IndexOnDevice:
         self.index = index
         self.key_bits = 2 * index.preset.k - (len(index.bucket) - 1).bit_length() + 1
         with device.in_order():
-            self.bucket, self.key, self.start = (xp.asarray(part) for part in (index.bucket, index.key, index.start))
-            self.position, self.strand = xp.asarray(index.position), xp.asarray(index.strand)
-            self.bases, self.offset = xp.asarray(index.bases), xp.asarray(index.offset)
+            self.bucket, self.key, self.start, self.position, self.strand, self.bases = (
+                _copied(xp, part)
+                for part in (index.bucket, index.key, index.start, index.position, index.strand, index.bases)
+            )
+            self.offset = xp.asarray(index.offset)
+
+
+def _copied(xp: ModuleType, array: npt.NDArray[Any]) -> Array:
+    """On the device, piece by piece: CuPy keeps the page-locked memory through which it copies, for ever."""
+    copy = xp.empty(len(array), array.dtype)
+    step = _COPY_BYTES // array.dtype.itemsize
+    for first in range(0, len(array), step):
+        copy[first : first + step] = xp.asarray(array[first : first + step])
+    return copy
 
 
 @dataclass(frozen=True, slots=True)

@@ -235,6 +235,7 @@ class Card:
         self._host_sizes = [0, 0]  # bytes of the largest batch of all models, and of what comes of it
         self._host = threading.local()
         self.reserved_bytes = 0  # of the card's memory, for others than networks
+        self._others: list[torch.cuda.Stream] = []
         if device.type == "cuda":
             fix_arithmetic()
             self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
@@ -263,6 +264,11 @@ class Card:
     def in_order(self) -> AbstractContextManager[object]:
         """What is done inside goes into the card's stream."""
         return torch.cuda.stream(self.stream) if self.stream else nullcontext()
+
+    def another_stream(self) -> int:
+        """Address of a stream of the card beside the networks', which does not wait for theirs."""
+        self._others.append(torch.cuda.Stream(self.device))  # type: ignore[no-untyped-call]
+        return int(self._others[-1].cuda_stream)
 
     def warm_up(self, compute: Callable[[], object]) -> None:
         """Do some work a few times, as it must be before it is recorded; its memory is given back to PyTorch."""

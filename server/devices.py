@@ -73,7 +73,7 @@ def kernel_devices(settings: Settings, card: Card | None) -> tuple[Device | None
             raise SettingsError(f"{name} gpu: device {settings.device} is a CPU here; choose --device cuda or emulated")
     aligns = None
     if device is not None and settings.aligner != "mappy" and settings.reference:
-        aligns = device if card is None else find_kernel_device(device.name)
+        aligns = device if card is None else find_kernel_device(device.name, stream=card.another_stream())
     return device if settings.decoder != "cpu" else None, aligns
 
 

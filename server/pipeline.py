@@ -74,7 +74,7 @@ class Pipeline:
         self._cpu, self._card = DeviceUse("cpu", workers), card
         self.devices = [self._cpu, *([card] if card else [])]
         self.align_queues = {
-            key: AlignQueue(aligner, self._aligned, card)
+            key: AlignQueue(aligner, scheduler.is_wanted, self._aligned, card)
             for key, aligner in aligners.items()
             if isinstance(aligner, DeviceAligner)
         }

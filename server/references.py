@@ -5,14 +5,14 @@ On a device an index of ours is needed beside minimap2's: `porestream index` mak
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import structlog
 import torch
 
 from porestream.kernels.aligner import PRESETS, Aligner, MappyAligner, load_reference, preset_for_model
-from porestream.kernels.device import Device
+from porestream.kernels.device import CudaDevice, Device
 from porestream.kernels.device_aligner import BATCH_BASES, BYTES_A_BASE, MEMORY_BYTES, DeviceAligner
 from porestream.kernels.index import Index, build_index, index_name, load_index
 from porestream.kernels.mmi import MAGIC as MMI_MAGIC
@@ -33,6 +33,12 @@ class Plan:
     preset: str
     index: Index | None
     batch_bases: int = BATCH_BASES
+
+    @property
+    def device_bytes(self) -> int:
+        """What it takes of the device."""
+        index_bytes = self.index.device_bytes if self.index else 0
+        return index_bytes + MEMORY_BYTES + self.batch_bases * BYTES_A_BASE
 
 
 def plan_references(
@@ -138,7 +144,9 @@ def load_references(
         minimap2 = _load_minimap2(settings, plan, cache_dir)
         aligner: Aligner = minimap2
         if plan.index is not None and device is not None:
-            aligner = DeviceAligner(device, plan.index, minimap2, plan.batch_bases)
+            on = replace(device, limit_bytes=plan.device_bytes) if isinstance(device, CudaDevice) else device
+            aligner = DeviceAligner(on, plan.index, minimap2, plan.batch_bases)
+            aligner.warm_up()
         key = (aligner.reference.name, plan.preset)
         if key in aligners:
             raise SettingsError(f"two references are called {key[0]!r}: streams could not tell them apart")

@@ -251,6 +251,10 @@ class Scheduler:
             job.missing -= 1
             return job.missing == 0
 
+    def is_wanted(self, job: Job) -> bool:
+        """Whether the read is neither finished nor was its stream cancelled."""
+        return job in self._active
+
     def done(self, job: Job) -> bool:
         """The read is finished, or given up; its memory is free. False where its stream was cancelled meanwhile."""
         with self._changed:

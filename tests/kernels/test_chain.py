@@ -103,9 +103,21 @@ def test_pieces_on_both_sides_of_a_long_deletion_are_joined() -> None:
     once = chain_module._chain(DEVICE, x, y, read, 2, PRESET, far=False)
     assert [len(members) for _, _, members in listed(once)] == [40, 40, 30]
     whole = Anchors(x, y, read, np.searchsorted(read, np.arange(3)), *[np.zeros(0)] * 3)
-    chains = listed(chain_module.find_chains(DEVICE, whole, PRESET, np.array([1700, 700], np.int32)))
+    found_chains, too_much = chain_module.find_chains(DEVICE, whole, PRESET, np.array([1700, 700], np.int32))
+    chains = listed(found_chains)
+    assert not too_much.any()
     assert [(number, len(members)) for number, _, members in chains] == [(0, 80), (1, 30)]
     assert chains[1] == listed(once)[2]
+
+
+def test_long_joins_have_a_limit_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {(0, 0, 0): line(1000, 100, 40) + line(4300, 900, 40), (1, 0, 0): line(1000, 100, 9) + line(9000, 900, 9)}
+    x, y, read = arrays(found)
+    whole = Anchors(x, y, read, np.searchsorted(read, np.arange(3)), *[np.zeros(0)] * 3)
+    monkeypatch.setattr(chain_module, "MAX_LINKS", 2000)  # of the first one 6,400
+    chains, too_much = chain_module.find_chains(DEVICE, whole, PRESET, np.array([1700, 1200], np.int32))
+    assert too_much.tolist() == [True, False]
+    assert set(chains.read_C.tolist()) == {0, 1}
 
 
 def test_a_read_with_too_much_work_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:

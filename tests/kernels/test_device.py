@@ -173,7 +173,12 @@ def test_headers_are_written_into_the_source_with_its_lines_kept() -> None:
 def test_kernels_go_where_the_networks_are(cupy: StandIn) -> None:
     stream = SimpleNamespace(cuda_stream=5)
     stand_in: Any = SimpleNamespace(
-        stream=stream, device=SimpleNamespace(index=1), allocate=lambda _: 1, free=lambda _: None, reserved_bytes=0
+        stream=stream,
+        device=SimpleNamespace(index=1),
+        allocate=lambda _: 1,
+        free=lambda _: None,
+        reserved_bytes=0,
+        another_stream=lambda: 7,
     )
     fasta = {"reference": [Path("a.fa")]}
     assert kernel_devices(Settings(), None) == (None, None)
@@ -186,14 +191,31 @@ def test_kernels_go_where_the_networks_are(cupy: StandIn) -> None:
     found, aligns = kernel_devices(Settings(device="cuda:1", **fasta), stand_in)
     assert isinstance(found, CudaDevice)
     assert (found.index, found.stream, found.allocate) == (1, 5, stand_in.allocate)
-    assert aligns == CudaDevice(1)  # a stream and memory of its own
+    assert aligns == CudaDevice(1, stream=7)  # a stream and memory of its own
+    assert aligns.allocate is None
+
+
+def test_memory_of_its_own_has_a_limit(cupy: StandIn) -> None:
+    limits: list[int] = []
+    pool = SimpleNamespace(malloc=lambda _size, _device: "own", set_limit=lambda size: limits.append(size))
+    cupy.cuda.MemoryPool = lambda: pool
+    with CudaDevice(limit_bytes=5).in_order():
+        assert "allocator own" in cupy.current
+    assert limits == [5]
+    with CudaDevice().in_order():
+        assert not any("allocator" in current for current in cupy.current)
 
 
 def test_a_card_that_is_too_old_leaves_decoding_to_the_cpu(cupy: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(CudaDevice, "arch", 75)
     stream = SimpleNamespace(cuda_stream=5)
     card: Any = SimpleNamespace(
-        stream=stream, device=SimpleNamespace(index=0), allocate=lambda _: 1, free=lambda _: None, reserved_bytes=0
+        stream=stream,
+        device=SimpleNamespace(index=0),
+        allocate=lambda _: 1,
+        free=lambda _: None,
+        reserved_bytes=0,
+        another_stream=lambda: 7,
     )
     assert kernel_devices(Settings(device="cuda"), card) == (None, None)
     for asked in ({"decoder": "gpu"}, {"aligner": "gpu"}):

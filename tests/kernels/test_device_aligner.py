@@ -1,6 +1,8 @@
 """The whole aligner on the emulator against minimap2 (mappy, every anchor looked at): simulated, real, odd reads."""
 
 import asyncio
+import re
+import weakref
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -8,21 +10,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import simulated_reads as simulated
-from alignment import KINDS, Comparison, compare, kind_of
+from alignment import Comparison, compare, kind_of
 
 from porestream import emulator
 from porestream.cli.embedded import embedded_server
 from porestream.client import BasecallClient, Pod5Source
 from porestream.emulator.sanitize import Kind, SanitizerMissingError, find_runtime, run_sanitized
-from porestream.kernels import device_aligner, hits
+from porestream.kernels import chain, device_aligner, hits, source
 from porestream.kernels.aligner import PRESETS, REVERSE, Alignment, MappyAligner, load_reference
-from porestream.kernels.cigar import describe
-from porestream.kernels.device import EmulatedDevice
+from porestream.kernels.device import Device, EmulatedDevice, Launch
 from porestream.kernels.device_aligner import FALLBACKS, DeviceAligner
 from porestream.kernels.index import build_index, load_index
 from porestream.kernels.mmi import Preset
-from porestream.kernels.pack import encode_bases
 from porestream.kernels.reference import read_fasta
+from porestream.kernels.sketch import Reads
+from porestream.kernels.source import read_source
 
 Read = tuple[str, str]
 
@@ -40,32 +42,33 @@ def write_fasta(path: Path, sequences: list[str]) -> Path:
 
 
 def check(result: Comparison) -> None:
-    assert set(result.kinds) <= KINDS
     assert result.sure_same_place >= 0.995 * result.sure
     assert result.mapq_near >= 0.95 * result.mapped
     assert result.score_at_least >= 0.97 * result.mapped
 
 
 def check_cigars(reads: list[Read], found: list[list[Alignment]], sequences: dict[str, str]) -> None:
-    """Each spans its read and its interval, and has the figures that the record says."""
+    """Counted anew, a base at a time: each spans its read and interval, with the score and NM that the record has."""
     for (_, bases), alignments in zip(reads, found, strict=True):
         for alignment in alignments:
-            read = encode_bases(bases)
-            if alignment.flag & REVERSE:
-                read = np.where(read < 4, 3 - read, read)[::-1]
-            cigar, clips = alignment.cigar, [0, 0]
-            for end in (0, -1):
-                if cigar[end] & 15 == 4:
-                    clips[end] = int(cigar[end] >> 4)
-                    cigar = cigar[1:] if end == 0 else cigar[:-1]
-            target = sequences[alignment.reference_name][alignment.reference_start : alignment.reference_end]
-            figures = describe(cigar, read[clips[0] : len(read) - clips[1]], encode_bases(target))
-            assert (figures.score, figures.edit_distance, figures.md, figures.divergence) == (
-                alignment.score,
-                alignment.edit_distance,
-                alignment.md,
-                alignment.divergence,
-            )
+            read = simulated.reverse_complement(bases) if alignment.flag & REVERSE else bases
+            target = sequences[alignment.reference_name]
+            q, t, score, edits = 0, alignment.reference_start, 0, 0
+            for operation in alignment.cigar.tolist():
+                kind, length = operation & 15, operation >> 4
+                if kind == 4:
+                    q += length
+                elif kind == 0:
+                    for a, b in zip(read[q : q + length], target[t : t + length], strict=True):
+                        score += -1 if "N" in (a, b) else 2 if a == b else -4
+                        edits += a != b or a == "N"
+                    q, t = q + length, t + length
+                else:
+                    score -= min(4 + 2 * length, 24 + length)
+                    edits += length
+                    q, t = (q + length, t) if kind == 1 else (q, t + length)
+            assert (q, t) == (len(read), alignment.reference_end)
+            assert (score, edits) == (alignment.score, alignment.edit_distance)
 
 
 @pytest.mark.parametrize(("preset", "count", "seed"), [("map-ont", 300, 1), ("lr:hq", 200, 2)])
@@ -74,7 +77,7 @@ def test_simulated_reads_are_aligned_as_minimap2_does(tmp_path: Path, preset: st
     sequences = simulated.genome(rng)
     ours, minimap2 = aligners(tmp_path, write_fasta(tmp_path / "g.fa", sequences), PRESETS[preset])
     reads = simulated.reads(rng, sequences, count)
-    found = ours.align_batch(reads, md=True)
+    found = all_of(ours, reads)
     result = compare(found, [minimap2.align(name, bases, md=True) for name, bases in reads])
     check(result)
     assert result.kinds["same"] >= 0.98 * count, result.kinds
@@ -114,9 +117,7 @@ def test_real_reads_are_aligned_as_minimap2_does(
     called: dict[str, list[Read]], shared_data: Path, tmp_path: Path, name: str, reference: str, preset: str
 ) -> None:
     ours, minimap2 = aligners(tmp_path, shared_data / name / reference, PRESETS[preset])
-    result = compare(
-        ours.align_batch(called[name], md=True), [minimap2.align(name, bases, md=True) for name, bases in called[name]]
-    )
+    result = compare(all_of(ours, called[name]), [minimap2.align(name, bases, md=True) for name, bases in called[name]])
     check(result)
     assert result.mapped > 0.7 * len(called[name])
     assert result.kinds["same"] >= 0.95 * len(called[name]), result.kinds
@@ -137,10 +138,18 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[DeviceAligner, Mapp
     return ours, minimap2, sequences
 
 
+def all_of(ours: DeviceAligner, reads: list[Read]) -> list[list[Alignment]]:
+    """In a batch; what the device cannot take, elsewhere."""
+    return [
+        ours.align_elsewhere(name, bases, md=True) if found is None else found
+        for (name, bases), found in zip(reads, ours.align_batch(reads, md=True), strict=True)
+    ]
+
+
 def both(small: tuple[DeviceAligner, MappyAligner, list[str]], reads: list[Read]) -> Counter[str]:
     ours, minimap2, _ = small
     theirs = [minimap2.align(name, bases, md=True) for name, bases in reads]
-    found = ours.align_batch(reads, md=True)
+    found = all_of(ours, reads)
     one_by_one = [ours.align(name, bases, md=True) for name, bases in reads[:20]]
     assert [kind_of(a, b) for a, b in zip(one_by_one, found, strict=False)] == ["same"] * len(one_by_one)
     return Counter(kind_of(*pair) for pair in zip(found, theirs, strict=True))
@@ -174,10 +183,30 @@ def test_the_order_of_threads_makes_no_difference(
 ) -> None:
     ours, sequences, rng = small[0], small[2], np.random.default_rng(4)
     reads = simulated.reads(rng, sequences, 12, longest=2000)
-    expected = ours.align_batch(reads, md=True)
+    expected = all_of(ours, reads)
     with emulator.scheduled(schedule):
-        found = ours.align_batch(reads, md=True)
+        found = all_of(ours, reads)
     assert [kind_of(*pair) for pair in zip(found, expected, strict=True)] == ["same"] * 12
+
+
+def test_warming_up_takes_all_the_steps(
+    small: tuple[DeviceAligner, MappyAligner, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: set[str] = set()
+    original = source._function
+
+    def noted(device: Device, file: str, kernel: str, macros: tuple[str, ...]) -> Launch:
+        started.add(kernel)
+        return original(device, file, kernel, macros)
+
+    monkeypatch.setattr(source, "_function", noted)
+    small[0].warm_up()
+    of_files = {
+        kernel
+        for file in ("sketch.cu", "seeds.cu", "chain.cu", "hits.cu", "fill.cu", "extend.cu", "pack.cu")
+        for kernel in re.findall(r'extern "C" __global__ void (?:__launch_bounds__\(.*?\)\s*)?(\w+)', read_source(file))
+    }
+    assert started >= of_files - {"chain_far"}, of_files - started
 
 
 def test_nothing_to_align(small: tuple[DeviceAligner, MappyAligner, list[str]]) -> None:
@@ -196,37 +225,47 @@ def test_a_read_of_500_kb(tmp_path: Path) -> None:
     sequence = simulated.random_bases(rng, 540_000)
     ours, minimap2 = aligners(tmp_path, write_fasta(tmp_path / "g.fa", [sequence]), PRESETS["lr:hq"])
     reads = [("long", simulated.with_errors(rng, sequence[20_000:520_000], 0.04))]
-    found, theirs = ours.align_batch(reads, md=True), [minimap2.align("long", reads[0][1], md=True)]
+    found, theirs = all_of(ours, reads), [minimap2.align("long", reads[0][1], md=True)]
     assert kind_of(found[0], theirs[0]) in {"same", "cigar"}
     assert not ours.fallbacks
 
 
-def test_what_does_not_fit_is_halved(
+class Taken:
+    """Stands for an array of a batch."""
+
+
+def test_what_does_not_fit_is_halved_with_the_memory_given_back(
     small: tuple[DeviceAligner, MappyAligner, list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ours, sequences = small[0], small[2]
     reads = [(f"r{i}", sequences[i]) for i in range(9)]
     expected = ours.align_batch(reads, md=True)
     tried: list[int] = []
-    real = DeviceAligner._hits_of
+    taken: list[weakref.ref[Taken]] = []
+    real = device_aligner.find_anchors
 
-    def tight(self: DeviceAligner, codes: list[np.ndarray], hashes: np.ndarray) -> object:
-        tried.append(len(codes))
-        if len(codes) > 2 or any(np.array_equal(one, encode_bases(sequences[4])) for one in codes):
+    def tight(device: EmulatedDevice, index: object, of: Reads, found: object) -> object:
+        assert not [one for one in taken if one() is not None], "the batch before still holds its memory"
+        array = Taken()
+        taken.append(weakref.ref(array))
+        tried.append(len(of))
+        if len(of) > 2 or len(sequences[4]) in of.length:
             raise MemoryError("no room")
-        return real(self, codes, hashes)
+        return real(device, index, of, found)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(DeviceAligner, "_hits_of", tight)
+    monkeypatch.setattr(device_aligner, "find_anchors", tight)
     before = Counter(ours.fallbacks)
     found = ours.align_batch(reads, md=True)
-    assert [kind_of(*pair) for pair in zip(found, expected, strict=True)] == ["same"] * 9
+    assert [number for number, one in enumerate(found) if one is None] == [4]
+    same = [kind_of(mine or [], other or []) for mine, other in zip(found, expected, strict=True)]
+    assert same[:4] + same[5:] == ["same"] * 8
     assert tried[:3] == [9, 4, 2]
     assert ours.fallbacks - before == Counter({"memory": 1})
 
 
 @pytest.mark.parametrize(("where", "name", "value", "reason"), [
     (hits, "MAX_ROWS", 100, "size"),
-    (device_aligner, "MAX_CHAINS", 0, "work"),
+    (chain, "MAX_CHAINS", 0, "work"), (chain, "MAX_LINKS", 10, "work"),
 ])  # fmt: skip
 def test_what_the_device_cannot_take_is_minimap2s(
     small: tuple[DeviceAligner, MappyAligner, list[str]],
@@ -261,7 +300,7 @@ import numpy as np
 sys.path.insert(0, {benchmarks!r})
 import simulated_reads as simulated
 from porestream.kernels.aligner import PRESETS, load_reference
-from porestream.kernels.device import EmulatedDevice
+from porestream.kernels.device import Device, EmulatedDevice, Launch
 from porestream.kernels.device_aligner import DeviceAligner
 from porestream.kernels.index import build_index, load_index
 from porestream.kernels.reference import read_fasta
@@ -276,7 +315,7 @@ aligner = DeviceAligner(EmulatedDevice(sanitize={kind!r}), load_index(folder / "
 reads = [("a", sequences[0][100:1300]), ("b", simulated.with_errors(rng, sequences[0][1300:2000], 0.05)), ("c", "ACGT"),
          ("d", simulated.reverse_complement(sequences[1])), ("e", sequences[0][:600] + sequences[0][900:1500])]
 for alignments in aligner.align_batch(reads, md=True):
-    print([(a.flag, a.reference_name, a.reference_start) for a in alignments])
+    print([(a.flag, a.reference_name, a.reference_start) for a in alignments or []])
 print("done", dict(aligner.fallbacks))
 """
 

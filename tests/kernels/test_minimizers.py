@@ -147,6 +147,18 @@ def test_index_of_a_bacterium_is_minimap2s(shared_data: Path, tmp_path: Path, na
     assert index.device_bytes / index.offset[-1] < {"map-ont": 2.2, "lr:hq": 1.5}[name]
 
 
+def test_how_often_a_minimizer_may_occur(tmp_path: Path) -> None:
+    """index.c, mm_idx_cal_max_occ: all but 2 in 10,000 of the minimizers occur no more often, less one."""
+    rng = np.random.default_rng(2)
+    unit = "".join(rng.choice(list("ACGT"), 400))
+    text = "".join(rng.choice(list("ACGT"), 20_000)) + unit * 90
+    build_index(fasta(tmp_path, [text]), read_fasta(tmp_path / "reference.fa"), PRESETS["map-ont"], tmp_path / "i")
+    index = load_index(tmp_path / "i")
+    times = sorted(np.diff(index.start).tolist())
+    assert index.frequent == times[int((1 - float(np.float32(2e-4))) * len(times))] + 1
+    assert 80 < index.frequent < 100
+
+
 def test_a_human_genome_takes_less_than_1_4_bytes_a_base() -> None:
     """By the arrays' types at its size: minimizers and keys of GRCh38, k 15 and w 10 (553 M, 100 M)."""
     bases, positions, keys = 3_100_000_000, 553_000_000, 100_000_000

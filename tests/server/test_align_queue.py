@@ -1,7 +1,7 @@
 """Batches of called reads on their way to a device."""
 
 import threading
-from collections.abc import Callable
+import time
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +12,7 @@ import pytest
 from porestream.kernels.aligner import Alignment
 from porestream.server.align_queue import AlignQueue, ToAlign
 from porestream.server.device_use import DeviceUse
+from porestream.server.reads import Priority
 
 ALIGNMENT = Alignment(0, "c", 1, 2, 60, np.zeros(0, np.uint32), 10, 0, "1", 0.0)
 
@@ -25,20 +26,26 @@ class FakeAligner:
     bad: str = ""
     batches: list[list[str]] = field(default_factory=list)
     begun: threading.Event = field(default_factory=threading.Event)
+    elsewhere: threading.Event = field(default_factory=threading.Event)
     reference: Any = field(default_factory=lambda: SimpleNamespace(name="r"))
 
-    def align_batch(self, reads: list[tuple[str, str]], *, md: bool) -> list[list[Alignment]]:
+    def align_elsewhere(self, name: str, sequence: str, *, md: bool) -> list[Alignment]:
+        assert self.elsewhere.wait(20)
+        return [replace(ALIGNMENT, score=99)]
+
+    def align_batch(self, reads: list[tuple[str, str]], *, md: bool) -> list[list[Alignment] | None]:
         self.batches.append([name for name, _ in reads])
         self.begun.set()
         if self.hold is not None and len(self.batches) == 1:
             assert self.hold.wait(20)
         if self.bad in self.batches[-1]:
             raise RuntimeError("no")
-        return [[ALIGNMENT if md else replace(ALIGNMENT, md="")] for _ in reads]
+        return [None if name == "hard" else [ALIGNMENT if md else replace(ALIGNMENT, md="")] for name, _ in reads]
 
 
-def read(name: str, bases: int = 10, *, md: bool = True) -> ToAlign:
-    job: Any = SimpleNamespace(read=SimpleNamespace(name=name), settings=SimpleNamespace(emit_md=md))
+def read(name: str, bases: int = 10, *, md: bool = True, priority: Priority = Priority.STANDARD) -> ToAlign:
+    settings = SimpleNamespace(emit_md=md, priority=priority)
+    job: Any = SimpleNamespace(read=SimpleNamespace(name=name), settings=settings)
     called: Any = SimpleNamespace(sequence="A" * bases)
     return ToAlign(job, called, 0.0)
 
@@ -46,59 +53,110 @@ def read(name: str, bases: int = 10, *, md: bool = True) -> ToAlign:
 Results = dict[str, list[Alignment] | Exception]
 
 
-def run(aligner: FakeAligner, first: ToAlign, *others: ToAlign, between: Callable[[], None] = lambda: None) -> Results:
-    """What comes of the reads; the others come while the first is aligned."""
+def run(aligner: FakeAligner, first: ToAlign, *others: ToAlign, gone: str = "", fails: str = "") -> Results:
+    """What comes of them: the others come while the first is aligned. `gone`: its stream is; `fails`: delivering."""
     found: Results = {}
+    complete = threading.Event()
+    aligner.hold = threading.Event()
+    awaited = {one.job.read.name for one in (first, *others)} - {gone}
+
+    def done(one: ToAlign, result: list[Alignment] | Exception) -> None:
+        name = one.job.read.name
+        if name == fails and not isinstance(result, Exception):
+            raise RuntimeError("cannot deliver")
+        found[name] = result
+        if set(found) == awaited:
+            complete.set()
+
     use = DeviceUse("cuda:0", 1)
-    queue = AlignQueue(
-        aligner,  # type: ignore[arg-type]
-        lambda one, result: found.__setitem__(one.job.read.name, result),
-        use,
-    )
+    queue = AlignQueue(aligner, lambda job: job.read.name != gone, done, use)  # type: ignore[arg-type]
     queue.start()
     queue.put(first)
     assert aligner.begun.wait(20)
     for one in others:
         queue.put(one)
-    assert aligner.hold is None or len(queue) == len(others)
-    between()
+    assert len(queue) == len(others)
+    aligner.hold.set()
+    if "hard" in awaited:
+        while set(found) != awaited - {"hard"}:  # the others do not wait for it
+            time.sleep(0.001)
+        aligner.elsewhere.set()
+    assert complete.wait(20)
     queue.close()
     assert use.clock.active == 0
     return found
 
 
 def test_a_batch_forms_while_the_one_before_runs() -> None:
-    aligner = FakeAligner(hold=threading.Event())
-    found = run(aligner, read("a"), *(read(name) for name in "bcd"), between=aligner.hold.set)  # type: ignore[union-attr]
+    aligner = FakeAligner()
+    found = run(aligner, read("a"), *(read(name) for name in "bcd"))
     assert aligner.batches == [["a"], ["b", "c", "d"]]
     assert set(found) == set("abcd")
 
 
 def test_a_batch_has_no_more_bases_than_fit_but_for_one_read() -> None:
-    aligner = FakeAligner(batch_bases=100, hold=threading.Event())
-    others = [read("b", 60), read("c", 40), read("d", 1), read("e", 500), read("f", 100)]
-    run(aligner, read("a"), *others, between=aligner.hold.set)  # type: ignore[union-attr]
+    aligner = FakeAligner(batch_bases=100)
+    run(aligner, read("a"), read("b", 60), read("c", 40), read("d", 1), read("e", 500), read("f", 100))
     assert aligner.batches == [["a"], ["b", "c"], ["d"], ["e"], ["f"]]
 
 
+def test_live_reads_go_first() -> None:
+    aligner = FakeAligner(batch_bases=20)
+    reads = [read("bulk", priority=Priority.BULK), read("b"), read("c"), read("live", priority=Priority.LIVE)]
+    run(aligner, read("a"), *reads)
+    assert aligner.batches == [["a"], ["live", "b"], ["c", "bulk"]]
+
+
+def test_a_read_whose_stream_is_gone_is_not_aligned() -> None:
+    aligner = FakeAligner()
+    assert set(run(aligner, read("a"), read("b"), read("c"), gone="b")) == {"a", "c"}
+    assert aligner.batches == [["a"], ["c"]]
+
+
 def test_a_read_that_fails_takes_no_other_with_it() -> None:
-    aligner = FakeAligner(hold=threading.Event(), bad="c")
-    found = run(aligner, read("a"), *(read(name) for name in "bcd"), between=aligner.hold.set)  # type: ignore[union-attr]
+    aligner = FakeAligner(bad="c")
+    found = run(aligner, read("a"), *(read(name) for name in "bcd"))
     assert aligner.batches == [["a"], ["b", "c", "d"], ["b"], ["c"], ["d"]]
     assert [name for name, result in found.items() if isinstance(result, RuntimeError)] == ["c"]
     assert all(found[name] for name in "abd")
 
 
+def test_a_result_that_cannot_be_delivered_fails_and_takes_no_other_with_it() -> None:
+    found = run(FakeAligner(), read("a"), *(read(name) for name in "bcd"), fails="b")
+    assert [name for name, result in found.items() if isinstance(result, RuntimeError)] == ["b"]
+
+
+def test_what_the_device_cannot_take_holds_up_nobody() -> None:
+    found = run(FakeAligner(), read("a"), read("hard"), read("b"))
+    (alignment,) = found["hard"]  # type: ignore[misc]
+    assert alignment.score == 99
+
+
 def test_md_is_only_for_streams_that_asked() -> None:
-    aligner = FakeAligner(hold=threading.Event())
-    found = run(aligner, read("a", md=False), read("b"), read("c", md=False), between=aligner.hold.set)  # type: ignore[union-attr]
+    found = run(FakeAligner(), read("a", md=False), read("b"), read("c", md=False))
     md = {name: result[0].md for name, result in found.items() if not isinstance(result, Exception)}
     assert md == {"a": "", "b": "1", "c": ""}
 
 
+def test_what_waits_when_it_ends_is_dropped() -> None:
+    aligner = FakeAligner(hold=threading.Event())
+    queue = AlignQueue(aligner, lambda _: True, lambda *_: None, None)  # type: ignore[arg-type]
+    queue.start()
+    for name in "ab":
+        queue.put(read(name))
+        assert aligner.begun.wait(20)
+    closing = threading.Thread(target=queue.close)
+    closing.start()
+    while len(queue):
+        time.sleep(0.001)
+    aligner.hold.set()  # type: ignore[union-attr]
+    closing.join(20)
+    assert aligner.batches == [["a"]]
+
+
 @pytest.mark.parametrize("started", [True, False])
 def test_an_idle_queue_ends(started: bool) -> None:
-    queue = AlignQueue(FakeAligner(), lambda *_: None, None)  # type: ignore[arg-type]
+    queue = AlignQueue(FakeAligner(), lambda _: True, lambda *_: None, None)  # type: ignore[arg-type]
     if started:
         queue.start()
     queue.close()

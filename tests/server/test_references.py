@@ -47,12 +47,17 @@ def test_auto_takes_minimap2_where_there_is_no_index_and_says_how_to_get_one(fas
     assert isinstance(aligners["r.fa", "lr:hq"], MappyAligner)
 
 
-def test_auto_takes_an_index_that_lies_beside_the_reference(fasta: Path, tmp_path: Path) -> None:
+def test_auto_takes_an_index_that_lies_beside_the_reference(
+    fasta: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     build_index(fasta, read_fasta(fasta), PRESETS["lr:hq"], tmp_path / "r.fa.lr-hq.psindex")
     plans = plan_references(settings(fasta, preset=["lr:hq", "map-ont"]), MODELS, tmp_path / "cache", DEVICE, None)
     assert [plan.index is not None for plan in plans] == [True, False]  # of map-ont there is none
+    warmed: list[str] = []
+    monkeypatch.setattr(DeviceAligner, "warm_up", lambda self: warmed.append(self.preset))
     aligners = load_references(settings(fasta), plans, tmp_path / "cache", DEVICE)
     assert isinstance(aligners["r.fa", "lr:hq"], DeviceAligner)
+    assert warmed == ["lr:hq"]  # compiled before the first read comes
     assert isinstance(aligners["r.fa", "map-ont"], MappyAligner)
 
 
