@@ -100,6 +100,7 @@ typing:
 bench: setup
 	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 PYTHON=$(PYTHON) TORCH_VERSION=$(TORCH_VERSION) \
 		$(BIN)/python benchmarks/run.py --data $(DATA)
+	$(BIN)/python benchmarks/alignment.py --count 1000
 
 compare-bonito: setup
 	PYTHON=$(PYTHON) TORCH_VERSION=$(TORCH_VERSION) $(BIN)/python benchmarks/compare_bonito.py --data $(DATA)
