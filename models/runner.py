@@ -385,6 +385,7 @@ class CudaRunner:
             self.rows = plan_rows(config, lengths, self.precision, *limits, rows, decode_bytes)
         except ModelError as error:
             raise ModelError(f"{bundle.name} on {card.device}: {error}") from error
+        self.planned_bytes = device_bytes(config, max(lengths), self.precision, self.rows, decode_bytes)
         self.device_class = f"{card.device_class}-{self.rows}rows" + ("-gpu-decoder" if decoder else "")
         sizes = [(self.rows * length, length // config.stride * self.rows * config.score_count) for length in lengths]
         try:
@@ -396,10 +397,9 @@ class CudaRunner:
                 self._calls = torch.zeros(size, dtype=torch.uint8, device=card.device) if decoder else None
             self._shapes = self._recorded(batch, scores, lengths, config.score_count)
         except torch.OutOfMemoryError as error:
-            planned = device_bytes(config, max(lengths), self.precision, self.rows, decode_bytes)
             raise ModelError(
-                f"{bundle.name} on {card.device}: {self.rows} rows do not fit after all, though of {free_bytes:,} "
-                f"bytes no more than {planned:,} were expected: choose a smaller --batch-size, or --device cpu "
+                f"{bundle.name} on {card.device}: {self.rows} rows do not fit after all, though of "
+                f"{free_bytes:,} bytes no more than {self.planned_bytes:,} were expected: choose a smaller --batch-size, or --device cpu "
                 f"({_first_line(error)})"
             ) from error
         except RuntimeError as error:  # of CUDA's libraries: a card or a driver that is too old, say

@@ -25,7 +25,7 @@ from porestream.models.basecaller import Basecaller
 from porestream.models.bundle import load_bundle
 from porestream.models.catalog import models_to_serve
 from porestream.models.compiled import default_cache_dir
-from porestream.models.runner import Card
+from porestream.models.runner import Card, CudaRunner
 from porestream.server.books import Ledger
 from porestream.server.budget import MemoryBudget
 from porestream.server.collector import ServerCollector
@@ -118,6 +118,7 @@ def load_models(
             decoder=decoder.device.name if decoder else "cpu",
             precision=caller.precision,
             rows=caller.rows,
+            **({"card_bytes": caller.runner.planned_bytes} if isinstance(caller.runner, CudaRunner) else {}),
             sha256=bundle.sha256.hex(),
             seconds=round(time.monotonic() - started_s, 2),
         )
