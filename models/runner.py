@@ -399,8 +399,8 @@ class CudaRunner:
         except torch.OutOfMemoryError as error:
             raise ModelError(
                 f"{bundle.name} on {card.device}: {self.rows} rows do not fit after all, though of "
-                f"{free_bytes:,} bytes no more than {self.planned_bytes:,} were expected: choose a smaller --batch-size, or --device cpu "
-                f"({_first_line(error)})"
+                f"{free_bytes:,} bytes no more than {self.planned_bytes:,} were expected: choose a smaller "
+                f"--batch-size, or --device cpu ({_first_line(error)})"
             ) from error
         except RuntimeError as error:  # of CUDA's libraries: a card or a driver that is too old, say
             raise ModelError(
