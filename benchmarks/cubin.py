@@ -162,7 +162,7 @@ def disassemble(cubin: bytes, kernel: str) -> list[Instruction]:
     waiting: list[str] = []
     lines: frozenset[tuple[str, int]] = frozenset()
     inside = annotated = False
-    for text in _run("nvdisasm", ["-c", "-gi"], cubin).splitlines():
+    for text in _run("nvdisasm", ("-c", "-gi"), cubin).splitlines():
         if text.split()[:1] == [".section"]:
             inside = f".text.{kernel}," in text
             lines = frozenset()
@@ -191,6 +191,7 @@ def disassemble(cubin: bytes, kernel: str) -> list[Instruction]:
     return instructions
 
 
+@functools.lru_cache(maxsize=256)  # a cubin has several kernels, and the tools take half a second to start
 def _run(tool: str, options: Sequence[str], cubin: bytes) -> str:
     program = find_nvidia_binary_utility(tool)
     if program is None:
@@ -441,7 +442,7 @@ def report(cubin: bytes, kernel: str, marks: Sequence[Mark] = ()) -> KernelRepor
         There is no such kernel, or its marked loop is not to be found.
     """
     instructions = disassemble(cubin, kernel)
-    elf = _run("cuobjdump", ["-elf", "-res-usage"], cubin)
+    elf = _run("cuobjdump", ("-elf", "-res-usage"), cubin)
     usage = re.search(rf"Function {re.escape(kernel)}:\n(.*)", elf)
     arch = re.search(r"CUDA Virtual SM: sm_(\d+)", elf)
     if usage is None or arch is None:

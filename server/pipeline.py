@@ -93,7 +93,8 @@ class Pipeline:
         for thread in self._threads:
             thread.start()
         try:
-            self._warm.wait()
+            for _ in range(2):
+                self._warm.wait()
         except threading.BrokenBarrierError:
             for thread in self._threads:
                 thread.join()
@@ -121,9 +122,10 @@ class Pipeline:
     def _work(self) -> None:
         torch.set_num_threads(1)
         try:
-            for basecaller in [*self._basecallers.values()] * 2:  # plans are made once; then all take memory together
-                basecaller.warm_up()
-            self._warm.wait()
+            for _ in range(2):  # plans are made once; then all take memory together
+                for basecaller in self._basecallers.values():
+                    basecaller.warm_up()
+                self._warm.wait()
         except threading.BrokenBarrierError:  # another worker could not
             return
         except Exception as error:  # `start` raises it

@@ -4,7 +4,6 @@ import contextlib
 import functools
 import gzip
 import json
-import resource
 import signal
 import subprocess
 import sys
@@ -291,14 +290,9 @@ def test_a_server_that_is_lost(start_server, reads: Path, tmp_path: Path, monkey
 
 def test_a_disk_that_fills_up(server: str, reads: Path, tmp_path: Path) -> None:
     """A limit on a file's size is met in the midst of writing, as the end of a disk is."""
-    command = [*COMMAND, "call", str(reads), "-r", "--server", server, "--emit-moves", "-o", str(tmp_path / "a.sam")]
-    done = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000)),
-    )
+    command = ["prlimit", "--fsize=30000", *COMMAND]
+    arguments = ["call", str(reads), "-r", "--server", server, "--emit-moves", "-o", str(tmp_path / "a.sam")]
+    done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=60)
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr
     assert f"Error: cannot write to {tmp_path / 'a.sam'}: " in done.stderr

@@ -160,9 +160,12 @@ def test_batches_and_workers_do_not_change_a_record(
     bam = tmp_path / "calls.bam"
     call(
         *(folder / "reads.pod5", "--model", shared_data / MODEL, "--reference", folder / "reference.fasta"),
-        *("--preset", "map-ont", "-o", bam, *flags),
+        *("--preset", "map-ont", "-o", bam, "--max-reads", 30, *flags),
     )
-    assert contents(bam) == contents(sarscov2)
+    found = contents(bam)
+    names = {record.split("\t")[0] for record in found}
+    assert len(names) == 30
+    assert found == [record for record in contents(sarscov2) if record.split("\t")[0] in names]
 
 
 class KillableServer:
@@ -209,10 +212,13 @@ def test_every_read_once_though_the_server_is_killed_twenty_times(shared_data: P
     bam, rng = tmp_path / "calls.bam", random.Random(20)
     server.start()
     client = subprocess.Popen(
-        [*PORESTREAM, "call", *map(str, files), "--server", server.address, "-o", str(bam)],
+        [*PORESTREAM, "call", *map(str, files), "--server", server.address, "--give-up-s", "600", "-o", str(bam)],
         stderr=subprocess.PIPE,
         text=True,
     )
+    while not bam.exists():  # at its very first, a client gives a server that is down 10 s
+        assert client.poll() is None
+        time.sleep(0.01)
     kills = 0
     while kills < 20 and client.poll() is None:
         time.sleep(rng.uniform(0.05, 0.6))
@@ -240,11 +246,8 @@ def test_a_rollout_loses_nothing(shared_data: Path, tmp_path: Path) -> None:
     server = KillableServer(tmp_path, "--model", shared_data / MODEL, "-t", 1, "--grace-s", 1)
     bam = tmp_path / "calls.bam"
     server.start()
-    client = subprocess.Popen(
-        [*PORESTREAM, "call", str(shared_data / "human_r941/reads.pod5"), "--server", server.address, "-o", str(bam)],
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    command = [*PORESTREAM, "call", str(shared_data / "human_r941/reads.pod5"), "--max-reads", "16"]
+    client = subprocess.Popen([*command, "--server", server.address, "-o", str(bam)], stderr=subprocess.PIPE, text=True)
     while not (bam.exists() and bam.stat().st_size):
         assert client.poll() is None
         time.sleep(0.05)
@@ -255,7 +258,7 @@ def test_a_rollout_loses_nothing(shared_data: Path, tmp_path: Path) -> None:
     assert client.returncode == 0, messages
     assert "connection lost, trying again" in messages
     names = collections.Counter(record.query_name for record in primaries(bam))
-    assert len(names) == 40
+    assert len(names) == 16
     assert set(names.values()) == {1}
     assert server.stop() == 0
 
@@ -266,12 +269,10 @@ def test_a_call_that_is_stopped_at_once_leaves_a_valid_file(
 ) -> None:
     """The second signal does; after the first one, the reads under way (here all of them) would be finished."""
     bam = tmp_path / "calls.bam"
-    command = [*PORESTREAM, "call", str(shared_data / "human_r941/reads.pod5"), "--model", str(shared_data / MODEL)]
+    command = ["env", "--default-signal=INT", *PORESTREAM, "call"]  # a background job of a shell ignores it
+    arguments = [str(shared_data / "human_r941/reads.pod5"), "--model", str(shared_data / MODEL), "-o", str(bam)]
     client = subprocess.Popen(
-        [*command, "-o", str(bam)],
-        stderr=subprocess.PIPE,
-        env=os.environ | {"TMPDIR": str(tmp_path)},
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job of a shell ignores it
+        [*command, *arguments], stderr=subprocess.PIPE, env=os.environ | {"TMPDIR": str(tmp_path)}
     )
     while not (bam.exists() and bam.stat().st_size):
         assert client.poll() is None
@@ -291,8 +292,10 @@ def test_a_call_that_is_stopped_at_once_leaves_a_valid_file(
 
 def test_the_embedded_server_is_started_again(shared_data: Path, tmp_path: Path) -> None:
     bam = tmp_path / "calls.bam"
-    command = [*PORESTREAM, "call", shared_data / "human_r941/reads.pod5", "--model", shared_data / MODEL, "-o", bam]
-    client = subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True)
+    command = [*PORESTREAM, "call", shared_data / "human_r941/reads.pod5", "--model", shared_data / MODEL]
+    client = subprocess.Popen(
+        [*map(str, command), "--max-reads", "16", "-o", str(bam)], stderr=subprocess.PIPE, text=True
+    )
     deadline = time.monotonic() + 60
     children: list[int] = []
     while time.monotonic() < deadline and not (children and bam.exists() and bam.stat().st_size):
@@ -303,7 +306,7 @@ def test_the_embedded_server_is_started_again(shared_data: Path, tmp_path: Path)
     _, messages = client.communicate(timeout=100)
     assert client.returncode == 0, messages
     assert "started again" in messages
-    assert len({record.query_name for record in primaries(bam)}) == 40
+    assert len({record.query_name for record in primaries(bam)}) == 16
 
 
 async def hold_reads_open(address: str, samples: int, results: dict[bytes, pb.ReadResult]) -> int:
@@ -378,7 +381,7 @@ def opening() -> pb.StreamReadsRequest:
 
 
 def test_memory_stays_in_budget_whatever_clients_do(shared_data: Path, tmp_path: Path) -> None:
-    """Open reads larger than the memory, and results that nobody acknowledges for a minute, on five streams at once."""
+    """Open reads larger than the memory, and results that nobody acknowledges for long, on eight streams at once."""
     budget = 96 << 20
     server = KillableServer(
         tmp_path,
@@ -392,30 +395,31 @@ def test_memory_stays_in_budget_whatever_clients_do(shared_data: Path, tmp_path:
         19_464,
     )
     server.start()
-    time.sleep(1)
-    idle = server.memory_bytes()
+    alone = server.memory_bytes("VmHWM")  # what models and workers need: they have called their first batches
     server.reset_peak()
     results: dict[bytes, pb.ReadResult] = {}
 
     async def clients() -> list[int]:
         source = shared_data / "sarscov2_r941/reads.pod5"
         return await asyncio.gather(
-            *(hold_reads_open(server.address, 6_000_000, results) for _ in range(3)),
-            *(never_acknowledge(server.address, Pod5Source([source]), 60, results) for _ in range(2)),
+            *(hold_reads_open(server.address, 6_000_000, results) for _ in range(6)),
+            *(never_acknowledge(server.address, Pod5Source([source]), 30, results) for _ in range(2)),
         )
 
     counts = asyncio.run(clients())
     peak = server.memory_bytes("VmHWM")
     metrics = urllib.request.urlopen("http://127.0.0.1:19464/metrics").read().decode()
     assert server.stop() == 0
-    assert counts == [4, 4, 4, 100, 100]
-    assert len(results) == 112  # both streams of real reads have the same ids
+    assert counts == [4] * 6 + [100] * 2
+    assert len(results) == 124  # both streams of real reads have the same ids
     statuses = collections.Counter(result.status for result in results.values())
     assert statuses[pb.READ_STATUS_CALLED] >= 100
     rejected = [result.detail for result in results.values() if result.status == pb.READ_STATUS_REJECTED]
-    assert rejected, "twelve reads of 12 MB each cannot fit"
+    assert rejected, "24 reads of 12 MB each cannot fit"
     assert all(f"memory budget of {budget} bytes" in detail for detail in rejected)
-    assert peak <= idle + budget, f"idle {idle >> 20} MiB, peak {peak >> 20} MiB"
+    # Two workers' tensors of up to 32 MB each (`tune_allocator`): whether both need most at the same time is chance,
+    # and so is whether what one leaves is still there for its next. Measured: up to 45 MiB; 288 MB are sent.
+    assert peak <= alone + budget + (64 << 20), f"alone {alone >> 20} MiB, peak {peak >> 20} MiB"
     labels = f'model="{Path(MODEL).name}",priority="standard",status="called"'
     assert f"porestream_reads_total{{{labels}}} 200.0" in metrics
     assert "porestream_books_imbalance 0.0" in metrics

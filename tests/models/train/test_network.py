@@ -36,7 +36,8 @@ def test_the_exported_network_gives_the_same_scores(tmp_path: Path, width: int, 
         expected_TNC = network(batch_NS).clamp(-5, 5)
     assert expected_TNC.shape == (600 // STRIDE, 3, 4 ** (state_len + 1))
     assert (expected_TNC.abs() == 5).any()
-    torch.testing.assert_close(Network(bundle, "fp32")(batch_NS), expected_TNC, rtol=0, atol=1e-5)
+    # Sums of terms that the gain makes a hundred times larger, in an order that is the processor's.
+    torch.testing.assert_close(Network(bundle, "fp32")(batch_NS), expected_TNC, rtol=0, atol=1e-4)
 
 
 def test_of_weights_finds_the_shape() -> None:
