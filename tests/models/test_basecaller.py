@@ -43,7 +43,7 @@ def one_thread() -> Iterator[None]:
 def callers(make_bundle: MakeBundle, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Basecaller]:
     folder = tmp_path_factory.mktemp("models")
     bundle = load_bundle(make_bundle(folder / "tiny", seed=21))
-    return {precision: Basecaller(bundle, precision, folder / "cache") for precision in PRECISIONS}
+    return {precision: Basecaller(bundle, precision) for precision in PRECISIONS}
 
 
 def squiggle(samples: int, seed: int) -> I16:
@@ -206,4 +206,4 @@ def test_warming_up_takes_every_length(callers: dict[str, Basecaller]) -> None:
 
 
 def test_auto_takes_a_precision_of_this_processor(make_bundle: MakeBundle, tmp_path: Path) -> None:
-    assert Basecaller(load_bundle(make_bundle(tmp_path / "model")), cache_dir=tmp_path).precision in PRECISIONS
+    assert Basecaller(load_bundle(make_bundle(tmp_path / "model"))).precision in PRECISIONS

@@ -36,7 +36,7 @@ def caller(make_bundle: MakeBundle, tmp_path_factory: pytest.TempPathFactory) ->
         run_info__sample_rate=5000,
         input__resample_from=[4000, 3000],
     )
-    return Basecaller(load_bundle(directory), "fp32", folder / "cache")
+    return Basecaller(load_bundle(directory), "fp32")
 
 
 def squiggle(samples: int, seed: int) -> I16:
