@@ -27,6 +27,7 @@ from porestream.cli.choose import (
     resolve_model,
 )
 from porestream.cli.embedded import embedded_server
+from porestream.cli.stopping import EXIT_INTERRUPTED, EXIT_TERMINATED
 from porestream.cli.text import escaped
 from porestream.client.channel import PLAINTEXT, Credentials
 from porestream.client.client import BasecallClient
@@ -42,7 +43,6 @@ from porestream.client.writers import Format, OutputFolder, Outputs, OutputSetti
 from porestream.models.catalog import BUNDLED
 
 EXIT_FAILURE, EXIT_USAGE, EXIT_UNREADABLE, EXIT_SERVER_LOST, EXIT_UNBALANCED = 1, 2, 3, 4, 5
-EXIT_INTERRUPTED, EXIT_TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
 _NAMED_IDS = 5
 
 

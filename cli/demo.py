@@ -13,7 +13,8 @@ from pathlib import Path
 
 import click
 
-from porestream.cli.simulate import EXIT_INTERRUPTED, EXIT_TERMINATED, Terminated, sigterm_raises, simulate
+from porestream.cli.simulate import simulate
+from porestream.cli.stopping import EXIT_INTERRUPTED, EXIT_TERMINATED, Terminated, sigterm_raises
 
 _CONTIGS = {"demo_1": 60_000, "demo_2": 40_000}
 _LENGTH_MEAN, _LENGTH_SD = 5000, 2500  # 150 reads: 10 million samples, a quarter of a minute on two cores

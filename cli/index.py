@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from porestream.cli.stopping import whole_or_not_at_all
+
 
 @click.command(short_help="Build the index with which a card aligns to a reference.")
 @click.argument("reference", type=click.Path(path_type=Path), metavar="REF.fasta")
@@ -26,26 +28,32 @@ def index(reference: Path, output: Path | None, preset: str | None) -> None:
 
     \b
     porestream index GRCh38.fasta
-    porestream index GRCh38.fasta --preset map-ont -o GRCh38.map-ont.psindex
+    porestream index GRCh38.fasta --preset map-ont
 
     It takes some 1.2 bytes a base of a large genome on the card, and memory of a few times the longest sequence to
-    build. Exit codes: 0 it is there; 1 it is not, and nothing was left behind.
+    build. Exit codes: 0 it is there; 1 failed, 2 wrong usage, 130 and 143 stopped by Ctrl-C or SIGTERM: then nothing is
+    left behind.
     """
     from porestream.kernels.aligner import PRESETS
-    from porestream.kernels.index import build_index, load_index
-    from porestream.kernels.reference import ReferenceFileError, read_fasta
+    from porestream.kernels.index import build_index, index_beside, load_index
+    from porestream.kernels.mmi import MAGIC as MMI_MAGIC
+    from porestream.kernels.reference import ReferenceFileError, first_bytes, read_fasta
 
     chosen = preset or "lr:hq"
-    target = output or reference.with_name(f"{reference.name}.{chosen.replace(':', '-')}.psindex")
+    default = index_beside(reference, chosen)
+    target = output or default
     began_s = time.monotonic()
 
     def say(text: str) -> None:
         click.echo(f"[{time.monotonic() - began_s:6.0f} s] {text}", err=True)
 
     try:
-        say(f"reading {reference.name}")
-        found = read_fasta(reference)
-        build_index(reference, found, PRESETS[chosen], target, say)
+        if first_bytes(reference, len(MMI_MAGIC)) == MMI_MAGIC:
+            raise ReferenceFileError(reference, "an index for minimap2 is none for a card", "give its FASTA")
+        with whole_or_not_at_all(target):
+            say(f"reading {reference.name}")
+            found = read_fasta(reference)
+            build_index(reference, found, PRESETS[chosen], target, say)
         built = load_index(target)
     except (ReferenceFileError, OSError) as error:
         click.echo(f"Error: {error}", err=True)
@@ -55,3 +63,5 @@ def index(reference: Path, output: Path | None, preset: str | None) -> None:
         f"{target}: {len(built.reference.sequences):,} sequences, {bases:,} bases, {len(built.position):,} minimizers; "
         f"{built.device_bytes:,} bytes, {built.device_bytes / bases:.2f} a base"
     )
+    if target.absolute() != default.absolute():
+        say(f"`porestream serve --reference {reference}` looks for it at {default}")

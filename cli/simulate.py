@@ -4,43 +4,22 @@ import contextlib
 import math
 import os
 import secrets
-import signal
 import sys
 import time
-from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from porestream.cli.stopping import whole_or_not_at_all
 from porestream.models.simulate.noise import PA_PER_UNIT, SignalNoise
 
 if TYPE_CHECKING:
     from porestream.models.simulate.run import Run
 
-EXIT_INTERRUPTED, EXIT_TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
 _NATURAL = SignalNoise()
 _MAX_LENGTH = 1_000_000_000
-
-
-class Terminated(BaseException):
-    """SIGTERM came: what is open is to be cleaned up, as by Ctrl-C."""
-
-
-@contextlib.contextmanager
-def sigterm_raises() -> Iterator[None]:
-    """Within it SIGTERM raises `Terminated`, instead of ending the process on the spot."""
-
-    def terminate(_number: int, _frame: FrameType | None) -> None:
-        raise Terminated
-
-    before = signal.signal(signal.SIGTERM, terminate)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 class _FiniteRange(click.FloatRange):
@@ -160,9 +139,7 @@ class _FiniteRange(click.FloatRange):
     metavar="N",
     help="The same seed and options give the same run. Default: a new one, named at the end.",
 )
-@click.pass_context
 def simulate(
-    ctx: click.Context,
     reference: Path,
     output: Path,
     reads: int | None,
@@ -221,14 +198,8 @@ def simulate(
         seed=secrets.randbits(32) if seed is None else seed,
     )
     try:
-        with sigterm_raises():
+        with whole_or_not_at_all(output):
             _simulate(run, reference, output, truth, boundaries)
-    except KeyboardInterrupt:
-        click.echo(f"stopped: {output} has not been written", err=True)
-        ctx.exit(EXIT_INTERRUPTED)
-    except Terminated:
-        click.echo(f"stopped by SIGTERM: {output} has not been written", err=True)
-        ctx.exit(EXIT_TERMINATED)
     except OSError as error:
         raise click.ClickException(f"{error.filename}: {error.strerror}" if error.filename else str(error)) from error
     except ValueError as error:

@@ -4,8 +4,8 @@ Minimizers are sorted by hash. `bucket` tells, by a hash's high bits, where its 
 a key's `position`s are. Bytes a base of a human genome (3.1 Gb, k 15, w 10: 553 M positions of 100 M keys, 2**26
 buckets): 4 * 0.178 positions + 0.022 strands + 0.032 keys + 0.129 starts + 0.087 buckets + 0.25 bases = 1.23.
 
-The file: `MAGIC`, the length of the header as uint64, its CRC-32 as uint32, the header (JSON), and each array at a
-multiple of 64 bytes.
+The file: `INDEX_MAGIC`, the length of the header as uint64, its CRC-32 as uint32, the header (JSON), and each array at
+a multiple of 64 bytes.
 """
 
 import json
@@ -24,9 +24,8 @@ import pysam
 from porestream.kernels.minimizers import minimizer_chunks
 from porestream.kernels.mmi import Preset
 from porestream.kernels.pack import AMBIGUOUS_CODE, encode_bases
-from porestream.kernels.reference import Reference, ReferenceFileError, ReferenceSequence
+from porestream.kernels.reference import INDEX_MAGIC, Reference, ReferenceFileError, ReferenceSequence
 
-MAGIC = b"PSINDEX1"
 _ALIGN = 64
 _PARTITION_BITS = 8  # hashes are sorted in so many parts, by their first bits
 _KEYS_A_BUCKET_BITS = 3  # positions a bucket: of a genome, two to seven keys
@@ -244,7 +243,7 @@ def _write(out: BinaryIO, header: dict[str, Any], arrays: dict[str, npt.NDArray[
         places[name] = [arrays[name].dtype.str, list(arrays[name].shape), at]
         at += arrays[name].nbytes
     text = json.dumps({**header, "arrays": places, "bytes": at}).encode()
-    out.write(MAGIC + len(text).to_bytes(8, "little") + zlib.crc32(text).to_bytes(4, "little") + text)
+    out.write(INDEX_MAGIC + len(text).to_bytes(8, "little") + zlib.crc32(text).to_bytes(4, "little") + text)
     first = _first_array(len(text))
     for name in _ARRAYS:
         out.seek(first + offsets[name])
@@ -253,7 +252,12 @@ def _write(out: BinaryIO, header: dict[str, Any], arrays: dict[str, npt.NDArray[
 
 
 def _first_array(header_bytes: int) -> int:
-    return -(-(len(MAGIC) + 12 + header_bytes) // _ALIGN) * _ALIGN
+    return -(-(len(INDEX_MAGIC) + 12 + header_bytes) // _ALIGN) * _ALIGN
+
+
+def index_beside(path: Path, preset: str) -> Path:
+    """Where the index of a FASTA is looked for first."""
+    return path.with_name(f"{path.name}.{preset.replace(':', '-')}.psindex")
 
 
 def index_name(reference: Reference, preset: Preset) -> str:
@@ -273,14 +277,14 @@ def load_index(path: Path) -> Index:
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
-            head = file.read(len(MAGIC) + 12)
-            if head[: len(MAGIC)] != MAGIC or len(head) < len(MAGIC) + 12:
+            head = file.read(len(INDEX_MAGIC) + 12)
+            if head[: len(INDEX_MAGIC)] != INDEX_MAGIC or len(head) < len(INDEX_MAGIC) + 12:
                 raise ReferenceFileError(path, "it is no index of porestream's (of this version)", again)
-            length = int.from_bytes(head[len(MAGIC) : len(MAGIC) + 8], "little")
+            length = int.from_bytes(head[len(INDEX_MAGIC) : len(INDEX_MAGIC) + 8], "little")
             text = file.read(min(length, size))
     except OSError as error:
         raise ReferenceFileError(path, f"it cannot be read ({error.strerror})", "check the path") from error
-    if len(text) < length or zlib.crc32(text) != int.from_bytes(head[len(MAGIC) + 8 :], "little"):
+    if len(text) < length or zlib.crc32(text) != int.from_bytes(head[len(INDEX_MAGIC) + 8 :], "little"):
         raise ReferenceFileError(path, "the index is truncated or damaged", again)
     header = json.loads(text)
     first = _first_array(length)

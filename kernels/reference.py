@@ -18,6 +18,9 @@ MAX_BASES = 2**32 - 1
 MAX_SEQUENCE_BASES = 2**31 - 1
 MAX_NAME_BYTES = 255
 
+INDEX_MAGIC = b"PSINDEX1"
+"""How a file of `kernels.index` begins."""
+
 _NOT_A_BASE = re.compile(r"[^A-Za-z]")
 
 
@@ -137,6 +140,9 @@ def read_fasta(path: Path) -> Reference:
         If it is missing, damaged, not FASTA, or unusable (`make_reference`).
     """
     head = first_bytes(path, 4096).lstrip()
+    if head.startswith(INDEX_MAGIC):
+        problem = "it is the index that `porestream index` makes of a reference"
+        raise ReferenceFileError(path, problem, "give the FASTA: the index is found beside it")
     if head and not head.startswith(b">"):
         problem = f"not FASTA: it starts with {head[:20]!r}, not '>'"
         raise ReferenceFileError(path, problem, "give a FASTA (plain or gzipped) or a minimap2 .mmi")

@@ -14,7 +14,7 @@ import torch
 from porestream.kernels.aligner import PRESETS, Aligner, MappyAligner, load_reference, preset_for_model
 from porestream.kernels.device import CudaDevice, Device
 from porestream.kernels.device_aligner import BATCH_BASES, BYTES_A_BASE, MEMORY_BYTES, DeviceAligner
-from porestream.kernels.index import Index, build_index, index_name, load_index
+from porestream.kernels.index import Index, build_index, index_beside, index_name, load_index
 from porestream.kernels.mmi import MAGIC as MMI_MAGIC
 from porestream.kernels.reference import ReferenceFileError, first_bytes, read_fasta
 from porestream.models.runner import Card
@@ -106,7 +106,7 @@ def _index(path: Path, preset: str, settings: Settings, cache_dir: Path) -> Inde
         return None
     reference = read_fasta(path)
     name = index_name(reference, PRESETS[preset])
-    for place in (path.with_name(f"{path.name}.{preset.replace(':', '-')}.psindex"), cache_dir / name):
+    for place in (index_beside(path, preset), cache_dir / name):
         if place.exists():
             index = load_index(place)
             if index.reference.sha256 != reference.sha256 or index.preset != PRESETS[preset]:

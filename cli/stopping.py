@@ -1,0 +1,43 @@
+"""Commands that are stopped by Ctrl-C or SIGTERM."""
+
+import contextlib
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+
+import click
+
+EXIT_INTERRUPTED, EXIT_TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
+
+
+class Terminated(BaseException):
+    """SIGTERM came: what is open is to be cleaned up, as by Ctrl-C."""
+
+
+@contextlib.contextmanager
+def sigterm_raises() -> Iterator[None]:
+    """Within it SIGTERM raises `Terminated`, instead of ending the process on the spot."""
+
+    def terminate(_number: int, _frame: FrameType | None) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def whole_or_not_at_all(output: Path) -> Iterator[None]:
+    """Stopped within it, the command cleans up, says that `output` has not been written, and exits with 130 or 143."""
+    try:
+        with sigterm_raises():
+            yield
+    except KeyboardInterrupt:
+        click.echo(f"stopped: {output} has not been written", err=True)
+        raise click.exceptions.Exit(EXIT_INTERRUPTED) from None
+    except Terminated:
+        click.echo(f"stopped by SIGTERM: {output} has not been written", err=True)
+        raise click.exceptions.Exit(EXIT_TERMINATED) from None
