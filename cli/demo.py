@@ -14,7 +14,7 @@ from pathlib import Path
 import click
 
 from porestream.cli.simulate import simulate
-from porestream.cli.stopping import EXIT_INTERRUPTED, EXIT_TERMINATED, Terminated, sigterm_raises
+from porestream.cli.stopping import EXIT_INTERRUPTED, EXIT_TERMINATED, Terminated, whole_or_not_at_all
 
 _CONTIGS = {"demo_1": 60_000, "demo_2": 40_000}
 _LENGTH_MEAN, _LENGTH_SD = 5000, 2500  # 150 reads: 10 million samples, a quarter of a minute on two cores
@@ -102,14 +102,8 @@ def demo(ctx: click.Context, output: Path, reads: int, seed: int) -> None:
     """
     files = _Files(output)
     try:
-        with sigterm_raises():
+        with whole_or_not_at_all(files.calls):
             found, samples_per_s = _make(ctx, files, reads, seed)
-    except KeyboardInterrupt:
-        click.echo(f"stopped: {files.calls} has not been written", err=True)
-        ctx.exit(EXIT_INTERRUPTED)
-    except Terminated:
-        click.echo(f"stopped by SIGTERM: {files.calls} has not been written", err=True)
-        ctx.exit(EXIT_TERMINATED)
     except OSError as error:
         about = f"{error.filename}: " if error.filename else ""
         raise click.ClickException(f"{about}{error.strerror or error}; -o DIR names another folder") from error

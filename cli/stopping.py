@@ -16,8 +16,11 @@ class Terminated(BaseException):
 
 
 @contextlib.contextmanager
-def sigterm_raises() -> Iterator[None]:
-    """Within it SIGTERM raises `Terminated`, instead of ending the process on the spot."""
+def whole_or_not_at_all(output: Path) -> Iterator[None]:
+    """Stopped within it, the command cleans up, says that `output` has not been written, and exits with 130 or 143.
+
+    SIGTERM raises `Terminated`, instead of ending the process on the spot.
+    """
 
     def terminate(_number: int, _frame: FrameType | None) -> None:
         raise Terminated
@@ -25,19 +28,11 @@ def sigterm_raises() -> Iterator[None]:
     before = signal.signal(signal.SIGTERM, terminate)
     try:
         yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-@contextlib.contextmanager
-def whole_or_not_at_all(output: Path) -> Iterator[None]:
-    """Stopped within it, the command cleans up, says that `output` has not been written, and exits with 130 or 143."""
-    try:
-        with sigterm_raises():
-            yield
     except KeyboardInterrupt:
         click.echo(f"stopped: {output} has not been written", err=True)
         raise click.exceptions.Exit(EXIT_INTERRUPTED) from None
     except Terminated:
         click.echo(f"stopped by SIGTERM: {output} has not been written", err=True)
         raise click.exceptions.Exit(EXIT_TERMINATED) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
