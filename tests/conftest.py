@@ -18,8 +18,18 @@ import numpy as np
 import numpy.typing as npt
 import pod5
 import pytest
+from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).resolve().parent.parent
+
+# Hypothesis leaves time aside only where CI is set; here, too, a first example may compile a kernel.
+settings.register_profile(
+    "untimed",
+    settings.get_profile("ci" if os.environ.get("CI") else "default"),
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("untimed")
 
 T = TypeVar("T")
 WritePod5 = Callable[..., Path]

@@ -84,7 +84,7 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @given(share=st.floats(0, 1))
 @example(share=0.0)
 @example(share=1.0)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_cut_off_anywhere(whole: dict[str, Path], scratch: Path, suffix: str, share: float) -> None:
     data = whole[suffix].read_bytes()
     cut = scratch / f"cut.{suffix}"

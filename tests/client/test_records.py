@@ -617,7 +617,7 @@ def pieces(draw: st.DrawFn) -> Piece:
     return Piece(contig, start, draw(st.booleans()), tuple(edits), draw(st.integers(0, 60)))
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(pieces(), max_size=4), st.sampled_from(["", "A", "ACCGTAC"]), st.sampled_from(ReadStatus))
 def test_any_alignments_keep_the_rules(tmp_path: Path, found: list[Piece], head: str, status: ReadStatus) -> None:
     if not found and not head:

@@ -233,7 +233,7 @@ def test_a_run_without_a_sample_rate_has_no_times(tmp_path: Path) -> None:
     assert row["run_id"] == ""
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     names=st.tuples(*[st.text(st.characters(), max_size=8) for _ in range(5)]),
     edits=st.lists(st.tuples(st.integers(1, 400), st.sampled_from("M=XIDN")), min_size=1, max_size=12),

@@ -196,7 +196,7 @@ def cases(draw: st.DrawFn) -> Case:
 
 
 @given(case=cases())
-@hypothesis_settings(max_examples=60, deadline=None)
+@hypothesis_settings(max_examples=60)
 def test_any_scores(case: Case) -> None:
     with scheduled(case.schedule, seed=case.scores_TNC.shape[0]):
         found = rows_of(crf_decoder(case.state_len, case.settings)(case.scores_TNC))

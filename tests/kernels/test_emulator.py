@@ -753,7 +753,7 @@ def operands(expression: str, arrays: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 @given(arrays=three_of_words)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_integer_intrinsics(integer_module: RawModule, arrays: npt.NDArray[u32]) -> None:
     for number, (expression, expected) in enumerate(INTRINSICS.items()):
         result = apply(integer_module, number, arrays)
@@ -761,7 +761,7 @@ def test_integer_intrinsics(integer_module: RawModule, arrays: npt.NDArray[u32])
 
 
 @given(arrays=three_of_floats)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_float_intrinsics(float_module: RawModule, arrays: npt.NDArray[f32]) -> None:
     for number, (expression, expected) in enumerate(FLOATS.items()):
         with np.errstate(all="ignore"):
@@ -800,7 +800,7 @@ def reductions() -> RawModule:
     mask=st.one_of(st.just(2**32 - 1), st.integers(1, 2**32 - 1)),
     schedule=st.sampled_from(Schedule),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_reductions_and_votes(reductions: RawModule, values: Words, mask: int, schedule: Schedule) -> None:
     taking_part = mask >> np.arange(32) & 1 == 1
     with scheduled(schedule):

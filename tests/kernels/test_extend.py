@@ -133,7 +133,7 @@ def test_best_ends_and_drops(arch: int, packed: bool, schedule: Schedule) -> Non
 @given(
     seed=st.integers(0, 2**32), band=st.integers(0, WIDEST_BAND), zdrop=st.integers(-1, 200), bonus=st.integers(-1, 80)
 )
-@hypothesis_settings(max_examples=25, deadline=None)
+@hypothesis_settings(max_examples=25)
 def test_any_tasks(seed: int, band: int, zdrop: int, bonus: int) -> None:
     tasks = many_tasks(seed, 12, 40 + seed % 400)
     extender = Extender(EmulatedDevice(90 if seed % 2 else 80), BYTES)
@@ -201,7 +201,7 @@ def check_long(extender: Extender, tasks: Sequence[Task], band: int, zdrop: int,
 
 
 @given(seed=st.integers(0, 2**32), first=st.integers(-60, 0), zdrop=st.integers(-1, 60), bonus=st.integers(-1, 40))
-@hypothesis_settings(max_examples=30, deadline=None)
+@hypothesis_settings(max_examples=30)
 def test_the_two_plain_programmes_agree(seed: int, first: int, zdrop: int, bonus: int) -> None:
     for task in many_tasks(seed, 8, 100):
         width = 1 - first + seed % 60
@@ -332,7 +332,7 @@ def test_scores_that_the_kernels_do_not_have_are_refused() -> None:
 
 
 @given(seed=st.integers(0, 2**32))
-@hypothesis_settings(max_examples=30, deadline=None)
+@hypothesis_settings(max_examples=30)
 def test_scores_of_an_anti_diagonal_lie_as_close_as_is_claimed(seed: int) -> None:
     rng = np.random.default_rng(seed)
     scoring = [MINIMAP2, Scoring(4, 6, 1, 6, 3, 30, 2), Scoring(6, 8, 1, 5, 5, 60, 1)][seed % 3]

@@ -73,7 +73,7 @@ def test_small_and_many_warps(arch: int, packed: bool, schedule: Schedule) -> No
 
 
 @given(seed=st.integers(0, 2**32), rows=st.integers(1, 530), columns=st.integers(1, 530), errors=st.floats(0, 0.5))
-@hypothesis_settings(max_examples=25, deadline=None)
+@hypothesis_settings(max_examples=25)
 def test_any_two_sequences(seed: int, rows: int, columns: int, errors: float) -> None:
     rng = np.random.default_rng(seed)
     tasks = [pair(rng, rows, columns, errors), (bases(rng, columns), bases(rng, rows))]

@@ -26,7 +26,7 @@ def packed(codes: npt.NDArray[np.uint8], reversed_nibbles: bool, outside: int) -
 
 @pytest.mark.parametrize("schedule", Schedule)
 @given(seed=st.integers(0, 2**32), lengths=st.lists(st.integers(0, 40), min_size=1, max_size=12))
-@hypothesis_settings(max_examples=20, deadline=None)
+@hypothesis_settings(max_examples=20)
 def test_words_are_those_by_hand(schedule: Schedule, seed: int, lengths: list[int]) -> None:
     rng, count = np.random.default_rng(seed), len(lengths)
     codes = rng.integers(0, 6, sum(lengths) + 50).astype(np.uint8)

@@ -107,7 +107,7 @@ PIECES = st.one_of(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.lists(PIECES, min_size=1, max_size=8).map("".join), min_size=1, max_size=4),
     st.sampled_from([40, 4095]),

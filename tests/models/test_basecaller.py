@@ -138,7 +138,7 @@ def test_nothing_is_left_over_from_the_batch_before(callers: dict[str, Basecalle
 
 
 @pytest.mark.parametrize("strategy", ["med_mad", "quantile"])
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
 @given(
     signal_S=arrays(
         np.int16,

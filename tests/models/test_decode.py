@@ -267,7 +267,7 @@ def test_result_does_not_depend_on_alignment(fast: Decoder, offset: int) -> None
 
 
 @given(seed=st.integers(0, 2**32), T=st.integers(1, 60), spread=st.floats(0, 1e4))
-@hypothesis_settings(max_examples=60, deadline=None)
+@hypothesis_settings(max_examples=60)
 def test_any_finite_scores_decode(fast: Decoder, seed: int, T: int, spread: float) -> None:
     scores_TNC = np.random.default_rng(seed).uniform(-spread, spread, (T, 1, 256)).astype(np.float32)
     decoded = fast(scores_TNC, 0)
@@ -355,7 +355,7 @@ def test_wrong_arguments(fast: Decoder) -> None:
     values=st.lists(st.integers(0, 6).map(float) | st.floats(0, 2.0**100, width=32), min_size=2, max_size=40),
     data=st.data(),
 )
-@hypothesis_settings(max_examples=100, deadline=None)
+@hypothesis_settings(max_examples=100)
 def test_selection_against_sorting(values: list[float], data: st.DataObject) -> None:
     width = data.draw(st.integers(1, len(values) - 1))
     values_H = np.array(values, np.float32)

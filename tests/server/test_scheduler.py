@@ -60,7 +60,7 @@ jobs = st.lists(
 
 
 @given(jobs, st.sampled_from([1, 7, 16]), st.sampled_from([2_000, 100_000_000]))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_every_chunk_is_called_once_in_batches_of_one_shape(plans, rows, limit) -> None:  # type: ignore[no-untyped-def]
     scheduler = Scheduler(rows_each(rows), 0.001, limit)
     submitted = [job(stream, samples, priority, model) for stream, samples, priority, model in plans]
@@ -211,7 +211,7 @@ steps = st.lists(st.tuples(st.sampled_from("spppbbbxfc"), st.integers(0, 30), st
 
 
 @given(steps)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_running_totals_are_the_sums(plan: list[tuple[str, int, int]]) -> None:
     """Submit, start and prepare, call, fail, cancel, let time pass: what is counted is what is there, to the last."""
     clock = Clock()

@@ -44,7 +44,7 @@ def plain_levels(pore: PoreModel, bases_B: U8, at: int) -> npt.NDArray[np.float6
     return inputs_I + np.array([mean, 0, 0])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.integers(0, 3), min_size=23, max_size=60))
 def test_levels_are_those_of_the_plain_network(pore: PoreModel, bases: list[int]) -> None:
     bases_B = np.array(bases, np.uint8)
