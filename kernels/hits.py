@@ -30,7 +30,7 @@ HIT = np.dtype(
     align=False,
 )
 REVERSE = 1
-_PLAN = np.dtype([("anchors", "i8")] + [(name, "i4") for name in ("count", "fills", "qs", "rs", "qe", "re")]
+PLAN = np.dtype([("anchors", "i8")] + [(name, "i4") for name in ("count", "fills", "qs", "rs", "qe", "re")]
                  + [(name, "i4") for name in ("qs0", "rs0", "qe0", "re0")])  # fmt: skip
 _THREADS = 64
 _END_BAND, _ZDROP = 751, 400  # align.c: bw * 1.5 + 1; options.c: zdrop
@@ -218,7 +218,7 @@ class HitAligner:
         max_gap: np.int32,
     ) -> npt.NDArray[np.void]:
         xp, count = self._device.xp, len(table)
-        plans, scratch = xp.zeros(count * _PLAN.itemsize, np.uint8), xp.zeros(len(x), np.int32)
+        plans, scratch = xp.zeros(count * PLAN.itemsize, np.uint8), xp.zeros(len(x), np.int32)
         self._run(
             "plan_hits",
             count,
@@ -236,7 +236,7 @@ class HitAligner:
                 max_gap,
             ),
         )
-        return self._device.to_host(plans).view(_PLAN)
+        return self._device.to_host(plans).view(PLAN)
 
     def _align(
         self,

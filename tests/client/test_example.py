@@ -84,7 +84,6 @@ def test_each_read_is_delivered_once(address: str, reads: Path) -> None:
 
 @pytest.mark.parametrize("how", ["break", "exception", "kept"])
 def test_a_loop_that_is_left_early(address: str, reads: Path, how: str) -> None:
-    began_s = time.monotonic()
     with SyncBasecallClient(address) as client:
         results = client.call(Pod5Source([reads]))
         first = next(results)
@@ -100,7 +99,6 @@ def test_a_loop_that_is_left_early(address: str, reads: Path, how: str) -> None:
     if how == "kept":
         with pytest.raises(RuntimeError, match="only inside its `with`"):
             next(results)
-    assert time.monotonic() - began_s < 20
 
 
 def test_ctrl_c_ends_the_loop_with_nothing_else(address: str, reads: Path) -> None:

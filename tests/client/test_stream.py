@@ -1,7 +1,6 @@
 """The client's streams against servers that go away, die, and come back, and consumers that dawdle."""
 
 import asyncio
-import time
 from pathlib import Path
 from uuid import UUID
 
@@ -66,9 +65,7 @@ def test_a_server_that_leaves_after_the_last_result_is_not_missed(start_server, 
         await leaving
         return results
 
-    began = time.monotonic()
     check(asyncio.run(call()), 10)
-    assert time.monotonic() - began < 20
     assert server.engine.ledger.server.called == 10
 
 
