@@ -163,7 +163,7 @@ class Basecaller:
                     decoded[index] = result
         return finish(read, [chunk for chunk in decoded if chunk is not None])
 
-    def warm_up(self) -> None:
-        """Call one batch of each shape, so that plans are built and memory is taken before the first read."""
-        for samples in self.chunker.lengths:
+    def warm_up(self, lengths: Sequence[int]) -> None:
+        """Call a batch of chunks of each length, so that plans are built and memory is taken before the first read."""
+        for samples in lengths:
             self.call([(self.prepare(np.zeros(samples, np.int16)), 0)], samples)

@@ -122,9 +122,10 @@ class Pipeline:
     def _work(self) -> None:
         torch.set_num_threads(1)
         try:
-            for _ in range(2):  # plans are made once; then all take memory together
+            for longest in (False, True):  # what is made once is there before all take the most memory together
                 for basecaller in self._basecallers.values():
-                    basecaller.warm_up()
+                    lengths = basecaller.chunker.lengths
+                    basecaller.warm_up(lengths[:1] if longest else lengths[1:])
                 self._warm.wait()
         except threading.BrokenBarrierError:  # another worker could not
             return

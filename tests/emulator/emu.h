@@ -20,16 +20,15 @@
 #include <float.h>
 #include <limits.h>
 #include <math.h>
+#include <pthread.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 
-#include <mutex>
-#include <type_traits>
+#include <type_traits>  // <mutex> and <vector> would take longer to compile than most kernels
 #include <utility>
-#include <vector>
 
 #define __CUDA_EMU__ 1
 
@@ -184,7 +183,7 @@ struct Machine {
 
 // Static, not inline: the dynamic linker would make one machine of those of all modules.
 static Machine M;
-static std::mutex launch_lock;
+static pthread_mutex_t launch_lock = PTHREAD_MUTEX_INITIALIZER;
 alignas(1024) static char dynamic_shared[MAX_SHARED_BYTES];
 
 template <class To, class From>
@@ -535,8 +534,13 @@ struct Launch {   // as emulator.py lays it out
     size_t error_bytes;
 };
 
+struct LaunchLock {
+    LaunchLock() { pthread_mutex_lock(&launch_lock); }
+    ~LaunchLock() { pthread_mutex_unlock(&launch_lock); }
+};
+
 EMU_RUNTIME inline bool launch(const Launch& l, void (*body)(void**)) {
-    std::lock_guard<std::mutex> guard(launch_lock);
+    const LaunchLock guard;
     M.error = l.error;
     M.error_bytes = l.error_bytes;
     M.grid = dim3(l.grid[0], l.grid[1], l.grid[2]);
@@ -557,9 +561,11 @@ EMU_RUNTIME inline bool launch(const Launch& l, void (*body)(void**)) {
     ASAN_UNPOISON_MEMORY_REGION(dynamic_shared, l.shared_bytes);
     ASAN_POISON_MEMORY_REGION(dynamic_shared + l.shared_bytes, MAX_SHARED_BYTES - l.shared_bytes);
     const uint64_t blocks = uint64_t(M.grid.x) * M.grid.y * M.grid.z;
-    std::vector<uint64_t> order;
+    uint64_t* order = nullptr;
     if (M.schedule == RANDOM) {
-        for (uint64_t k = 0; k < blocks; ++k) order.push_back(k);
+        order = static_cast<uint64_t*>(malloc(blocks * sizeof(uint64_t)));
+        if (!order) return refuse("no memory for the order of so many blocks");
+        for (uint64_t k = 0; k < blocks; ++k) order[k] = k;
         for (uint64_t k = blocks; k > 1; --k) std::swap(order[k - 1], order[random_below(k)]);
     }
     for (uint64_t k = 0; k < blocks && !M.failed; ++k) {
@@ -568,6 +574,7 @@ EMU_RUNTIME inline bool launch(const Launch& l, void (*body)(void**)) {
                          unsigned(i / (uint64_t(M.grid.x) * M.grid.y))};
         run_block(l.shared_bytes);
     }
+    free(order);
     for (unsigned i = 0; i < M.threads && !M.failed; ++i)
         if (canary(i) != CANARY)
             return refuse("a thread's local variables overflow the stack that the emulator gives it");

@@ -24,7 +24,7 @@ import numpy as np
 
 HEADER = Path(__file__).with_name("emu.h")
 FLAGS = (
-    *("-std=c++17", "-O2", "-g1", "-fPIC", "-shared"),
+    *("-std=c++17", "-O3", "-g1", "-fPIC", "-shared"),
     *("-ffp-contract=off", "-fno-fast-math", "-fwrapv", "-fno-strict-aliasing"),  # numbers and memory as on a card
     *("-fvisibility=hidden", "-fno-gnu-unique"),  # modules of one process have nothing in common
     *("-Wall", "-Wno-unknown-pragmas", "-Wno-unused-function", "-Werror=return-type"),

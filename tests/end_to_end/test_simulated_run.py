@@ -367,7 +367,7 @@ main()
 """
 """`porestream` that does something when it is about to write the first record: calling is under way, on any machine."""
 
-STOP = "[(os.kill(os.getpid(), signal.SIGTERM), time.sleep(0.2)) for _ in range(2)]"  # the second one: at once
+STOP = "[(os.kill(os.getpid(), {number}), time.sleep(0.2)) for _ in range(2)]"  # the second one: at once
 KILL_THE_SERVER = """
     before = server()
     os.kill(int(before[0]), signal.SIGKILL)
@@ -386,14 +386,21 @@ def test_the_commands_own_server_is_started_again(run: Path, reference: Path, ca
     assert done.texts == some(called.texts, run, SOME // 2)
 
 
-def test_a_stopped_call_leaves_a_valid_file_and_nothing_else(run: Path, reference: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "name"), [(signal.SIGTERM, "SIGTERM"), (signal.SIGINT, "Ctrl-C")])
+def test_a_stopped_call_leaves_a_valid_file_and_nothing_else(
+    run: Path, reference: Path, tmp_path: Path, number: signal.Signals, name: str
+) -> None:
+    """The second signal does; after the first one, the reads under way would be finished."""
     bam = tmp_path / "calls.bam"
-    program = [sys.executable, "-c", AT_THE_FIRST_RECORD.format(action=STOP)]
-    command = [*program, "call", str(run), "--reference", str(reference), "-o", str(bam)]
+    stop = AT_THE_FIRST_RECORD.format(action=STOP.format(number=int(number)))
+    command = ["env", "--default-signal=INT", sys.executable, "-c", stop]  # a background job of a shell ignores it
     variables = environment(tmp_path) | {"TMPDIR": str(tmp_path)}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=variables)
-    assert done.returncode == 128 + signal.SIGTERM, done.stderr
-    assert f"stopped by SIGTERM; what was called is in {bam}: --resume-from {bam}" in done.stderr
+    arguments = ["call", str(run), "--reference", str(reference), "-o", str(bam)]
+    done = subprocess.run(
+        [*command, *arguments], capture_output=True, text=True, timeout=120, check=False, env=variables
+    )
+    assert done.returncode == 128 + number, done.stderr
+    assert f"stopped by {name}; what was called is in {bam}: --resume-from {bam}" in done.stderr
     pysam.quickcheck(str(bam))
     assert 1 <= len(Called(bam, done.stderr).primaries) < READS
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith("porestream-")] == []

@@ -88,13 +88,12 @@ def test_simulated_reads_are_aligned_as_minimap2_does(tmp_path: Path, preset: st
     assert flags == {0, 256, 2048}
 
 
-async def call(model: Path, file: Path, most: int) -> list[Read]:
+async def call(address: str, file: Path, most: int) -> list[Read]:
     """The reads of a file with the fewest samples, called."""
     with pod5.Reader(file) as reader:
         shortest = sorted(reader.reads(), key=lambda read: read.num_samples)[:most]
         source = Pod5Source([file], read_ids=frozenset(read.read_id.bytes for read in shortest))
-    async with embedded_server(["--model", str(model)]) as address:
-        results = [result async for result in BasecallClient(address).call(source) if result.parts]
+    results = [result async for result in BasecallClient(address).call(source) if result.parts]
     return sorted((str(result.info.read_id), result.parts[0].sequence) for result in results)
 
 
@@ -102,10 +101,15 @@ async def call(model: Path, file: Path, most: int) -> list[Read]:
 def called(shared_data: Path) -> dict[str, list[Read]]:
     """Real reads, called here."""
     model = shared_data / "models/dna_r9.4.1_e8.1_fast@v3.4"
-    return {
-        name: asyncio.run(call(model, shared_data / name / "reads.pod5", most))
-        for name, most in (("sarscov2_r941", 100), ("klebsiella_r94", 12))
-    }
+
+    async def call_all() -> dict[str, list[Read]]:
+        async with embedded_server(["--model", str(model)]) as address:
+            return {
+                name: await call(address, shared_data / name / "reads.pod5", most)
+                for name, most in (("sarscov2_r941", 100), ("klebsiella_r94", 12))
+            }
+
+    return asyncio.run(call_all())
 
 
 @pytest.mark.parametrize(

@@ -200,10 +200,5 @@ def test_threads_call_the_same(callers: dict[str, Basecaller]) -> None:
             assert all(pool.map(work, range(16)))
 
 
-def test_warming_up_takes_every_length(callers: dict[str, Basecaller]) -> None:
-    assert callers["fp32"].chunker.lengths == LENGTHS
-    callers["fp32"].warm_up()
-
-
 def test_auto_takes_a_precision_of_this_processor(make_bundle: MakeBundle, tmp_path: Path) -> None:
     assert Basecaller(load_bundle(make_bundle(tmp_path / "model"))).precision in PRECISIONS

@@ -3,7 +3,7 @@
 import asyncio
 import itertools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -93,11 +93,30 @@ def test_without_a_card_cuda_is_refused(monkeypatch: pytest.MonkeyPatch, tiny_mo
         load_settings({"device": "gpu"}, None)
 
 
+def test_workers_take_the_most_memory_together(monkeypatch: pytest.MonkeyPatch, tiny_model: Path) -> None:
+    """Each warms up every length once; the longest when all have done the others."""
+    warmed: list[tuple[str, int]] = []
+    call = Basecaller.call
+
+    def note(caller: Basecaller, chunks: Any, samples: int) -> Any:
+        warmed.append((threading.current_thread().name, samples))
+        return call(caller, chunks, samples)
+
+    monkeypatch.setattr(Basecaller, "call", note)
+    engine = build_engine(Settings(model=[str(tiny_model)], threads=3))
+    engine.pipeline.close()
+    (caller,) = engine.basecallers.values()
+    longest, short = caller.chunker.lengths
+    names = [f"worker-{number}" for number in range(3)]
+    assert sorted(warmed[:3]) == [(name, short) for name in names]
+    assert sorted(warmed[3:]) == [(name, longest) for name in names]
+
+
 @pytest.mark.parametrize("workers", [1, 3])
 def test_a_worker_that_cannot_start_says_why(monkeypatch: pytest.MonkeyPatch, tiny_model: Path, workers: int) -> None:
     lock, calls = threading.Lock(), itertools.count()
 
-    def warm_up(_: Basecaller) -> None:
+    def warm_up(_: Basecaller, lengths: Sequence[int]) -> None:
         with lock:
             if next(calls) == 1:
                 raise torch.OutOfMemoryError("CUDA out of memory")
@@ -112,7 +131,7 @@ def test_a_worker_that_cannot_start_says_why(monkeypatch: pytest.MonkeyPatch, ti
 
 
 def test_serve_ends_with_the_cause(monkeypatch: pytest.MonkeyPatch, tiny_model: Path) -> None:
-    def warm_up(_: Basecaller) -> None:
+    def warm_up(_: Basecaller, lengths: Sequence[int]) -> None:
         raise RuntimeError("no kernel image")
 
     monkeypatch.setattr(Basecaller, "warm_up", warm_up)
