@@ -362,7 +362,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     names = [name for name in SHAPES if name.startswith("tiny") == options.quick]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        max_reads = 2 if options.quick else 50
+        max_reads = 1 if options.quick else 50
         card = Card(device)
         on = kernels_of(card)
         kernels = Kernels(

@@ -32,7 +32,7 @@ def test_on_the_cpu_it_goes_the_same_way(tmp_path: Path, simulated_run: Path) ->
     report = output.read_text()
     assert "The same results." in report
     assert re.search(r"\| extend, band 500 \| \d+\.\d{3} \| GCUPS in band \|", report)
-    assert re.search(r"\| simulated \| 2 \| \d,\d{3} \| (9\d|100)\.\d{3}% \| \d of 2 \|", report)
+    assert re.search(r"\| simulated \| 1 \| \d,\d{3} \| (9\d|100)\.\d{3}% \| \d of 1 \|", report)
     for shape in (name for name in gpu_check.SHAPES if name.startswith("tiny")):
         assert re.search(rf"\| {shape} \| 16 \| 1,\d+ \| \d+\.\d\d \| \d+\.\d\d \|", report), shape
 
