@@ -1,4 +1,4 @@
-"""The gRPC face of the server: the only file that sees protobuf. Decodes, validates, encodes."""
+"""The gRPC face of the server: opens streams, refuses what cannot be served. messages.py decodes and encodes."""
 
 import asyncio
 import math
@@ -10,25 +10,28 @@ from typing import Any
 
 import grpc
 import structlog
-from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import DecodeError
 
 from porestream.kernels.aligner import Aligner, preset_for_model
 from porestream.models.basecaller import Basecaller
 from porestream.models.chemistry import chemistry_of_run
 from porestream.server import reads
-from porestream.server.books import Books, Ledger, StreamBooks
+from porestream.server.books import Ledger, StreamBooks
 from porestream.server.budget import MAX_CHUNK_SAMPLES, MIN_CHUNK_CREDIT_SAMPLES, MemoryBudget
+from porestream.server.messages import (
+    ENCODINGS,
+    PRIORITIES,
+    decode_chunk,
+    encode_model,
+    encode_output,
+    encode_stats,
+    seconds,
+)
 from porestream.server.metrics import STREAMS_ENDED, STREAMS_OPENED, STREAMS_RECONNECTED
 from porestream.server.pipeline import Pipeline
 from porestream.server.scheduler import Scheduler
 from porestream.server.session import (
     MAX_OPEN_READS,
-    Beat,
-    CreditGrant,
-    Drain,
-    Output,
-    Results,
     Session,
     StreamFault,
 )
@@ -44,23 +47,6 @@ _MAX_RUN_ID_LENGTH = 256
 _MAX_DETAIL_BYTES = 2000  # three times as many where they are not ASCII; a client takes 8 KiB of status and headers
 _DEFAULT_HEARTBEAT_S = 5.0
 _DEFAULT_STATS_INTERVAL_S = 5.0
-
-_ENCODINGS = {
-    pb.SIGNAL_ENCODING_INT16_LE: reads.Encoding.INT16_LE,
-    pb.SIGNAL_ENCODING_VBZ: reads.Encoding.VBZ,
-}
-_PRIORITIES = {
-    pb.PRIORITY_UNSPECIFIED: reads.Priority.STANDARD,
-    pb.PRIORITY_LIVE: reads.Priority.LIVE,
-    pb.PRIORITY_STANDARD: reads.Priority.STANDARD,
-    pb.PRIORITY_BULK: reads.Priority.BULK,
-}
-_STATUSES = {
-    reads.Status.CALLED: pb.READ_STATUS_CALLED,
-    reads.Status.FILTERED: pb.READ_STATUS_FILTERED,
-    reads.Status.REJECTED: pb.READ_STATUS_REJECTED,
-    reads.Status.FAILED: pb.READ_STATUS_FAILED,
-}
 
 
 @dataclass(frozen=True)
@@ -161,7 +147,7 @@ class BasecallService(pb_grpc.BasecallServiceServicer):
                 await context.write(pb.StreamReadsResponse(opened=opened))
             async for output in session.outputs():
                 async with asyncio.timeout(_WRITE_TIMEOUT_S):
-                    await context.write(_encode_output(output, session.settings))
+                    await context.write(encode_output(output, session.settings))
         finally:
             if receiver is not None:
                 receiver.cancel()
@@ -189,7 +175,7 @@ class BasecallService(pb_grpc.BasecallServiceServicer):
             raise StreamFault("INVALID_ARGUMENT", f"open.run.run_id is longer than {_MAX_RUN_ID_LENGTH} characters")
         settings = self._settings(opening)
         _check_expected(opening.expected, self._identity(opening))
-        heartbeat_s = _seconds(opening.heartbeat_interval) or _DEFAULT_HEARTBEAT_S
+        heartbeat_s = seconds(opening.heartbeat_interval) or _DEFAULT_HEARTBEAT_S
         if not 1 <= heartbeat_s <= 30:
             raise StreamFault("INVALID_ARGUMENT", f"heartbeat_interval is {heartbeat_s:g} s; it must be 1-30 s")
         session = Session(
@@ -229,7 +215,7 @@ class BasecallService(pb_grpc.BasecallServiceServicer):
                 raise StreamFault(
                     "NOT_FOUND", f"no preset {preset!r} for {options.reference!r}; there are: {', '.join(presets)}"
                 )
-        if options.priority not in _PRIORITIES:
+        if options.priority not in PRIORITIES:
             raise StreamFault("INVALID_ARGUMENT", f"unknown priority {options.priority}")
         if not math.isfinite(options.min_mean_qscore):
             raise StreamFault("INVALID_ARGUMENT", f"min_mean_qscore is {options.min_mean_qscore}")
@@ -237,7 +223,7 @@ class BasecallService(pb_grpc.BasecallServiceServicer):
             model,
             options.reference,
             preset,
-            _PRIORITIES[options.priority],
+            PRIORITIES[options.priority],
             options.min_mean_qscore,
             options.emit_moves,
             options.emit_md,
@@ -307,7 +293,7 @@ class BasecallService(pb_grpc.BasecallServiceServicer):
                         )
                     next_batch += 1
                     for chunk in request.signal.chunks:
-                        session.receive(_decode_chunk(chunk))
+                        session.receive(decode_chunk(chunk))
                 elif kind == "result_ack":
                     session.acknowledge(request.result_ack.result_seq)
                 elif kind == "half_close":
@@ -346,9 +332,9 @@ class BasecallService(pb_grpc.BasecallServiceServicer):
         return pb.GetServerInfoResponse(
             version=version("porestream"),
             device=next(iter(engine.basecallers.values())).runner.device_name,
-            models=[_encode_model(name, basecaller) for name, basecaller in engine.basecallers.items()],
+            models=[encode_model(name, basecaller) for name, basecaller in engine.basecallers.items()],
             references=list(references.values()),
-            encodings=list(_ENCODINGS),
+            encodings=list(ENCODINGS),
             limits=pb.Limits(
                 max_message_bytes=MAX_MESSAGE_BYTES,
                 max_chunk_samples=MAX_CHUNK_SAMPLES,
@@ -366,7 +352,7 @@ class BasecallService(pb_grpc.BasecallServiceServicer):
         context: grpc.aio.ServicerContext[pb.WatchStatsRequest, pb.WatchStatsResponse],
     ) -> None:
         """Throughput until the caller leaves or the server does."""
-        interval_s = _seconds(request.interval) or _DEFAULT_STATS_INTERVAL_S
+        interval_s = seconds(request.interval) or _DEFAULT_STATS_INTERVAL_S
         if not 1 <= interval_s <= 60:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"interval is {interval_s:g} s; it must be 1-60 s")
         samples = bases = 0
@@ -378,7 +364,7 @@ class BasecallService(pb_grpc.BasecallServiceServicer):
                 return
             now_s = time.monotonic()
             elapsed_s = now_s - before_s if before_s else math.inf
-            response = _encode_stats(books)
+            response = encode_stats(books)
             response.samples_per_second = (books.samples - samples) / elapsed_s
             response.bases_per_second = (books.bases - bases) / elapsed_s
             response.backlog.FromNanoseconds(int(self._backlog_s() * 1e9))
@@ -442,127 +428,3 @@ def _check_expected(expected: pb.CallerIdentity, actual: pb.CallerIdentity) -> N
                 "FAILED_PRECONDITION",
                 f"another caller than expected: {field.name} {shown[0]!r}, here it is {shown[1]!r}",
             )
-
-
-def _decode_chunk(chunk: pb.ReadChunk) -> reads.Chunk:
-    if len(chunk.read_id) != 16:
-        raise StreamFault("INVALID_ARGUMENT", f"read_id has {len(chunk.read_id)} bytes; a UUID has 16")
-    encoding = _ENCODINGS.get(chunk.encoding)
-    if encoding is None:
-        raise StreamFault("INVALID_ARGUMENT", f"unknown signal encoding {chunk.encoding}")
-    calibration = chunk.calibration
-    return reads.Chunk(
-        chunk.read_id,
-        chunk.channel,
-        chunk.first_sample,
-        reads.SignalPiece(encoding, chunk.signal, chunk.sample_count, chunk.signal_crc32c),
-        reads.Calibration(calibration.offset_adc, calibration.scale_pa_per_adc, calibration.open_pore_level_pa)
-        if chunk.HasField("calibration")
-        else None,
-        chunk.end_of_read,
-    )
-
-
-def _encode_output(output: Output, settings: reads.CallSettings) -> pb.StreamReadsResponse:
-    match output:
-        case CreditGrant(max_total_samples):
-            return pb.StreamReadsResponse(credit=pb.Credit(max_total_samples=max_total_samples))
-        case Results(first_seq, results):
-            batch = pb.ResultBatch(
-                first_result_seq=first_seq, results=[_encode_result(result, settings) for result in results]
-            )
-            return pb.StreamReadsResponse(results=batch)
-        case Drain(grace_s):
-            return pb.StreamReadsResponse(go_away=pb.GoAway(grace=_duration(grace_s), reason="DRAIN"))
-        case Beat():
-            response = pb.StreamReadsResponse()
-            response.heartbeat.sent_at.GetCurrentTime()
-            return response
-
-
-def _encode_result(result: reads.ReadResult, settings: reads.CallSettings) -> pb.ReadResult:
-    timings = result.timings
-    message = pb.ReadResult(
-        read_id=result.read_id,
-        channel=result.channel,
-        status=_STATUSES[result.status],
-        detail=result.detail,
-        signal_samples=result.signal_samples,
-        scaling_midpoint=result.scaling_midpoint_pa,
-        scaling_dispersion=result.scaling_dispersion_pa,
-        scaling_strategy=result.scaling_strategy,
-        timings=pb.Timings(
-            queue=_duration(timings.queue_s),
-            basecall=_duration(timings.basecall_s),
-            align=_duration(timings.align_s),
-            total=_duration(timings.total_s),
-        ),
-    )
-    if (part := result.part) is not None:
-        message.parts.add(
-            read_id=result.read_id,
-            sequence=part.sequence,
-            qualities=part.qualities_B.tobytes(),
-            mean_qscore=part.mean_qscore,
-            samples=min(result.signal_samples, part.end_sample),
-            trimmed_samples=part.trimmed_samples,
-            model_stride=part.stride,
-            moves=part.moves_T.tobytes() if settings.emit_moves else b"",
-            alignments=[
-                pb.Alignment(
-                    flag=alignment.flag,
-                    reference_name=alignment.reference_name,
-                    reference_start=alignment.reference_start,
-                    reference_end=alignment.reference_end,
-                    mapping_quality=alignment.mapping_quality,
-                    cigar=alignment.cigar.tolist(),
-                    score=alignment.score,
-                    edit_distance=alignment.edit_distance,
-                    md=alignment.md,
-                    divergence=alignment.divergence,
-                )
-                for alignment in part.alignments
-            ],
-        )
-    return message
-
-
-def _encode_model(name: str, basecaller: Basecaller) -> pb.Model:
-    chemistry = basecaller.bundle.chemistry
-    return pb.Model(
-        name=name,
-        weights_sha256=basecaller.bundle.sha256,
-        pore=chemistry.pore,
-        molecule=chemistry.molecule,
-        bases_per_second=chemistry.bases_per_second,
-        sample_rates_hz=chemistry.sample_rates_hz,
-        stride_samples=basecaller.bundle.config.stride,
-        loaded=True,
-    )
-
-
-def _encode_stats(books: Books) -> pb.WatchStatsResponse:
-    response = pb.WatchStatsResponse(
-        attempts_received=books.received,
-        attempts_called=books.called,
-        attempts_filtered=books.filtered,
-        attempts_rejected=books.rejected,
-        attempts_failed=books.failed,
-        attempts_abandoned=books.abandoned,
-        attempts_open=books.open,
-        reads_aligned=books.aligned,
-        samples_received=books.samples,
-        bases_called=books.bases,
-    )
-    response.as_of.GetCurrentTime()
-    return response
-
-
-def _seconds(duration: Duration) -> float:
-    return float(duration.seconds + duration.nanos / 1e9)
-
-
-def _duration(seconds: float) -> Duration:
-    duration = Duration()
-    duration.FromNanoseconds(int(seconds * 1e9))
-    return duration

@@ -1,11 +1,6 @@
 """A thousand open streams, and reads of ten million samples: nothing is lost, and memory stays in its budget."""
 
 import asyncio
-import re
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -15,6 +10,7 @@ import grpc
 import numpy as np
 import numpy.typing as npt
 import pytest
+from servers import Server
 
 from porestream.client.client import SyncBasecallClient
 from porestream.client.reads import ReadInfo, ReadResult, ReadStatus, RunInfo, SignalRead
@@ -114,32 +110,11 @@ def test_a_thousand_streams_at_once_get_a_result_each(start_server) -> None:  # 
     assert server.engine.scheduler.queued_samples() == 0
 
 
-class Server:
-    """`porestream serve` on a Unix socket, as a process of its own."""
-
-    def __init__(self, folder: Path, *flags: object) -> None:
-        self.address = f"unix:{folder / 'socket'}"
-        command = [sys.executable, "-m", "porestream.cli.main", "serve", "--listen", self.address, *map(str, flags)]
-        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        deadline_s = time.monotonic() + 60
-        while not (folder / "socket").exists():
-            assert self.process.poll() is None
-            assert time.monotonic() < deadline_s
-            time.sleep(0.02)
-
-    def peak_bytes(self) -> int:
-        """The most that it ever had in memory."""
-        match = re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{self.process.pid}/status").read_text())
-        assert match
-        return int(match[1]) << 10
-
-
 @pytest.fixture
 def server(tmp_path: Path, tiny_model: Path) -> Iterator[Server]:
-    running = Server(tmp_path, "--model", tiny_model, "--memory-budget", BUDGET_BYTES, "--threads", 2)
-    yield running
-    running.process.send_signal(signal.SIGKILL)
-    running.process.wait()
+    with Server(tmp_path, "--model", tiny_model, "--memory-budget", BUDGET_BYTES, "--threads", 2) as running:
+        running.start()
+        yield running
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from Linux's /proc")

@@ -4,23 +4,20 @@ import asyncio
 import collections
 import json
 import random
-import re
 import statistics
 import subprocess
 import sys
 import time
 import urllib.request
 from dataclasses import dataclass
-from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Self
 from uuid import uuid4
 
 import grpc
 import numpy as np
-import preloaded
 import pysam
 import pytest
+from servers import Server
 
 from porestream.client.sources import Pod5Source
 from porestream.client.wire import encode_read
@@ -150,49 +147,6 @@ def test_batches_and_workers_do_not_change_a_record(
     assert found == [record for record in contents(sarscov2) if record.split("\t")[0] in names]
 
 
-class KillableServer:
-    """`porestream serve` in a process of its own, on a Unix socket; it is killed in the end."""
-
-    def __init__(self, folder: Path, *flags: object) -> None:
-        self._socket, self._log = folder / "socket", folder / "log"
-        self.address = f"unix:{self._socket}"
-        self._arguments = ["serve", "--listen", self.address, *flags]
-        self.process: BaseProcess
-
-    def start(self) -> None:
-        self._socket.unlink(missing_ok=True)
-        self.process = preloaded.start(self._log, *self._arguments)
-        deadline = time.monotonic() + 60
-        while not self._socket.exists():
-            assert self.process.is_alive(), self._log.read_text()
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.kill()
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.join()
-
-    def stop(self) -> int | None:
-        self.process.terminate()
-        self.process.join(30)
-        return self.process.exitcode
-
-    def memory_bytes(self, field: str = "VmRSS") -> int:
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        match = re.search(rf"{field}:\s+(\d+) kB", status)
-        assert match
-        return int(match[1]) << 10
-
-    def reset_peak(self) -> None:
-        Path(f"/proc/{self.process.pid}/clear_refs").write_text("5")
-
-
 @dataclass(frozen=True)
 class Killed:
     """What a run over three files, that is three streams, came to."""
@@ -214,7 +168,7 @@ def killed(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Kille
     files = [shared_data / name / "reads.pod5" for name in ("sarscov2_r941", "human_r941", "klebsiella_r94")]
     reference = shared_data / "klebsiella_r94/HS11286.fna.gz"
     bam, rng, kills = folder / "calls.bam", random.Random(20), 0
-    with KillableServer(folder, "--model", shared_data / MODEL, "--reference", reference) as server:
+    with Server(folder, "--model", shared_data / MODEL, "--reference", reference) as server:
         server.start()
         options = ["--server", server.address, "--reference", reference.name, "--give-up-s", "600", "-o", str(bam)]
         command = [*PORESTREAM, "call", *map(str, files), *options]
@@ -267,7 +221,7 @@ def test_human_reads_are_all_called(killed: Killed, shared_data: Path) -> None:
 def test_a_rollout_loses_nothing(shared_data: Path, tmp_path: Path) -> None:
     """SIGTERM amid a run, with a grace too short for all: exit 0; the next server on the address does the rest."""
     bam = tmp_path / "calls.bam"
-    with KillableServer(tmp_path, "--model", shared_data / MODEL, "-t", 1, "--grace-s", 1) as server:
+    with Server(tmp_path, "--model", shared_data / MODEL, "-t", 1, "--grace-s", 1) as server:
         server.start()
         options = ["--max-reads", "10", "--server", server.address, "-o", str(bam)]
         command = [*PORESTREAM, "call", str(shared_data / "human_r941/reads.pod5"), *options]
@@ -370,12 +324,12 @@ def test_memory_stays_in_budget_whatever_clients_do(shared_data: Path, tmp_path:
             *(never_acknowledge(server.address, Pod5Source([source]), 10, results) for _ in range(2)),
         )
 
-    with KillableServer(tmp_path, "--model", shared_data / MODEL, *flags) as server:
+    with Server(tmp_path, "--model", shared_data / MODEL, *flags) as server:
         server.start()
-        alone = server.memory_bytes("VmHWM")  # what models and workers need: they have called their first batches
+        alone = server.peak_bytes()  # what models and workers need: they have called their first batches
         server.reset_peak()
         counts = asyncio.run(clients())
-        peak = server.memory_bytes("VmHWM")
+        peak = server.peak_bytes()
         metrics = urllib.request.urlopen("http://127.0.0.1:19464/metrics").read().decode()
         assert server.stop() == 0
     assert counts == [4] * 6 + [100] * 2

@@ -282,7 +282,7 @@ def test_moves_say_where_bases_begin(
 
 
 class Server:
-    """`porestream serve` in a process of its own, on a Unix socket, with one worker."""
+    """`porestream serve` on a Unix socket, with one worker, started as its users start it."""
 
     def __init__(self, folder: Path, reference: Path) -> None:
         self._socket, self._log = folder / "socket", folder / "log"

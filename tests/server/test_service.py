@@ -421,7 +421,7 @@ def test_a_defect_ends_its_stream_with_internal_and_is_counted(start_server, sig
     before = STREAMS_ENDED.labels("INTERNAL")._value.get()
     (read,) = signal_reads(signals[:1])
     with monkeypatch.context() as broken:
-        broken.setattr("porestream.server.rpc._encode_output", lambda *_: 1 / 0)
+        broken.setattr("porestream.server.rpc.encode_output", lambda *_: 1 / 0)
         _, error = exchange(server.address, [opening(), signal_request(1, *encode_read(read).chunks)])
     assert error.code() is grpc.StatusCode.INTERNAL
     assert "ZeroDivisionError" in error.details()

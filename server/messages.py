@@ -1,0 +1,155 @@
+"""Protobuf messages to the server's own values, and these to messages. What walks a read's way sees only the values."""
+
+from google.protobuf.duration_pb2 import Duration
+
+from porestream.models.basecaller import Basecaller
+from porestream.server import reads
+from porestream.server.books import Books
+from porestream.server.session import Beat, CreditGrant, Drain, Output, Results, StreamFault
+from porestream.v1 import porestream_pb2 as pb
+
+ENCODINGS = {
+    pb.SIGNAL_ENCODING_INT16_LE: reads.Encoding.INT16_LE,
+    pb.SIGNAL_ENCODING_VBZ: reads.Encoding.VBZ,
+}
+PRIORITIES = {
+    pb.PRIORITY_UNSPECIFIED: reads.Priority.STANDARD,
+    pb.PRIORITY_LIVE: reads.Priority.LIVE,
+    pb.PRIORITY_STANDARD: reads.Priority.STANDARD,
+    pb.PRIORITY_BULK: reads.Priority.BULK,
+}
+_STATUSES = {
+    reads.Status.CALLED: pb.READ_STATUS_CALLED,
+    reads.Status.FILTERED: pb.READ_STATUS_FILTERED,
+    reads.Status.REJECTED: pb.READ_STATUS_REJECTED,
+    reads.Status.FAILED: pb.READ_STATUS_FAILED,
+}
+
+
+def decode_chunk(chunk: pb.ReadChunk) -> reads.Chunk:
+    """A chunk, its signal not yet decompressed; StreamFault if it has no read's id or an unknown encoding."""
+    if len(chunk.read_id) != 16:
+        raise StreamFault("INVALID_ARGUMENT", f"read_id has {len(chunk.read_id)} bytes; a UUID has 16")
+    encoding = ENCODINGS.get(chunk.encoding)
+    if encoding is None:
+        raise StreamFault("INVALID_ARGUMENT", f"unknown signal encoding {chunk.encoding}")
+    calibration = chunk.calibration
+    return reads.Chunk(
+        chunk.read_id,
+        chunk.channel,
+        chunk.first_sample,
+        reads.SignalPiece(encoding, chunk.signal, chunk.sample_count, chunk.signal_crc32c),
+        reads.Calibration(calibration.offset_adc, calibration.scale_pa_per_adc, calibration.open_pore_level_pa)
+        if chunk.HasField("calibration")
+        else None,
+        chunk.end_of_read,
+    )
+
+
+def encode_output(output: Output, settings: reads.CallSettings) -> pb.StreamReadsResponse:
+    """What a session has to say; moves only where the settings ask for them."""
+    match output:
+        case CreditGrant(max_total_samples):
+            return pb.StreamReadsResponse(credit=pb.Credit(max_total_samples=max_total_samples))
+        case Results(first_seq, results):
+            batch = pb.ResultBatch(
+                first_result_seq=first_seq, results=[_encode_result(result, settings) for result in results]
+            )
+            return pb.StreamReadsResponse(results=batch)
+        case Drain(grace_s):
+            return pb.StreamReadsResponse(go_away=pb.GoAway(grace=_duration(grace_s), reason="DRAIN"))
+        case Beat():
+            response = pb.StreamReadsResponse()
+            response.heartbeat.sent_at.GetCurrentTime()
+            return response
+
+
+def _encode_result(result: reads.ReadResult, settings: reads.CallSettings) -> pb.ReadResult:
+    timings = result.timings
+    message = pb.ReadResult(
+        read_id=result.read_id,
+        channel=result.channel,
+        status=_STATUSES[result.status],
+        detail=result.detail,
+        signal_samples=result.signal_samples,
+        scaling_midpoint=result.scaling_midpoint_pa,
+        scaling_dispersion=result.scaling_dispersion_pa,
+        scaling_strategy=result.scaling_strategy,
+        timings=pb.Timings(
+            queue=_duration(timings.queue_s),
+            basecall=_duration(timings.basecall_s),
+            align=_duration(timings.align_s),
+            total=_duration(timings.total_s),
+        ),
+    )
+    if (part := result.part) is not None:
+        message.parts.add(
+            read_id=result.read_id,
+            sequence=part.sequence,
+            qualities=part.qualities_B.tobytes(),
+            mean_qscore=part.mean_qscore,
+            samples=min(result.signal_samples, part.end_sample),
+            trimmed_samples=part.trimmed_samples,
+            model_stride=part.stride,
+            moves=part.moves_T.tobytes() if settings.emit_moves else b"",
+            alignments=[
+                pb.Alignment(
+                    flag=alignment.flag,
+                    reference_name=alignment.reference_name,
+                    reference_start=alignment.reference_start,
+                    reference_end=alignment.reference_end,
+                    mapping_quality=alignment.mapping_quality,
+                    cigar=alignment.cigar.tolist(),
+                    score=alignment.score,
+                    edit_distance=alignment.edit_distance,
+                    md=alignment.md,
+                    divergence=alignment.divergence,
+                )
+                for alignment in part.alignments
+            ],
+        )
+    return message
+
+
+def encode_model(name: str, basecaller: Basecaller) -> pb.Model:
+    """A loaded model, as GetServerInfo lists it."""
+    chemistry = basecaller.bundle.chemistry
+    return pb.Model(
+        name=name,
+        weights_sha256=basecaller.bundle.sha256,
+        pore=chemistry.pore,
+        molecule=chemistry.molecule,
+        bases_per_second=chemistry.bases_per_second,
+        sample_rates_hz=chemistry.sample_rates_hz,
+        stride_samples=basecaller.bundle.config.stride,
+        loaded=True,
+    )
+
+
+def encode_stats(books: Books) -> pb.WatchStatsResponse:
+    """The books as of now; rates and backlog are the caller's to add."""
+    response = pb.WatchStatsResponse(
+        attempts_received=books.received,
+        attempts_called=books.called,
+        attempts_filtered=books.filtered,
+        attempts_rejected=books.rejected,
+        attempts_failed=books.failed,
+        attempts_abandoned=books.abandoned,
+        attempts_open=books.open,
+        reads_aligned=books.aligned,
+        samples_received=books.samples,
+        bases_called=books.bases,
+    )
+    response.as_of.GetCurrentTime()
+    return response
+
+
+def seconds(value: Duration) -> float:
+    """A Duration in seconds; 0 if it is not set."""
+    return float(value.seconds + value.nanos / 1e9)
+
+
+def _duration(value_s: float) -> Duration:
+    found = Duration()
+    found.FromNanoseconds(int(value_s * 1e9))
+    return found
