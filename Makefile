@@ -15,7 +15,7 @@ GPU_VENV ?= .gpu-venv
 GPU_INDEX ?=
 CUDA ?= 13
 
-.PHONY: help system setup demo test ops-check ops-system lint typing bench compare-bonito gpu-check docs stubs lock clean
+.PHONY: help system setup demo test ops-check ops-system lint typing bench compare-bonito compare-remora record-calling gpu-check docs stubs lock clean
 
 help:
 	@echo 'make demo            install, then simulate a small run, call and align it, and compare with the truth'
@@ -24,6 +24,8 @@ help:
 	@echo 'make lint            ruff, mypy, import rules, wire contract'
 	@echo 'make bench           speed and memory, as Markdown tables'
 	@echo "make compare-bonito  scores and speed against bonito's own modules, in an environment of its own"
+	@echo "make compare-remora  whether Remora's own reader takes our move tables, in an environment of its own"
+	@echo 'make record-calling  digests of the records that a new calling revision gives'
 	@echo 'make gpu-check       on a machine with an NVIDIA card: its tests, its kernels and bases, its speed; a report'
 	@echo 'make docs            what is made from code: docs/cli.md, docs/metrics.md, dashboards, the PrometheusRule'
 	@echo 'make stubs           generate the stubs of the wire contract'
@@ -105,6 +107,13 @@ bench: setup
 compare-bonito: setup
 	PYTHON=$(PYTHON) TORCH_VERSION=$(TORCH_VERSION) $(BIN)/python benchmarks/compare_bonito.py --data $(DATA)
 
+compare-remora: setup
+	PYTHON=$(PYTHON) TORCH_VERSION=$(TORCH_VERSION) $(BIN)/python benchmarks/compare_remora.py --record --data $(DATA)
+
+# After CALLING_REVISION was raised. Only this kind of machine's: others' are taken there.
+record-calling: setup
+	RECORD_CALLING=1 $(BIN)/python -m pytest -n0 tests/server/test_revision.py tests/cli/test_demo.py
+
 gpu-check:
 	@nvidia-smi -L >/dev/null 2>&1 || { \
 		echo 'nvidia-smi finds no card here. On a machine with one, gpu-check installs PyTorch with CUDA into $(GPU_VENV),' >&2; \
@@ -138,4 +147,4 @@ lock:
 	rm -rf .lock-venv
 
 clean:
-	rm -rf $(VENV) .lock-venv .bonito-venv $(GPU_VENV) build dist demo *.egg-info .typing
+	rm -rf $(VENV) .lock-venv .bonito-venv .remora-venv $(GPU_VENV) build dist demo *.egg-info .typing

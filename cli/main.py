@@ -53,7 +53,9 @@ class _LazyGroup(click.Group):
 
 def _print_version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
     if value and not ctx.resilient_parsing:
-        click.echo(f"porestream {installed_version('porestream')}")
+        from porestream.server.revision import CALLING_REVISION
+
+        click.echo(f"porestream {installed_version('porestream')} (calling revision {CALLING_REVISION})")
         ctx.exit()
 
 

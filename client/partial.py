@@ -224,7 +224,7 @@ def _check(file: Path, there: pysam.AlignmentHeader, here: pysam.AlignmentHeader
 def _program(head: pysam.AlignmentHeader, name: str) -> dict[str, str]:
     line: dict[str, str] = next((program for program in head.to_dict().get("PG", []) if program["ID"] == name), {})
     words = dict(word.split("=", 1) for word in line.get("DS", "").split() if "=" in word)
-    return words | {key.lower(): line[key] for key in ("PN", "VN") if key in line}
+    return words | {key.lower(): line[key] for key in ("PN",) if key in line}
 
 
 def _read_id(record: pysam.AlignedSegment) -> UUID:

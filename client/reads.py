@@ -133,7 +133,7 @@ class ReadResult:
 
 @dataclass(frozen=True, slots=True)
 class CallerIdentity:
-    """What decides a read's bytes: equal identities give equal results."""
+    """What decides a read's bytes: equal identities give equal results, whatever the version."""
 
     model: str
     model_sha256: str
@@ -143,6 +143,7 @@ class CallerIdentity:
     precision: str
     device_class: str
     version: str
+    calling_revision: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,7 +43,8 @@ def header(
         "VN": identity.version,
         "DS": _clean(
             f"basecall_model={identity.model} model_sha256={identity.model_sha256} "
-            f"precision={identity.precision} device={identity.device_class} {choices}"
+            f"precision={identity.precision} device={identity.device_class} "
+            f"calling_revision={identity.calling_revision} {choices}"
         ),
     }
     if command_line:

@@ -141,6 +141,7 @@ def decode_identity(message: pb.CallerIdentity) -> CallerIdentity:
         precision=message.precision,
         device_class=message.device_class,
         version=message.version,
+        calling_revision=message.calling_revision,
     )
 
 

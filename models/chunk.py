@@ -30,8 +30,8 @@ class ChunkPlan:
 
     @property
     def steps(self) -> int:
-        """Time steps of the whole read; the last may be partial."""
-        return -(-self.read_samples // self.stride)
+        """Whole time steps of the read; samples at its end that make none have no bases, as in dorado."""
+        return self.read_samples // self.stride
 
     def kept_steps(self) -> list[tuple[int, int]]:
         """Of each chunk the half-open range of its time steps that is kept: cut in the middle of every overlap."""

@@ -78,7 +78,7 @@ class PreparedRead:
         if self.step == 1:
             return moves_T, self.plan.stride
         stride = int(self.plan.stride * self.step)
-        measured_T = np.zeros(-(-self.signal_S.size // stride), np.uint8)
+        measured_T = np.zeros(self.signal_S.size // stride, np.uint8)
         ratio = self.plan.stride * self.step / stride
         measured_T[np.flatnonzero(moves_T) * ratio.numerator // ratio.denominator] = 1
         return measured_T, stride
@@ -100,9 +100,9 @@ def prepare(
     Raises
     ------
     ValueError
-        The read is shorter than a time step.
+        Without its leader the read is shorter than a time step.
     """
-    if signal_S.size < config.stride:
+    if signal_S.size < config.stride:  # nor could it be scaled
         raise ValueError(f"too short: {signal_S.size} samples, the model's stride is {config.stride}")
     trimmed = rna_adapter_samples(signal_S) if config.is_rna else 0  # an adapter would spoil the read's quantiles
     scaling = _scaling(signal_S[trimmed:], measured, config)
@@ -110,11 +110,15 @@ def prepare(
         trimmed = _leader_samples(signal_S, scaling, config)
     kept_S = signal_S[trimmed:]
     rate_hz = measured.sample_rate_hz
-    if rate_hz not in config.resample_from_hz or rate_hz == config.sample_rate_hz:
-        return PreparedRead(kept_S, scaling, trimmed, chunker.plan(kept_S.size), is_rna=config.is_rna)
-    step = Fraction(rate_hz, config.sample_rate_hz)
-    resampled = int((kept_S.size - 1) / step) + 1
-    return PreparedRead(kept_S, scaling, trimmed, chunker.plan(resampled), step, config.is_rna)
+    step = Fraction(1)
+    if rate_hz in config.resample_from_hz and rate_hz != config.sample_rate_hz:
+        step = Fraction(rate_hz, config.sample_rate_hz)
+    model_samples = int((kept_S.size - 1) / step) + 1
+    if model_samples < config.stride:
+        raise ValueError(
+            f"too short: {signal_S.size} samples, {trimmed} of them leader; the model's stride is {config.stride}"
+        )
+    return PreparedRead(kept_S, scaling, trimmed, chunker.plan(model_samples), step, config.is_rna)
 
 
 def _scaling(signal_S: npt.NDArray[np.int16], measured: Measurement, config: ModelConfig) -> Scaling:

@@ -88,7 +88,7 @@ def _encode_result(result: reads.ReadResult, settings: reads.CallSettings) -> pb
             sequence=part.sequence,
             qualities=part.qualities_B.tobytes(),
             mean_qscore=part.mean_qscore,
-            samples=min(result.signal_samples, part.end_sample),
+            samples=part.samples_of(result.signal_samples),
             trimmed_samples=part.trimmed_samples,
             model_stride=part.stride,
             moves=part.moves_T.tobytes() if settings.emit_moves else b"",

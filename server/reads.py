@@ -231,10 +231,13 @@ class CalledPart:
     stride: int
     alignments: list[Alignment]
 
-    @property
-    def end_sample(self) -> int:
-        """Where the last move ends, in samples of the read: within a stride of its end unless bases were cut off."""
-        return self.trimmed_samples + self.moves_T.size * self.stride
+    def samples_of(self, signal_samples: int) -> int:
+        """Samples of the signal up to the part's end (tag ns): all of them, unless bases were cut off there.
+
+        Then moves end at least a stride before the signal does. Always moves == (ns - ts) // stride.
+        """
+        end_sample = self.trimmed_samples + self.moves_T.size * self.stride
+        return signal_samples if signal_samples - end_sample < self.stride else end_sample
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,7 @@ from porestream.server.messages import (
 )
 from porestream.server.metrics import STREAMS_ENDED, STREAMS_OPENED, STREAMS_RECONNECTED
 from porestream.server.pipeline import Pipeline
+from porestream.server.revision import CALLING_REVISION
 from porestream.server.scheduler import Scheduler
 from porestream.server.session import (
     MAX_OPEN_READS,
@@ -277,6 +278,7 @@ class BasecallService(pb_grpc.BasecallServiceServicer):
             device_class=basecaller.runner.device_class + (aligner.device_class if aligner else ""),
             version=version("porestream"),
             preset=settings.preset,
+            calling_revision=CALLING_REVISION,
         )
 
     async def _receive(self, session: Session, requests: AsyncIterator[pb.StreamReadsRequest]) -> None:
@@ -331,6 +333,7 @@ class BasecallService(pb_grpc.BasecallServiceServicer):
                 )
         return pb.GetServerInfoResponse(
             version=version("porestream"),
+            calling_revision=CALLING_REVISION,
             device=next(iter(engine.basecallers.values())).runner.device_name,
             models=[encode_model(name, basecaller) for name, basecaller in engine.basecallers.items()],
             references=list(references.values()),
@@ -420,11 +423,15 @@ def _cut(detail: str) -> str:
 
 
 def _check_expected(expected: pb.CallerIdentity, actual: pb.CallerIdentity) -> None:
-    for field, value in expected.ListFields():
-        mine = getattr(actual, field.name)
-        if value != mine:
-            shown = [v.hex() if isinstance(v, bytes) else v for v in (value, mine)]
+    """Nothing is compared that the client leaves out, nor the version; one that is alone is of revision 0."""
+    names = {field.name for field, _ in expected.ListFields()}
+    if "version" in names:
+        names = names - {"version"} | {"calling_revision"}
+    for name in sorted(names):
+        theirs, mine = getattr(expected, name), getattr(actual, name)
+        if theirs != mine:
+            shown = [v.hex() if isinstance(v, bytes) else v for v in (theirs, mine)]
             raise StreamFault(
                 "FAILED_PRECONDITION",
-                f"another caller than expected: {field.name} {shown[0]!r}, here it is {shown[1]!r}",
+                f"another caller than expected: {name} {shown[0]!r}, here it is {shown[1]!r}",
             )

@@ -14,6 +14,7 @@ from pathlib import Path
 import pysam
 import pytest
 import torch
+from calling_revision import check_digest
 from click.testing import CliRunner
 
 from porestream.cli.caller import Request
@@ -87,6 +88,13 @@ def truth(folder: Path) -> dict[str, dict[str, str]]:
         return {row["read_id"]: row for row in csv.DictReader(table, delimiter="\t")}
 
 
+def device(folder: Path) -> str:
+    """What called it, by the BAM's header."""
+    with pysam.AlignmentFile(str(folder / "calls.bam")) as file:
+        description = file.header.to_dict()["PG"][0]["DS"]
+    return " ".join(re.findall(r"(?:precision|device)=(\S+)", description))
+
+
 def primaries(folder: Path) -> list[pysam.AlignedSegment]:
     with pysam.AlignmentFile(str(folder / "calls.bam")) as file:
         return [record for record in file if not record.flag & 0x900]
@@ -99,6 +107,7 @@ def test_it_shows_what_is_in_the_bam(done: subprocess.CompletedProcess[str], hom
     places, records = truth(folder), primaries(folder)
     assert sorted(record.query_name for record in records) == sorted(places)
     assert len(places) == READS
+    check_digest(device(folder), (record.to_string() for record in records))
     identities = []
     for record in records:
         row = places[record.query_name]

@@ -191,7 +191,7 @@ def _check_record(
         assert int(stride) > 0
         assert set(moves) <= {"0", "1"}
         assert sequence == "*" or moves.count("1") == len(sequence), "not one move a base"
-        assert len(moves) * int(stride) >= samples - trimmed
+        assert len(moves) == (samples - trimmed) // int(stride), "Remora refuses all others"
 
 
 def _operations(cigar: str) -> list[tuple[int, str]]:
@@ -377,7 +377,7 @@ def make_part(
         sequence=sequence,
         qualities=bytes(2 + index % 48 for index in range(len(sequence))),
         mean_qscore=12.3456789,
-        samples=len(moves) * 5,
+        samples=10 + len(moves) * 5 + 3,  # no whole step at the end
         trimmed_samples=10,
         stride_samples=5,
         moves=moves,
@@ -421,7 +421,7 @@ RESULTS = {
     ),
     "split": make_result(make_part([PRIMARY], name=UUID(int=2)), make_part([REVERSE], name=UUID(int=3))),
     "bare": make_result(make_part([PRIMARY]), info=BARE),
-    "no bases": make_result(replace(make_part(head=""), moves=bytes(9), samples=45)),
+    "no bases": make_result(replace(make_part(head=""), moves=bytes(9), samples=55)),
     "rejected": make_result(status=ReadStatus.REJECTED),
 }
 

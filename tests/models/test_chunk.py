@@ -20,7 +20,7 @@ MODELS = [
 ]
 
 
-@given(st.sampled_from(MODELS), st.integers(1, 200_000))
+@given(st.sampled_from(MODELS), st.integers(12, 200_000))
 def test_every_step_is_kept_exactly_once(model: tuple[int, ...], read_samples: int) -> None:
     chunker = Chunker(*model)
     plan = chunker.plan(read_samples)
@@ -30,7 +30,7 @@ def test_every_step_is_kept_exactly_once(model: tuple[int, ...], read_samples: i
         for piece, (low, high) in zip(plan.pieces, plan.kept_steps(), strict=True)
     ]
     assert kept[0][0] == 0
-    assert kept[-1][1] == plan.steps == -(-read_samples // stride)
+    assert kept[-1][1] == plan.steps == read_samples // stride
     assert all(end == following for (_, end), (following, _) in pairwise(kept))
     for piece, (low, high) in zip(plan.pieces, plan.kept_steps(), strict=True):
         assert piece.start % stride == 0
@@ -114,9 +114,7 @@ def test_stitching_inverts_cutting(model: tuple[int, ...], read_samples: int, se
         bases_B = np.frombuffer(b"ACGT", np.uint8)[first_T[moves_T == 1] % 4]
         return bases_B, (first_T[moves_T == 1] % 50).astype(np.uint8), moves_T
 
-    padded = np.resize(signal_S, plan.steps * stride)
-    padded[read_samples:] = 0  # of a partial last step only its first sample counts here
-    whole = call(padded)
+    whole = call(signal_S)  # what is no whole step at the end has no base
     cut = [np.resize(signal_S[piece.start :][: piece.samples], piece.samples) for piece in plan.pieces]
     called = stitch(plan, [call(chunk_S) for chunk_S in cut])
     for expected, actual in zip(whole, called, strict=True):

@@ -21,6 +21,9 @@ StartServer = Callable[..., Any]
 def call(address: str, reads: list[SignalRead], **options: Any) -> list[CalledPart]:
     with SyncBasecallClient(address, StreamOptions(emit_moves=True, **options)) as client:
         parts = {result.info.read_id: result.parts[0] for result in client.call(reads)}
+    for part in parts.values():
+        steps = (part.samples - part.trimmed_samples) // part.stride_samples
+        assert len(part.moves) == steps, "a move table of another length is refused by Remora"
     return [parts[read.info.read_id] for read in reads]
 
 

@@ -119,7 +119,7 @@ class StreamOpened(_message.Message):
     def __init__(self, caller: _Optional[_Union[CallerIdentity, _Mapping]] = ..., credit: _Optional[_Union[Credit, _Mapping]] = ...) -> None: ...
 
 class CallerIdentity(_message.Message):
-    __slots__ = ("model", "model_sha256", "reference", "reference_sha256", "precision", "device_class", "version", "preset")
+    __slots__ = ("model", "model_sha256", "reference", "reference_sha256", "precision", "device_class", "version", "preset", "calling_revision")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     MODEL_SHA256_FIELD_NUMBER: _ClassVar[int]
     REFERENCE_FIELD_NUMBER: _ClassVar[int]
@@ -128,6 +128,7 @@ class CallerIdentity(_message.Message):
     DEVICE_CLASS_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     PRESET_FIELD_NUMBER: _ClassVar[int]
+    CALLING_REVISION_FIELD_NUMBER: _ClassVar[int]
     model: str
     model_sha256: bytes
     reference: str
@@ -136,7 +137,8 @@ class CallerIdentity(_message.Message):
     device_class: str
     version: str
     preset: str
-    def __init__(self, model: _Optional[str] = ..., model_sha256: _Optional[bytes] = ..., reference: _Optional[str] = ..., reference_sha256: _Optional[bytes] = ..., precision: _Optional[str] = ..., device_class: _Optional[str] = ..., version: _Optional[str] = ..., preset: _Optional[str] = ...) -> None: ...
+    calling_revision: int
+    def __init__(self, model: _Optional[str] = ..., model_sha256: _Optional[bytes] = ..., reference: _Optional[str] = ..., reference_sha256: _Optional[bytes] = ..., precision: _Optional[str] = ..., device_class: _Optional[str] = ..., version: _Optional[str] = ..., preset: _Optional[str] = ..., calling_revision: _Optional[int] = ...) -> None: ...
 
 class RunInfo(_message.Message):
     __slots__ = ("run_id", "flow_cell_id", "flow_cell_product_code", "sequencing_kit", "position", "sample_id", "experiment_id", "sample_rate_hz", "acquisition_start_time")
@@ -415,20 +417,22 @@ class GetServerInfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetServerInfoResponse(_message.Message):
-    __slots__ = ("version", "device", "models", "references", "encodings", "limits")
+    __slots__ = ("version", "calling_revision", "device", "models", "references", "encodings", "limits")
     VERSION_FIELD_NUMBER: _ClassVar[int]
+    CALLING_REVISION_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     MODELS_FIELD_NUMBER: _ClassVar[int]
     REFERENCES_FIELD_NUMBER: _ClassVar[int]
     ENCODINGS_FIELD_NUMBER: _ClassVar[int]
     LIMITS_FIELD_NUMBER: _ClassVar[int]
     version: str
+    calling_revision: int
     device: str
     models: _containers.RepeatedCompositeFieldContainer[Model]
     references: _containers.RepeatedCompositeFieldContainer[Reference]
     encodings: _containers.RepeatedScalarFieldContainer[SignalEncoding]
     limits: Limits
-    def __init__(self, version: _Optional[str] = ..., device: _Optional[str] = ..., models: _Optional[_Iterable[_Union[Model, _Mapping]]] = ..., references: _Optional[_Iterable[_Union[Reference, _Mapping]]] = ..., encodings: _Optional[_Iterable[_Union[SignalEncoding, str]]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ...) -> None: ...
+    def __init__(self, version: _Optional[str] = ..., calling_revision: _Optional[int] = ..., device: _Optional[str] = ..., models: _Optional[_Iterable[_Union[Model, _Mapping]]] = ..., references: _Optional[_Iterable[_Union[Reference, _Mapping]]] = ..., encodings: _Optional[_Iterable[_Union[SignalEncoding, str]]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ...) -> None: ...
 
 class Model(_message.Message):
     __slots__ = ("name", "weights_sha256", "pore", "molecule", "bases_per_second", "sample_rates_hz", "stride_samples", "loaded")
