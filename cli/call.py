@@ -38,8 +38,9 @@ from porestream.cli.options import CallCommand, connection_options, models_direc
     "--resume-from",
     type=click.Path(path_type=Path),
     metavar="PARTIAL",
-    help="Take the complete reads from what an interrupted call has written (BAM, SAM, CRAM, FASTQ, or the folder of "
-    "--output-dir), cut off or not, and call the others. The output must be another one. Default: call all.",
+    help="Take the complete reads from what an interrupted call has written (FILE.partial, or the folder of "
+    "--output-dir; BAM, SAM, CRAM or FASTQ, cut off or not), and call the others. -o may be as before; of a folder it "
+    "must be another one. Default: call all.",
 )
 @click.option(
     "--model",
@@ -79,8 +80,8 @@ from porestream.cli.options import CallCommand, connection_options, models_direc
     "-o",
     "--output",
     metavar="FILE|-",
-    help="Where records go: a .bam, .sam, .cram, .fastq or .fastq.gz. Default: -, standard output: SAM on a terminal, "
-    "else uncompressed BAM.",
+    help="Where records go: a .bam, .sam, .cram, .fastq or .fastq.gz, which is written as FILE.partial and takes its "
+    "place when it is whole. Default: -, standard output: SAM on a terminal, else uncompressed BAM.",
 )
 @click.option(
     "--output-dir",
@@ -182,11 +183,11 @@ def call(
     porestream call pod5_folder/ -r --model hac | samtools sort -o sorted.bam
     porestream call pod5_folder/ --emit-fastq --min-qscore 10 --output-dir calls/
     porestream call --watch /data/run1 --server node7:50051 --output-dir calls/
-    porestream call pod5_folder/ --resume-from calls.bam -o calls2.bam
+    porestream call pod5_folder/ --resume-from calls.bam.partial -o calls.bam
 
     READS are POD5 files, folders of them, or patterns in quotes. Records go to the output, everything else to standard
-    error. Ctrl-C or SIGTERM once: the reads under way are finished, the output is complete as far as it goes; twice:
-    stop now. Either way --resume-from goes on.
+    error. Files appear when they are whole. Ctrl-C or SIGTERM once: the reads under way are finished, twice: stop now.
+    Either way what was called stays in FILE.partial, and the same command with --resume-from FILE.partial goes on.
 
     Exit codes: 0 every input was read and every read is accounted for (rejected ones are listed and counted), 2 wrong
     usage, 3 an input could not be read, or not to its end, 4 the server was lost, 5 reads are missing, 130 stopped by

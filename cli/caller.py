@@ -27,10 +27,12 @@ from porestream.cli.choose import (
     resolve_model,
 )
 from porestream.cli.embedded import embedded_server
+from porestream.cli.output_check import check_outputs, check_resumed_folder
 from porestream.cli.stopping import EXIT_INTERRUPTED, EXIT_TERMINATED
 from porestream.cli.text import escaped
 from porestream.client.channel import PLAINTEXT, Credentials
 from porestream.client.client import BasecallClient
+from porestream.client.output_file import partial_of, whole_name
 from porestream.client.partial import Partial
 from porestream.client.reads import CallerIdentity, ReadResult, ReadStatus, RunInfo, ServerInfo, SignalRead
 from porestream.client.rejected import RejectedReads
@@ -38,12 +40,14 @@ from porestream.client.sequencing_summary import SummaryTable
 from porestream.client.sources import Pod5Source, ReadFault, load_read_ids
 from porestream.client.stream import PRIORITIES, ServerLost, ServerRefused, StreamOptions
 from porestream.client.summary import Summary
+from porestream.client.text import counted
 from porestream.client.watch import FolderWatch
 from porestream.client.writers import Format, OutputFolder, Outputs, OutputSettings, SingleOutput, beside, format_of
 from porestream.models.catalog import BUNDLED
 
 EXIT_FAILURE, EXIT_USAGE, EXIT_UNREADABLE, EXIT_SERVER_LOST, EXIT_UNBALANCED = 1, 2, 3, 4, 5
 _NAMED_IDS = 5
+_SUMMARY, _REJECTED = "sequencing_summary.txt", "rejected_reads.tsv"
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,9 +132,6 @@ def _check_outputs(request: Request) -> None:
     for path in (Path(request.output), request.summary_json, request.rejected_reads):
         if path is not None and not path.parent.is_dir():
             raise click.UsageError(f"{path}: there is no folder {path.parent}; make it first")
-    target = request.output_dir or Path(request.output)
-    if request.resume_from is not None and target.exists() and target.resolve() == request.resume_from.resolve():
-        raise click.UsageError(f"{target}: what is resumed from is read while the output is written: name another one")
 
 
 class _Call:
@@ -139,13 +140,19 @@ class _Call:
     def __init__(self, request: Request) -> None:
         self.request = request
         self.summary = Summary()
-        self.rejected = RejectedReads(request.rejected_reads or request.beside_output("rejected_reads.tsv"))
+        self.partial = Partial(request.resume_from) if request.resume_from else None
+        if self.partial is not None and self.partial.path != request.resume_from:
+            _say(f"resuming from {self.partial.path}: there is no {request.resume_from}")
+        rejected_reads = request.rejected_reads or request.beside_output(_REJECTED)
         self.source = Pod5Source(
             request.reads,
             request.max_reads,
             request.recursive,
             load_read_ids(request.read_ids) if request.read_ids else None,
+            self.partial.runs if self.partial else {},
         )
+        self._check_files(rejected_reads)
+        self.rejected = RejectedReads(rejected_reads)
         self.watch: FolderWatch | None = None
         if request.watch is not None:
             self.watch = FolderWatch(request.watch, self.source, request.watch_timeout_s)
@@ -154,6 +161,7 @@ class _Call:
         self.stop_code = 0
         self.streaming = self.sorting = False
         self.outputs: Outputs | None = None
+        self.is_whole = False  # whether the outputs are in their places
         self.resumable: list[Path] = []
 
     async def run(self) -> int:
@@ -241,7 +249,7 @@ class _Call:
         if request.server and not request.model and identity.model == BUNDLED.name:
             _say(f"model: {identity.model}, {ABOUT_BUNDLED}.")
         check = self._check_chemistry(identity, info)
-        partial = Partial(request.resume_from) if request.resume_from else None
+        partial = self.partial
         settings = self._output_settings(identity, info)
         if partial is not None:
             partial.check(settings)
@@ -259,28 +267,31 @@ class _Call:
                 )
                 self.source.skip(partial.read_ids)
                 _say(
-                    f"{self.summary.reads_taken_over} reads are taken from {request.resume_from}, "
-                    f"{self.source.total_reads} are left to call"
+                    f"{counted(self.summary.reads_taken_over, 'read')} taken from {partial.path}, "
+                    f"{self.source.total_reads:,} left to call"
                 )
             if request.emit_summary:
                 table = self._open_table(partial)
             await self._stream(client, check, outputs, table, writing)
-            finished = True
+            finished = not self.stop_code  # else there are reads left to call
         finally:
             self.resumable = [path for writer in outputs.writers if (path := writer.partial_path)]
             self.sorting = request.sort and finished
             if self.sorting:
                 _say("sorting")
+            is_whole = False
             try:
                 await asyncio.shield(loop.run_in_executor(writing, lambda: outputs.close(finish=finished)))
+                is_whole = finished
             finally:
                 if table is not None:
-                    table.close()
-            if finished:
-                self.resumable = [writer.path for writer in outputs.writers if writer.path]
+                    table.close(finish=is_whole)
+            if is_whole:
+                self.is_whole, self.resumable = True, [writer.path for writer in outputs.writers if writer.path]
             writing.shutdown(wait=False)
             if left_out := sum(writer.left_out for writer in outputs.writers):
-                _say(f"{left_out} reads below Q {request.min_qscore:g} are not in the FASTQ: --output-dir keeps them")
+                below = f"{counted(left_out, 'read')} below Q {request.min_qscore:g}"
+                _say(f"{below} left out of the FASTQ: --output-dir keeps them")
 
     async def _stream(
         self,
@@ -293,10 +304,11 @@ class _Call:
         loop = asyncio.get_running_loop()
         summary = self.summary
 
-        def write(results: list[ReadResult]) -> None:
-            outputs.write_all(results)
+        def write(results: list[ReadResult]) -> list[ReadResult]:
+            written = outputs.write_all(results)
             if table is not None:
-                table.write_all(results)
+                table.write_all(written)
+            return written
 
         summary.start_clock()
         bar = tqdm(unit="read", disable=not sys.stderr.isatty(), dynamic_ncols=True, smoothing=0.1)
@@ -304,8 +316,7 @@ class _Call:
         self.streaming = True
         try:
             async for results in batches:
-                await loop.run_in_executor(writing, write, results)
-                for result in results:
+                for result in await loop.run_in_executor(writing, write, results):
                     summary.add(result)
                     if result.status in (ReadStatus.REJECTED, ReadStatus.FAILED):
                         self._reject(result.info.read_id, result.info.file_name, result.status.value, result.detail)
@@ -319,7 +330,7 @@ class _Call:
             bar.close()
             summary.stop_clock()
             summary.reconnects, summary.reads_resent = client.reconnects, client.resent
-            summary.reads_unsent += client.duplicates
+            summary.reads_unsent += client.unsent
 
     def _reads(self, check: ChemistryCheck) -> Iterator[SignalRead]:
         """What is sent, in the client's thread. A run that appears later may not be the model's: its reads are not."""
@@ -328,8 +339,8 @@ class _Call:
             if self.stopping.is_set():
                 return
             run = read.info.run
-            if run.run_id not in warned:
-                warned.add(run.run_id)
+            if run.key not in warned:
+                warned.add(run.key)
                 for warning in [*check.warnings(run), *filter(None, [check.mismatch(run)])]:
                     _say(f"warning: {warning}")
             if reason := check.mismatch(run):
@@ -363,7 +374,49 @@ class _Call:
             form,
             _cram_reference(request.reference) if form is Format.CRAM else None,
             request.sort,
+            self.partial.path if self.partial else None,
         )
+
+    def _check_files(self, rejected_reads: Path | None) -> None:
+        """See `check_outputs`."""
+        request = self.request
+        output = None if request.output_dir or request.output == "-" else Path(request.output)
+        summary = request.beside_output(_SUMMARY) if request.emit_summary else None
+        written = [
+            (what, path)
+            for what, path in (
+                ("the output", output),
+                ("the sequencing summary", summary),
+                ("--summary-json", request.summary_json),
+                ("the table of rejected reads", rejected_reads),
+            )
+            if path is not None
+        ]
+        credentials = request.credentials
+        read = [("a file to be called", path) for path in self.source.files]
+        read += [
+            (what, path)
+            for what, path in (
+                ("the list of --read-ids", request.read_ids),
+                ("the reference", Path(request.reference) if request.reference else None),
+                ("the certificate of --tls-ca", credentials.authority_file),
+                ("the token", credentials.token_file),
+            )
+            if path is not None and path.is_file()
+        ]
+        model = Path(request.model)
+        read += [("a file of the model", path) for path in (model.iterdir() if model.is_dir() else ())]
+        resumed: list[Path] = []
+        if self.partial is not None:
+            resumed = self.partial.files
+            if self.partial.path.is_dir():
+                folder = [("the output folder", request.output_dir)] if request.output_dir else []
+                check_resumed_folder(self.partial.path, [*written, *folder])
+            elif (table := self._summary_before(self.partial)).is_file() and (
+                summary is None or table not in (summary, partial_of(summary))
+            ):
+                read.append(("the sequencing summary of what is resumed from", table))
+        check_outputs(written, read, resumed, output)
 
     def _open_outputs(self, runs: dict[str, RunInfo], settings: OutputSettings) -> Outputs:
         request = self.request
@@ -373,17 +426,26 @@ class _Call:
         return OutputFolder(request.output_dir, runs, settings)
 
     def _open_table(self, partial: Partial | None) -> SummaryTable:
-        path = self.request.beside_output("sequencing_summary.txt")
+        path = self.request.beside_output(_SUMMARY)
         assert path is not None
-        table = SummaryTable(path, aligned=bool(self.request.reference))
-        if partial is None:
+        before = self._summary_before(partial) if partial else None
+        table = SummaryTable(path, before, aligned=bool(self.request.reference))
+        if partial is None or before is None:
             return table
-        name = "sequencing_summary.txt"
-        before = partial.path / name if partial.path.is_dir() else beside(partial.path, name)
         rows = table.copy(before, partial.read_ids) if before.is_file() else 0
         if rows < len(partial.read_ids):
             _say(f"note: {path} lacks rows of the reads taken over: {before} has {rows} of {len(partial.read_ids)}")
         return table
+
+    @staticmethod
+    def _summary_before(partial: Partial) -> Path:
+        """The sequencing summary of what is resumed from, there or not."""
+        if partial.path.is_dir():
+            whole = partial.path / _SUMMARY
+            return whole if whole.exists() else partial_of(whole)
+        unfinished = partial.path.name.removeprefix(whole_name(partial.path.name))
+        whole = beside(partial.path, _SUMMARY)
+        return whole.with_name(whole.name + unfinished)
 
     def _server_flags(self, model: str) -> list[str]:
         given = {"--model": model, "--reference": self.request.reference, "--preset": self.request.preset}
@@ -409,7 +471,7 @@ class _Call:
         for fault in source.read_faults:
             self._reject(fault.read_id, str(fault.path), "rejected", fault.reason)
             summary.add_unreadable_read()
-        self.rejected.close()
+        self.rejected.close(finish=self.is_whole)
         if unmet := source.unmet:
             named = ", ".join(unmet[:_NAMED_IDS]) + (", ..." if len(unmet) > _NAMED_IDS else "")
             _say(f"warning: {len(unmet)} of the read ids in {self.request.read_ids} are in no input: {named}")
@@ -436,7 +498,7 @@ class _Call:
             _say(f"Error: {'server lost: ' if lost else ''}{_message(failure)}{self._way_on()}")
             return EXIT_SERVER_LOST if lost else EXIT_FAILURE
         if missing:
-            _say(f"Error: the books do not balance: {missing} reads have no result{self._way_on()}")
+            _say(f"Error: the books do not balance: {counted(missing, 'read')} without a result{self._way_on()}")
             return EXIT_UNBALANCED
         if faults:
             count = len(self.summary.files_unreadable)
@@ -447,8 +509,10 @@ class _Call:
     def _way_on(self) -> str:
         if not self.resumable:
             return ""
-        partial = self.request.output_dir or self.resumable[0]
-        return f"; what was called is in {partial}: --resume-from {partial} and another output go on"
+        if folder := self.request.output_dir:
+            return f"; what was called is in {folder}: --resume-from {folder} and another --output-dir go on"
+        partial = self.resumable[0]
+        return f"; what was called is in {partial}: the same command with --resume-from {partial} goes on"
 
 
 def _cram_reference(reference: str) -> Path | None:

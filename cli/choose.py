@@ -90,9 +90,9 @@ class ChemistryCheck:
 
     def mismatch(self, run: RunInfo) -> str:
         """Why this run should not be called with this model; empty: it may."""
-        if run.run_id not in self._known:
-            self._known[run.run_id] = "" if self._allowed else self._compare(run)
-        return self._known[run.run_id]
+        if run.key not in self._known:
+            self._known[run.key] = "" if self._allowed else self._compare(run)
+        return self._known[run.key]
 
     def warnings(self, run: RunInfo) -> list[str]:
         """What the user should know, though the run can be called."""
@@ -101,10 +101,10 @@ class ChemistryCheck:
             warnings.append(f"{reason.split('; for such a run')[0]}: called all the same, as asked for")
         if not run.chemistry.known and self._made_for.known:
             warnings.append(
-                f"run {run.run_id} does not say its flow cell or kit: whether {self._model} is for it is not known"
+                f"run {run.key} does not say its flow cell or kit: whether {self._model} is for it is not known"
             )
         if different := enzyme_warning(self._model, run.sequencing_kit):
-            warnings.append(f"run {run.run_id}: {different}")
+            warnings.append(f"run {run.key}: {different}")
         return warnings
 
     def _compare(self, run: RunInfo) -> str:
@@ -115,7 +115,7 @@ class ChemistryCheck:
         there_is = f"there is {', '.join(fitting)}" if fitting else "there is no model here (`porestream models`)"
         facts = ", ".join(filter(None, [run.flow_cell_product_code, run.sequencing_kit])) or "no flow cell or kit named"
         return (
-            f"run {run.run_id} ({facts}) is {chemistry}, but {self._model} is for {self._made_for}; "
+            f"run {run.key} ({facts}) is {chemistry}, but {self._model} is for {self._made_for}; "
             f"for such a run {there_is}; {_MISMATCH_FLAG} calls it all the same"
         )
 

@@ -5,8 +5,6 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +12,14 @@ import click
 
 from porestream.cli.options import models_directory_option
 from porestream.cli.text import escaped
+from porestream.client.text import counted
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
-    import pod5
 
+    from porestream.client.reads import RunInfo
+    from porestream.client.runs import FileRuns, Runs
     from porestream.models.chemistry import Chemistry
 
 _EXIT_UNREADABLE = 3  # as of `porestream call`
@@ -51,24 +51,25 @@ def info(ctx: click.Context, files: tuple[Path, ...], recursive: bool, models_di
     """
     from tqdm import tqdm
 
+    from porestream.client.runs import Runs
     from porestream.client.sources import find_pod5_files
 
     found, missing = find_pod5_files(files, recursive=recursive)
     faults = [(fault.path, fault.reason) for fault in missing]
     files_read = 0
-    runs: dict[str, _Run] = {}
+    all_runs, runs = Runs({}), dict[str, _Run]()
     for path in tqdm(found, unit="file", leave=False, disable=not sys.stderr.isatty()):
         try:
-            read = _read_file(path)
+            read = _read_file(path, all_runs)
         except Exception as error:  # noqa: BLE001 - whatever pod5 and Arrow raise for a file that is not one
             faults.append((path, _reason(error)))
             continue
         files_read += 1
-        for run_id, run in read.items():
-            if run_id in runs:
-                runs[run_id].add(run)
+        for key, run in read.items():
+            if key in runs:
+                runs[key].add(run)
             else:
-                runs[run_id] = run
+                runs[key] = run
     shown = sorted(runs.values(), key=_Run.order)
     models = _Models(models_dir)
     if as_json:
@@ -76,7 +77,7 @@ def info(ctx: click.Context, files: tuple[Path, ...], recursive: bool, models_di
         click.echo(json.dumps({"runs": [run.as_json(models) for run in shown], "unreadable": unreadable}, indent=2))
     else:
         for run in shown:
-            click.echo(f"run {escaped(run.run_id)}")
+            click.echo(f"run {escaped(run.said.key)}")
             for name, value in run.lines(models):
                 click.echo(f"  {name:<13} {escaped(value) or '-'}")
         if len(shown) > 1:
@@ -103,8 +104,7 @@ class _Run:
     how many samples they have. Starts and ends are in samples from the run's start.
     """
 
-    run_id: str
-    said: dict[str, Any]
+    said: "RunInfo"
     files: int = 1
     reads: int = 0
     samples: int = 0
@@ -150,17 +150,20 @@ class _Run:
 
     def order(self) -> tuple[str, str]:
         """By start."""
-        return self._text("acquisition_start_time"), self.run_id
+        return self._started, self.said.key
 
     @property
     def sample_rate_hz(self) -> int:
-        return int(self.said.get("sample_rate") or 0)
+        return self.said.sample_rate_hz
 
-    @cached_property
+    @property
     def chemistry(self) -> "Chemistry":
-        from porestream.models.chemistry import chemistry_of_run
+        return self.said.chemistry
 
-        return chemistry_of_run(self._text("flow_cell_product_code"), self._text("sequencing_kit"), self.sample_rate_hz)
+    @property
+    def _started(self) -> str:
+        began = self.said.acquisition_start_time
+        return began.isoformat(timespec="seconds") if began else ""
 
     @property
     def bases(self) -> int | None:
@@ -189,19 +192,19 @@ class _Run:
 
     def lines(self, models: "_Models") -> Iterator[tuple[str, str]]:
         """What is shown, as name and value; an empty value is unknown."""
-        seconds = self._seconds
-        product = self._text("flow_cell_product_code")
-        yield "flow cell", " ".join(filter(None, [self._text("flow_cell_id"), product and f"({product})"]))
-        yield "kit", self._text("sequencing_kit")
-        yield "position", self._text("sequencer_position")
-        yield "sample", self._text("sample_id")
-        yield "experiment", self._text("experiment_name")
-        yield "started", self._text("acquisition_start_time").replace("T", " ").replace("+00:00", " UTC")
+        seconds, said = self._seconds, self.said
+        product = said.flow_cell_product_code
+        yield "flow cell", " ".join(filter(None, [said.flow_cell_id, product and f"({product})"]))
+        yield "kit", said.sequencing_kit
+        yield "position", said.position
+        yield "sample", said.sample_id
+        yield "experiment", said.experiment_id
+        yield "started", self._started.replace("T", " ").replace("+00:00", " UTC")
         yield "sample rate", f"{self.sample_rate_hz} Hz" if self.sample_rate_hz else ""
         yield "chemistry", str(self.chemistry)
         name, reason = models.of(self.chemistry)
         yield "model", name or f"none: {reason}"
-        yield "reads", f"{self.reads:,} in {_counted(self.files, 'file')}"
+        yield "reads", f"{self.reads:,} in {counted(self.files, 'file')}"
         signal_s = seconds(self.samples)
         yield "samples", f"{self.samples:,}" + (f" ({_clock(signal_s)} of signal)" if signal_s is not None else "")
         yield "bases", "" if self.bases is None else f"about {self.bases:,}"
@@ -218,15 +221,16 @@ class _Run:
     def as_json(self, models: "_Models") -> dict[str, object]:
         """All figures; what is unknown is null."""
         name, reason = models.of(self.chemistry)
+        said = self.said
         return {
-            "run_id": self.run_id,
-            "flow_cell_id": self._text("flow_cell_id") or None,
-            "flow_cell_product_code": self._text("flow_cell_product_code") or None,
-            "sequencing_kit": self._text("sequencing_kit") or None,
-            "position": self._text("sequencer_position") or None,
-            "sample_id": self._text("sample_id") or None,
-            "experiment_id": self._text("experiment_name") or None,
-            "acquisition_start_time": self._text("acquisition_start_time") or None,
+            "run_id": said.run_id,
+            "flow_cell_id": said.flow_cell_id or None,
+            "flow_cell_product_code": said.flow_cell_product_code or None,
+            "sequencing_kit": said.sequencing_kit or None,
+            "position": said.position or None,
+            "sample_id": said.sample_id or None,
+            "experiment_id": said.experiment_id or None,
+            "acquisition_start_time": self._started or None,
             "sample_rate_hz": self.sample_rate_hz or None,
             "chemistry": str(self.chemistry),
             "model": name or None,
@@ -243,10 +247,6 @@ class _Run:
             "channels": len(self.channels),
             "end_reasons": dict(self.end_reasons.most_common()),
         }
-
-    def _text(self, name: str) -> str:
-        value = self.said.get(name)
-        return value.isoformat(timespec="seconds") if isinstance(value, datetime) else str(value or "")
 
     def _seconds(self, samples: float) -> float | None:
         return samples / self.sample_rate_hz if self.sample_rate_hz else None
@@ -270,8 +270,8 @@ class _Models:
         return self._known[chemistry]
 
 
-def _read_file(path: Path) -> dict[str, _Run]:
-    """The runs of a file, from the columns of its table of reads, a batch at a time.
+def _read_file(path: Path, all_runs: "Runs") -> dict[str, _Run]:
+    """The runs of a file by key, from the columns of its table of reads, a batch at a time.
 
     Raises
     ------
@@ -283,30 +283,31 @@ def _read_file(path: Path) -> dict[str, _Run]:
     if not path.exists():
         raise FileNotFoundError("no such file")
     with pod5.Reader(path) as reader:
-        said = {_name(run["acquisition_id"]): run for run in reader.run_info_table.read_all().to_pylist()}
-        runs = {run_id: _Run(run_id, values) for run_id, values in said.items()}
+        in_file = all_runs.of_file(reader)
+        runs = {run.key: _Run(run) for run in in_file.all}
         for index in range(reader.read_table.num_record_batches):
-            _add_batch(reader, index, runs)
+            _add_batch(reader.read_table.get_batch(index), in_file, runs)
     return runs
 
 
-def _add_batch(reader: "pod5.Reader", index: int, runs: dict[str, _Run]) -> None:
+def _add_batch(batch: Any, in_file: "FileRuns", runs: dict[str, _Run]) -> None:
     import numpy as np
 
-    batch = reader.read_table.get_batch(index)
+    from porestream.client.reads import RunInfo
+
     names = batch.schema.names
     columns = ("start", "num_samples", "channel_32bit" if "channel_32bit" in names else "channel")
     start_R, samples_R, channel_R = (batch.column(name).to_numpy() for name in columns)
-    run_R, run_ids = _decoded(batch.column("run_info"))
+    run_R, _ = _decoded(batch.column("run_info"))
     reason_R, reasons = _decoded(batch.column("end_reason"))
+    of_batch = [*in_file.of_batch(batch.column("run_info")), "run unknown: the read names none"]
     for run_index in np.unique(run_R):
         of_run = run_R == run_index
-        run_id = run_ids[run_index]
         counts = np.bincount(reason_R[of_run], minlength=len(reasons)).tolist()
         ended = Counter({name: count for name, count in zip(reasons, counts, strict=True) if count})
-        runs.setdefault(run_id, _Run(run_id, {})).add_reads(
-            start_R[of_run], samples_R[of_run], channel_R[of_run], ended
-        )
+        found = of_batch[run_index]
+        run = found if isinstance(found, RunInfo) else RunInfo(_UNKNOWN, 0)
+        runs.setdefault(run.key, _Run(run)).add_reads(start_R[of_run], samples_R[of_run], channel_R[of_run], ended)
 
 
 def _decoded(column: Any) -> "tuple[npt.NDArray[np.int64], list[str]]":
@@ -314,21 +315,13 @@ def _decoded(column: Any) -> "tuple[npt.NDArray[np.int64], list[str]]":
     import numpy as np
 
     column.validate(full=True)  # indices that point out of the dictionary
-    names = [_name(name) for name in column.dictionary.to_pylist()]
+    names = [name or _UNKNOWN for name in column.dictionary.to_pylist()]
     return column.indices.fill_null(len(names)).to_numpy().astype(np.int64), [*names, _UNKNOWN]
-
-
-def _name(text: str | None) -> str:
-    return text or _UNKNOWN
 
 
 def _total(runs: Sequence[_Run], files: int) -> str:
     reads, samples = sum(run.reads for run in runs), sum(run.samples for run in runs)
-    return f"{_counted(len(runs), 'run')}, {_counted(reads, 'read')}, {samples:,} samples in {_counted(files, 'file')}"
-
-
-def _counted(number: int, what: str) -> str:
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
+    return f"{counted(len(runs), 'run')}, {counted(reads, 'read')}, {samples:,} samples in {counted(files, 'file')}"
 
 
 def _clock(seconds: float) -> str:

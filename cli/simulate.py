@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from porestream.cli.stopping import whole_or_not_at_all
+from porestream.client.text import counted
 from porestream.models.simulate.noise import PA_PER_UNIT, SignalNoise
 
 if TYPE_CHECKING:
@@ -239,7 +240,7 @@ def _simulate(run: "Run", reference_path: Path, output: Path, truth: Path, bound
     seconds = time.perf_counter() - began_s
     run_time = timedelta(seconds=round(end_sample / run.settings.sample_rate_hz))
     click.echo(
-        f"{reads:,} reads, {bases:,} bases, {samples:,} samples: {run_time} (h:mm:ss) of a run, made in "
+        f"{counted(reads, 'read')}, {bases:,} bases, {samples:,} samples: {run_time} (h:mm:ss) of a run, made in "
         f"{seconds:.1f} s ({samples / seconds:,.0f} samples/s); seed {run.seed}, truth in {truth}",
         err=True,
     )

@@ -11,7 +11,7 @@ from typing import Any, Self, TypeVar
 import grpc
 
 from porestream.client.channel import open_channel
-from porestream.client.reads import CallerIdentity, ReadResult, ServerInfo, SignalRead
+from porestream.client.reads import CallerIdentity, ReadResult, ReadStatus, ServerInfo, SignalRead
 from porestream.client.stream import (
     FINAL,
     Delivery,
@@ -65,8 +65,8 @@ class BasecallClient:
 
     Attributes
     ----------
-    reconnects, resent, duplicates
-        Of all calls that are over: see `RunStream`.
+    reconnects, resent, unsent
+        Of all calls that are over: see `RunStream`. Reads that cannot be encoded are unsent, too.
 
     Examples
     --------
@@ -78,7 +78,7 @@ class BasecallClient:
     def __init__(self, target: str, options: StreamOptions | None = None) -> None:
         self.target = target
         self.options = options or StreamOptions()
-        self.reconnects = self.resent = self.duplicates = 0
+        self.reconnects = self.resent = self.unsent = 0
         self._identity: pb.CallerIdentity | None = None
 
     async def server_info(self, timeout_s: float = FIRST_CONTACT_S) -> ServerInfo:
@@ -166,8 +166,12 @@ class BasecallClient:
 
         async def feed(tasks: asyncio.TaskGroup) -> None:
             async for read in source:
+                if isinstance(read, ReadResult):  # it cannot be encoded
+                    self.unsent += 1
+                    deliveries.put_nowait((read, lambda: None))
+                    continue
                 run = read.info.run
-                if run.run_id not in live:
+                if run.key not in live:
                     if len(live) >= _MAX_LIVE_STREAMS:  # finish the run that had no read for longest
                         _, (oldest, task) = live.popitem(last=False)
                         oldest.end()
@@ -176,9 +180,9 @@ class BasecallClient:
                         self.target, run, self.options, deliveries.put_nowait, info.min_chunk_credit_samples, identity
                     )
                     streams.append(stream)
-                    live[run.run_id] = stream, tasks.create_task(stream.run())
-                live.move_to_end(run.run_id)
-                await live[run.run_id][0].put(read)
+                    live[run.key] = stream, tasks.create_task(stream.run())
+                live.move_to_end(run.key)
+                await live[run.key][0].put(read)
             for stream, _ in live.values():
                 stream.end()
 
@@ -205,7 +209,7 @@ class BasecallClient:
         finally:
             self.reconnects += sum(stream.reconnects for stream in streams)
             self.resent += sum(stream.resent for stream in streams)
-            self.duplicates += sum(stream.duplicates for stream in streams)
+            self.unsent += sum(stream.unsent for stream in streams)
             worker.cancel()
             await asyncio.gather(worker, source.stop(), return_exceptions=True)
 
@@ -300,14 +304,14 @@ class _ReadAhead:
         self._reads, self._chunk_samples = reads, chunk_samples
         self._loop = asyncio.get_running_loop()
         self._changed = threading.Condition()
-        self._ready: deque[EncodedRead] = deque()
+        self._ready: deque[EncodedRead | ReadResult] = deque()
         self._ready_samples = 0
         self._has_news = asyncio.Event()
         self._is_told = self._is_stopped = self._is_over = False
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._work, name="porestream-reads", daemon=True)
 
-    async def __aiter__(self) -> AsyncGenerator[EncodedRead, None]:
+    async def __aiter__(self) -> AsyncGenerator[EncodedRead | ReadResult, None]:
         self._thread.start()
         while True:
             with self._changed:
@@ -338,10 +342,10 @@ class _ReadAhead:
         error: BaseException | None = None
         try:
             for read in self._reads:
-                encoded = encode_read(read, self._chunk_samples)
+                encoded = _encoded(read, self._chunk_samples)
                 with self._changed:
                     self._ready.append(encoded)
-                    self._ready_samples += encoded.samples
+                    self._ready_samples += read.signal_S.size
                     self._tell()
                     while not self._is_stopped and self._is_far_ahead():
                         self._changed.wait()
@@ -360,6 +364,15 @@ class _ReadAhead:
         if not self._is_told and not self._is_stopped:
             self._is_told = True
             self._loop.call_soon_threadsafe(self._has_news.set)
+
+
+def _encoded(read: SignalRead, chunk_samples: int) -> EncodedRead | ReadResult:
+    """The read as it is sent; or its result, where a value of it cannot be: one strange read must not end a run."""
+    try:
+        return encode_read(read, chunk_samples)
+    except (ValueError, TypeError, ArithmeticError) as error:
+        reason = f"not sendable: {type(error).__name__}: {error}"
+        return ReadResult(read.info, ReadStatus.REJECTED, reason, int(read.signal_S.size), 0.0, 0.0, "", ())
 
 
 def _first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -15,9 +15,10 @@ from uuid import UUID
 import numpy as np
 import pysam
 
+from porestream.client.output_file import partial_of, whole_name
 from porestream.client.reads import RunInfo
-from porestream.client.records import header
-from porestream.client.sources import ReadIds
+from porestream.client.records import header, read_group
+from porestream.client.sources import ReadIds, files_within
 from porestream.client.writers import Format, Outputs, OutputSettings, format_of
 
 # The last bytes of a complete file: SAM specification, section 4.1.2; CRAM specification, section 9.
@@ -30,6 +31,26 @@ class CannotResume(ValueError):
     """The file cannot be gone on with; the message says why, and the way out."""
 
 
+def resumable(path: Path) -> Path:
+    """The file or folder that is meant: of calls.bam and calls.bam.partial either name means the one that is there.
+
+    Raises
+    ------
+    CannotResume
+        The whole name is given, and both are there; or neither is.
+    """
+    unfinished, whole = partial_of(path), path.with_name(whole_name(path.name))
+    if path.is_file() and unfinished.is_file():
+        raise CannotResume(
+            f"{path} is whole, and {unfinished} is what a later call has left: --resume-from {unfinished} goes on with "
+            f"that; to take the reads of {path}, remove {unfinished} or give it another name"
+        )
+    for candidate in (path, unfinished, whole):
+        if candidate.exists():
+            return candidate
+    raise CannotResume(f"{path}: no such file or folder to resume from, nor {unfinished}")
+
+
 @dataclass
 class Partial:
     """The files of an interrupted call, complete or cut off anywhere.
@@ -37,14 +58,16 @@ class Partial:
     Parameters
     ----------
     path
-        A BAM, SAM, CRAM or FASTQ file, or a folder of them that `--output-dir` has made.
+        A BAM, SAM, CRAM or FASTQ file, or a folder of them that `--output-dir` has made; see `resumable`.
 
     Attributes
     ----------
+    files
+        The files.
     read_ids
         After `take_over`: the reads whose records are complete.
     runs
-        The runs that the files' read groups name, as far as a header tells.
+        The runs that the files' read groups name, by key, as far as a header tells.
 
     Raises
     ------
@@ -57,25 +80,24 @@ class Partial:
     path: Path
     read_ids: ReadIds = field(default_factory=ReadIds, init=False)
     runs: dict[str, RunInfo] = field(default_factory=dict, init=False)
-    _files: list[Path] = field(default_factory=list, init=False)
-    _run_of_group: dict[str, str] = field(default_factory=dict, init=False)
+    files: list[Path] = field(default_factory=list, init=False)
+    _run_of_group: dict[str, RunInfo] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
-        if not self.path.exists():
-            raise CannotResume(f"{self.path}: no such file or folder to resume from")
+        self.path = resumable(self.path)
         if self.path.is_dir():
-            self._files = sorted(file for file in self.path.rglob("*") if file.is_file() and _form(file) is not None)
-            if not self._files:
+            found = (file for file in files_within(self.path, recursive=True) if file.is_file())
+            self.files = [file for file in found if not file.name.endswith((".old", ".new")) and _form(file)]
+            if not self.files:
                 raise CannotResume(f"{self.path}: no BAM, SAM, CRAM or FASTQ in this folder to resume from")
         else:
             if _form(self.path) is None:
                 raise CannotResume(f"{self.path}: only from .bam, .sam, .cram, .fastq and .fastq.gz can be resumed")
-            self._files = [self.path]
-        for file in self._files:
+            self.files = [self.path]
+        for file in self.files:
             for group in self._groups(file):
-                run = _run_of(group)
-                self.runs[run.run_id] = run
-                self._run_of_group[group["ID"]] = run.run_id
+                self._run_of_group[group["ID"]] = run = _run_of(group)
+                self.runs[run.key] = run
 
     def check(self, settings: OutputSettings) -> None:
         """Whether outputs with these settings can hold what is here.
@@ -87,7 +109,7 @@ class Partial:
             FASTQ's, and the outputs are not.
         """
         here = header((), settings.identity, settings.sequences, settings.command_line, settings.choices)
-        for file in self._files:
+        for file in self.files:
             if _form(file) is Format.FASTQ:
                 if settings.form is not Format.FASTQ:
                     raise CannotResume(f"{file}: a FASTQ lacks what other formats need; write a FASTQ again")
@@ -115,20 +137,25 @@ class Partial:
         CannotResume
             A sorted file is cut off, or a record's run is not known.
         """
-        known = self.runs | runs
-        ids: list[bytes] = []
-        for file in self._files:
+        run_of_group = self._run_of_group | {
+            read_group(run, outputs.settings.identity.model): run for run in (self.runs | runs).values()
+        }
+        for file in self.files:
+            of_file, ids = ReadIds(), list[bytes]()
             for name, group, written in self._reads(file, outputs):
-                run = known.get(self._run_of_group.get(group) or group.split("_")[0])
+                if len(self.read_ids) and name.bytes in self.read_ids:
+                    continue  # a file before has it
+                run = run_of_group.get(group)
                 if run is None:
                     raise CannotResume(f"{file}: read {name} is of read group {group!r}, which no input has")
                 outputs.copy(run, written)
                 ids.append(name.bytes)
                 if len(ids) >= _BATCH_READS:
-                    self.read_ids.add(np.array(ids, "S16"))
+                    of_file.add(np.array(ids, "S16"))
                     ids.clear()
-            self.read_ids.add(np.array(ids, "S16"))
-            ids.clear()
+            for ids_N in (np.array(ids, "S16"), *of_file.arrays):
+                self.read_ids.add(ids_N)
+        outputs.settle()
         return len(self.read_ids)
 
     def _groups(self, file: Path) -> list[dict[str, str]]:
@@ -188,7 +215,7 @@ def _grouped(file: Path, records: pysam.AlignmentFile) -> Iterator[tuple[UUID, s
 def _fastq_reads(file: Path, outputs: Outputs) -> Iterator[tuple[UUID, str, list[pysam.AlignedSegment]]]:
     """Entries of a FASTQ as unmapped records; the last one of a file without an end is left."""
     before: tuple[UUID, str, list[pysam.AlignedSegment]] | None = None
-    opener = gzip.open if file.name.endswith(".gz") else open
+    opener = gzip.open if _is_gzip(file) else open
     with opener(file, "rt", errors="replace") as lines:
         try:
             while entry := [line.rstrip("\n") for line in itertools.islice(lines, 4)]:
@@ -232,10 +259,19 @@ def _read_id(record: pysam.AlignedSegment) -> UUID:
 
 
 def _form(file: Path) -> Format | None:
+    """By its name; but what is to be sorted is a BAM until then, whatever it is to be."""
     try:
-        return format_of(str(file))
+        named = format_of(whole_name(file.name))
     except ValueError:
         return None
+    if named in (Format.SAM, Format.CRAM) and _is_gzip(file):
+        return Format.BAM
+    return named
+
+
+def _is_gzip(file: Path) -> bool:
+    with file.open("rb") as opened:
+        return opened.read(2) == b"\x1f\x8b"
 
 
 @contextlib.contextmanager
@@ -281,7 +317,7 @@ def _has_end(file: Path) -> bool:
     """Whether a file says that it is complete. Text never does."""
     form = _form(file)
     end = _CRAM_END if form is Format.CRAM else _BGZF_END
-    if form is Format.SAM or (form is Format.FASTQ and not file.name.endswith(".gz")):
+    if form is Format.SAM or (form is Format.FASTQ and not _is_gzip(file)):
         return False
     with file.open("rb") as opened:
         opened.seek(max(0, file.stat().st_size - len(end)))
@@ -298,8 +334,11 @@ def _begins_well(file: Path) -> bool:
 def _run_of(group: dict[str, str]) -> RunInfo:
     """A run as far as a read group tells."""
     said = re.search(r"runid=(\S+)", group.get("DS", ""))
+    run_id = said[1] if said else group["ID"].split("_")[0]
+    distinct = re.fullmatch(rf"{re.escape(run_id)}-([0-9a-f]{{8}})_.*", group["ID"])
     return RunInfo(
-        run_id=said[1] if said else group["ID"].split("_")[0],
+        run_id=run_id,
+        distinction=distinct[1] if distinct else "",
         sample_rate_hz=0,
         flow_cell_id=group.get("PU", ""),
         position=group.get("PM", ""),

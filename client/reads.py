@@ -22,7 +22,11 @@ class ReadStatus(Enum):
 
 @dataclass(frozen=True, slots=True)
 class RunInfo:
-    """One acquisition, as POD5 describes it; `run_id` is the acquisition's id."""
+    """One acquisition, as POD5 describes it.
+
+    `run_id` is the acquisition's id; `distinction` tells a run from others of the same id, and is empty where there are
+    none (`client/runs.py`).
+    """
 
     run_id: str
     sample_rate_hz: int
@@ -34,6 +38,12 @@ class RunInfo:
     experiment_id: str = ""
     acquisition_start_time: datetime | None = None
     protocol_run_id: str = ""
+    distinction: str = ""
+
+    @property
+    def key(self) -> str:
+        """What tells this run from all others of a call; the first part of its read group's id."""
+        return f"{self.run_id}-{self.distinction}" if self.distinction else self.run_id
 
     @property
     def chemistry(self) -> Chemistry:

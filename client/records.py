@@ -23,6 +23,7 @@ from porestream.client.reads import (
 
 UNMAPPED, REVERSE, SECONDARY, QC_FAIL, SUPPLEMENTARY = 0x4, 0x10, 0x100, 0x200, 0x800
 _CIGAR = "MIDNSHP=X"
+_MAX_FLOAT32 = 3.4028234e38
 
 
 def header(
@@ -80,10 +81,16 @@ def _sequence_line(sequence: ReferenceSequence) -> dict[str, str | int]:
 
 
 def _group_line(run: RunInfo, identity: CallerIdentity) -> dict[str, str]:
-    line = {
+    return {
         "ID": read_group(run, identity.model),
         "PL": "ONT",
         "DS": _clean(f"runid={run.run_id} basecall_model={identity.model}"),
+    } | instrument_fields(run)
+
+
+def instrument_fields(run: RunInfo) -> dict[str, str]:
+    """What @RG says of where and when a run was measured; what is unknown is left out."""
+    line = {
         "PU": _clean(run.flow_cell_id),
         "PM": _clean(run.position),
         "SM": _clean(run.sample_id),
@@ -94,8 +101,8 @@ def _group_line(run: RunInfo, identity: CallerIdentity) -> dict[str, str]:
 
 
 def read_group(run: RunInfo, model: str) -> str:
-    """The id of a run's read group, as dorado makes it."""
-    return _printable(f"{run.run_id}_{model}")
+    """The id of a run's read group, as dorado makes it; of runs that share an id, each its own."""
+    return _printable(f"{run.key}_{model}")
 
 
 def records(result: ReadResult, head: pysam.AlignmentHeader, model: str) -> Iterator[pysam.AlignedSegment]:
@@ -151,14 +158,24 @@ def _tags(result: ReadResult, part: CalledPart, model: str) -> list[tuple[str, A
         tags.append(("pi", str(info.read_id), "Z"))
     if part.moves:
         tags.append(("mv", array.array("b", bytes([part.stride_samples]) + part.moves), "c"))  # B:c
-    return tags
+    return [tag for tag in tags if _fits(*tag[1:])]
+
+
+def _fits(value: Any, kind: str) -> bool:
+    """Whether a tag can hold this: instruments have been seen to write numbers that are none."""
+    if kind == "i":
+        return bool(-(1 << 31) <= value < 1 << 31)
+    return kind != "f" or bool(abs(value) <= _MAX_FLOAT32)  # false for NaN
 
 
 def _start_time(info: ReadInfo) -> str:
     begin, rate = info.run.acquisition_start_time, info.run.sample_rate_hz
     if begin is None or not rate:
         return ""
-    return (begin + timedelta(seconds=info.start_sample / rate)).isoformat(timespec="milliseconds")
+    try:
+        return (begin + timedelta(seconds=info.start_sample / rate)).isoformat(timespec="milliseconds")
+    except OverflowError:
+        return ""
 
 
 def _alignment_tags(alignment: Alignment, chimeric: Sequence[Alignment]) -> list[tuple[str, Any, str]]:

@@ -4,11 +4,14 @@ import collections
 from pathlib import Path
 from typing import TextIO
 
+from porestream.client.errors import cannot_write
+from porestream.client.output_file import OutputFile
+
 _LISTED = 20
 
 
 class RejectedReads:
-    """Writes each read that was rejected or failed to a table, which appears with the first of them.
+    """Writes each read that was rejected or failed to a table, if there is one; it appears when it is whole.
 
     Parameters
     ----------
@@ -24,9 +27,8 @@ class RejectedReads:
     def __init__(self, path: Path | None) -> None:
         self.path = path
         self.counts: collections.Counter[str] = collections.Counter()
+        self._place: OutputFile | None = None
         self._file: TextIO | None = None
-        if path is not None and path.is_file():  # of an earlier call; a device is left alone
-            path.unlink()
 
     def add(self, read_id: object, file_name: str, status: str, reason: str) -> str:
         """Note a read; returns the line for the user, empty once there were many.
@@ -38,11 +40,10 @@ class RejectedReads:
         """
         self.counts[reason.partition(":")[0]] += 1
         if self.path is not None:
-            if self._file is None:
-                self._file = self.path.open("w", encoding="utf-8")
-                self._file.write("read_id\tfilename\tstatus\treason\n")
-            self._file.write("\t".join(" ".join(str(x).split()) for x in (read_id, file_name, status, reason)) + "\n")
-            self._file.flush()
+            try:
+                self._write(self.path, (read_id, file_name, status, reason))
+            except OSError as error:
+                raise cannot_write(self.path, error) from error
         listed = sum(self.counts.values())
         if listed <= _LISTED:
             return f"read {read_id} of {file_name} {status}: {reason}"
@@ -51,10 +52,25 @@ class RejectedReads:
             return f"further rejected and failed reads {where}"
         return ""
 
-    def close(self) -> None:
-        """Finish the table."""
-        if self._file is not None:
+    def close(self, *, finish: bool = True) -> None:
+        """Finish the table; where no read is in it, none is left. Without `finish` it stays unfinished."""
+        if self._file is not None and self._place is not None:
             self._file.close()
+            if finish:
+                self._place.finish()
+            else:
+                self.path = self._place.written
+            self._place.release()
+        elif finish and self.path is not None and self.path.is_file():  # of an earlier call; a device is left alone
+            self.path.unlink()
+
+    def _write(self, path: Path, row: tuple[object, ...]) -> None:
+        if self._file is None:
+            self._place = OutputFile(path, keeps=False)  # what an interrupted call has rejected is called again
+            self._file = self._place.written.open("w", encoding="utf-8")
+            self._file.write("read_id\tfilename\tstatus\treason\n")
+        self._file.write("\t".join(" ".join(str(field).split()) for field in row) + "\n")
+        self._file.flush()
 
     def __str__(self) -> str:
         return ", ".join(f"{count} {reason}" for reason, count in self.counts.most_common())

@@ -9,6 +9,7 @@ from typing import Self
 from uuid import UUID
 
 from porestream.client.errors import cannot_write
+from porestream.client.output_file import OutputFile
 from porestream.client.reads import Alignment, CalledPart, ReadResult, ReadStatus
 from porestream.client.records import REVERSE, SECONDARY, SUPPLEMENTARY
 from porestream.client.sources import ReadIds
@@ -56,7 +57,9 @@ _MATCH, _INSERTION, _DELETION, _SOFT_CLIP, _HARD_CLIP, _EQUAL, _MISMATCH = 0, 1,
 
 
 class SummaryTable:
-    """Writes results to a sequencing summary: tab-separated, a row for each called sequence; a context manager.
+    """Writes results to a sequencing summary, which appears when it is whole; a context manager.
+
+    Tab-separated, a row for each called sequence.
 
     Names, units and order of the columns are those of ONT's output specification (sequencing summary 1.1, the one that
     is made of files), without those that do not apply here: batches, events, poly(A) tails, barcodes, BED
@@ -68,6 +71,8 @@ class SummaryTable:
     ----------
     path
         The file, by custom sequencing_summary.txt.
+    continued
+        The table of the call that this one goes on with, if any: see `OutputFile`.
     aligned
         Whether reads were aligned, so that there are alignment columns. They tell of the primary alignment, and of an
         unmapped sequence `*`, -1 and 0, as dorado writes them.
@@ -78,16 +83,16 @@ class SummaryTable:
         The file cannot be written, or not to its end.
     """
 
-    def __init__(self, path: Path, *, aligned: bool) -> None:
-        self._path = path
+    def __init__(self, path: Path, continued: Path | None = None, *, aligned: bool) -> None:
         self._aligned = aligned
         self._columns = [*_READ_COLUMNS, *(_UNMAPPED if aligned else ())]
         self._header = "\t".join(self._columns) + "\n"
         try:
-            self._file = path.open("w", encoding="utf-8", newline="\n")
+            self._place = OutputFile(path, continued)
+            self._file = self._place.written.open("w", encoding="utf-8", newline="\n")
             self._file.write(self._header)
         except OSError as error:
-            raise cannot_write(self._path, error) from error
+            raise cannot_write(path, error) from error
 
     def copy(self, before: Path, read_ids: ReadIds) -> int:
         """Take over the rows that an earlier call has written of these reads; returns of how many reads there were any.
@@ -103,29 +108,34 @@ class SummaryTable:
                 if read_id in read_ids:
                     found.add(read_id)
                     self._write([row])
+        self._place.settle()
         return len(found)
 
     def write_all(self, results: Iterable[ReadResult]) -> None:
         """Write the rows of several results."""
         self._write(self._row(result, part) for result in results for part in result.parts)
 
-    def close(self) -> None:
-        """Finish the file, down to the disk."""
+    def close(self, *, finish: bool = True) -> None:
+        """Close the file, down to the disk; unless there will be more (`finish` False), have it take its place."""
         if self._file.closed:
             return
         try:
             with self._file:
                 self._file.flush()
-                if self._path.is_file():
+                if self._place.written.is_file():
                     os.fsync(self._file.fileno())
+            if finish:
+                self._place.finish()
         except OSError as error:
-            raise cannot_write(self._path, error) from error
+            raise cannot_write(self._place.written, error) from error
+        finally:
+            self._place.release()
 
     def _write(self, rows: Iterable[str]) -> None:
         try:
             self._file.writelines(rows)
         except OSError as error:
-            raise cannot_write(self._path, error) from error
+            raise cannot_write(self._place.written, error) from error
 
     def _row(self, result: ReadResult, part: CalledPart) -> str:
         values = _read_values(result, part)
@@ -139,7 +149,7 @@ class SummaryTable:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        self.close(finish=kind is None)
 
 
 def _read_values(result: ReadResult, part: CalledPart) -> dict[str, str]:

@@ -3,7 +3,7 @@
 import glob
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,7 @@ import numpy.typing as npt
 import pod5
 
 from porestream.client.reads import ReadInfo, RunInfo, SignalRead
-
-_UNKNOWN_RUN = "unknown"
+from porestream.client.runs import Runs
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +34,36 @@ class ReadFault:
     reason: str
 
 
+def files_within(folder: Path, *, recursive: bool = False) -> list[Path]:
+    """The files of a folder, and of those within, in order. Links are followed, each folder is looked into once.
+
+    What is named with a dot in front is left out: `._x.pod5` is what macOS writes beside x.pod5, not one itself.
+    """
+    found: list[Path] = []
+    seen: set[tuple[int, int]] = set()
+
+    def is_new(path: str) -> bool:
+        try:
+            status = os.stat(path)
+        except OSError:  # moved away meanwhile
+            return False
+        place = status.st_dev, status.st_ino
+        return place not in seen and not seen.add(place)  # type: ignore[func-returns-value]
+
+    is_new(str(folder))
+    for root, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = [
+            name for name in sorted(folders) if recursive and name[0] != "." and is_new(os.path.join(root, name))
+        ]
+        found += [Path(root, name) for name in names if name[0] != "."]
+    return sorted(found)
+
+
+def pod5_files_within(folder: Path, *, recursive: bool = False) -> list[Path]:
+    """The POD5 files among `files_within`."""
+    return [file for file in files_within(folder, recursive=recursive) if file.suffix == ".pod5"]
+
+
 def find_pod5_files(paths: Iterable[Path], *, recursive: bool = False) -> tuple[list[Path], list[FileFault]]:
     """The POD5 files that are meant, each once, and what is not there.
 
@@ -43,15 +72,15 @@ def find_pod5_files(paths: Iterable[Path], *, recursive: bool = False) -> tuple[
     paths
         Files, folders whose `*.pod5` are taken, and patterns (`run*/*.pod5`) that no shell has expanded.
     recursive
-        Take those of folders within as well.
+        Take those of folders within as well, linked ones too.
     """
     files: list[Path] = []
     faults: list[FileFault] = []
     for path in map(Path, paths):
         if path.is_dir():
-            found = sorted(path.rglob("*.pod5") if recursive else path.glob("*.pod5"))
+            found = pod5_files_within(path, recursive=recursive)
             if not found:
-                deeper = not recursive and any(path.rglob("*.pod5"))
+                deeper = not recursive and any(pod5_files_within(path, recursive=True))
                 hint = "; those within it have some: -r takes them" if deeper else ""
                 faults.append(FileFault(path, f"the folder has no .pod5 files{hint}"))
             files.extend(found)
@@ -144,11 +173,13 @@ class Pod5Source:
         Stop after so many; None: all.
     read_ids
         Only these reads (16 bytes each); None: all.
+    runs_before
+        Those of what is resumed from, by key: runs of the files keep the keys that they have there.
 
     Attributes
     ----------
     runs
-        The runs of the files so far, by id.
+        The runs that the files so far have reads of, by key; with `read_ids`, those of these reads.
     total_reads
         How many reads there are to call, as far as is known.
     """
@@ -157,6 +188,7 @@ class Pod5Source:
     max_reads: int | None = None
     recursive: bool = False
     read_ids: frozenset[bytes] | None = None
+    runs_before: Mapping[str, RunInfo] = field(default_factory=dict)
     file_faults: list[FileFault] = field(default_factory=list, init=False)
     read_faults: list[ReadFault] = field(default_factory=list, init=False)
     runs: dict[str, RunInfo] = field(default_factory=dict, init=False)
@@ -166,8 +198,10 @@ class Pod5Source:
     _done: ReadIds = field(default_factory=ReadIds, init=False)
     _found_reads: int = field(default=0, init=False)
     _wanted: npt.NDArray[np.bytes_] | None = field(default=None, init=False)
+    _all_runs: Runs = field(init=False)
 
     def __post_init__(self) -> None:
+        self._all_runs = Runs(self.runs_before)
         if self.read_ids is not None:
             self._wanted = np.array(sorted(self.read_ids), "S16")
         files, faults = find_pod5_files(self.paths, recursive=self.recursive)
@@ -188,6 +222,11 @@ class Pod5Source:
         unmet = _bytes_of(self._wanted[~self._known.known(self._wanted)])
         return [str(UUID(bytes=name)) for name in sorted(unmet)]
 
+    @property
+    def files(self) -> list[Path]:
+        """Those that are still to be read."""
+        return [file.path for file in self._files]
+
     def add(self, path: Path) -> str:
         """Count a file's reads and learn its runs: an output's header needs them before the first read.
 
@@ -203,13 +242,12 @@ class Pod5Source:
                 if not reader.read_table.num_record_batches:
                     return ""  # no reads: pod5 cannot count them then
                 ids_N = np.frombuffer(b"".join(reader.read_ids_raw.to_pylist()), "S16")
-                for run in reader.run_info_table.read_all().to_pylist():
-                    info = _run_info(run)
-                    self.runs.setdefault(info.run_id, info)
+                runs = self._runs_with_reads(reader)
         except Exception as error:  # noqa: BLE001 - whatever pod5 and Arrow raise for a file that is not one
             return _reason(error)
         if self._wanted is not None and not np.isin(ids_N, self._wanted).any():
             return ""
+        self.runs.update((run.key, run) for run in runs)
         copies = ids_N[self._known.known(ids_N)]
         distinct, counts = np.unique(ids_N, return_counts=True)
         self._files.append(_File(path, _bytes_of(copies), dict.fromkeys(_bytes_of(distinct[counts > 1]), False)))
@@ -217,6 +255,21 @@ class Pod5Source:
         self._found_reads += int(ids_N.size if self._wanted is None else np.isin(ids_N, self._wanted).sum())
         self._recount()
         return ""
+
+    def _runs_with_reads(self, reader: pod5.Reader) -> list[RunInfo]:
+        """The runs of the reads that are to be called: others in the file must not matter."""
+        runs, found = self._all_runs.of_file(reader), dict[RunInfo, None]()
+        for index in range(reader.read_table.num_record_batches):
+            batch = reader.read_table.get_batch(index)
+            if (column := batch.column("run_info")).null_count or not _is_sound(column):
+                continue  # passed over when it is read
+            run_N = column.indices.to_numpy()
+            if self._wanted is not None:
+                ids_N = np.frombuffer(b"".join(batch.column("read_id").to_pylist()), "S16")
+                run_N = run_N[np.isin(ids_N, self._wanted)]
+            of_batch = runs.of_batch(column)
+            found |= dict.fromkeys(run for i in np.unique(run_N) if isinstance(run := of_batch[i], RunInfo))
+        return list(found)
 
     def skip(self, done: ReadIds) -> None:
         """These reads need no call any more. They count towards `max_reads`, as if they were called now."""
@@ -235,7 +288,7 @@ class Pod5Source:
         path = file.path
         try:
             with pod5.Reader(path) as reader:
-                for record in self._records(reader, path):
+                for record, runs in self._records(reader, path):
                     read_id = record.read_id
                     if self.read_ids is not None and read_id.bytes not in self.read_ids:
                         continue
@@ -250,7 +303,7 @@ class Pod5Source:
                         self.read_faults.append(ReadFault(str(read_id), path, reason))
                         continue
                     try:
-                        read = self._convert(record, path)
+                        read = _convert(record, _run_of(record, runs), path)
                     except Exception as error:  # noqa: BLE001 - one bad read must not end the file
                         self.read_faults.append(ReadFault(str(read_id), path, _reason(error)))
                     else:
@@ -258,8 +311,12 @@ class Pod5Source:
         except Exception as error:  # noqa: BLE001 - whatever pod5 and Arrow raise amid a damaged file
             self.file_faults.append(FileFault(path, f"not read to its end: {_reason(error)}"))
 
-    def _records(self, reader: pod5.Reader, path: Path) -> Iterator[pod5.ReadRecord]:
-        """The reads of the batches that are sound; Arrow would end the process over offsets that lead out of one."""
+    def _records(self, reader: pod5.Reader, path: Path) -> Iterator[tuple[pod5.ReadRecord, Sequence[RunInfo | str]]]:
+        """The reads of the batches that are sound, with its runs by their indexes.
+
+        Arrow would end the process over offsets that lead out of a batch.
+        """
+        runs = self._all_runs.of_file(reader)
         if reader.batch_count:
             for index in range(reader.signal_table.num_record_batches):
                 reader.signal_table.get_batch(index).validate(full=True)
@@ -270,26 +327,46 @@ class Pod5Source:
                 which = f"batch {index + 1} of {reader.batch_count}"
                 self.file_faults.append(FileFault(path, f"damaged, {which} of its reads is left out: {_reason(error)}"))
             else:
-                yield from reader.get_batch(index).reads()
+                batch_runs = runs.of_batch(reader.read_table.get_batch(index).column("run_info"))
+                for record in reader.get_batch(index).reads():
+                    yield record, batch_runs
 
-    def _convert(self, record: pod5.ReadRecord, path: Path) -> SignalRead:
-        level_pa = record.open_pore_level  # NaN: the instrument did not say
-        calibration, pore = record.calibration, record.pore  # each is made anew whenever it is asked for
-        info = ReadInfo(
-            read_id=record.read_id,
-            run=self.runs[record.run_info.acquisition_id or _UNKNOWN_RUN],
-            offset_adc=calibration.offset,
-            scale_pa_per_adc=calibration.scale,
-            channel=pore.channel,
-            well=pore.well,
-            read_number=record.read_number,
-            start_sample=record.start_sample,
-            end_reason=record.end_reason.name,
-            pore_type=pore.pore_type,
-            file_name=path.name,
-            open_pore_level_pa=level_pa if math.isfinite(level_pa) else 0.0,
-        )
-        return SignalRead(info, record.signal)
+
+def _run_of(record: pod5.ReadRecord, runs: Sequence[RunInfo | str]) -> RunInfo:
+    index = record.run_info_index
+    run: RunInfo | str = "run unknown: the read names none" if index is None else runs[index]
+    if isinstance(run, str):
+        raise ValueError(run)
+    return run
+
+
+def _convert(record: pod5.ReadRecord, run: RunInfo, path: Path) -> SignalRead:
+    """A read as the client sends it."""
+    level_pa = record.open_pore_level  # NaN: the instrument did not say
+    calibration, pore = record.calibration, record.pore  # each is made anew whenever it is asked for
+    info = ReadInfo(
+        read_id=record.read_id,
+        run=run,
+        offset_adc=calibration.offset,
+        scale_pa_per_adc=calibration.scale,
+        channel=pore.channel,
+        well=pore.well,
+        read_number=record.read_number,
+        start_sample=record.start_sample,
+        end_reason=record.end_reason.name,
+        pore_type=pore.pore_type,
+        file_name=path.name,
+        open_pore_level_pa=level_pa if math.isfinite(level_pa) else 0.0,
+    )
+    return SignalRead(info, record.signal)
+
+
+def _is_sound(column: Any) -> bool:
+    try:
+        column.validate(full=True)
+    except Exception:  # noqa: BLE001 - ArrowInvalid, as a rule
+        return False
+    return True
 
 
 @dataclass(slots=True)
@@ -311,21 +388,6 @@ class _File:
 
 def _bytes_of(ids_N: npt.NDArray[np.bytes_]) -> set[bytes]:
     return {bytes(name).ljust(16, b"\0") for name in ids_N}  # NumPy drops zeros at the end
-
-
-def _run_info(run: dict[str, Any]) -> RunInfo:
-    return RunInfo(
-        run_id=run["acquisition_id"] or _UNKNOWN_RUN,
-        sample_rate_hz=run["sample_rate"],
-        flow_cell_id=run["flow_cell_id"],
-        flow_cell_product_code=run["flow_cell_product_code"],
-        sequencing_kit=run["sequencing_kit"],
-        position=run["sequencer_position"],
-        sample_id=run["sample_id"],
-        experiment_id=run["experiment_name"],
-        acquisition_start_time=run["acquisition_start_time"],
-        protocol_run_id=run["protocol_run_id"],
-    )
 
 
 def _reason(error: Exception) -> str:

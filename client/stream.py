@@ -20,6 +20,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from porestream.client.channel import PLAINTEXT, Credentials, open_channel
 from porestream.client.reads import ReadResult, ReadStatus, RunInfo
+from porestream.client.text import counted
 from porestream.client.wire import EncodedRead, decode_result, encode_run
 from porestream.v1 import porestream_pb2 as pb
 from porestream.v1 import porestream_pb2_grpc as pb_grpc
@@ -194,7 +195,7 @@ class RunStream:
         Connections after the first.
     resent
         Reads that were begun to be sent once more, each time counted.
-    duplicates
+    unsent
         Reads rejected here, for one of the same id was under way: no server saw them.
     """
 
@@ -218,7 +219,7 @@ class RunStream:
         self._connection: _Connection | None = None
         self._results = 0
         self._begun: set[bytes] = set()  # of the pending ones, those that a server may have seen
-        self.reconnects = self.resent = self.duplicates = 0
+        self.reconnects = self.resent = self.unsent = 0
 
     async def put(self, read: EncodedRead) -> None:
         """Have a read called; waits while too much is under way."""
@@ -227,7 +228,7 @@ class RunStream:
             self._window_free.clear()
             await self._window_free.wait()
         if read.info.read_id.bytes in self._pending:
-            self.duplicates += 1
+            self.unsent += 1
             self._deliver((_duplicate(read), lambda: None))
             return
         self._window_used += cost
@@ -392,7 +393,7 @@ class RunStream:
     def _name_pending(self) -> str:
         names = [str(UUID(bytes=read_id)) for read_id in list(self._pending)[:20]]
         more = ", ..." if len(self._pending) > len(names) else ""
-        return f"{len(self._pending)} reads have no result ({', '.join(names)}{more})"
+        return f"{counted(len(self._pending), 'read')} without a result ({', '.join(names)}{more})"
 
 
 def _window_cost(read: EncodedRead) -> int:

@@ -5,7 +5,9 @@ import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from porestream.client.output_file import OutputFile
 from porestream.client.reads import ReadResult, ReadStatus
+from porestream.client.text import counted
 
 
 @dataclass
@@ -71,11 +73,13 @@ class Summary:
 
     def write(self, path: Path) -> None:
         """Write the figures to a JSON file."""
-        path.write_text(self.to_json() + "\n")
+        place = OutputFile(path, keeps=False)
+        place.written.write_text(self.to_json() + "\n")
+        place.finish()
 
     def __str__(self) -> str:
         return (
-            f"{self.reads_received} reads: {self.reads_called} called, {self.reads_filtered} filtered, "
+            f"{counted(self.reads_received, 'read')}: {self.reads_called} called, {self.reads_filtered} filtered, "
             f"{self.reads_rejected} rejected, {self.reads_failed} failed; {self.reads_aligned} aligned\n"
             f"{self.samples:,} samples, {self.bases:,} bases in {self.seconds:.1f} s "
             f"({self.samples_per_second:,.0f} samples/s, {self.bases_per_second:,.0f} bases/s)"

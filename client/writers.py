@@ -4,11 +4,12 @@ import errno
 import os
 import re
 import select
+import struct
 import subprocess
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +18,7 @@ from typing import Any, Protocol, Self
 import pysam
 
 from porestream.client.errors import cannot_write
+from porestream.client.output_file import OutputFile, partial_of, whole_name
 from porestream.client.reads import CallerIdentity, ReadResult, ReadStatus, ReferenceSequence, RunInfo
 from porestream.client.records import QC_FAIL, REVERSE, SECONDARY, SUPPLEMENTARY, header, records
 
@@ -24,6 +26,7 @@ _STDOUT = 1
 _SORT_MEMORY_BYTES = 1 << 30
 _SORT_THREADS = 4
 _BAI_MAX_BASES = (1 << 29) - 1
+_INDEXES = ("bai", "csi", "crai")
 _ALIGNMENT_TAGS = {"NM", "AS", "de", "tp", "MD", "SA", "s1", "s2", "cm", "nn", "rl", "ms", "dv"}
 
 
@@ -50,7 +53,6 @@ _SUFFIXES = {
 }
 
 
-_UNSORTED = ".unsorted.bam"
 _SUFFIX_OF = {form: "fastq.gz" if form is Format.FASTQ else form.value for form in Format}
 
 
@@ -79,9 +81,9 @@ def format_of(output: str, asked: Format | None = None) -> Format:
 
 
 def beside(output: Path, word: str) -> Path:
-    """A file that goes with an output: run.1.x.txt with run.1.fastq.gz, and with run.1.unsorted.bam."""
-    name = output.name
-    suffix = max((suffix for suffix in (*_SUFFIXES, _UNSORTED) if name.lower().endswith(suffix)), key=len, default="")
+    """A file that goes with an output: run.1.x.txt with run.1.fastq.gz, and with run.1.fastq.gz.partial."""
+    name = whole_name(output.name)
+    suffix = max((suffix for suffix in _SUFFIXES if name.lower().endswith(suffix)), key=len, default="")
     return output.with_name(f"{name.removesuffix(name[len(name) - len(suffix) :])}.{word}")
 
 
@@ -99,6 +101,8 @@ class OutputSettings:
         FASTA that CRAM is compressed against, with an index beside it; None: CRAM holds the bases itself.
     sort
         By coordinate, with an index, when all is written.
+    continued
+        The file that an interrupted call has left, and this one goes on with.
     """
 
     identity: CallerIdentity
@@ -108,6 +112,7 @@ class OutputSettings:
     form: Format | None = None
     reference: Path | None = None
     sort: bool = False
+    continued: Path | None = None
 
 
 class _Sink(Protocol):
@@ -117,7 +122,7 @@ class _Sink(Protocol):
 
 
 class RecordWriter:
-    """Writes the records of some runs to one file; a context manager.
+    """Writes the records of some runs to one file, which appears when it is whole; a context manager.
 
     Parameters
     ----------
@@ -134,8 +139,6 @@ class RecordWriter:
     ----------
     path
         The file; None: standard output.
-    partial_path
-        The file that is written until `close`: another one where it is to be sorted.
     left_out
         Reads below the least Q that were not written.
 
@@ -155,20 +158,25 @@ class RecordWriter:
             runs.values(), settings.identity, settings.sequences, settings.command_line, settings.choices
         )
         self.path = None if output == "-" else Path(output)
-        self.partial_path = self.path
         self.left_out = 0
-        if settings.sort and self.path is not None:
-            self.partial_path = beside(self.path, _UNSORTED.removeprefix("."))
         self._is_closed = False
+        self._file: OutputFile | None = None
         try:
+            if self.path is not None:
+                self._file = OutputFile(self.path, settings.continued)
             self._sink = self._open()
         except OSError as error:
-            raise cannot_write(self.partial_path, error) from error
+            raise cannot_write(self.partial_path or self.path, error) from error
+
+    @property
+    def partial_path(self) -> Path | None:
+        """The file that is written until all is: not sorted yet, and with `.partial` behind its name."""
+        return self._file.written if self._file else None
 
     def _open(self) -> _Sink:
         target = "-" if self.partial_path is None else str(self.partial_path)
         if self.form is Format.FASTQ:
-            return _FastqSink(target, self.header)
+            return _FastqSink(target, self.header, compressed=str(self.path).lower().endswith(".gz"))
         if self.settings.sort:
             return pysam.AlignmentFile(target, "wb", header=self.header)
         if self.form is Format.CRAM:
@@ -185,7 +193,7 @@ class RecordWriter:
         if self.form is Format.FASTQ and result.status is ReadStatus.FILTERED and not self._keeps_failed:
             self.left_out += 1
             return
-        self.copy(records(result, self.header, self._model))
+        self.copy(list(records(result, self.header, self._model)))  # all of them or none
 
     def write_all(self, results: Iterable[ReadResult]) -> None:
         """Write the records of several results."""
@@ -200,8 +208,14 @@ class RecordWriter:
             except OSError as error:
                 raise cannot_write(self.partial_path, error) from error
 
+    def settle(self) -> None:
+        """What was to be taken over is written: see `OutputFile`."""
+        if self._file is not None:
+            self._file.settle()
+
     def close(self, *, finish: bool = True) -> None:
-        """Close the file, down to the disk; sort it if asked to, unless there will be more (`finish` False)."""
+        """Close the file, down to the disk; unless there will be more (`finish` False), sort it if asked to, and have
+        it take its place."""
         if self._is_closed:
             return
         self._is_closed = True
@@ -215,14 +229,24 @@ class RecordWriter:
         finally:
             if pipe is not None:
                 os.close(pipe)
-        if self.partial_path is None or not self.partial_path.is_file():
+        if self._file is None:
             return
-        with self.partial_path.open("rb") as file:
-            os.fsync(file.fileno())
-        if self.settings.sort and finish:
-            assert self.path is not None
-            sort_and_index(self.partial_path, self.path, self.form, self.settings)
-            self.partial_path.unlink()
+        try:
+            if self._file.written.is_file():
+                with self._file.written.open("rb") as file:
+                    os.fsync(file.fileno())
+            if finish:
+                self._finish(self._file)
+        finally:
+            self._file.release()
+
+    def _finish(self, file: OutputFile) -> None:
+        if self.settings.sort:
+            sort_and_index(file.written, file.path, self.form, self.settings)
+            file.written.unlink()
+        else:
+            _remove_indexes(file.path)
+            file.finish()
 
     def __enter__(self) -> Self:
         return self
@@ -239,12 +263,12 @@ class _FastqSink:
     One entry a sequence, in sequencing orientation. Of the read group's fields come DT, PU, LB and SM.
     """
 
-    def __init__(self, target: str, head: pysam.AlignmentHeader) -> None:
+    def __init__(self, target: str, head: pysam.AlignmentHeader, *, compressed: bool) -> None:
         self._file: Any
         if target == "-":
             self._file = os.fdopen(os.dup(_STDOUT), "wb")
         else:
-            self._file = pysam.BGZFile(target, "wb", None) if target.lower().endswith(".gz") else open(target, "wb")  # noqa: SIM115
+            self._file = pysam.BGZFile(target, "wb", None) if compressed else open(target, "wb")  # noqa: SIM115
         self._groups = {
             group["ID"]: "".join(f"\t{key}:Z:{group[key]}" for key in ("DT", "PU", "LB", "SM") if key in group)
             for group in head.to_dict().get("RG", [])
@@ -286,7 +310,7 @@ def sort_and_index(unsorted: Path, target: Path, form: Format, settings: OutputS
     elif form is Format.SAM:
         arguments += ["-O", "sam"]
     arguments += ["-o", str(made)] if form is Format.SAM else ["--write-index", "-o", f"{made}##idx##{index}"]
-    program = [sys.executable, "-c", "import sys, pysam; pysam.sort(*sys.argv[1:], catch_stdout=False)"]
+    program = [sys.executable, "-P", "-c", "import sys, pysam; pysam.sort(*sys.argv[1:], catch_stdout=False)"]
     process = subprocess.Popen([*program, *arguments, str(unsorted)], stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
     _sorting.add(process)
     messages = process.communicate()[1].decode(errors="replace")
@@ -296,9 +320,16 @@ def sort_and_index(unsorted: Path, target: Path, form: Format, settings: OutputS
             leftover.unlink()
         why = "stopped" if process.returncode < 0 else (messages.strip().splitlines() or ["no reason given"])[-1]
         raise OSError(f"cannot sort {unsorted} into {target}: {why}; the unsorted records are kept")
+    _remove_indexes(target)
+    os.replace(made, target)
     if form is not Format.SAM:
         os.replace(index, target.with_name(f"{target.name}.{kind}"))
-    os.replace(made, target)
+
+
+def _remove_indexes(target: Path) -> None:
+    """Those of the file that is about to be replaced: they would be taken for the new one's."""
+    for kind in _INDEXES:
+        target.with_name(f"{target.name}.{kind}").unlink(missing_ok=True)
 
 
 def _reader_is_gone(pipe: int) -> bool:
@@ -331,14 +362,33 @@ class Outputs(ABC):
         """All that were opened, each once."""
         return list(dict.fromkeys(self._writers.values()))
 
-    def write_all(self, results: Iterable[ReadResult]) -> None:
-        """Write the records of several results."""
-        for result in results:
-            self.writer(result.info.run, result.status is ReadStatus.FILTERED).write(result)
+    def write_all(self, results: Iterable[ReadResult]) -> list[ReadResult]:
+        """Write the records of several results.
+
+        Returns
+        -------
+        list
+            The results; of a read that cannot be written as records that it has failed, and why.
+        """
+        return [self._write(result) for result in results]
+
+    def _write(self, result: ReadResult) -> ReadResult:
+        writer = self.writer(result.info.run, result.status is ReadStatus.FILTERED)
+        try:
+            writer.write(result)
+        except (ValueError, TypeError, ArithmeticError, struct.error) as error:  # what pysam makes of a strange value
+            detail = f"no record: {type(error).__name__}: {error}"
+            return replace(result, status=ReadStatus.FAILED, detail=detail, parts=())
+        return result
 
     def copy(self, run: RunInfo, written: Sequence[pysam.AlignedSegment]) -> None:
         """Write the records that one read has already."""
         self.writer(run, bool(written[0].flag & QC_FAIL)).copy(written)
+
+    def settle(self) -> None:
+        """What was to be taken over is written."""
+        for writer in self.writers:
+            writer.settle()
 
     def stop_sorting(self) -> None:
         """Have a `close` that sorts end, from another thread: it raises, and leaves the unsorted file."""
@@ -369,11 +419,11 @@ class SingleOutput(Outputs):
         self._writers.setdefault(("", False), first)  # there may be no runs
 
     def writer(self, run: RunInfo, failed: bool) -> RecordWriter:
-        if (run.run_id, failed) not in self._writers:
-            path = beside(Path(self._output), f"{_short(run.run_id)}.{_SUFFIX_OF[self.form]}")
-            late = RecordWriter(str(path), {run.run_id: run}, self.settings)
-            self._writers |= {(run.run_id, False): late, (run.run_id, True): late}
-        return self._writers[run.run_id, failed]
+        if (run.key, failed) not in self._writers:
+            path = beside(Path(self._output), f"{_late_name(run)}.{_SUFFIX_OF[self.form]}")
+            late = RecordWriter(str(path), {run.key: run}, self.settings)
+            self._writers |= {(run.key, False): late, (run.key, True): late}
+        return self._writers[run.key, failed]
 
 
 class OutputFolder(Outputs):
@@ -396,20 +446,19 @@ class OutputFolder(Outputs):
                     )
 
     def writer(self, run: RunInfo, failed: bool) -> RecordWriter:
-        if (run.run_id, failed) not in self._writers:
+        if (run.key, failed) not in self._writers:
             form = self.form
             status = "fail" if failed else "pass"
             flow_cell, protocol = _part(run.flow_cell_id), _short(run.protocol_run_id)
             folder = run_folder(self.folder, run) / f"{form.value}_{status}"
             folder.mkdir(parents=True, exist_ok=True)
             number = 0
-            while (
-                path := folder / f"{flow_cell}_{status}_{protocol}_{_short(run.run_id)}_{number}.{_SUFFIX_OF[form]}"
-            ).exists():
+            name = f"{flow_cell}_{status}_{protocol}_{_short(run.run_id)}"
+            while (path := folder / f"{name}_{number}.{_SUFFIX_OF[form]}").exists() or partial_of(path).exists():
                 number += 1  # another run of the same flow cell, whose short id is the same
-            writer = RecordWriter(str(path), {run.run_id: run}, self.settings, keeps_failed=True)
-            self._writers[run.run_id, failed] = writer
-        return self._writers[run.run_id, failed]
+            writer = RecordWriter(str(path), {run.key: run}, self.settings, keeps_failed=True)
+            self._writers[run.key, failed] = writer
+        return self._writers[run.key, failed]
 
 
 def run_folder(folder: Path, run: RunInfo) -> Path:
@@ -422,6 +471,10 @@ def run_folder(folder: Path, run: RunInfo) -> Path:
 def _part(text: str) -> str:
     """A run's field as part of a file's name: a POD5's text must not lead out of the folder."""
     return re.sub(r"[^A-Za-z0-9_.-]", "_", text).strip(".") or "unknown"
+
+
+def _late_name(run: RunInfo) -> str:
+    return "-".join(filter(None, [_short(run.run_id), run.distinction]))
 
 
 def _short(identifier: str) -> str:

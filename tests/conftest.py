@@ -303,7 +303,7 @@ def signals() -> list[np.ndarray]:
     """Reads of many lengths, with steps as real signal has."""
     rng = np.random.default_rng(5)
     reads = []
-    for samples in [12, *range(13, 40, 7), 299, 300, 301, 1199, 1200, 1201, 2500, 5000, 12_345, 30_000, 100_000, 140_000]:
+    for samples in [*range(13, 41, 7), 299, 300, 301, 1199, 1200, 1201, 2500, 5000, 12_345, 30_000, 100_000, 140_000]:
         levels = rng.normal(500, 80, samples // 9 + 1).repeat(9)[:samples]
         reads.append((levels + rng.normal(0, 12, samples)).astype(np.int16))
     return reads

@@ -21,6 +21,7 @@ from click.testing import CliRunner, Result
 
 from porestream.cli.caller import StreamOptions
 from porestream.cli.main import main
+from porestream.client.output_file import partial_of
 from porestream.client.writers import RecordWriter
 
 READS = 40
@@ -160,7 +161,7 @@ def test_a_folder_with_pass_and_fail_and_the_summary(server: str, reads: Path, t
 def test_failed_reads_left_out_of_a_fastq_are_counted(server: str, reads: Path, tmp_path: Path) -> None:
     result = call(reads / "a.pod5", "--server", server, "-o", tmp_path / "a.fastq", "--min-qscore", "50")
     assert result.exit_code == 0
-    assert "24 reads below Q 50 are not in the FASTQ: --output-dir keeps them" in result.stderr
+    assert "24 reads below Q 50 left out of the FASTQ: --output-dir keeps them" in result.stderr
     assert (tmp_path / "a.fastq").read_text() == ""
 
 
@@ -192,7 +193,7 @@ def test_watching_a_folder(server: str, reads: Path, tmp_path: Path, monkeypatch
         (watched / "pod5/a.pod5").write_bytes(data[:1000])
         time.sleep(0.3)
         (watched / "pod5/a.pod5").write_bytes(data)
-        while not out.exists():
+        while not partial_of(out).exists():
             time.sleep(0.02)
         (watched / "pod5/b.pod5").write_bytes((reads / "more/b.pod5").read_bytes())
         (watched / "final_summary_x.txt").touch()
@@ -224,14 +225,16 @@ def test_watching_a_folder(server: str, reads: Path, tmp_path: Path, monkeypatch
 def test_a_signal_drains_and_the_rest_can_be_called(
     server: str, reads: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, code: int
 ) -> None:
-    part, whole = tmp_path / "part.bam", tmp_path / "whole.bam"
+    output, whole = tmp_path / "part.bam", tmp_path / "whole.bam"
+    part = partial_of(output)
     summary = tmp_path / "summary.json"
     with monkeypatch.context() as patched:
         at_record(patched, 5, lambda: signal.raise_signal(number))
-        result = call(reads, "-r", "--server", server, "-o", part, "--emit-summary", "--summary-json", summary)
+        result = call(reads, "-r", "--server", server, "-o", output, "--emit-summary", "--summary-json", summary)
     assert result.exit_code == code, result.stderr
     assert "the reads under way are finished first; once more stops now" in result.stderr
-    assert f"what was called is in {part}: --resume-from {part} and another output go on" in result.stderr
+    assert f"what was called is in {part}: the same command with --resume-from {part} goes on" in result.stderr
+    assert not output.exists(), "it appears when it is whole"
     subprocess.run(["samtools", "quickcheck", "-u", part], check=True)
     counts = json.loads(summary.read_text())
     assert counts["reads_received"] == counts["reads_called"] + counts["reads_rejected"], "all that were sent came back"
@@ -239,9 +242,7 @@ def test_a_signal_drains_and_the_rest_can_be_called(
 
     result = call(reads, "-r", "--server", server, "-o", whole, "--resume-from", part, "--emit-summary")
     assert result.exit_code == 0, result.stderr
-    assert (
-        f"{len(names(part))} reads are taken from {part}, {READS - len(names(part))} are left to call" in result.stderr
-    )
+    assert f"{len(names(part))} reads taken from {part}, {READS - len(names(part))} left to call" in result.stderr
     assert call(reads, "-r", "--server", server, "-o", tmp_path / "b.bam", "--emit-summary").exit_code == 0
     assert records(whole) == records(tmp_path / "b.bam")
     tables = [sorted((tmp_path / f"{name}.sequencing_summary.txt").read_text().splitlines()) for name in ("whole", "b")]
@@ -262,7 +263,7 @@ def test_a_second_signal_stops_at_once(
         result = call(reads, "-r", "--server", server, "-o", tmp_path / "a.bam")
     assert result.exit_code == 130, result.stderr
     assert "stopped by Ctrl-C; what was called is in" in result.stderr
-    subprocess.run(["samtools", "quickcheck", "-u", tmp_path / "a.bam"], check=True)
+    subprocess.run(["samtools", "quickcheck", "-u", tmp_path / "a.bam.partial"], check=True)
     assert (
         call(reads, "-r", "--server", server, "-o", tmp_path / "b.bam", "--resume-from", tmp_path / "a.bam").exit_code
         == 0
@@ -278,7 +279,7 @@ def test_a_server_that_is_lost(start_server, reads: Path, tmp_path: Path, monkey
         result = call(reads, "-r", "--server", first.address, "--give-up-s", "0.5", "-o", tmp_path / "a.bam")
     assert result.exit_code == 4, result.stderr
     assert "Error: server lost: " in result.stderr
-    assert "reads have no result" in result.stderr
+    assert "reads without a result" in result.stderr
     assert "--resume-from" in result.stderr
     second = start_server(threads=1)
     result = call(
@@ -295,12 +296,12 @@ def test_a_disk_that_fills_up(server: str, reads: Path, tmp_path: Path) -> None:
     done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=60)
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr
-    assert f"Error: cannot write to {tmp_path / 'a.sam'}: " in done.stderr
+    assert f"Error: cannot write to {tmp_path / 'a.sam.partial'}: " in done.stderr
     result = call(
         reads, "-r", "--server", server, "--emit-moves", "-o", tmp_path / "b.sam", "--resume-from", tmp_path / "a.sam"
     )
     assert result.exit_code == 0, result.stderr
-    assert " 0 reads are taken" not in result.stderr
+    assert "\n0 reads taken" not in result.stderr
     assert call(reads, "-r", "--server", server, "--emit-moves", "-o", tmp_path / "c.sam").exit_code == 0
     assert records(tmp_path / "b.sam") == records(tmp_path / "c.sam")
 
@@ -311,7 +312,7 @@ def test_a_call_that_was_killed(server: str, reads: Path, tmp_path: Path) -> Non
     process = subprocess.Popen(
         [*COMMAND, "call", str(reads), "-r", "--server", server, "-o", str(out)], stderr=subprocess.DEVNULL
     )
-    while not out.exists():
+    while not partial_of(out).exists():
         assert process.poll() is None
         time.sleep(0.005)
     process.kill()
@@ -325,16 +326,15 @@ def test_a_call_that_was_killed(server: str, reads: Path, tmp_path: Path) -> Non
 def test_what_cannot_be_resumed(server: str, reads: Path, tmp_path: Path) -> None:
     part = tmp_path / "a.bam"
     assert call(reads / "a.pod5", "--server", server, "-o", part).exit_code == 0
-    result = call(reads, "-r", "--server", server, "-o", part, "--resume-from", part)
+    result = call(reads, "-r", "--server", server, "-o", tmp_path / "folder/a.bam", "--resume-from", part.parent)
     assert result.exit_code == 2
-    assert "is read while the output is written: name another one" in result.stderr
     result = call(reads, "-r", "--server", server, "-o", tmp_path / "b.bam", "--resume-from", part, "--min-qscore", "9")
     assert result.exit_code == 1
     assert f"{part} was made with min_qscore=0, this call has 9" in result.stderr
     assert not (tmp_path / "b.bam").exists()
     result = call(reads, "-r", "--server", server, "-o", tmp_path / "b.bam", "--resume-from", tmp_path / "none.bam")
     assert result.exit_code == 1
-    assert "none.bam: no such file or folder to resume from" in result.stderr
+    assert "none.bam: no such file or folder to resume from, nor " in result.stderr
 
 
 # What does not go together

@@ -35,7 +35,7 @@ def check_digest(kind: str, records: Iterable[str]) -> None:
     known = recorded["digests"].get(kind)
     if known is None:
         if not is_recording:
-            pytest.skip(f"revision {CALLING_REVISION} has no digest for {kind}: `make record-calling` takes it: {digest}")
+            pytest.skip(f"revision {CALLING_REVISION} has no digest for {kind}: `make record-calling` takes it")
         recorded["digests"][kind] = digest
         _FILE.write_text(json.dumps(recorded, indent=2) + "\n")
     else:

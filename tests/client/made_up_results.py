@@ -40,8 +40,10 @@ CONTIGS = {
     for name, length in (("c1", 900), ("c2", 400))
 }
 SEQUENCES = tuple(ReferenceSequence(name, len(bases), "") for name, bases in CONTIGS.items())
-IDENTITY = CallerIdentity("dna_r9.4.1_e8_fast@v3.4", "ab" * 32, "ref.fa", "cd" * 32, "map-ont", "fp32", "cpu", "0.1.0")
-UNALIGNED = CallerIdentity("dna_r9.4.1_e8_fast@v3.4", "ab" * 32, "", "", "", "fp32", "cpu", "0.1.0")
+IDENTITY = CallerIdentity(
+    "dna_r9.4.1_e8_fast@v3.4", "ab" * 32, "ref.fa", "cd" * 32, "map-ont", "fp32", "cpu", "0.1.0", 2
+)
+UNALIGNED = CallerIdentity("dna_r9.4.1_e8_fast@v3.4", "ab" * 32, "", "", "", "fp32", "cpu", "0.1.0", 2)
 _COMPLEMENT = str.maketrans("ACGT", "TGCA")
 
 

@@ -153,7 +153,7 @@ def test_a_folder(tmp_path: Path, whole: dict[str, Path]) -> None:
     first = OutputFolder(tmp_path / "first", RUNS, settings_for("bam"))
     first.write_all(results("bam")[:23])
     first.close(finish=False)
-    (cut,) = (tmp_path / "first").rglob("FABa_pass*.bam")
+    (cut,) = (tmp_path / "first").rglob("FABa_pass*.bam.partial")
     cut.write_bytes(cut.read_bytes()[:-60])
     partial = Partial(tmp_path / "first")
     second = OutputFolder(tmp_path / "second", RUNS, settings_for("bam"))
@@ -181,7 +181,7 @@ def others() -> Iterator[tuple[str, OutputSettings, str]]:
         ("model", "other@v1", "basecall_model=dna_r9.4.1_e8_fast@v3.4, this call has other@v1"),
         ("model_sha256", "00" * 32, "model_sha256=abab"),
         ("precision", "bf16", "precision=fp32, this call has bf16"),
-        ("version", "9.9.9", "vn=0.1.0, this call has 9.9.9"),
+        ("calling_revision", 9, "calling_revision=2, this call has 9"),
         ("reference_sha256", "11" * 32, "sha256=cdcd"),
         ("preset", "lr:hq", "preset=map-ont, this call has lr:hq"),
     ):

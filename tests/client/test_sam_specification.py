@@ -116,7 +116,8 @@ def test_the_header_is_as_specified(written: Path) -> None:
     assert (caller["ID"], caller["PN"], caller["VN"]) == ("basecaller", "porestream", IDENTITY.version)
     assert caller["CL"] == "porestream call a.pod5"
     assert caller["DS"] == (
-        f"basecall_model={IDENTITY.model} model_sha256={'ab' * 32} precision=fp32 device=cpu min_qscore=9 trim=adapters"
+        f"basecall_model={IDENTITY.model} model_sha256={'ab' * 32} precision=fp32 device=cpu calling_revision=2 "
+        "min_qscore=9 trim=adapters"
     )
     assert (aligner["ID"], aligner["PN"], aligner["PP"]) == ("aligner", "minimap2", "basecaller")
     assert aligner["DS"] == f"preset=map-ont reference=ref.fa sha256={'cd' * 32}"

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from porestream.client import Pod5Source, SignalRead
+from porestream.client import Pod5Source, RunInfo, SignalRead
 from porestream.client import sources as sources_module
 from porestream.client.sources import ReadIds, find_pod5_files, load_read_ids
 
@@ -154,14 +154,14 @@ def test_a_read_that_cannot_be_decoded_is_named_and_the_rest_is_read(
     tmp_path: Path, write_pod5: WritePod5, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_pod5(tmp_path / "a.pod5", make_signals(10, 10, 10))
-    intact = sources_module.Pod5Source._convert
+    intact = sources_module._convert
 
-    def convert(self: Pod5Source, record: pod5.ReadRecord, path: Path) -> SignalRead:
+    def convert(record: pod5.ReadRecord, run: RunInfo, path: Path) -> SignalRead:
         if record.read_id.int == 2:
             raise RuntimeError("the signal\ncannot be decoded")
-        return intact(self, record, path)
+        return intact(record, run, path)
 
-    monkeypatch.setattr(sources_module.Pod5Source, "_convert", convert)
+    monkeypatch.setattr(sources_module, "_convert", convert)
     source = Pod5Source([path])
     assert numbers(list(source)) == [1, 3]
     (fault,) = source.read_faults

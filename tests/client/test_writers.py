@@ -118,10 +118,10 @@ def test_sorting_that_fails_keeps_the_records(tmp_path: Path, monkeypatch: pytes
     expected = contents(write(tmp_path / "b.bam"))
     monkeypatch.setattr("sys.executable", "/bin/false")
     with pytest.raises(
-        OSError, match=r"cannot sort .*a\.unsorted\.bam into .*a\.bam: .*; the unsorted records are kept"
+        OSError, match=r"cannot sort .*a\.bam\.partial into .*a\.bam: .*; the unsorted records are kept"
     ):
         write(tmp_path / "a.bam", replace(SETTINGS, sort=True))
-    assert contents(tmp_path / "a.unsorted.bam") == expected
+    assert contents(tmp_path / "a.bam.partial") == expected
     assert not (tmp_path / "a.bam").exists()
 
 
@@ -132,7 +132,7 @@ def test_a_writer_that_is_left_by_an_error_does_not_sort(tmp_path: Path) -> None
     ):
         writer.write(RESULTS[0])
         raise RuntimeError
-    assert [path.name for path in tmp_path.iterdir()] == ["a.unsorted.bam"]
+    assert [path.name for path in tmp_path.iterdir()] == ["a.bam.partial"]
 
 
 def test_a_folder_is_laid_out_as_minknow_does(tmp_path: Path) -> None:
@@ -206,7 +206,7 @@ def test_formats_of_names(name: str, asked: Format | None, expected: Format) -> 
 
 
 @pytest.mark.parametrize(
-    ("name", "expected"), [("a.bam", "a.x"), ("a.1.fastq.gz", "a.1.x"), ("a.b.SAM", "a.b.x"), ("a.unsorted.bam", "a.x")]
+    ("name", "expected"), [("a.bam", "a.x"), ("a.1.fastq.gz", "a.1.x"), ("a.b.SAM", "a.b.x"), ("a.bam.partial", "a.x")]
 )
 def test_names_beside_an_output(name: str, expected: str) -> None:
     assert beside(Path("f") / name, "x") == Path("f") / expected

@@ -196,10 +196,10 @@ def test_counters_agree_with_the_client_to_the_read(start_server) -> None:  # ty
         return [result async for result in client.call(twice)]
 
     results = asyncio.run(call())
-    assert (len(results), client.duplicates, client.resent) == (31, 1, 0)
+    assert (len(results), client.unsent, client.resent) == (31, 1, 0)
     found = scrape(server)
     bulk = ("tiny_fast@v1", "bulk")
-    assert found["porestream_reads_received_total"][bulk] == len(results) - client.duplicates
+    assert found["porestream_reads_received_total"][bulk] == len(results) - client.unsent
     assert found["porestream_reads_total"][(*bulk, "called")] == 30
     assert (
         found["porestream_samples_received_total"][bulk] == found["porestream_samples_finished_total"][bulk] == 90_000
