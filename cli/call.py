@@ -1,5 +1,6 @@
 """`porestream call`."""
 
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -8,6 +9,8 @@ import click
 from click.core import ParameterSource
 
 from porestream.cli.options import CallCommand, connection_options, models_directory_option, server_options
+
+_MODEL = re.compile(r"(auto|fast|hac|sup)(@[\w.]+)?(,.*)?$|(dna|rna)[\w.]*@v[\d.]+(,.*)?$")
 
 
 @click.command(cls=CallCommand, short_help="Call and align POD5 files into a BAM, SAM, CRAM or FASTQ.")
@@ -166,6 +169,7 @@ def call(
     tls: bool,
     tls_ca: Path | None,
     token_file: Path | None,
+    proxy: str | None,
     priority: str | None,
     give_up_s: float | None,
     device: str | None,
@@ -190,8 +194,8 @@ def call(
     Either way what was called stays in FILE.partial, and the same command with --resume-from FILE.partial goes on.
 
     Exit codes: 0 every input was read and every read is accounted for (rejected ones are listed and counted), 2 wrong
-    usage, 3 an input could not be read, or not to its end, 4 the server was lost, 5 reads are missing, 130 stopped by
-    Ctrl-C, 143 by SIGTERM, 1 other errors.
+    usage, 3 an input could not be read, or not to its end, 4 the server was lost, 5 reads are missing, 6 reads failed
+    on the server, 130 stopped by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP, 1 other errors.
     """
     server_only = {
         "--batch-size": batch_size,
@@ -210,6 +214,7 @@ def call(
         "--tls": tls,
         "--tls-ca": tls_ca,
         "--token-file": token_file,
+        "--proxy": proxy,
         "--priority": priority,
         "--give-up-s": give_up_s,
     }
@@ -217,6 +222,12 @@ def call(
         raise click.UsageError(f"{given[0]} is about --server HOST:PORT, which is missing")
     if bool(reads) is (watch is not None):
         raise click.UsageError("name what to call: READS (POD5 files or folders), or --watch FOLDER, not both")
+    if reads and _MODEL.match(str(reads[0])) and not reads[0].exists():
+        rest = shlex.join(map(str, reads[1:])) or "READS"
+        raise click.UsageError(
+            f"{reads[0]} is a model, and there is no file of that name; dorado takes the model first, here it is "
+            f"porestream call {rest} --model {reads[0]}"
+        )
     if watch_timeout_s is not None and watch is None:
         raise click.UsageError("--watch-timeout-s is about --watch FOLDER")
     if reference is None and (preset is not None or sort):
@@ -261,7 +272,7 @@ def call(
         summary_json=summary_json,
         rejected_reads=rejected_reads,
         server=server,
-        credentials=credentials_of(tls, tls_ca, token_file),
+        credentials=credentials_of(server or "", tls, tls_ca, token_file, proxy),
         priority=priority or ("standard" if watch else "bulk"),
         give_up_s=give_up_s or (3600.0 if watch and server else 120.0),
         server_flags={flag: str(value) for flag, value in server_only.items() if value is not None},

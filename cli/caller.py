@@ -28,7 +28,7 @@ from porestream.cli.choose import (
 )
 from porestream.cli.embedded import embedded_server
 from porestream.cli.output_check import check_outputs, check_resumed_folder
-from porestream.cli.stopping import EXIT_INTERRUPTED, EXIT_TERMINATED
+from porestream.cli.stopping import EXIT_HUNG_UP, EXIT_INTERRUPTED, EXIT_TERMINATED
 from porestream.cli.text import escaped
 from porestream.client.channel import PLAINTEXT, Credentials
 from porestream.client.client import BasecallClient
@@ -43,9 +43,11 @@ from porestream.client.summary import Summary
 from porestream.client.text import counted
 from porestream.client.watch import FolderWatch
 from porestream.client.writers import Format, OutputFolder, Outputs, OutputSettings, SingleOutput, beside, format_of
+from porestream.kernels.mmi import MAGIC
+from porestream.kernels.reference import first_bytes, read_fasta
 from porestream.models.catalog import BUNDLED
 
-EXIT_FAILURE, EXIT_USAGE, EXIT_UNREADABLE, EXIT_SERVER_LOST, EXIT_UNBALANCED = 1, 2, 3, 4, 5
+EXIT_FAILURE, EXIT_USAGE, EXIT_UNREADABLE, EXIT_SERVER_LOST, EXIT_UNBALANCED, EXIT_FAILED_READS = 1, 2, 3, 4, 5, 6
 _NAMED_IDS = 5
 _SUMMARY, _REJECTED = "sequencing_summary.txt", "rejected_reads.tsv"
 
@@ -158,7 +160,7 @@ class _Call:
             self.watch = FolderWatch(request.watch, self.source, request.watch_timeout_s)
         self.told_files = 0
         self.stopping = threading.Event()
-        self.stop_code = 0
+        self.stop_code, self.stop_name = 0, ""
         self.streaming = self.sorting = False
         self.outputs: Outputs | None = None
         self.is_whole = False  # whether the outputs are in their places
@@ -201,7 +203,7 @@ class _Call:
         assert task is not None
 
         def stop(code: int, name: str) -> None:
-            first, self.stop_code = not self.stop_code, code
+            first, self.stop_code, self.stop_name = not self.stop_code, code, name
             self.stopping.set()
             if self.watch is not None:
                 self.watch.stop()
@@ -215,6 +217,7 @@ class _Call:
         for number, code, name in (
             (signal.SIGINT, EXIT_INTERRUPTED, "Ctrl-C"),
             (signal.SIGTERM, EXIT_TERMINATED, "SIGTERM"),
+            (signal.SIGHUP, EXIT_HUNG_UP, "SIGHUP"),
         ):
             if signal.getsignal(number) is not signal.SIG_IGN:  # as in a shell's background job
                 loop.add_signal_handler(number, stop, code, name)
@@ -228,6 +231,7 @@ class _Call:
             _say(f"note: the server is porestream {info.version}, this is {version('porestream')}")
         runs = self.source.runs.values()
         if request.server:
+            await asyncio.to_thread(_check_reference, request, info)
             model = model_on_server(model, runs, info.models, request.server)
         client = BasecallClient(
             address,
@@ -490,8 +494,7 @@ class _Call:
     def _exit_code(self, failure: Exception | None) -> int:
         missing, faults = self.summary.missing, self.source.file_faults
         if self.stop_code:
-            name = "Ctrl-C" if self.stop_code == EXIT_INTERRUPTED else "SIGTERM"
-            _say(f"stopped by {name}{self._way_on() if self.streaming else ' before anything was called'}")
+            _say(f"stopped by {self.stop_name}{self._way_on() if self.streaming else ' before anything was called'}")
             return self.stop_code
         if failure:
             lost = isinstance(failure, ServerLost)
@@ -504,6 +507,9 @@ class _Call:
             count = len(self.summary.files_unreadable)
             _say(f"Error: {count} of the inputs could not be read, or not to the end; see above")
             return EXIT_UNREADABLE
+        if failed := self.summary.reads_failed:
+            _say(f"Error: {counted(failed, 'read')} failed, not for anything wrong with the input; see above")
+            return EXIT_FAILED_READS
         return 0
 
     def _way_on(self) -> str:
@@ -513,6 +519,31 @@ class _Call:
             return f"; what was called is in {folder}: --resume-from {folder} and another --output-dir go on"
         partial = self.resumable[0]
         return f"; what was called is in {partial}: the same command with --resume-from {partial} goes on"
+
+
+def _check_reference(request: Request, info: ServerInfo) -> None:
+    """Where --reference is a FASTA here, whether the server's of that name holds the same: CRAM is made with ours.
+
+    Raises
+    ------
+    ValueError
+        It does not.
+    """
+    path = Path(request.reference)
+    theirs = info.references.get(last_part(request.reference))
+    if not request.reference or theirs is None or not path.is_file() or first_bytes(path, len(MAGIC)) == MAGIC:
+        return
+    mine = read_fasta(path).sequences
+    names = [[sequence.name for sequence in sequences] for sequences in (mine, theirs)]
+    differ = next(
+        (a.name for a, b in zip(mine, theirs, strict=False) if a.length != b.length or (b.md5 and a.md5 != b.md5)), ""
+    )
+    if names[0] != names[1] or differ:
+        what = f"sequence {differ} is another" if differ and names[0] == names[1] else "they have other sequences"
+        raise ValueError(
+            f"reference {path} is not the {path.name} of {request.server}: {what}; serve this one under a name of its "
+            "own, or give the name alone, from a folder that has no such file"
+        )
 
 
 def _cram_reference(reference: str) -> Path | None:

@@ -11,6 +11,8 @@ from pathlib import Path
 import click
 import structlog
 
+from porestream.server.address import wrong_address
+
 log = structlog.get_logger()
 
 _MAX_RESTARTS = 3
@@ -34,6 +36,7 @@ async def embedded_server(flags: Sequence[str]) -> AsyncIterator[str]:
         log_file = Path(folder) / "log"
         command = [
             sys.executable,
+            "-P",  # or what lies in the working folder would be taken for a module
             "-m",
             "porestream.cli.main",
             "serve",
@@ -96,8 +99,9 @@ async def embedded_server(flags: Sequence[str]) -> AsyncIterator[str]:
 
 
 def _short_folder() -> str | None:
-    """Where a socket's path stays below the 108 bytes that Unix allows."""
-    return "/tmp" if len(tempfile.gettempdir()) > 80 else None
+    """Where a socket's path is one that Unix and gRPC take: /tmp, where TMPDIR is none."""
+    longest = f"unix:{tempfile.gettempdir()}/porestream-xxxxxxxx/socket"
+    return "/tmp" if wrong_address(longest, listens=True) else None
 
 
 async def _stop(process: asyncio.subprocess.Process) -> None:

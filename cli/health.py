@@ -33,7 +33,13 @@ _DEFAULT = "127.0.0.1:50051"
 )
 @connection_options
 def health(
-    server: str | None, service: str, timeout_s: float, tls: bool, tls_ca: Path | None, token_file: Path | None
+    server: str | None,
+    service: str,
+    timeout_s: float,
+    tls: bool,
+    tls_ca: Path | None,
+    token_file: Path | None,
+    proxy: str | None,
 ) -> None:
     """Ask a server, by gRPC's health protocol, whether it is ready for streams.
 
@@ -44,12 +50,12 @@ def health(
     import grpc
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-    from porestream.client.channel import open_channel
+    from porestream.client.channel import open_channel, way_to
 
-    credentials = credentials_of(tls, tls_ca, token_file)
     address = server or _reachable(
         os.environ.get("PORESTREAM_HEALTH_LISTEN") or os.environ.get("PORESTREAM_LISTEN") or _DEFAULT
     )
+    credentials = credentials_of(address, tls, tls_ca, token_file, proxy)
 
     async def ask() -> str:
         async with open_channel(address, credentials) as channel:
@@ -60,7 +66,7 @@ def health(
     try:
         status = asyncio.run(ask())
     except grpc.aio.AioRpcError as error:
-        click.echo(f"{address}: {error.code().name}: {error.details()}", err=True)
+        click.echo(f"{way_to(address, credentials)}: {error.code().name}: {error.details()}", err=True)
         sys.exit(1)
     click.echo(status)
     sys.exit(0 if status == "SERVING" else 1)

@@ -12,7 +12,6 @@ import click
 
 from porestream.cli.options import models_directory_option
 from porestream.cli.text import escaped
-from porestream.client.text import counted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -192,6 +191,8 @@ class _Run:
 
     def lines(self, models: "_Models") -> Iterator[tuple[str, str]]:
         """What is shown, as name and value; an empty value is unknown."""
+        from porestream.client.text import counted
+
         seconds, said = self._seconds, self.said
         product = said.flow_cell_product_code
         yield "flow cell", " ".join(filter(None, [said.flow_cell_id, product and f"({product})"]))
@@ -320,6 +321,8 @@ def _decoded(column: Any) -> "tuple[npt.NDArray[np.int64], list[str]]":
 
 
 def _total(runs: Sequence[_Run], files: int) -> str:
+    from porestream.client.text import counted
+
     reads, samples = sum(run.reads for run in runs), sum(run.samples for run in runs)
     return f"{counted(len(runs), 'run')}, {counted(reads, 'read')}, {samples:,} samples in {counted(files, 'file')}"
 

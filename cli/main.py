@@ -7,6 +7,8 @@ from importlib.metadata import version as installed_version
 
 import click
 
+from porestream.cli.stopping import open_standard_streams
+
 _COMMANDS = {
     "demo": ("porestream.cli.demo", "Simulate a small run, call and align it, and compare with the truth."),
     "call": ("porestream.cli.call", "Call and align POD5 files into a BAM, SAM, CRAM or FASTQ."),
@@ -87,11 +89,13 @@ def run() -> None:
 
     glibc reads that from the environment when a process starts, and it is worth an eighth of the speed.
     """
+    open_standard_streams()
     tunables = os.environ.get("GLIBC_TUNABLES", "")
     if sys.argv[1:2] == ["serve"] and sys.platform == "linux" and "glibc.malloc.hugetlb" not in tunables:
         os.environ["GLIBC_TUNABLES"] = ":".join(filter(None, [tunables, "glibc.malloc.hugetlb=1"]))
-        os.execv(sys.executable, [sys.executable, "-m", "porestream.cli.main", *sys.argv[1:]])
-    main()
+        # -P: or what lies in the working folder would be taken for a module.
+        os.execv(sys.executable, [sys.executable, "-P", "-m", "porestream.cli.main", *sys.argv[1:]])
+    main(prog_name="porestream")
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ REFUSED = {
             "--sample-sheet",
             "--no-classify",
         ),
-        f"is about barcodes, which {_NOT_HERE}: dorado demux takes our BAM",
+        f"is about barcodes, which {_NOT_HERE}: dorado demux takes our BAM, called with --no-trim",
     ),
     **dict.fromkeys(
         (
@@ -81,20 +81,26 @@ def connection_options(command: _F) -> _F:
     return command
 
 
-def credentials_of(tls: bool, tls_ca: Path | None, token_file: Path | None) -> "Credentials":
-    """What `connection_options` say.
+def credentials_of(
+    server: str, tls: bool, tls_ca: Path | None, token_file: Path | None, proxy: str | None
+) -> "Credentials":
+    """What `connection_options` say, and whether the server's address is one.
 
     Raises
     ------
     click.UsageError
-        A file is not there.
+        A file is not there, or the address is none.
     """
     from porestream.client.channel import Credentials
+    from porestream.server.address import wrong_address
+
+    if server and (problem := wrong_address(server)):
+        raise click.UsageError(f"--server {problem}")
 
     for flag, path in (("--tls-ca", tls_ca), ("--token-file", token_file)):
         if path is not None and not path.is_file():
             raise click.UsageError(f"{flag} {path}: no such file")
-    return Credentials(tls or tls_ca is not None or token_file is not None, tls_ca, token_file)
+    return Credentials(tls or tls_ca is not None or token_file is not None, tls_ca, token_file, proxy or "")
 
 
 _CONNECTION_OPTIONS: Sequence[Callable[[Any], Any]] = (
@@ -115,6 +121,12 @@ _CONNECTION_OPTIONS: Sequence[Callable[[Any], Any]] = (
         type=click.Path(path_type=Path),
         metavar="FILE",
         help="TLS, and the token in FILE is shown to the server. Default: none.",
+    ),
+    click.option(
+        "--proxy",
+        metavar="http://HOST:PORT",
+        help="HTTP proxy on the way to the server. Default: grpc_proxy, https_proxy or http_proxy, unless no_proxy "
+        "exempts the server (upper case does as well); none for this machine itself and for Unix sockets.",
     ),
 )
 

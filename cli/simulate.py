@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from porestream.cli.stopping import whole_or_not_at_all
-from porestream.client.text import counted
 from porestream.models.simulate.noise import PA_PER_UNIT, SignalNoise
 
 if TYPE_CHECKING:
@@ -212,6 +211,7 @@ def _simulate(run: "Run", reference_path: Path, output: Path, truth: Path, bound
     import torch
     from tqdm import tqdm
 
+    from porestream.client.text import counted
     from porestream.models.simulate.reference import Reference
     from porestream.models.simulate.run import MIN_LENGTH, simulate_run
     from porestream.models.simulate.writer import RunWriter, run_info

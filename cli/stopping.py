@@ -1,14 +1,29 @@
 """Commands that are stopped by Ctrl-C or SIGTERM."""
 
 import contextlib
+import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
 import click
 
-EXIT_INTERRUPTED, EXIT_TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
+EXIT_HUNG_UP, EXIT_INTERRUPTED, EXIT_TERMINATED = 128 + signal.SIGHUP, 128 + signal.SIGINT, 128 + signal.SIGTERM
+
+
+def open_standard_streams() -> None:
+    """Make up for streams that whoever started us has closed: a file that is opened would get their number.
+
+    What is written to a closed standard output is an error all the same; messages nobody wants to see are dropped.
+    """
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR if number == 2 else os.O_RDONLY)  # takes the lowest free number
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
 
 
 class Terminated(BaseException):

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import grpc
 
+from porestream.client.proxy import proxy_for
+
 _OPTIONS = (
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
@@ -24,11 +26,14 @@ class Credentials:
         Certificates (PEM) of the authorities that may have signed the server's; None: those that gRPC brings.
     token_file
         Whose first word is sent as a bearer token; only with TLS.
+    proxy
+        URL of the HTTP proxy on the way; empty: as the environment has it. See `proxy_for`.
     """
 
     tls: bool = False
     authority_file: Path | None = None
     token_file: Path | None = None
+    proxy: str = ""
 
     def __post_init__(self) -> None:
         if not self.tls and (self.authority_file or self.token_file):
@@ -36,6 +41,12 @@ class Credentials:
 
 
 PLAINTEXT = Credentials()
+
+
+def way_to(target: str, credentials: Credentials) -> str:
+    """A server's address for messages, with the proxy on the way to it."""
+    proxy = proxy_for(target, credentials.proxy)
+    return f"{target} through {proxy}" if proxy else target
 
 
 def open_channel(target: str, credentials: Credentials) -> grpc.aio.Channel:
@@ -48,13 +59,15 @@ def open_channel(target: str, credentials: Credentials) -> grpc.aio.Channel:
     ValueError
         There is no token in the token's file.
     """
+    proxy = proxy_for(target, credentials.proxy)
+    options = [*_OPTIONS, ("grpc.http_proxy", proxy.url) if proxy else ("grpc.enable_http_proxy", 0)]
     if not credentials.tls:
-        return grpc.aio.insecure_channel(target, options=_OPTIONS)
+        return grpc.aio.insecure_channel(target, options=options)
     authorities = credentials.authority_file.read_bytes() if credentials.authority_file else None
     channel = grpc.ssl_channel_credentials(authorities)
     if credentials.token_file:
-        words = credentials.token_file.read_text().split()
+        words = credentials.token_file.read_text("utf-8-sig").split()
         if not words:
             raise ValueError(f"{credentials.token_file}: no token in it")
         channel = grpc.composite_channel_credentials(channel, grpc.access_token_call_credentials(words[0]))
-    return grpc.aio.secure_channel(target, channel, options=_OPTIONS)
+    return grpc.aio.secure_channel(target, channel, options=options)

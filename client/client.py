@@ -10,7 +10,7 @@ from typing import Any, Self, TypeVar
 
 import grpc
 
-from porestream.client.channel import open_channel
+from porestream.client.channel import open_channel, way_to
 from porestream.client.reads import CallerIdentity, ReadResult, ReadStatus, ServerInfo, SignalRead
 from porestream.client.stream import (
     FINAL,
@@ -47,9 +47,9 @@ async def _why_silent(stub: pb_grpc.BasecallServiceStub) -> str:
     try:
         await stub.GetServerInfo(pb.GetServerInfoRequest(), timeout=2.0)
     except grpc.aio.AioRpcError as error:
-        for words, meaning in _SILENT.items():
-            if words.lower() in str(error.details()).lower():
-                return meaning
+        said = " ".join(str(error.details()).split())
+        meaning = next((meaning for words, meaning in _SILENT.items() if words.lower() in said.lower()), "")
+        return f"{meaning or 'is it running?'} ({error.code().name}: {said})"
     return "is it running?"
 
 
@@ -94,6 +94,7 @@ class BasecallClient:
         return await _persist(lambda: self._ask_server_info(timeout_s), timeout_s)
 
     async def _ask_server_info(self, timeout_s: float) -> ServerInfo:
+        where = way_to(self.target, self.options.credentials)
         async with open_channel(self.target, self.options.credentials) as channel:
             stub = pb_grpc.BasecallServiceStub(channel)
             try:
@@ -101,15 +102,13 @@ class BasecallClient:
             except grpc.aio.AioRpcError as error:
                 if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
                     why = await _why_silent(stub)
-                    raise ServerLost(f"{self.target} did not answer within {timeout_s:g} s; {why}") from error
+                    raise ServerLost(f"{where} did not answer within {timeout_s:g} s; {why}") from error
                 if error.code() == grpc.StatusCode.UNAUTHENTICATED:
-                    raise ServerRefused(f"{self.target}: {error.details()}") from error
+                    raise ServerRefused(f"{where}: {error.details()}") from error
                 if error.code() in FINAL:
                     reason = f"{error.code().name}: {error.details()}"
-                    raise ServerRefused(
-                        f"{self.target} is no porestream server, or of another time: {reason}"
-                    ) from error
-                raise ServerLost(f"{self.target} does not answer: {error.code().name}: {error.details()}") from error
+                    raise ServerRefused(f"{where} is no porestream server, or of another time: {reason}") from error
+                raise ServerLost(f"{where} does not answer: {error.code().name}: {error.details()}") from error
         return decode_server_info(info)
 
     async def identify(self) -> CallerIdentity:

@@ -107,7 +107,7 @@ def load_read_ids(path: Path) -> frozenset[bytes]:
         The file cannot be read.
     """
     ids = set()
-    with path.open(encoding="utf-8", errors="replace") as file:
+    with path.open(encoding=_encoding_of(path), errors="replace") as file:
         for number, line in enumerate(file, 1):
             word = (line.replace(",", " ").split() or [""])[0]
             if not word or word.startswith("#") or (number == 1 and word.strip('"') in ("read_id", "id")):
@@ -119,6 +119,13 @@ def load_read_ids(path: Path) -> frozenset[bytes]:
     if not ids:
         raise ValueError(f"{path} lists no read ids")
     return frozenset(ids)
+
+
+def _encoding_of(path: Path) -> str:
+    """Of a text that may have been made on Windows."""
+    with path.open("rb") as file:
+        first = file.read(2)
+    return "utf-16" if first in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
 
 
 class ReadIds:

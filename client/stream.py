@@ -18,7 +18,7 @@ import grpc
 import structlog
 from google.protobuf.duration_pb2 import Duration
 
-from porestream.client.channel import PLAINTEXT, Credentials, open_channel
+from porestream.client.channel import PLAINTEXT, Credentials, open_channel, way_to
 from porestream.client.reads import ReadResult, ReadStatus, RunInfo
 from porestream.client.text import counted
 from porestream.client.wire import EncodedRead, decode_result, encode_run
@@ -271,7 +271,8 @@ class RunStream:
             if self._results > results or now_s - began_s > self._options.give_up_s or failing_since_s is None:
                 failing_since_s, backoff_s = now_s, _FIRST_BACKOFF_S
             if now_s - failing_since_s > self._options.give_up_s:
-                raise ServerLost(f"{self._target}: {reason}; {self._name_pending()}")
+                where = way_to(self._target, self._options.credentials)
+                raise ServerLost(f"{where}: {reason}; {self._name_pending()}")
             log.warning("connection lost, trying again", reason=reason, reads_without_result=len(self._pending))
             await asyncio.sleep(backoff_s * random.uniform(0.5, 1.0))
             backoff_s = min(2 * backoff_s, _MAX_BACKOFF_S)

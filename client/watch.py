@@ -1,6 +1,8 @@
 """A folder that a sequencer is writing to: its POD5 files are read as they are finished, until the run's end."""
 
+import fnmatch
 import os
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -8,10 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from porestream.client.reads import SignalRead
-from porestream.client.sources import FileFault, Pod5Source
+from porestream.client.sources import FileFault, Pod5Source, files_within
+from porestream.client.text import counted
 
 _END = "final_summary*.txt"
+_COUNTS = re.compile(r"^pod5_files_in_(?:final_dest|fallback)=(\d+)\s*$", re.MULTILINE)
 _SETTLE_S = 5.0
+_UNREADABLE_SETTLE_S = 60.0  # a file that cannot be read may still be copied
 
 
 @dataclass
@@ -20,7 +25,9 @@ class FolderWatch:
 
     MinKNOW writes the footer, without which a POD5 cannot be read, when it closes a file: a file that cannot be read
     is tried again when it has changed. The run is over when MinKNOW's `final_summary_*.txt` is there, which it writes
-    last, and no file has changed for a few seconds. Files that cannot be read then are `source.file_faults`.
+    last, and no file has changed for a few seconds. Where the run's own folder is watched, as many files must be there
+    as the summary counts: a copy of the folder may get the summary first. Files that cannot be read, and those that
+    never came, are `source.file_faults`.
 
     Parameters
     ----------
@@ -41,7 +48,9 @@ class FolderWatch:
     ended_by: str = field(default="", init=False)
     """Why the watch is over: "end of the run", "time-out" or "stopped"."""
     _taken: set[Path] = field(default_factory=set, init=False)
+    _real: set[str] = field(default_factory=set, init=False)  # where those lie, for links may lead there too
     _unreadable: dict[Path, tuple[tuple[int, int], str]] = field(default_factory=dict, init=False)
+    _summaries: list[Path] = field(default_factory=list, init=False)
     _news_s: float = field(default_factory=time.monotonic, init=False)
     _stopped: threading.Event = field(default_factory=threading.Event, init=False)
 
@@ -73,8 +82,10 @@ class FolderWatch:
     def _look(self) -> bool:
         """Give the source what is new; whether it got something."""
         got = False
-        for path in sorted(self.folder.rglob("*.pod5")):
-            if path in self._taken:
+        files = files_within(self.folder, recursive=True)
+        self._summaries = [file for file in files if fnmatch.fnmatch(file.name, _END)]
+        for path in files:
+            if path.suffix != ".pod5" or path in self._taken or (real := os.path.realpath(path)) in self._real:
                 continue
             try:
                 status = path.stat()
@@ -89,6 +100,7 @@ class FolderWatch:
             else:
                 self._unreadable.pop(path, None)
                 self._taken.add(path)
+                self._real.add(real)
                 got = True
         return got
 
@@ -107,15 +119,41 @@ class FolderWatch:
         return False
 
     def _is_run_over(self) -> bool:
-        """Whether every POD5 lies in a run folder that has its final summary, and there is one."""
+        """Whether there is a final summary, every POD5 lies in a folder that has one, and as many came as it counts."""
         folder = self.folder.absolute()
-        if any(folder.glob(_END)) or (folder.name.startswith("pod5") and any(folder.parent.glob(_END))):
-            return True
-        ended = [file.parent for file in self.folder.rglob(_END)]
+        if folder.name.startswith("pod5") and any(folder.parent.glob(_END)):
+            return True  # a run has several such folders, and counts the files of all
+        ended = [file.parent for file in self._summaries]
         files = [*self._taken, *self._unreadable]
-        return bool(ended) and all(any(folder in file.parents for folder in ended) for file in files)
+        if not ended or not all(self.folder in ended or any(run in file.parents for run in ended) for file in files):
+            return False
+        quiet_s = time.monotonic() - self._news_s
+        least_s = min(_UNREADABLE_SETTLE_S if self._unreadable else 0.0, self.timeout_s)
+        return quiet_s >= least_s and not any(self._missing())
+
+    def _missing(self) -> Iterator[tuple[Path, int, int]]:
+        """Runs of which files have not come: folder, how many its summaries count, how many there are."""
+        there = [*self._taken, *self._unreadable]
+        for folder in sorted({file.parent for file in self._summaries}):
+            expected = sum(_counted_files(file) for file in self._summaries if file.parent == folder)
+            found = sum(folder in file.parents for file in there)
+            if found < expected:
+                yield folder, expected, found
 
     def _end(self) -> None:
+        missing = [] if self.ended_by == "stopped" else list(self._missing())
         for path, (_, reason) in self._unreadable.items():
             self.source.file_faults.append(FileFault(Path(os.path.normpath(path)), reason))
         self._unreadable.clear()
+        for folder, expected, found in missing:
+            reason = f"its final summary counts {counted(expected, 'POD5 file')}, {found:,} came"
+            self.source.file_faults.append(FileFault(folder, reason))
+
+
+def _counted_files(summary: Path) -> int:
+    """How many POD5 files a run has by its final summary, wherever MinKNOW has put them; 0: it does not say."""
+    try:
+        text = summary.read_text(errors="replace")
+    except OSError:  # moved away meanwhile
+        return 0
+    return sum(int(number) for number in _COUNTS.findall(text))

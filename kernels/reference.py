@@ -22,6 +22,7 @@ INDEX_MAGIC = b"PSINDEX1"
 """How a file of `kernels.index` begins."""
 
 _NOT_A_BASE = re.compile(r"[^A-Za-z]")
+_NAME = re.compile(r"[0-9A-Za-z!#$%&+./:;?@^_|~-][0-9A-Za-z!#$%&*+./:;=?@^_|~-]*")  # SAM specification, section 1.2.1
 
 
 class ReferenceFileError(ValueError):
@@ -80,7 +81,8 @@ def make_reference(path: Path, sequences: Iterable[ReferenceSequence]) -> Refere
     Raises
     ------
     ReferenceFileError
-        If there are none, one is nameless or empty, a name comes twice or is too long, or there are too many bases.
+        If there are none, one is nameless or empty, a name comes twice, is too long or not one that SAM allows, or
+        there are too many bases.
     """
     known: dict[str, ReferenceSequence] = {}
     bases = 0
@@ -88,6 +90,11 @@ def make_reference(path: Path, sequences: Iterable[ReferenceSequence]) -> Refere
         name, bases = sequence.name, bases + sequence.length
         if not name:
             raise ReferenceFileError(path, f"sequence {len(known) + 1} has no name", "name it after the '>'")
+        if not _NAME.fullmatch(name):
+            problem = (
+                f"the name {name!r} is none that SAM allows (no , \\ ( ) [ ] {{ }} < > or quotes, nor * or = first)"
+            )
+            raise ReferenceFileError(path, problem, "rename it: samtools and others would misread the records")
         if name in known:
             raise ReferenceFileError(path, f"two sequences are named {name!r}", "rename or remove one")
         if len(name.encode()) > MAX_NAME_BYTES:

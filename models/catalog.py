@@ -46,7 +46,19 @@ class Kind:
 
 
 def kind_of(text: str) -> Kind | None:
-    """`hac`, `hac@latest` or `hac@v5.0.0` as a kind; None for what is a name or a path."""
+    """`hac`, `hac@latest` or `hac@v5.0.0` as a kind; None for what is a name or a path.
+
+    Raises
+    ------
+    NoModel
+        It names several, as dorado takes them for modified bases: `hac,5mCG_5hmCG`.
+    """
+    base, comma, others = text.partition(",")
+    if comma and not Path(text).exists():
+        raise NoModel(
+            f"{text}: one model is wanted; {others} is about modified bases, and calling them is not part of "
+            f"porestream yet: --model {base} calls the bases alone"
+        )
     match = _KIND.match(text)
     if match is None:
         return None

@@ -213,7 +213,7 @@ def _bind(server: grpc.aio.Server, listen: str, certificate: Certificate | None)
 
 
 async def serve(settings: Settings, ready: Callable[[str], None], *, until_stdin_closes: bool = False) -> None:
-    """Serve until SIGTERM or SIGINT, then drain.
+    """Serve until SIGTERM, SIGINT or SIGHUP (unless nohup has it ignored), then drain.
 
     Parameters
     ----------
@@ -236,8 +236,9 @@ async def serve(settings: Settings, ready: Callable[[str], None], *, until_stdin
     await serving.start()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+            loop.add_signal_handler(number, stop.set)
     orphaned = asyncio.Event()
     if until_stdin_closes:
         loop.add_reader(sys.stdin.fileno(), lambda: _end_of_stdin(loop, stop, orphaned))

@@ -117,7 +117,9 @@ class Tokens:
         return scheme.lower() == "bearer" and any(found)
 
     def _read(self) -> list[bytes]:
-        tokens = _read_file(self._path).split()
+        tokens = (
+            _read_file(self._path).removeprefix(b"\xef\xbb\xbf").split()
+        )  # an editor of Windows may put a mark first
         if not tokens:
             raise SettingsError(f"{self._path}: no token in it; `openssl rand -hex 32` makes one")
         if min(map(len, tokens)) < _MIN_TOKEN_LENGTH:

@@ -16,6 +16,7 @@ from pydantic_settings import (
 )
 
 from porestream.kernels.aligner import PRESETS
+from porestream.server.address import wrong_address
 
 _PREFIX = "PORESTREAM_"
 _NOT_SETTINGS = {"PORESTREAM_CONFIG"}
@@ -77,6 +78,13 @@ class Settings(BaseSettings):
     def _size(cls, value: Any) -> Any:
         if isinstance(value, str) and (match := _SIZE.match(value)):
             return int(float(match["number"]) * _UNITS[match["unit"].upper()])
+        return value
+
+    @field_validator("listen", "health_listen")
+    @classmethod
+    def _address(cls, value: str) -> str:
+        if value and (problem := wrong_address(value, listens=True)):
+            raise ValueError(problem)
         return value
 
     @field_validator("models", mode="before")

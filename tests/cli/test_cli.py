@@ -136,7 +136,7 @@ def test_nothing_heavy_is_loaded_for_help_and_wrong_usage(arguments: list[str]) 
 
 def test_version() -> None:
     result = CliRunner().invoke(main, ["--version"])
-    assert re.fullmatch(r"porestream \d+\.\d+\.\d+\S*\n", result.output)
+    assert re.fullmatch(r"porestream \d+\.\d+\.\d+\S* \(calling revision \d+\)\n", result.output)
 
 
 def test_help_names_the_commands() -> None:
@@ -500,5 +500,7 @@ def test_a_server_that_is_told_to_stop_says_so_and_exits_with_0(server: Server, 
 def test_a_server_that_does_not_answer(lost: subprocess.Popen) -> None:
     done = finish(lost)
     assert done.code == 4
-    assert done.lines == ["Error: server lost: localhost:1 did not answer within 10 s; is it running?"]
+    (line,) = done.lines
+    assert line.startswith("Error: server lost: localhost:1 did not answer within 10 s; is it running? (UNAVAILABLE: ")
+    assert "Connection refused" in line, "what gRPC says stands there, too"
     assert done.stdout == b""

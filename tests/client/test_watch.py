@@ -22,6 +22,7 @@ def signals(count: int) -> Sequence[npt.NDArray[np.int16]]:
 @pytest.fixture(autouse=True)
 def settle_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("porestream.client.watch._SETTLE_S", 0.0)
+    monkeypatch.setattr("porestream.client.watch._UNREADABLE_SETTLE_S", 0.0)
 
 
 def watch(folder: Path, timeout_s: float = 30.0, **options: int) -> FolderWatch:
@@ -128,6 +129,78 @@ def test_one_run_of_two_that_has_ended_does_not_end_it(tmp_path: Path, write_pod
     watched = watch(tmp_path, timeout_s=0.2)
     assert numbers(watched) == [1, 2]
     assert watched.ended_by == "time-out"
+
+
+def final_summary(folder: Path, final_dest: int, fallback: int = 0) -> None:
+    """As MinKNOW writes it; the names of the fields are those of published ones."""
+    (folder / "final_summary_FAB12345_01234567_89abcdef.txt").write_text(
+        "instrument=MN12345\nposition=MN12345\nflow_cell_id=FAB12345\nsample_id=\nprotocol_group_id=group\n"
+        "protocol=sequencing/sequencing_MIN114_DNA_e8_2_400K:FLO-MIN114:SQK-LSK114:400\n"
+        "protocol_run_id=01234567-1111\nacquisition_run_id=89abcdef\nstarted=2024-05-06T07:08:09.123+00:00\n"
+        "acquisition_stopped=2024-05-09T07:08:09.123+00:00\nprocessing_stopped=2024-05-09T07:09:09.123+00:00\n"
+        "basecalling_enabled=1\nsequencing_summary_file=\nfast5_files_in_final_dest=0\nfast5_files_in_fallback=0\n"
+        f"pod5_files_in_final_dest={final_dest}\npod5_files_in_fallback={fallback}\n"
+        "fastq_files_in_final_dest=9\nfastq_files_in_fallback=9\nbam_files_in_final_dest=9\n"
+    )
+
+
+def test_a_copy_of_a_run_may_get_its_summary_first(tmp_path: Path, write_pod5: WritePod5) -> None:
+    """As rsync does it: by name, under temporary names, and `final_` goes before `pod5`."""
+    final_summary(tmp_path, 4)
+    for number, folder in enumerate(("pod5_pass", "pod5_pass", "pod5_fail", "pod5_skip")):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        write_pod5(tmp_path / folder / f".{number}.pod5.x4Yz", signals(1), first=number + 1)
+    watched = watch(tmp_path)
+    look, looks = watched._look, 0
+
+    def look_and_copy() -> bool:
+        nonlocal looks
+        got = look()
+        if looks % 3 == 0 and (hidden := sorted(tmp_path.glob("*/.*"))):
+            hidden[0].rename(hidden[0].with_name(hidden[0].name[1:7]))
+        looks += 1
+        return got
+
+    watched._look = look_and_copy  # type: ignore[method-assign]
+    assert sorted(numbers(watched)) == [1, 2, 3, 4]
+    assert watched.ended_by == "end of the run"
+    assert not watched.source.file_faults
+
+
+def test_files_that_never_come_are_a_fault(tmp_path: Path, write_pod5: WritePod5) -> None:
+    (tmp_path / "run/pod5").mkdir(parents=True)
+    write_pod5(tmp_path / "run/pod5/a.pod5", signals(2))
+    final_summary(tmp_path / "run", 2, fallback=1)
+    watched = watch(tmp_path, timeout_s=0.2)
+    assert numbers(watched) == [1, 2]
+    assert watched.ended_by == "time-out"
+    (fault,) = watched.source.file_faults
+    assert (fault.path, fault.reason) == (tmp_path / "run", "its final summary counts 3 POD5 files, 1 came")
+
+
+def test_one_of_a_runs_folders_is_not_held_against_the_count_of_all(tmp_path: Path, write_pod5: WritePod5) -> None:
+    (tmp_path / "pod5_pass").mkdir()
+    write_pod5(tmp_path / "pod5_pass/a.pod5", signals(2))
+    final_summary(tmp_path, 40)
+    watched = watch(tmp_path / "pod5_pass")
+    assert numbers(watched) == [1, 2]
+    assert watched.ended_by == "end of the run"
+    assert not watched.source.file_faults
+
+
+def test_a_linked_folder_is_watched_and_a_loop_is_not_followed(tmp_path: Path, write_pod5: WritePod5) -> None:
+    (tmp_path / "disk/pod5").mkdir(parents=True)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/pod5").symlink_to(tmp_path / "disk/pod5")
+    (tmp_path / "disk/pod5/again").symlink_to(tmp_path / "run")
+    write_pod5(tmp_path / "disk/pod5/a.pod5", signals(2))
+    (tmp_path / "run/link.pod5").symlink_to(tmp_path / "disk/pod5/a.pod5")
+    (tmp_path / "disk/pod5/._a.pod5").write_bytes(b"what macOS writes")
+    (tmp_path / "run/final_summary_x.txt").touch()
+    watched = watch(tmp_path / "run")
+    assert numbers(watched) == [1, 2]
+    assert not watched.source.file_faults
+    assert not watched.source.read_faults
 
 
 def test_a_number_of_reads_ends_it(tmp_path: Path, write_pod5: WritePod5) -> None:

@@ -1,0 +1,103 @@
+"""Runs that share an acquisition id, or have none, are runs of their own."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pod5
+import pyarrow as pa
+import pytest
+
+from porestream.client import Pod5Source, RunInfo
+from porestream.client.runs import FileRuns, Runs
+
+A = RunInfo("id", 5000, "FAA", "FLO-MIN114", "SQK-LSK114", "MN1", "s", "e", datetime(2026, 1, 2, tzinfo=UTC), "p")
+B = replace(A, sample_rate_hz=4000, flow_cell_product_code="FLO-MIN106", sample_id="t")
+
+
+def reader_of(*runs: RunInfo) -> pod5.Reader:
+    """A file of these runs, as far as `Runs` looks at one."""
+    rows = [
+        {
+            "acquisition_id": run.run_id,
+            "sample_rate": run.sample_rate_hz,
+            "flow_cell_id": run.flow_cell_id,
+            "flow_cell_product_code": run.flow_cell_product_code,
+            "sequencing_kit": run.sequencing_kit,
+            "sequencer_position": run.position,
+            "sample_id": run.sample_id,
+            "experiment_name": run.experiment_id,
+            "acquisition_start_time": run.acquisition_start_time,
+            "protocol_run_id": run.protocol_run_id,
+        }
+        for run in runs
+    ]
+    table = SimpleNamespace(read_all=lambda: SimpleNamespace(to_pylist=lambda: rows))
+    return cast(pod5.Reader, SimpleNamespace(run_info_table=table))
+
+
+def column(ids: list[str], indexes: list[int]) -> Any:
+    return pa.DictionaryArray.from_arrays(pa.array(indexes, pa.int16()), pa.array(ids))
+
+
+def test_a_run_keeps_its_key_from_file_to_file() -> None:
+    runs = Runs({})
+    (first,) = runs.of_file(reader_of(A)).all
+    both = runs.of_file(reader_of(B, A)).all
+    assert first.key == "id"
+    assert {run.sample_id: run.key == "id" for run in both} == {"s": True, "t": False}
+    assert runs.of_file(reader_of(B)).all == both[:1]
+
+
+def test_the_order_of_files_decides_only_who_has_the_plain_key() -> None:
+    one, other = Runs({}), Runs({})
+    keys = [run.key for file in (A, B) for run in one.of_file(reader_of(file)).all]
+    turned = [run.key for file in (B, A) for run in other.of_file(reader_of(file)).all]
+    assert keys[0] == turned[0] == "id"
+    assert len({*keys, *turned}) == 3
+    # with the header of the first call at hand, both have the keys that they had there
+    resumed = Runs({"id": replace(A, sample_rate_hz=0, flow_cell_product_code="", sequencing_kit="")})
+    assert [run.key for file in (B, A) for run in resumed.of_file(reader_of(file)).all] == keys[::-1]
+
+
+def test_an_index_means_a_row_of_the_table_of_runs() -> None:
+    runs = Runs({}).of_file(reader_of(A, B))
+    assert [getattr(run, "sample_id", run) for run in runs.of_batch(column(["id", "id"], [0, 1]))] == ["s", "t"]
+
+
+@pytest.mark.parametrize(
+    ("known", "ids", "reason"),
+    [
+        ((A, B), ["id"], "run unknown: the file has 2 runs with the id id, and does not say which"),
+        ((A,), ["other"], "run unknown: the file's table of runs has no other"),
+        ((A,), [""], "run unknown: the file's table of runs has no unknown"),
+    ],
+)
+def test_what_is_not_told_is_said(known: tuple[RunInfo, ...], ids: list[str], reason: str) -> None:
+    assert FileRuns(known).of_batch(column(ids, [0])) == [reason]
+
+
+def test_a_run_twice_in_the_table_is_one() -> None:
+    assert FileRuns([A, A]).of_batch(column(["id"], [0])) == [A]
+
+
+def test_merged_files(shared_data: Path) -> None:
+    reads = list(Pod5Source([shared_data / "cases/nonuniq.pod5"]))
+    assert [(read.info.run.sample_id, read.info.run.sample_rate_hz) for read in reads] == [("s", 5000), ("t", 4000)]
+    assert len({read.info.run.run_id for read in reads}) == 1
+    assert len({read.info.run.key for read in reads}) == 2
+
+
+def test_only_the_runs_of_the_reads_that_are_wanted(shared_data: Path) -> None:
+    first = next(iter(Pod5Source([shared_data / "cases/nonuniq.pod5"])))
+    source = Pod5Source([shared_data / "cases/nonuniq.pod5"], read_ids=frozenset([first.info.read_id.bytes]))
+    assert [run.sample_id for run in source.runs.values()] == ["s"]
+
+
+def test_files_without_acquisition_ids(shared_data: Path, write_pod5: Callable[..., Path]) -> None:
+    source = Pod5Source([shared_data / "cases/noid_a.pod5", shared_data / "cases/noid_r9.pod5"])
+    assert [read.info.run.sample_id for read in source] == ["A", "C"]
+    assert [run.run_id for run in source.runs.values()] == ["unknown", "unknown"]
