@@ -415,7 +415,7 @@ class _Call:
             resumed = self.partial.files
             if self.partial.path.is_dir():
                 folder = [("the output folder", request.output_dir)] if request.output_dir else []
-                check_resumed_folder(self.partial.path, [*written, *folder])
+                check_resumed_folder(self.partial.path, [*folder, *written])
             elif (table := self._summary_before(self.partial)).is_file() and (
                 summary is None or table not in (summary, partial_of(summary))
             ):

@@ -97,7 +97,7 @@ def demo(ctx: click.Context, output: Path, reads: int, seed: int) -> None:
     4. Compares them with what was simulated.
 
     It needs no network, no data and no other model. At the end stands how to look at the files, and how to do the same
-    with your own. Exit codes: 0 all of it worked, 1 something did not, 2 wrong usage, 3-5 as of porestream call, 130
+    with your own. Exit codes: 0 all of it worked, 1 something did not, 2 wrong usage, 3-6 as of porestream call, 130
     and 143 stopped by Ctrl-C or SIGTERM: then there is no calls.bam.
     """
     files = _Files(output)
