@@ -103,7 +103,7 @@ def prepare(
         Without its leader the read is shorter than a time step.
     """
     if signal_S.size < config.stride:  # nor could it be scaled
-        raise ValueError(f"too short: {signal_S.size} samples, the model's stride is {config.stride}")
+        raise ValueError(f"too short: {_samples(signal_S.size)}, the model's stride is {config.stride}")
     trimmed = rna_adapter_samples(signal_S) if config.is_rna else 0  # an adapter would spoil the read's quantiles
     scaling = _scaling(signal_S[trimmed:], measured, config)
     if not config.is_rna:
@@ -116,9 +116,13 @@ def prepare(
     model_samples = int((kept_S.size - 1) / step) + 1
     if model_samples < config.stride:
         raise ValueError(
-            f"too short: {signal_S.size} samples, {trimmed} of them leader; the model's stride is {config.stride}"
+            f"too short: {_samples(signal_S.size)}, {trimmed} of them leader; the model's stride is {config.stride}"
         )
     return PreparedRead(kept_S, scaling, trimmed, chunker.plan(model_samples), step, config.is_rna)
+
+
+def _samples(count: int) -> str:
+    return "1 sample" if count == 1 else f"{count} samples"
 
 
 def _scaling(signal_S: npt.NDArray[np.int16], measured: Measurement, config: ModelConfig) -> Scaling:

@@ -19,6 +19,7 @@ import pysam
 import pytest
 from servers import Server
 
+from porestream.client.output_file import partial_of
 from porestream.client.sources import Pod5Source
 from porestream.client.wire import encode_read
 from porestream.v1 import porestream_pb2 as pb
@@ -173,7 +174,7 @@ def killed(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Kille
         options = ["--server", server.address, "--reference", reference.name, "--give-up-s", "600", "-o", str(bam)]
         command = [*PORESTREAM, "call", *map(str, files), *options]
         client = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-        while not bam.exists():  # at its very first, a client gives a server that is down 10 s
+        while not partial_of(bam).exists():  # at its very first, a client gives a server that is down 10 s
             assert client.poll() is None
             time.sleep(0.01)
         while kills < 20 and client.poll() is None:
@@ -226,7 +227,7 @@ def test_a_rollout_loses_nothing(shared_data: Path, tmp_path: Path) -> None:
         options = ["--max-reads", "10", "--server", server.address, "-o", str(bam)]
         command = [*PORESTREAM, "call", str(shared_data / "human_r941/reads.pod5"), *options]
         client = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-        while not (bam.exists() and bam.stat().st_size):
+        while not (partial_of(bam).exists() and partial_of(bam).stat().st_size):
             assert client.poll() is None
             time.sleep(0.05)
         assert server.stop() == 0

@@ -28,6 +28,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from porestream.client import Pod5Source, StreamOptions, SyncBasecallClient
+from porestream.client.output_file import partial_of
 
 PORESTREAM = [sys.executable, "-m", "porestream.cli.main"]
 MODEL = "porestream_dna_r10.4.1_400bps_fast@v1"
@@ -391,16 +392,20 @@ def test_a_stopped_call_leaves_a_valid_file_and_nothing_else(
     run: Path, reference: Path, tmp_path: Path, number: signal.Signals, name: str
 ) -> None:
     """The second signal does; after the first one, the reads under way would be finished."""
-    bam = tmp_path / "calls.bam"
+    output = tmp_path / "calls.bam"
+    bam = partial_of(output)
     stop = AT_THE_FIRST_RECORD.format(action=STOP.format(number=int(number)))
     command = ["env", "--default-signal=INT", sys.executable, "-c", stop]  # a background job of a shell ignores it
     variables = environment(tmp_path) | {"TMPDIR": str(tmp_path)}
-    arguments = ["call", str(run), "--reference", str(reference), "-o", str(bam)]
+    arguments = ["call", str(run), "--reference", str(reference), "-o", str(output)]
     done = subprocess.run(
         [*command, *arguments], capture_output=True, text=True, timeout=120, check=False, env=variables
     )
     assert done.returncode == 128 + number, done.stderr
-    assert f"stopped by {name}; what was called is in {bam}: --resume-from {bam}" in done.stderr
+    assert (
+        f"stopped by {name}; what was called is in {bam}: the same command with --resume-from {bam} goes on"
+        in done.stderr
+    )
     pysam.quickcheck(str(bam))
     assert 1 <= len(Called(bam, done.stderr).primaries) < READS
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith("porestream-")] == []

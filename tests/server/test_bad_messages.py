@@ -241,9 +241,10 @@ CASES = {
     "a read of empty chunks": rejected(
         [pb.ReadChunk(read_id=BAD, encoding=VBZ)] * 3 + bad(0), "empty: the read has no samples"
     ),
-    "one sample": rejected(chunks_of(BAD, steps(1)), f"too short: 1 samples, the model's stride is {STRIDE}"),
+    "one sample": rejected(chunks_of(BAD, steps(1)), f"too short: 1 sample, the model's stride is {STRIDE}"),
     "a sample less than a stride": rejected(chunks_of(BAD, steps(STRIDE - 1)), f"too short: {STRIDE - 1} samples"),
-    "a stride": Case(chunks_of(BAD, steps(STRIDE)), [(CALLED, "")]),
+    "a stride, half of it leader": rejected(chunks_of(BAD, steps(STRIDE)), f"too short: {STRIDE} samples, 3 of them"),
+    "a stride after the leader": Case(chunks_of(BAD, steps(2 * STRIDE)), [(CALLED, "")]),
     "ten million samples, one million allowed": rejected(
         full(10_000_000, 500), "too long: more than 1000000 samples", max_read_samples=1_000_000
     ),
