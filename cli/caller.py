@@ -1,6 +1,7 @@
 """What `porestream call` does: source, server, client, outputs, books."""
 
 import asyncio
+import contextlib
 import signal
 import sys
 import threading
@@ -32,7 +33,7 @@ from porestream.cli.stopping import EXIT_HUNG_UP, EXIT_INTERRUPTED, EXIT_TERMINA
 from porestream.cli.text import escaped
 from porestream.client.channel import PLAINTEXT, Credentials
 from porestream.client.client import BasecallClient
-from porestream.client.output_file import partial_of, whole_name
+from porestream.client.output_file import partial_of, unfinished_of, whole_name
 from porestream.client.partial import Partial
 from porestream.client.reads import CallerIdentity, ReadResult, ReadStatus, RunInfo, ServerInfo, SignalRead
 from porestream.client.rejected import RejectedReads
@@ -259,6 +260,7 @@ class _Call:
             partial.check(settings)
         all_runs = (partial.runs if partial else {}) | self.source.runs
         outputs = self.outputs = self._open_outputs(all_runs, settings)
+        self.rejected.hold()
         table: SummaryTable | None = None
         finished = False
         # In a thread, for whoever reads our output may be slow, and heartbeats must go on; in one, so that nothing is
@@ -408,8 +410,8 @@ class _Call:
             )
             if path is not None and path.is_file()
         ]
-        model = Path(request.model)
-        read += [("a file of the model", path) for path in (model.iterdir() if model.is_dir() else ())]
+        if request.server is None and (model := Path(request.model)).joinpath("config.toml").is_file():
+            read += [("a file of the model", path) for path in model.iterdir()]
         resumed: list[Path] = []
         if self.partial is not None:
             resumed = self.partial.files
@@ -417,7 +419,7 @@ class _Call:
                 folder = [("the output folder", request.output_dir)] if request.output_dir else []
                 check_resumed_folder(self.partial.path, [*folder, *written])
             elif (table := self._summary_before(self.partial)).is_file() and (
-                summary is None or table not in (summary, partial_of(summary))
+                summary is None or table not in (summary, *unfinished_of(summary))
             ):
                 read.append(("the sequencing summary of what is resumed from", table))
         check_outputs(written, read, resumed, output)
@@ -568,14 +570,21 @@ def _message(error: Exception) -> str:
 
 
 def _say(message: str) -> None:
-    tqdm.write("\n".join(map(escaped, message.split("\n"))), file=sys.stderr)
+    _print("\n".join(map(escaped, message.split("\n"))))
+
+
+def _print(text: str) -> None:
+    """Above the progress bar. A terminal that is gone, or a pipe that nobody reads from, must not end a call."""
+    with contextlib.suppress(OSError):
+        tqdm.write(text, file=sys.stderr)
 
 
 class _AboveProgress:
     """Lets log lines stand above the progress bar."""
 
     def write(self, text: str) -> None:
-        tqdm.write(text.rstrip("\n"), file=sys.stderr)
+        _print(text.rstrip("\n"))
 
     def flush(self) -> None:
-        sys.stderr.flush()
+        with contextlib.suppress(OSError):
+            sys.stderr.flush()

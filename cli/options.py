@@ -125,8 +125,8 @@ _CONNECTION_OPTIONS: Sequence[Callable[[Any], Any]] = (
     click.option(
         "--proxy",
         metavar="http://HOST:PORT",
-        help="HTTP proxy on the way to the server. Default: grpc_proxy, https_proxy or http_proxy, unless no_proxy "
-        "exempts the server (upper case does as well); none for this machine itself and for Unix sockets.",
+        help="HTTP proxy on the way to the server. Default: $grpc_proxy, $https_proxy or $http_proxy. None is taken "
+        "for servers that $no_proxy or $NO_PROXY exempts, for this machine itself, and for Unix sockets.",
     ),
 )
 

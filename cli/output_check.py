@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from porestream.client.output_file import partial_of
+from porestream.client.output_file import unfinished_of
 
 
 def check_outputs(
@@ -36,7 +36,7 @@ def check_outputs(
             raise click.UsageError(f"{what} {path} is a folder")
         if path.exists() and not path.is_file():
             continue  # a device, or a pipe
-        for place in {place for file in (path, partial_of(path)) for place in _places(file)}:
+        for place in {place for file in (path, *unfinished_of(path)) for place in _places(file)}:
             if place in inputs:
                 raise click.UsageError(f"{what} {path} would replace {inputs[place]}: name another file")
             if place in taken_over and path != output:

@@ -22,7 +22,8 @@ def open_standard_streams() -> None:
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR if number == 2 else os.O_RDONLY)  # takes the lowest free number
+            taken = os.open(os.devnull, os.O_RDWR if number == 2 else os.O_RDONLY)  # the lowest free number
+            os.set_inheritable(taken, True)
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
 
 

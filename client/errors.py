@@ -3,10 +3,14 @@
 import os
 from pathlib import Path
 
+from porestream.client.output_file import BeingWritten
+
 
 def cannot_write(target: Path | None, error: OSError) -> OSError:
     """The same error, with the file in its message; None: standard output."""
     where = f"cannot write to {target or 'standard output'}"
+    if isinstance(error, BeingWritten):
+        return OSError(f"{where}: another call is writing it; name another file, or wait for that call")
     if not error.errno:  # htslib's has none
         return OSError(f"{where}: {error}")
     return OSError(error.errno, f"{where}: {os.strerror(error.errno)}")

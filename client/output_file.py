@@ -1,5 +1,6 @@
 """Files that appear when they are whole: until then they are written as NAME.partial, and what was there stays."""
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -14,16 +15,26 @@ def partial_of(path: Path) -> Path:
     return path.with_name(path.name + PARTIAL)
 
 
+def unfinished_of(path: Path) -> list[Path]:
+    """All names that what is not whole may have: `OutputFile` may move each of them."""
+    return [path.with_name(path.name + suffix) for suffix in (PARTIAL, _OLD, _NEW)]
+
+
 def whole_name(name: str) -> str:
     """A file's name without what an unfinished one has behind it."""
     return name.removesuffix(_OLD).removesuffix(_NEW).removesuffix(PARTIAL)
+
+
+class BeingWritten(OSError):
+    """Another process is writing the file."""
 
 
 class OutputFile:
     """A place for a file, held until `finish` or `release`.
 
     What an earlier call has left unfinished there is kept as NAME.partial.old, unless this call goes on with it: then
-    it stays until `settle`. Devices and pipes are written as they are.
+    NAME.partial.new is written until `settle`, and the one before is kept until `finish`. So whenever this process is
+    killed, what was there is there. Devices and pipes are written as they are.
 
     Parameters
     ----------
@@ -43,52 +54,85 @@ class OutputFile:
 
     Raises
     ------
+    BeingWritten
+        By another process, on any machine whose locks this file system knows.
     OSError
-        It cannot be written, or another process is writing it.
+        It cannot be written.
     """
 
     def __init__(self, path: Path, continued: Path | None = None, *, keeps: bool = True) -> None:
-        self._is_special = path.exists() and not path.is_file()
         self._lock: int | None = None
+        self._is_special = path.exists() and not path.is_file()
         if self._is_special:
             if path.is_dir():
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
             self.path = self.written = path
             return
         self.path = Path(os.path.realpath(path)) if path.is_symlink() else path
-        partial = partial_of(self.path)
-        goes_on = continued is not None and partial.exists() and partial.samefile(continued)
-        self.written = self.path.with_name(self.path.name + _NEW) if goes_on else partial
+        self._partial, self._old, self._new = unfinished_of(self.path)
+        self._lock_path = self.path.with_name(f".{self.path.name}.lock")
         self._hold()
-        if keeps and self.written.stat().st_size and not goes_on:
-            os.replace(self.written, self.path.with_name(self.path.name + _OLD))
-            self.release()
-            self._hold()
+        self._continued = next((file for file in (self._partial, self._old) if _is_same(file, continued)), None)
+        self.written = self._new if self._continued else self._partial
+        if not self._continued and keeps and self._partial.exists() and self._partial.stat().st_size:
+            os.replace(self._partial, self._old)
 
     def settle(self) -> None:
-        """All that was to be taken over is in this file: it takes the place of the one before."""
-        if self.written.name.endswith(_NEW):
-            os.replace(self.written, partial_of(self.path))
-            self.written = partial_of(self.path)
+        """All that was to be taken over is in this file: it takes the place of the one before, which is kept.
+
+        Of what is kept the larger: one that was killed before its first records came to the disk has fewer.
+        """
+        if self._is_special or self.written != self._new:
+            return
+        if self._continued == self._partial:
+            if self._old.exists() and self._old.stat().st_size > self._partial.stat().st_size:
+                self._partial.unlink()
+            else:
+                os.replace(self._partial, self._old)
+        os.replace(self._new, self._partial)
+        self.written = self._partial
 
     def finish(self) -> None:
-        """The file is whole: it takes its place."""
+        """The file is whole: it takes its place, and what this call went on with goes."""
         if not self._is_special:
+            self.settle()
             os.replace(self.written, self.path)
+        self.done()
+
+    def done(self) -> None:
+        """The file has taken its place in some other way."""
+        if not self._is_special and self._continued:
+            self._old.unlink(missing_ok=True)
         self.release()
 
     def release(self) -> None:
-        """Let others write it."""
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        """Let others write it. What was not settled is of no use: the one before has all of it."""
+        if self._lock is None:
+            return
+        if self.written == self._new:
+            self._new.unlink(missing_ok=True)
+        self._lock_path.unlink(missing_ok=True)
+        os.close(self._lock)
+        self._lock = None
 
     def _hold(self) -> None:
-        self._lock = os.open(self.written, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            self.release()
-            raise OSError(errno.EBUSY, "another call is writing it", str(self.written)) from error
-        except OSError:  # a file system without locks
-            pass
+        """Lock the place. A file of its own is locked: on some network drives what is locked cannot be written."""
+        while self._lock is None:
+            lock = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                os.close(lock)
+                raise BeingWritten(errno.EBUSY, "another call is writing it", str(self.path)) from error
+            except OSError:  # a file system without locks
+                self._lock = lock
+                return
+            with contextlib.suppress(FileNotFoundError):  # whoever had it before may just have taken it away
+                if os.path.samestat(os.fstat(lock), os.stat(self._lock_path)):
+                    self._lock = lock
+                    return
+            os.close(lock)
+
+
+def _is_same(file: Path, other: Path | None) -> bool:
+    return other is not None and file.exists() and other.exists() and file.samefile(other)

@@ -1,11 +1,11 @@
 """Which HTTP proxy stands between client and server: gRPC would send loopback through it, and knows no NO_PROXY."""
 
 import ipaddress
+import os
 import re
 from typing import NamedTuple
-from urllib.request import getproxies_environment
 
-_SCHEMES = ("grpc", "https", "http")  # which gRPC looks for, in this order
+_NAMES = ("grpc_proxy", "https_proxy", "http_proxy")  # which gRPC looks for, in this order and case
 
 
 class Proxy(NamedTuple):
@@ -20,28 +20,30 @@ class Proxy(NamedTuple):
 
 
 def proxy_for(target: str, asked: str = "") -> Proxy | None:
-    """The proxy on the way to HOST:PORT; None for loopback, Unix sockets, and what NO_PROXY or no_proxy exempts.
+    """The proxy on the way to HOST:PORT; None for loopback, Unix sockets, and what no_proxy or NO_PROXY exempts.
 
     Parameters
     ----------
     target
         As gRPC takes it.
     asked
-        A proxy's URL that goes before the environment (GRPC_PROXY, HTTPS_PROXY, HTTP_PROXY, in either case).
+        A proxy's URL that goes before the environment's grpc_proxy, https_proxy and http_proxy.
     """
     host = _host_of(target)
-    if not host or _is_loopback(host):
+    if not host or _is_loopback(host) or any(_is_exempt(host, entry) for entry in _exemptions()):
         return None
     if asked:
         return Proxy(asked if "://" in asked else f"http://{asked}", "--proxy")
-    found = getproxies_environment()
-    if not any(found.get(scheme) for scheme in _SCHEMES):
-        return None
-    exempt = ",".join([found.get("no", ""), found.get("no_grpc", "")])
-    if any(_is_exempt(host, entry) for entry in exempt.replace(",", " ").split()):
-        return None
-    scheme = next(scheme for scheme in _SCHEMES if found.get(scheme))
-    return Proxy(found[scheme] if "://" in found[scheme] else f"http://{found[scheme]}", f"{scheme}_proxy")
+    for name in _NAMES:
+        if url := os.environ.get(name, ""):
+            return Proxy(url if "://" in url else f"http://{url}", name)
+    return None
+
+
+def _exemptions() -> list[str]:
+    """What no_proxy says, in either case."""
+    found = (os.environ.get(name, "") for name in ("no_grpc_proxy", "no_proxy", "NO_PROXY"))
+    return ",".join(found).replace(",", " ").split()
 
 
 def _host_of(target: str) -> str:

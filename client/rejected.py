@@ -30,6 +30,20 @@ class RejectedReads:
         self._place: OutputFile | None = None
         self._file: TextIO | None = None
 
+    def hold(self) -> None:
+        """Take the table's place, at a call's start: another call that has it shall not end this one in its midst.
+
+        Raises
+        ------
+        OSError
+            The table cannot be written.
+        """
+        if self.path is not None and self._place is None:
+            try:
+                self._place = OutputFile(self.path, keeps=False)  # what was rejected is called again on resuming
+            except OSError as error:
+                raise cannot_write(self.path, error) from error
+
     def add(self, read_id: object, file_name: str, status: str, reason: str) -> str:
         """Note a read; returns the line for the user, empty once there were many.
 
@@ -39,11 +53,12 @@ class RejectedReads:
             The table cannot be written.
         """
         self.counts[reason.partition(":")[0]] += 1
-        if self.path is not None:
+        self.hold()
+        if self._place is not None:
             try:
-                self._write(self.path, (read_id, file_name, status, reason))
+                self._write(self._place.written, (read_id, file_name, status, reason))
             except OSError as error:
-                raise cannot_write(self.path, error) from error
+                raise cannot_write(self._place.written, error) from error
         listed = sum(self.counts.values())
         if listed <= _LISTED:
             return f"read {read_id} of {file_name} {status}: {reason}"
@@ -54,20 +69,23 @@ class RejectedReads:
 
     def close(self, *, finish: bool = True) -> None:
         """Finish the table; where no read is in it, none is left. Without `finish` it stays unfinished."""
-        if self._file is not None and self._place is not None:
+        if finish:
+            self.hold()
+        if self._place is None:
+            return
+        if self._file is not None:
             self._file.close()
             if finish:
                 self._place.finish()
             else:
                 self.path = self._place.written
-            self._place.release()
-        elif finish and self.path is not None and self.path.is_file():  # of an earlier call; a device is left alone
-            self.path.unlink()
+        elif finish and self._place.path.is_file():  # of an earlier call; a device is left alone
+            self._place.path.unlink()
+        self._place.release()
 
     def _write(self, path: Path, row: tuple[object, ...]) -> None:
         if self._file is None:
-            self._place = OutputFile(path, keeps=False)  # what an interrupted call has rejected is called again
-            self._file = self._place.written.open("w", encoding="utf-8")
+            self._file = path.open("w", encoding="utf-8")
             self._file.write("read_id\tfilename\tstatus\treason\n")
         self._file.write("\t".join(" ".join(str(field).split()) for field in row) + "\n")
         self._file.flush()

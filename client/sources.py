@@ -107,25 +107,19 @@ def load_read_ids(path: Path) -> frozenset[bytes]:
         The file cannot be read.
     """
     ids = set()
-    with path.open(encoding=_encoding_of(path), errors="replace") as file:
-        for number, line in enumerate(file, 1):
-            word = (line.replace(",", " ").split() or [""])[0]
-            if not word or word.startswith("#") or (number == 1 and word.strip('"') in ("read_id", "id")):
-                continue
-            try:
-                ids.add(UUID(word.strip('"')).bytes)
-            except ValueError:
-                raise ValueError(f"{path}, line {number}: {word[:60]!r} is not a read id (a UUID)") from None
+    data = path.read_bytes()  # once, for it may be a pipe
+    encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"  # Windows puts a mark first
+    for number, line in enumerate(data.decode(encoding, "replace").splitlines(), 1):
+        word = (line.replace(",", " ").split() or [""])[0]
+        if not word or word.startswith("#") or (number == 1 and word.strip('"') in ("read_id", "id")):
+            continue
+        try:
+            ids.add(UUID(word.strip('"')).bytes)
+        except ValueError:
+            raise ValueError(f"{path}, line {number}: {word[:60]!r} is not a read id (a UUID)") from None
     if not ids:
         raise ValueError(f"{path} lists no read ids")
     return frozenset(ids)
-
-
-def _encoding_of(path: Path) -> str:
-    """Of a text that may have been made on Windows."""
-    with path.open("rb") as file:
-        first = file.read(2)
-    return "utf-16" if first in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
 
 
 class ReadIds:

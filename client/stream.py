@@ -291,6 +291,7 @@ class RunStream:
             try:
                 while (response := await _next_response(call, patience_s)) is not grpc.aio.EOF:
                     if response.WhichOneof("message") == "opened":
+                        _check_revision(response.opened.caller, self._expected)
                         connection.credit = response.opened.credit.max_total_samples
                         connection.to_send = deque(self._pending.values())
                         self._connection = connection
@@ -395,6 +396,15 @@ class RunStream:
         names = [str(UUID(bytes=read_id)) for read_id in list(self._pending)[:20]]
         more = ", ..." if len(self._pending) > len(names) else ""
         return f"{counted(len(self._pending), 'read')} without a result ({', '.join(names)}{more})"
+
+
+def _check_revision(caller: pb.CallerIdentity, expected: pb.CallerIdentity) -> None:
+    """Servers compare all of an identity; one from before there was a revision does not know of it."""
+    if caller.calling_revision != expected.calling_revision:
+        raise ServerRefused(
+            f"another caller than expected: calling_revision {expected.calling_revision}, here it is "
+            f"{caller.calling_revision or 'none, of a server from before there was one'}"
+        )
 
 
 def _window_cost(read: EncodedRead) -> int:

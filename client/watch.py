@@ -125,7 +125,7 @@ class FolderWatch:
             return True  # a run has several such folders, and counts the files of all
         ended = [file.parent for file in self._summaries]
         files = [*self._taken, *self._unreadable]
-        if not ended or not all(self.folder in ended or any(run in file.parents for run in ended) for file in files):
+        if not ended or not all(self.folder in ended or any(_is_within(file, run) for run in ended) for file in files):
             return False
         quiet_s = time.monotonic() - self._news_s
         least_s = min(_UNREADABLE_SETTLE_S if self._unreadable else 0.0, self.timeout_s)
@@ -136,7 +136,7 @@ class FolderWatch:
         there = [*self._taken, *self._unreadable]
         for folder in sorted({file.parent for file in self._summaries}):
             expected = sum(_counted_files(file) for file in self._summaries if file.parent == folder)
-            found = sum(folder in file.parents for file in there)
+            found = sum(_is_within(file, folder) for file in there)
             if found < expected:
                 yield folder, expected, found
 
@@ -148,6 +148,11 @@ class FolderWatch:
         for folder, expected, found in missing:
             reason = f"its final summary counts {counted(expected, 'POD5 file')}, {found:,} came"
             self.source.file_faults.append(FileFault(folder, reason))
+
+
+def _is_within(file: Path, folder: Path) -> bool:
+    """As it was met, or where it lies: links may lead into the folder, and out of it."""
+    return folder in file.parents or Path(os.path.realpath(folder)) in Path(os.path.realpath(file)).parents
 
 
 def _counted_files(summary: Path) -> int:

@@ -4,6 +4,7 @@ import errno
 import os
 import re
 import select
+import shutil
 import struct
 import subprocess
 import sys
@@ -27,6 +28,7 @@ _SORT_MEMORY_BYTES = 1 << 30
 _SORT_THREADS = 4
 _BAI_MAX_BASES = (1 << 29) - 1
 _INDEXES = ("bai", "csi", "crai")
+_INDEXES_OF = {".bam": (".bai", ".csi"), ".cram": (".crai",)}
 _ALIGNMENT_TAGS = {"NM", "AS", "de", "tp", "MD", "SA", "s1", "s2", "cm", "nn", "rl", "ms", "dv"}
 
 
@@ -241,11 +243,14 @@ class RecordWriter:
             self._file.release()
 
     def _finish(self, file: OutputFile) -> None:
+        assert self.path is not None
+        file.settle()
         if self.settings.sort:
-            sort_and_index(file.written, file.path, self.form, self.settings)
+            sort_and_index(file.written, file.path, self.path, self.form, self.settings)
             file.written.unlink()
+            file.done()
         else:
-            _remove_indexes(file.path)
+            _remove_indexes(self.path, file.path)
             file.finish()
 
     def __enter__(self) -> Self:
@@ -288,10 +293,11 @@ class _FastqSink:
         self._file.close()
 
 
-def sort_and_index(unsorted: Path, target: Path, form: Format, settings: OutputSettings) -> None:
+def sort_and_index(unsorted: Path, target: Path, named: Path, form: Format, settings: OutputSettings) -> None:
     """Sort by coordinate with samtools' code, in at most 1 GiB of memory beside what it writes to the disk meanwhile.
 
-    The target and its index appear when they are complete. In a process of its own, for that can be stopped.
+    The target appears when it is complete, its index beside the name by which it is known, which may be a link to the
+    target. In a process of its own, for that can be stopped.
 
     Raises
     ------
@@ -320,16 +326,22 @@ def sort_and_index(unsorted: Path, target: Path, form: Format, settings: OutputS
             leftover.unlink()
         why = "stopped" if process.returncode < 0 else (messages.strip().splitlines() or ["no reason given"])[-1]
         raise OSError(f"cannot sort {unsorted} into {target}: {why}; the unsorted records are kept")
-    _remove_indexes(target)
+    _remove_indexes(named, target)
     os.replace(made, target)
     if form is not Format.SAM:
-        os.replace(index, target.with_name(f"{target.name}.{kind}"))
+        shutil.move(index, named.with_name(f"{named.name}.{kind}"))  # it may be another disk
 
 
-def _remove_indexes(target: Path) -> None:
-    """Those of the file that is about to be replaced: they would be taken for the new one's."""
-    for kind in _INDEXES:
-        target.with_name(f"{target.name}.{kind}").unlink(missing_ok=True)
+def _remove_indexes(*names: Path) -> None:
+    """Those of the file that is about to be replaced, which may have a link: they would be taken for the new one's.
+
+    htslib finds x.bai beside x.bam, too.
+    """
+    for name in names:
+        for kind in _INDEXES:
+            name.with_name(f"{name.name}.{kind}").unlink(missing_ok=True)
+        for kind in _INDEXES_OF.get(name.suffix.lower(), ()):
+            name.with_suffix(kind).unlink(missing_ok=True)
 
 
 def _reader_is_gone(pipe: int) -> bool:
@@ -420,7 +432,11 @@ class SingleOutput(Outputs):
 
     def writer(self, run: RunInfo, failed: bool) -> RecordWriter:
         if (run.key, failed) not in self._writers:
-            path = beside(Path(self._output), f"{_late_name(run)}.{_SUFFIX_OF[self.form]}")
+            paths = [
+                beside(Path(self._output), f"{name}.{_SUFFIX_OF[self.form]}")
+                for name in (_short(run.run_id), _part(run.key))
+            ]
+            path = paths[any(writer.path == paths[0] for writer in self.writers)]
             late = RecordWriter(str(path), {run.key: run}, self.settings)
             self._writers |= {(run.key, False): late, (run.key, True): late}
         return self._writers[run.key, failed]
@@ -471,10 +487,6 @@ def run_folder(folder: Path, run: RunInfo) -> Path:
 def _part(text: str) -> str:
     """A run's field as part of a file's name: a POD5's text must not lead out of the folder."""
     return re.sub(r"[^A-Za-z0-9_.-]", "_", text).strip(".") or "unknown"
-
-
-def _late_name(run: RunInfo) -> str:
-    return "-".join(filter(None, [_short(run.run_id), run.distinction]))
 
 
 def _short(identifier: str) -> str:

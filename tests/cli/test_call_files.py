@@ -1,10 +1,14 @@
 """Files that `porestream call` reads and writes: none is destroyed, none is stale, and runs in them are told apart."""
 
+import json
+import os
+import pty
 import signal
 import struct
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from uuid import UUID
@@ -201,7 +205,9 @@ def test_two_calls_at_once(server: str, run: Path, tmp_path: Path) -> None:
     held = OutputFile(tmp_path / "calls.bam")
     result = call(run, "--server", server, "-o", tmp_path / "calls.bam")
     assert result.exit_code == 1
-    assert f"Error: cannot write to {tmp_path}/calls.bam" in result.stderr
+    assert (
+        f"Error: cannot write to {tmp_path}/calls.bam: another call is writing it; name another file" in result.stderr
+    )
     held.release()
     done = [subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path / "b.bam")], stdout=subprocess.PIPE)]
     assert done[0].stdout is not None
@@ -220,6 +226,65 @@ file = OutputFile(Path(sys.argv[1]))
 print("held", flush=True)
 time.sleep(60)
 """
+
+
+def test_in_the_working_folder(server: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As most people call it: names without a folder, over what is there, with a model named or not."""
+    monkeypatch.chdir(tmp_path)
+    interrupted(monkeypatch, "pod5", "--server", server, "-o", "calls.bam")
+    assert call("pod5", "--server", server, "-o", "calls.bam", "--resume-from", "calls.bam").exit_code == 0
+    for flags in ((), ("--model", "tiny_fast@v1")):
+        (tmp_path / "tiny_fast@v1").mkdir(exist_ok=True)
+        assert call("pod5", "--server", server, *flags, "-o", "calls.bam", "--emit-summary").exit_code == 0
+    assert len(contents(Path("calls.bam"))) == READS - 1
+
+
+def test_the_table_of_rejected_reads_is_another_calls(server: str, run: Path, tmp_path: Path) -> None:
+    held = OutputFile(tmp_path / "calls.rejected_reads.tsv")
+    result = call(run, "--server", server, "-o", tmp_path / "calls.fastq")
+    assert result.exit_code == 1
+    assert "calls.rejected_reads.tsv: another call is writing it" in result.stderr
+    held.release()
+
+
+def test_what_was_kept_can_be_gone_on_with(
+    server: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "calls.bam"
+    interrupted(monkeypatch, run, "--server", server, "-o", out)
+    kept = contents(tmp_path / "calls.bam.partial")
+    interrupted(monkeypatch, run, "--server", server, "-o", out)
+    result = call(run, "--server", server, "-o", out, "--resume-from", tmp_path / "calls.bam.partial.old")
+    assert result.exit_code == 0
+    assert f"{len(kept)} reads taken from {tmp_path}/calls.bam.partial.old" in result.stderr
+    assert set(kept) < set(contents(out))
+    assert not list(tmp_path.glob("calls.bam.*"))
+
+
+def test_a_linked_output_has_its_index_beside_the_link(server: str, run: Path, reference: Path, tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk/x.bam").touch()
+    (tmp_path / "calls.bam").symlink_to("disk/x.bam")
+    for name in ("calls.bam.csi", "calls.bai", "disk/x.bam.bai"):
+        (tmp_path / name).write_text("stale")
+    out = tmp_path / "calls.bam"
+    assert call(run, "--server", server, "--reference", reference, "--sort", "-o", out).exit_code == 0
+    assert out.is_symlink()
+    assert {path.name for path in tmp_path.rglob("*.*ai")} == {"calls.bam.bai"}
+    assert not list(tmp_path.rglob("*.csi"))
+    with pysam.AlignmentFile(str(out)) as bam:
+        assert bam.has_index()
+
+
+def test_a_list_through_a_pipe(server: str, run: Path, tmp_path: Path) -> None:
+    listed = "".join(f"{UUID(int=number)}\n" for number in (2, 3))
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(target=lambda: (tmp_path / "pipe").write_text(listed))
+    writer.start()
+    result = call(run, "--server", server, "-l", tmp_path / "pipe", "-o", tmp_path / "a.bam")
+    writer.join()
+    assert result.exit_code == 0
+    assert len(contents(tmp_path / "a.bam")) == 2
 
 
 def test_no_index_of_a_file_that_is_gone(server: str, run: Path, reference: Path, tmp_path: Path) -> None:
@@ -352,21 +417,44 @@ def test_names_that_sam_does_not_allow(run: Path, tmp_path: Path, name: str) -> 
 # A hang-up
 
 
-def test_a_hangup_is_as_sigterm(server: str, run: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "porestream.cli.main", "call", str(run), "--server", server]
-    process = subprocess.Popen([*command, "-o", str(tmp_path / "a.bam")], stderr=subprocess.PIPE, text=True)
-    stop = threading.Event()
+def test_a_terminal_that_hangs_up(server: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIGHUP comes, and what stands on the terminal fails: the reads under way are finished all the same."""
+    ours, theirs = pty.openpty()
+    script = tmp_path / "hang_up.py"
+    script.write_text(HANG_UP)
+    command = [sys.executable, script, "call", str(run), "--server", server, "-o", str(tmp_path / "a.bam")]
+    process = subprocess.Popen(
+        [*command, "--summary-json", str(tmp_path / "a.json")], stdin=theirs, stdout=theirs, stderr=theirs
+    )
+    os.close(theirs)
+    while not (tmp_path / "at-the-sixth").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.close(ours)
+    (tmp_path / "closed").touch()
+    assert process.wait(60) == 129
+    counts = json.loads((tmp_path / "a.json").read_text())
+    assert 6 <= counts["reads_called"] == len(contents(tmp_path / "a.bam.partial"))
 
-    def hang_up() -> None:
-        while not stop.is_set() and not (tmp_path / "a.bam.partial").exists():
-            stop.wait(0.005)
-        process.send_signal(signal.SIGHUP)
 
-    watcher = threading.Thread(target=hang_up)
-    watcher.start()
-    _, said = process.communicate(timeout=60)
-    stop.set()
-    watcher.join()
-    assert process.returncode in (0, 129), said
-    assert "Traceback" not in said
-    assert process.returncode == 0 or "stopped by SIGHUP" in said
+HANG_UP = """
+import os, signal, sys, time
+from pathlib import Path
+from porestream.cli.main import main
+from porestream.client.writers import RecordWriter
+
+folder, write, count = Path(__file__).parent, RecordWriter.write, 0
+
+def counted(self, result):
+    global count
+    count += 1
+    if count == 6:
+        (folder / "at-the-sixth").touch()
+        while not (folder / "closed").exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGHUP)
+    write(self, result)
+
+RecordWriter.write = counted
+main()
+"""

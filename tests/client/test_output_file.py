@@ -1,6 +1,8 @@
 """Files that appear when they are whole."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -21,7 +23,7 @@ def test_what_was_there_stays_until_the_file_is_whole(tmp_path: Path) -> None:
     path.write_text("before")
     file = OutputFile(path)
     write(file, "now")
-    assert files(tmp_path) == {"a.txt": "before", "a.txt.partial": "now"}
+    assert files(tmp_path) == {".a.txt.lock": "", "a.txt": "before", "a.txt.partial": "now"}
     file.finish()
     assert files(tmp_path) == {"a.txt": "now"}
 
@@ -38,26 +40,83 @@ def test_what_was_left_unfinished_is_kept(tmp_path: Path) -> None:
 
 
 def test_going_on_in_place(tmp_path: Path) -> None:
+    """Whenever it is killed, all that was there is there."""
     path = tmp_path / "a.txt"
     partial = partial_of(path)
     partial.write_text("half")
     file = OutputFile(path, partial)
-    write(file, "ha")  # killed here, nothing is lost
-    assert files(tmp_path) == {"a.txt.partial": "half", "a.txt.partial.new": "ha"}
+    write(file, "ha")
+    assert files(tmp_path) == {".a.txt.lock": "", "a.txt.partial": "half", "a.txt.partial.new": "ha"}
     file.release()
+    assert files(tmp_path) == {"a.txt.partial": "half"}
     file = OutputFile(path, partial)
     write(file, "half, and")
     file.settle()
-    assert files(tmp_path) == {"a.txt.partial": "half, and"}
+    assert files(tmp_path) == {".a.txt.lock": "", "a.txt.partial": "half, and", "a.txt.partial.old": "half"}
     file.finish()
     assert files(tmp_path) == {"a.txt": "half, and"}
+
+
+def test_going_on_with_what_was_kept(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    (tmp_path / "a.txt.partial").write_text("forgot to go on")
+    (tmp_path / "a.txt.partial.old").write_text("twenty hours of work")
+    file = OutputFile(path, tmp_path / "a.txt.partial.old")
+    assert (tmp_path / "a.txt.partial.old").read_text() == "twenty hours of work"
+    write(file, "twenty hours of work, and")
+    file.settle()
+    file.release()
+    assert files(tmp_path) == {
+        "a.txt.partial": "twenty hours of work, and",
+        "a.txt.partial.old": "twenty hours of work",
+    }
+
+
+def test_killed_before_its_first_records_came_to_the_disk(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    (tmp_path / "a.txt.partial").write_text("")  # all of it was in a buffer
+    (tmp_path / "a.txt.partial.old").write_text("twenty hours of work")
+    file = OutputFile(path, tmp_path / "a.txt.partial")
+    write(file, "")
+    file.settle()
+    file.release()
+    assert (tmp_path / "a.txt.partial.old").read_text() == "twenty hours of work"
+
+
+def test_places_are_not_taken_from_one_another(tmp_path: Path) -> None:
+    """Many processes at once: one at a time has the place, and each finds it as the one before has left it."""
+    command = [sys.executable, "-c", TAKE_TURNS, str(tmp_path / "a.txt")]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(4)]
+    turns = sum(int(process.communicate(timeout=60)[0]) for process in processes)
+    assert [process.returncode for process in processes] == [0] * 4
+    assert len((tmp_path / "a.txt").read_text()) == turns
+    assert files(tmp_path).keys() == {"a.txt"}
+
+
+TAKE_TURNS = """
+import sys, time
+from pathlib import Path
+from porestream.client.output_file import BeingWritten, OutputFile
+
+path, turns = Path(sys.argv[1]), 0
+ends_s = time.monotonic() + 1
+while time.monotonic() < ends_s:
+    try:
+        file = OutputFile(path)
+    except BeingWritten:
+        continue
+    file.written.write_text((path.read_text() if path.exists() else "") + "x")
+    file.finish()
+    turns += 1
+print(turns)
+"""
 
 
 def test_two_cannot_write_one_file(tmp_path: Path) -> None:
     first = OutputFile(tmp_path / "a.txt")
     with pytest.raises(OSError, match="another call is writing it"):
         OutputFile(tmp_path / "a.txt")
-    first.finish()
+    first.release()
     OutputFile(tmp_path / "a.txt").release()
 
 

@@ -27,7 +27,8 @@ def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
     ("environment", "target", "expected"),
     [
         ({"http_proxy": "http://p:1"}, "node7:50051", "http://p:1"),
-        ({"HTTPS_PROXY": "p:1"}, "node7:50051", "http://p:1"),
+        ({"https_proxy": "p:1"}, "node7:50051", "http://p:1"),
+        ({"HTTPS_PROXY": "p:1"}, "node7:50051", None),  # gRPC looks for lower case only, and servers may be near
         ({"http_proxy": "http://a:1", "grpc_proxy": "http://b:2"}, "dns:///node7:50051", "http://b:2"),
         ({"http_proxy": "http://p:1"}, "127.0.0.1:50051", None),
         ({"http_proxy": "http://p:1"}, "127.8.9.1:50051", None),
@@ -57,6 +58,8 @@ def test_one_that_is_asked_for_goes_first_and_its_password_is_not_shown(monkeypa
     credentials = Credentials(proxy="http://me:secret@p:3128")
     assert way_to("node7:50051", credentials) == "node7:50051 through the proxy http://***@p:3128 (--proxy)"
     assert way_to("localhost:50051", credentials) == "localhost:50051"
+    monkeypatch.setenv("no_proxy", "node7")  # as curl has it, and gRPC
+    assert way_to("node7:50051", credentials) == "node7:50051"
 
 
 @contextmanager
@@ -95,7 +98,7 @@ def test_loopback_is_met_without_the_proxy(start_server, monkeypatch: pytest.Mon
 def test_a_proxy_is_asked_and_named(monkeypatch: pytest.MonkeyPatch, where: str) -> None:
     with proxy() as (url, asked):
         if where == "environment":
-            monkeypatch.setenv("HTTPS_PROXY", url)
+            monkeypatch.setenv("https_proxy", url)
         options = StreamOptions(credentials=Credentials(proxy=url if where == "--proxy" else ""))
         with pytest.raises(ServerLost) as lost:
             asyncio.run(BasecallClient("node7.invalid:50051", options).server_info(timeout_s=1.0))

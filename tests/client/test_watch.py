@@ -203,6 +203,17 @@ def test_a_linked_folder_is_watched_and_a_loop_is_not_followed(tmp_path: Path, w
     assert not watched.source.read_faults
 
 
+def test_a_link_that_comes_first_does_not_hide_a_runs_files(tmp_path: Path, write_pod5: WritePod5) -> None:
+    (tmp_path / "run1/pod5").mkdir(parents=True)
+    write_pod5(tmp_path / "run1/pod5/a.pod5", signals(2))
+    (tmp_path / "latest_pod5").symlink_to("run1/pod5")
+    final_summary(tmp_path / "run1", 1)
+    watched = watch(tmp_path)
+    assert numbers(watched) == [1, 2]
+    assert watched.ended_by == "end of the run"
+    assert not watched.source.file_faults
+
+
 def test_a_number_of_reads_ends_it(tmp_path: Path, write_pod5: WritePod5) -> None:
     write_pod5(tmp_path / "a.pod5", signals(5))
     assert numbers(watch(tmp_path, max_reads=3)) == [1, 2, 3]

@@ -249,7 +249,7 @@ def move_errors(record: pysam.AlignedSegment, row: Row, stride: int) -> npt.NDAr
     assert moves[0] == stride
     starts_C = record.get_tag("ts") + stride * np.flatnonzero(moves[1:])
     assert starts_C.size == record.query_length
-    assert record.get_tag("ts") + stride * (moves.size - 2) < record.get_tag("ns")
+    assert moves.size - 1 == (record.get_tag("ns") - record.get_tag("ts")) // stride
     true_B = np.array(row["boundaries"].split(","), int)
     matches = np.array(
         [(q, r) for q, r, base in record.get_aligned_pairs(matches_only=True, with_seq=True) if base.isupper()]
