@@ -14,7 +14,7 @@ from calling_revision import check_digest
 from porestream.client.client import SyncBasecallClient
 from porestream.client.reads import ReadInfo, RunInfo, SignalRead
 from porestream.client.records import header, records
-from porestream.client.stream import StreamOptions
+from porestream.client.stream import ServerRefused, StreamOptions
 from porestream.models.adapters import BOTTOM, TOP
 from porestream.models.runner import CpuRunner
 from porestream.v1 import porestream_pb2 as pb
@@ -138,3 +138,18 @@ def test_bytes_change_only_with_the_revision(
     head = header([run], identity, sequences)
     lines = [record.to_string() for result in results for record in records(result, head, identity.model)]
     check_digest(f"made-up scores, {scaling}", lines)
+
+
+def test_a_client_does_not_go_over_to_a_server_that_knows_no_revision(
+    start_server: StartServer, signals: list[npt.NDArray[np.int16]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such a server takes what it does not know of for the same: the client looks for itself."""
+    server = start_server()
+    run = RunInfo("run", 4000)
+    reads = [SignalRead(ReadInfo(UUID(int=n + 1), run, 10.0, 0.2), signal) for n, signal in enumerate(signals[:3])]
+    with SyncBasecallClient(server.address) as client:
+        client._run(client._client.identify())
+        monkeypatch.setattr("porestream.server.rpc.CALLING_REVISION", 0)
+        monkeypatch.setattr("porestream.server.rpc._check_expected", lambda *_: None)
+        with pytest.raises(ServerRefused, match=r"calling_revision \d+, here it is none, of a server from before"):
+            list(client.call(reads))
