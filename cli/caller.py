@@ -33,7 +33,7 @@ from porestream.cli.stopping import EXIT_HUNG_UP, EXIT_INTERRUPTED, EXIT_TERMINA
 from porestream.cli.text import escaped
 from porestream.client.channel import PLAINTEXT, Credentials
 from porestream.client.client import BasecallClient
-from porestream.client.output_file import partial_of, unfinished_of, whole_name
+from porestream.client.output_file import larger_kept, partial_of, unfinished_of, whole_name
 from porestream.client.partial import Partial
 from porestream.client.reads import CallerIdentity, ReadResult, ReadStatus, RunInfo, ServerInfo, SignalRead
 from porestream.client.rejected import RejectedReads
@@ -146,6 +146,8 @@ class _Call:
         self.partial = Partial(request.resume_from) if request.resume_from else None
         if self.partial is not None and self.partial.path != request.resume_from:
             _say(f"resuming from {self.partial.path}: there is no {request.resume_from}")
+        if self.partial is not None and (kept := larger_kept(self.partial.path)):
+            _say(f"note: {kept} is larger, and may have more reads: --resume-from takes that, too")
         rejected_reads = request.rejected_reads or request.beside_output(_REJECTED)
         self.source = Pod5Source(
             request.reads,
@@ -169,6 +171,12 @@ class _Call:
 
     async def run(self) -> int:
         """Returns the exit code."""
+        try:
+            return await self._run()
+        finally:
+            self.rejected.release()
+
+    async def _run(self) -> int:
         self._take_signals()
         failure: Exception | None = None
         try:
@@ -260,7 +268,11 @@ class _Call:
             partial.check(settings)
         all_runs = (partial.runs if partial else {}) | self.source.runs
         outputs = self.outputs = self._open_outputs(all_runs, settings)
-        self.rejected.hold()
+        try:
+            self.rejected.hold()
+        except OSError:
+            outputs.close(finish=False)
+            raise
         table: SummaryTable | None = None
         finished = False
         # In a thread, for whoever reads our output may be slow, and heartbeats must go on; in one, so that nothing is
@@ -510,7 +522,7 @@ class _Call:
             _say(f"Error: {count} of the inputs could not be read, or not to the end; see above")
             return EXIT_UNREADABLE
         if failed := self.summary.reads_failed:
-            _say(f"Error: {counted(failed, 'read')} failed, not for anything wrong with the input; see above")
+            _say(f"Error: {counted(failed, 'read')} failed, not for anything wrong with the input{self._way_on()}")
             return EXIT_FAILED_READS
         return 0
 

@@ -20,6 +20,14 @@ def unfinished_of(path: Path) -> list[Path]:
     return [path.with_name(path.name + suffix) for suffix in (PARTIAL, _OLD, _NEW)]
 
 
+def larger_kept(partial: Path) -> Path | None:
+    """Of NAME.partial that which is kept as NAME.partial.old, if that is larger: it may have more in it."""
+    kept = partial.with_name(partial.name.removesuffix(PARTIAL) + _OLD)
+    if not partial.name.endswith(PARTIAL) or not kept.is_file() or kept.stat().st_size <= partial.stat().st_size:
+        return None
+    return kept
+
+
 def whole_name(name: str) -> str:
     """A file's name without what an unfinished one has behind it."""
     return name.removesuffix(_OLD).removesuffix(_NEW).removesuffix(PARTIAL)

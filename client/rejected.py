@@ -81,7 +81,12 @@ class RejectedReads:
                 self.path = self._place.written
         elif finish and self._place.path.is_file():  # of an earlier call; a device is left alone
             self._place.path.unlink()
-        self._place.release()
+        self.release()
+
+    def release(self) -> None:
+        """Let others have the table's place, whatever has become of the table."""
+        if self._place is not None:
+            self._place.release()
 
     def _write(self, path: Path, row: tuple[object, ...]) -> None:
         if self._file is None:

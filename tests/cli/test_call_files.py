@@ -253,7 +253,11 @@ def test_what_was_kept_can_be_gone_on_with(
     out = tmp_path / "calls.bam"
     interrupted(monkeypatch, run, "--server", server, "-o", out)
     kept = contents(tmp_path / "calls.bam.partial")
+    assert call(run, "--server", server, "-o", tmp_path / "none.bam", "-n", "1").exit_code == 0
     interrupted(monkeypatch, run, "--server", server, "-o", out)
+    (tmp_path / "calls.bam.partial").write_bytes((tmp_path / "none.bam").read_bytes())
+    result = call(run, "--server", server, "-o", tmp_path / "b.bam", "--resume-from", out)
+    assert f"note: {out}.partial.old is larger, and may have more reads" in result.stderr
     result = call(run, "--server", server, "-o", out, "--resume-from", tmp_path / "calls.bam.partial.old")
     assert result.exit_code == 0
     assert f"{len(kept)} reads taken from {tmp_path}/calls.bam.partial.old" in result.stderr
@@ -348,6 +352,7 @@ def test_a_read_without_a_record_fails_by_name(
     result = call(run, "--server", server, "-o", tmp_path / "a.bam", "--emit-summary")
     assert result.exit_code == 6, "reads that failed are no success"
     assert f"{READS} reads: {READS - 2} called, 0 filtered, 1 rejected, 1 failed" in result.stderr
+    assert f"the same command with --resume-from {tmp_path}/a.bam goes on" in result.stderr
     assert f"read {UUID(int=3)} of a.pod5 failed: no record: error: a value that no tag can hold" in result.stderr
     assert len(contents(tmp_path / "a.bam")) == READS - 2
     assert str(UUID(int=3)) not in (tmp_path / "a.sequencing_summary.txt").read_text()

@@ -394,3 +394,18 @@ def test_torch_is_not_needed(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=os.environ, check=False)
     assert done.returncode == 0
     assert done.stderr == "False\n"
+
+
+def test_runs_that_share_an_id_are_shown_apart(shared_data: Path) -> None:
+    """As `call` tells them apart: the read groups' names are here, and which model each would get."""
+    cases = shared_data / "cases"
+    result = CliRunner().invoke(main, ["info", str(cases / "nonuniq.pod5")])
+    assert re.findall(r"^run (c{40})(?:-[0-9a-f]{8})?$", result.output, re.MULTILINE) == ["c" * 40] * 2
+    assert re.findall(r"^  sample rate +(\d+) Hz$", result.output, re.MULTILINE) == ["5000", "4000"]
+    files = [str(cases / name) for name in ("noid_a.pod5", "noid_r9.pod5")]
+    shown = json.loads(CliRunner().invoke(main, ["info", "--json", *files]).output)["runs"]
+    assert [(run["run_id"], run["sample_id"], run["reads"]) for run in shown] == [
+        ("unknown", "A", 1),
+        ("unknown", "C", 1),
+    ]
+    assert [bool(run["model"]) for run in shown] == [True, False]
