@@ -109,7 +109,12 @@ def run_call(request: Request) -> int:
     _check_outputs(request)
     pysam.set_verbosity(0)  # htslib's own error messages; ours say the same
     structlog.configure(
-        processors=[structlog.processors.add_log_level, structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())],
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.dev.ConsoleRenderer(
+                colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+            ),
+        ],
         logger_factory=structlog.WriteLoggerFactory(file=cast(TextIO, _AboveProgress())),
     )
     try:

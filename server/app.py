@@ -320,14 +320,17 @@ def tune_allocator() -> None:
 
 
 def configure_logging(log_format: str) -> None:
-    """Structured logs on stderr: JSON lines, or text for people."""
+    """Structured logs on stderr: JSON lines, or text for people. Tracebacks lack frames' locals, which hold secrets."""
     as_text = log_format == "text" or (log_format == "auto" and sys.stderr.isatty())
+    traceback = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.dict_tracebacks if not as_text else structlog.dev.set_exc_info,
-            structlog.dev.ConsoleRenderer() if as_text else structlog.processors.JSONRenderer(),
+            structlog.dev.set_exc_info if as_text else structlog.processors.ExceptionRenderer(traceback),
+            structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+            if as_text
+            else structlog.processors.JSONRenderer(),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),

@@ -69,13 +69,22 @@ class Certificate:
         self._pair = _Watched([certificate, key], self._read)
 
     def credentials(self) -> grpc.ServerCredentials:
-        """For a gRPC server: each new connection gets the certificate of that time."""
+        """For a gRPC server: each new connection gets the certificate of that time.
 
-        def fetch() -> grpc.ServerCertificateConfiguration:
-            key, chain, _ = self._pair.get()
+        gRPC is given a configuration when there is another one, and only then: one for every connection meets a
+        use-after-free of its own as soon as many connect at once (grpc/grpc#36693).
+        """
+        given = key, chain, _ = self._pair.get()
+
+        def fetch() -> grpc.ServerCertificateConfiguration | None:
+            nonlocal given
+            now = key, chain, _ = self._pair.get()
+            if now is given:
+                return None
+            given = now
             return grpc.ssl_server_certificate_configuration([(key, chain)])
 
-        return grpc.dynamic_ssl_server_credentials(fetch(), fetch)
+        return grpc.dynamic_ssl_server_credentials(grpc.ssl_server_certificate_configuration([(key, chain)]), fetch)
 
     def expiry_s(self) -> float:
         """When the certificate ends, in Unix time."""

@@ -2,6 +2,8 @@
 
 import asyncio
 import os
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -168,3 +170,25 @@ def test_health_says_what_the_server_is_good_for(start_server) -> None:  # type:
     nobody = CliRunner().invoke(main, ["health", "--server", "127.0.0.1:1", "--timeout-s", "1"])
     assert nobody.exit_code == 1
     assert "UNAVAILABLE" in nobody.stderr
+
+
+@pytest.mark.parametrize("log_format", ["json", "text"])
+def test_tracebacks_hold_no_secrets(log_format: str) -> None:
+    """A frame's locals would be in them by default: keys, tokens, the environment."""
+    code = (
+        "import structlog\n"
+        "from porestream.server.app import configure_logging\n"
+        f"configure_logging({log_format!r})\n"
+        "def meet(token):\n"
+        "    secret = token[:8] * 2\n"
+        "    raise RuntimeError('it went wrong')\n"
+        "try:\n"
+        f"    meet({TOKEN!r})\n"
+        "except RuntimeError:\n"
+        "    structlog.get_logger().exception('stream failed')\n"
+    )
+    script = "import sys; exec(compile(sys.stdin.read(), '<stdin>', 'exec'))"  # so that no line of it is shown
+    done = subprocess.run([sys.executable, "-c", script], input=code, capture_output=True, text=True, check=True)
+    assert "it went wrong" in done.stderr
+    assert "meet" in done.stderr
+    assert TOKEN[:8] not in done.stderr
