@@ -88,16 +88,21 @@ def encode_run(run: RunInfo) -> pb.RunInfo:
 
 
 def decode_result(message: pb.ReadResult, info: ReadInfo) -> ReadResult:
-    """A read's result, with the facts that the client kept of it."""
+    """A read's result, with the facts that the client kept of it. One that cannot be is the server's failure."""
+    status, detail = _STATUSES.get(message.status), message.detail
+    if status is None:
+        status, detail = ReadStatus.FAILED, f"the server says status {message.status}, which is none"
+    elif status in (ReadStatus.CALLED, ReadStatus.FILTERED) and not message.parts:
+        status, detail = ReadStatus.FAILED, f"the server says {status.value}, and sends no sequence"
     return ReadResult(
         info=info,
-        status=_STATUSES.get(message.status, ReadStatus.FAILED),
-        detail=message.detail,
+        status=status,
+        detail=detail,
         signal_samples=message.signal_samples,
         scaling_midpoint_pa=message.scaling_midpoint,
         scaling_dispersion_pa=message.scaling_dispersion,
         scaling_strategy=message.scaling_strategy,
-        parts=tuple(_parts(message)),
+        parts=tuple(_parts(message)) if status in (ReadStatus.CALLED, ReadStatus.FILTERED) else (),
     )
 
 

@@ -1,6 +1,7 @@
 """Where records go: a BAM, SAM, CRAM or FASTQ file, standard output, or a folder laid out as MinKNOW does."""
 
 import errno
+import hashlib
 import os
 import re
 import select
@@ -25,6 +26,7 @@ from porestream.client.records import QC_FAIL, REVERSE, SECONDARY, SUPPLEMENTARY
 
 _STDOUT = 1
 _SORT_MEMORY_BYTES = 1 << 30
+_MAX_PART = 60  # of a field in a name: four of them are in one, which has at most 255 bytes
 _SORT_THREADS = 4
 _BAI_MAX_BASES = (1 << 29) - 1
 _INDEXES = ("bai", "csi", "crai")
@@ -485,8 +487,11 @@ def run_folder(folder: Path, run: RunInfo) -> Path:
 
 
 def _part(text: str) -> str:
-    """A run's field as part of a file's name: a POD5's text must not lead out of the folder."""
-    return re.sub(r"[^A-Za-z0-9_.-]", "_", text).strip(".") or "unknown"
+    """A run's field as part of a file's name: a POD5's text must not lead out of the folder, nor be too long."""
+    part = re.sub(r"[^A-Za-z0-9_.-]", "_", text).strip(".") or "unknown"
+    if len(part) <= _MAX_PART:
+        return part
+    return f"{part[:_MAX_PART]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 def _short(identifier: str) -> str:

@@ -149,7 +149,7 @@ RESULTS = st.builds(
     scaling_dispersion_pa=FLOATS,
     scaling_strategy=st.text(max_size=8),
     parts=st.lists(PARTS, max_size=2).map(tuple),
-)
+).filter(lambda result: bool(result.parts) is (result.status in (ReadStatus.CALLED, ReadStatus.FILTERED)))
 
 
 def encode(result: ReadResult) -> bytes:
@@ -190,6 +190,13 @@ def test_a_result_comes_back_as_it_was_sent(result: ReadResult) -> None:
 def test_a_status_of_a_later_version_counts_as_failed() -> None:
     assert decode_result(pb.ReadResult(status=99), INFO).status is ReadStatus.FAILED  # type: ignore[arg-type]
     assert decode_result(pb.ReadResult(), INFO).status is ReadStatus.FAILED
+
+
+@pytest.mark.parametrize("status", [pb.READ_STATUS_CALLED, pb.READ_STATUS_FILTERED])
+def test_a_server_that_says_called_and_sends_nothing_is_not_believed(status: pb.ReadStatus) -> None:
+    result = decode_result(pb.ReadResult(status=status), INFO)
+    assert result.status is ReadStatus.FAILED
+    assert result.detail.endswith("and sends no sequence")
 
 
 def test_identity_and_server_info() -> None:

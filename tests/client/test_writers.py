@@ -157,6 +157,18 @@ def test_a_folder_is_laid_out_as_minknow_does(tmp_path: Path) -> None:
     assert caught.value.errno == errno.EEXIST
 
 
+def test_names_that_are_too_long_for_a_file(tmp_path: Path) -> None:
+    runs = [replace(RUN_A, sample_id="s" * 300, experiment_id=300 * "e", flow_cell_id=f"{300 * 'f'}{x}") for x in "ab"]
+    outputs = OutputFolder(tmp_path / "out", {str(number): run for number, run in enumerate(runs)}, SETTINGS)
+    for run in runs:
+        outputs.write_all(
+            [replace(RESULTS[0], info=replace(RESULTS[0].info, run=replace(run, run_id=run.flow_cell_id)))]
+        )
+    outputs.close()
+    files = list((tmp_path / "out").rglob("*.bam"))
+    assert len({path.parent for path in files}) == 2, "they are told apart by more than their first letters"
+
+
 def test_fastq_in_a_folder_keeps_the_failed_reads(tmp_path: Path) -> None:
     outputs = OutputFolder(tmp_path, RUNS, OutputSettings(UNALIGNED, form=Format.FASTQ))
     outputs.write_all(UNALIGNED_RESULTS)
