@@ -119,7 +119,7 @@ class BasecallService(pb_grpc.BasecallServiceServicer):
         except TimeoutError:
             status, reason = "DEADLINE_EXCEEDED", "the client opened nothing, or took nothing, in time"
         except Exception as error:
-            if not context.cancelled():  # else it is gRPC's word that the client is gone
+            if not context.cancelled() and not _is_stopped(error):  # else it is gRPC's word that the client is gone
                 log.exception("stream failed")
                 status, reason = "INTERNAL", _cut(f"{type(error).__name__}: {error}")
         finally:
@@ -310,6 +310,9 @@ class BasecallService(pb_grpc.BasecallServiceServicer):
         except DecodeError as error:
             session.fail(StreamFault("INVALID_ARGUMENT", str(error)))
         except Exception as error:  # the stream must end, not hang
+            if _is_stopped(error):
+                session.fail(StreamFault("UNAVAILABLE", "this server has stopped"))
+                return
             log.exception("stream failed")
             session.fail(StreamFault("INTERNAL", f"{type(error).__name__}: {error}"))
 
@@ -414,6 +417,11 @@ class DecodeGuard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         return grpc.unary_unary_rpc_method_handler(
             guarded(handler.unary_unary), parse_or_not, handler.response_serializer
         )
+
+
+def _is_stopped(error: Exception) -> bool:
+    """Whether gRPC says that this server was stopped under a stream; what it raises then has no public name."""
+    return isinstance(error, grpc.aio.BaseError) and type(error).__name__ == "_ServerStoppedError"
 
 
 def _cut(detail: str) -> str:
