@@ -82,8 +82,9 @@ class OutputFile:
         self._hold()
         self._continued = next((file for file in (self._partial, self._old) if _is_same(file, continued)), None)
         self.written = self._new if self._continued else self._partial
-        if not self._continued and keeps and self._partial.exists() and self._partial.stat().st_size:
+        if not self._continued and keeps and self._partial.is_file() and self._partial.stat().st_size:
             os.replace(self._partial, self._old)
+        self.written.unlink(missing_ok=True)  # it may be a link that somebody else has put there
 
     def settle(self) -> None:
         """All that was to be taken over is in this file: it takes the place of the one before, which is kept.
@@ -126,7 +127,7 @@ class OutputFile:
     def _hold(self) -> None:
         """Lock the place. A file of its own is locked: on some network drives what is locked cannot be written."""
         while self._lock is None:
-            lock = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            lock = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:

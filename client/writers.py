@@ -1,6 +1,7 @@
 """Where records go: a BAM, SAM, CRAM or FASTQ file, standard output, or a folder laid out as MinKNOW does."""
 
 import errno
+import glob
 import hashlib
 import os
 import re
@@ -9,6 +10,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -299,39 +301,48 @@ def sort_and_index(unsorted: Path, target: Path, named: Path, form: Format, sett
     """Sort by coordinate with samtools' code, in at most 1 GiB of memory beside what it writes to the disk meanwhile.
 
     The target appears when it is complete, its index beside the name by which it is known, which may be a link to the
-    target. In a process of its own, for that can be stopped.
+    target. In a process of its own, for that can be stopped; in a folder of its own, for nobody else can put links
+    there. The target's place is held, so a folder that is there was left by a process that was killed.
 
     Raises
     ------
     OSError
         The disk is full, most likely; the unsorted file is left.
     """
+    prefix = f".{target.name}.sorting-"
+    for leftover in target.parent.glob(f"{glob.escape(prefix)}*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=target.parent, ignore_cleanup_errors=True) as folder:
+        made = Path(folder) / target.name
+        index = _sort(unsorted, made, form, settings)
+        _remove_indexes(named, target)
+        os.replace(made, target)
+        if index is not None:
+            shutil.move(index, named.with_name(f"{named.name}{index.suffix}"))  # it may be another disk
+
+
+def _sort(unsorted: Path, made: Path, form: Format, settings: OutputSettings) -> Path | None:
+    """Sort into a file that is not there yet; returns its index, if its format has one."""
     threads = min(_SORT_THREADS, len(os.sched_getaffinity(0)))
-    made = target.with_name(f".{target.name}.sorting")
     longest = max((sequence.length for sequence in settings.sequences), default=0)
     kind = "crai" if form is Format.CRAM else "bai" if longest <= _BAI_MAX_BASES else "csi"
-    index = made.with_name(f"{made.name}.{kind}")
-    arguments = ["--no-PG", "-@", str(threads - 1), "-m", str(_SORT_MEMORY_BYTES // threads), "-T", str(made)]
+    index = None if form is Format.SAM else made.with_name(f"{made.name}.{kind}")
+    arguments = ["--no-PG", "-@", str(threads - 1), "-m", str(_SORT_MEMORY_BYTES // threads), "-T", f"{made}.part"]
     if form is Format.CRAM:
         option = ["--reference", str(settings.reference)] if settings.reference else ["--output-fmt-option", "no_ref=1"]
         arguments += ["-O", "cram", *option]
     elif form is Format.SAM:
         arguments += ["-O", "sam"]
-    arguments += ["-o", str(made)] if form is Format.SAM else ["--write-index", "-o", f"{made}##idx##{index}"]
+    arguments += ["-o", str(made)] if index is None else ["--write-index", "-o", f"{made}##idx##{index}"]
     program = [sys.executable, "-P", "-c", "import sys, pysam; pysam.sort(*sys.argv[1:], catch_stdout=False)"]
     process = subprocess.Popen([*program, *arguments, str(unsorted)], stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
     _sorting.add(process)
     messages = process.communicate()[1].decode(errors="replace")
     _sorting.discard(process)
     if process.returncode:
-        for leftover in made.parent.glob(f"{made.name}*"):
-            leftover.unlink()
         why = "stopped" if process.returncode < 0 else (messages.strip().splitlines() or ["no reason given"])[-1]
-        raise OSError(f"cannot sort {unsorted} into {target}: {why}; the unsorted records are kept")
-    _remove_indexes(named, target)
-    os.replace(made, target)
-    if form is not Format.SAM:
-        shutil.move(index, named.with_name(f"{named.name}.{kind}"))  # it may be another disk
+        raise OSError(f"cannot sort {unsorted} into {made.name}: {why}; the unsorted records are kept")
+    return index
 
 
 def _remove_indexes(*names: Path) -> None:

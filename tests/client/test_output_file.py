@@ -132,6 +132,19 @@ def test_a_linked_file_is_replaced_and_the_link_stays(tmp_path: Path) -> None:
     assert (tmp_path / "disk/a.txt").read_text() == "now"
 
 
+def test_links_that_somebody_has_put_there_are_not_followed(tmp_path: Path) -> None:
+    for name in ("precious", "another"):
+        (tmp_path / name).write_text("precious")
+    (tmp_path / "a.txt.partial").symlink_to("precious")
+    file = OutputFile(tmp_path / "a.txt")
+    write(file, "now")
+    file.finish()
+    (tmp_path / ".b.txt.lock").symlink_to("another")
+    with pytest.raises(OSError, match="symbolic links"):
+        OutputFile(tmp_path / "b.txt")
+    assert (tmp_path / "precious").read_text() == (tmp_path / "another").read_text() == "precious"
+
+
 def test_pipes_are_written_as_they_are(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     file = OutputFile(tmp_path / "pipe")

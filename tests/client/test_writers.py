@@ -117,12 +117,20 @@ def test_a_long_contig_gets_the_index_that_can_hold_it(tmp_path: Path) -> None:
 def test_sorting_that_fails_keeps_the_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = contents(write(tmp_path / "b.bam"))
     monkeypatch.setattr("sys.executable", "/bin/false")
-    with pytest.raises(
-        OSError, match=r"cannot sort .*a\.bam\.partial into .*a\.bam: .*; the unsorted records are kept"
-    ):
+    with pytest.raises(OSError, match=r"cannot sort .*a\.bam\.partial into a\.bam: .*; the unsorted records are kept"):
         write(tmp_path / "a.bam", replace(SETTINGS, sort=True))
     assert contents(tmp_path / "a.bam.partial") == expected
     assert not (tmp_path / "a.bam").exists()
+
+
+def test_what_a_killed_sort_has_left_goes_and_links_are_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("precious")
+    (tmp_path / ".a.bam.sorting-x1").mkdir()
+    (tmp_path / ".a.bam.sorting-x1/a.bam.part.0000.bam").write_bytes(b"gigabytes")
+    (tmp_path / ".a.bam.sorting-x2").symlink_to(tmp_path)
+    write(tmp_path / "a.bam", replace(SETTINGS, sort=True))
+    assert (tmp_path / "precious").read_text() == "precious"
+    assert {path.name for path in tmp_path.iterdir()} == {"a.bam", "a.bam.bai", "precious", ".a.bam.sorting-x2"}
 
 
 def test_a_writer_that_is_left_by_an_error_does_not_sort(tmp_path: Path) -> None:
