@@ -244,8 +244,9 @@ def call(
             raise click.UsageError(f"{flag} needs a file or folder: -o FILE or --output-dir DIR{way_out}")
 
     try:
-        from porestream.cli.caller import Request, run_call
+        from porestream.cli.caller import run_call
         from porestream.cli.options import credentials_of
+        from porestream.cli.request import Request
     except KeyboardInterrupt:  # it takes a second
         ctx.exit(130)
     request = Request(

@@ -1,14 +1,12 @@
 """What `porestream call` does: source, server, client, outputs, books."""
 
 import asyncio
-import contextlib
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import TextIO, cast
@@ -18,6 +16,7 @@ import pysam
 import structlog
 from tqdm import tqdm
 
+from porestream.cli.call_files import REJECTED, check_files, check_reference, cram_reference, open_outputs, open_table
 from porestream.cli.choose import (
     ABOUT_BUNDLED,
     ChemistryCheck,
@@ -28,14 +27,13 @@ from porestream.cli.choose import (
     resolve_model,
 )
 from porestream.cli.embedded import embedded_server
-from porestream.cli.output_check import check_outputs, check_resumed_folder
+from porestream.cli.progress import AboveProgress, say
+from porestream.cli.request import Request
 from porestream.cli.stopping import EXIT_HUNG_UP, EXIT_INTERRUPTED, EXIT_TERMINATED
-from porestream.cli.text import escaped
-from porestream.client.channel import PLAINTEXT, Credentials
 from porestream.client.client import BasecallClient
-from porestream.client.output_file import larger_kept, partial_of, unfinished_of, whole_name
+from porestream.client.output_file import larger_kept
 from porestream.client.partial import Partial
-from porestream.client.reads import CallerIdentity, ReadResult, ReadStatus, RunInfo, ServerInfo, SignalRead
+from porestream.client.reads import CallerIdentity, ReadResult, ReadStatus, ServerInfo, SignalRead
 from porestream.client.rejected import RejectedReads
 from porestream.client.sequencing_summary import SummaryTable
 from porestream.client.sources import Pod5Source, ReadFault, load_read_ids
@@ -43,59 +41,11 @@ from porestream.client.stream import PRIORITIES, ServerLost, ServerRefused, Stre
 from porestream.client.summary import Summary
 from porestream.client.text import counted
 from porestream.client.watch import FolderWatch
-from porestream.client.writers import Format, OutputFolder, Outputs, OutputSettings, SingleOutput, beside, format_of
-from porestream.kernels.mmi import MAGIC
-from porestream.kernels.reference import first_bytes, read_fasta
+from porestream.client.writers import Format, Outputs, OutputSettings, format_of
 from porestream.models.catalog import BUNDLED
 
 EXIT_FAILURE, EXIT_USAGE, EXIT_UNREADABLE, EXIT_SERVER_LOST, EXIT_UNBALANCED, EXIT_FAILED_READS = 1, 2, 3, 4, 5, 6
 _NAMED_IDS = 5
-_SUMMARY, _REJECTED = "sequencing_summary.txt", "rejected_reads.tsv"
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """The command's arguments."""
-
-    reads: tuple[Path, ...]
-    command_line: str
-    recursive: bool = False
-    read_ids: Path | None = None
-    max_reads: int | None = None
-    watch: Path | None = None
-    watch_timeout_s: float = 7200.0
-    resume_from: Path | None = None
-    model: str = "auto"
-    models_directory: Path | None = None
-    allow_chemistry_mismatch: bool = False
-    reference: str = ""
-    preset: str = ""
-    min_qscore: float = 0.0
-    no_trim: bool = False
-    output: str = "-"
-    output_dir: Path | None = None
-    emit: str = ""
-    sort: bool = False
-    emit_moves: bool = False
-    emit_summary: bool = False
-    summary_json: Path | None = None
-    rejected_reads: Path | None = None
-    server: str | None = None
-    credentials: Credentials = PLAINTEXT
-    priority: str = "bulk"
-    give_up_s: float = 120.0
-    server_flags: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def form(self) -> Format | None:
-        """The format that is asked for; None: by the output's name."""
-        return Format(self.emit) if self.emit else None
-
-    def beside_output(self, name: str) -> Path | None:
-        """The file of this name that goes with the output; None where that is standard output."""
-        if self.output_dir is not None:
-            return self.output_dir / name
-        return None if self.output == "-" else beside(Path(self.output), name)
 
 
 def run_call(request: Request) -> int:
@@ -115,17 +65,17 @@ def run_call(request: Request) -> int:
                 colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
             ),
         ],
-        logger_factory=structlog.WriteLoggerFactory(file=cast(TextIO, _AboveProgress())),
+        logger_factory=structlog.WriteLoggerFactory(file=cast(TextIO, AboveProgress())),
     )
     try:
         return asyncio.run(_Call(request).run())
     except KeyboardInterrupt:  # while inputs were looked through
-        _say("stopped by Ctrl-C before anything was called")
+        say("stopped by Ctrl-C before anything was called")
         return EXIT_INTERRUPTED
     except (OSError, ServerRefused, ValueError) as error:
-        _say(f"Error: {_message(error)}")
+        say(f"Error: {_message(error)}")
     except ServerLost as error:
-        _say(f"Error: server lost: {error}")
+        say(f"Error: server lost: {error}")
         return EXIT_SERVER_LOST
     return EXIT_FAILURE
 
@@ -150,10 +100,10 @@ class _Call:
         self.summary = Summary()
         self.partial = Partial(request.resume_from) if request.resume_from else None
         if self.partial is not None and self.partial.path != request.resume_from:
-            _say(f"resuming from {self.partial.path}: there is no {request.resume_from}")
+            say(f"resuming from {self.partial.path}: there is no {request.resume_from}")
         if self.partial is not None and (kept := larger_kept(self.partial.path)):
-            _say(f"note: {kept} is larger, and may have more reads: --resume-from takes that, too")
-        rejected_reads = request.rejected_reads or request.beside_output(_REJECTED)
+            say(f"note: {kept} is larger, and may have more reads: --resume-from takes that, too")
+        rejected_reads = request.rejected_reads or request.beside_output(REJECTED)
         self.source = Pod5Source(
             request.reads,
             request.max_reads,
@@ -161,7 +111,7 @@ class _Call:
             load_read_ids(request.read_ids) if request.read_ids else None,
             self.partial.runs if self.partial else {},
         )
-        self._check_files(rejected_reads)
+        check_files(request, self.source.files, self.partial, rejected_reads)
         self.rejected = RejectedReads(rejected_reads)
         self.watch: FolderWatch | None = None
         if request.watch is not None:
@@ -186,7 +136,7 @@ class _Call:
         failure: Exception | None = None
         try:
             if self.watch is not None:
-                _say(f"waiting for POD5 files in {self.watch.folder}")
+                say(f"waiting for POD5 files in {self.watch.folder}")
                 await asyncio.to_thread(self.watch.wait_for_first)
             self._tell_files()
             if self.source.runs or not (self.source.file_faults or self.watch):
@@ -205,7 +155,7 @@ class _Call:
         async with AsyncExitStack() as stack:
             address, model = request.server, request.model
             if address is None:
-                chosen = resolve_model(model, self.source.runs.values(), request.models_directory, _say)
+                chosen = resolve_model(model, self.source.runs.values(), request.models_directory, say)
                 model = str(chosen.absolute())  # ./hac is a path, hac a kind
                 address = await stack.enter_async_context(embedded_server(self._server_flags(model)))
             await self._call(address, model)
@@ -222,7 +172,7 @@ class _Call:
             if self.watch is not None:
                 self.watch.stop()
             if first and self.streaming and not self.sorting:
-                _say(f"{name}: the reads under way are finished first; once more stops now")
+                say(f"{name}: the reads under way are finished first; once more stops now")
             else:
                 if self.outputs is not None:
                     self.outputs.stop_sorting()
@@ -242,10 +192,10 @@ class _Call:
         request = self.request
         info = await BasecallClient(address, StreamOptions(credentials=request.credentials)).server_info()
         if info.version != version("porestream"):
-            _say(f"note: the server is porestream {info.version}, this is {version('porestream')}")
+            say(f"note: the server is porestream {info.version}, this is {version('porestream')}")
         runs = self.source.runs.values()
         if request.server:
-            await asyncio.to_thread(_check_reference, request, info)
+            await asyncio.to_thread(check_reference, request, info)
             model = model_on_server(model, runs, info.models, request.server)
         client = BasecallClient(
             address,
@@ -265,14 +215,14 @@ class _Call:
         )
         identity = await client.identify()
         if request.server and not request.model and identity.model == BUNDLED.name:
-            _say(f"model: {identity.model}, {ABOUT_BUNDLED}.")
+            say(f"model: {identity.model}, {ABOUT_BUNDLED}.")
         check = self._check_chemistry(identity, info)
         partial = self.partial
         settings = self._output_settings(identity, info)
         if partial is not None:
             partial.check(settings)
         all_runs = (partial.runs if partial else {}) | self.source.runs
-        outputs = self.outputs = self._open_outputs(all_runs, settings)
+        outputs = self.outputs = open_outputs(request, all_runs, settings)
         try:
             self.rejected.hold()
         except OSError:
@@ -289,19 +239,19 @@ class _Call:
                     writing, partial.take_over, outputs, self.source.runs
                 )
                 self.source.skip(partial.read_ids)
-                _say(
+                say(
                     f"{counted(self.summary.reads_taken_over, 'read')} taken from {partial.path}, "
                     f"{self.source.total_reads:,} left to call"
                 )
             if request.emit_summary:
-                table = self._open_table(partial)
+                table = open_table(request, partial)
             await self._stream(client, check, outputs, table, writing)
             finished = not self.stop_code  # else there are reads left to call
         finally:
             self.resumable = [path for writer in outputs.writers if (path := writer.partial_path)]
             self.sorting = request.sort and finished
             if self.sorting:
-                _say("sorting")
+                say("sorting")
             is_whole = False
             try:
                 await asyncio.shield(loop.run_in_executor(writing, lambda: outputs.close(finish=finished)))
@@ -314,7 +264,7 @@ class _Call:
             writing.shutdown(wait=False)
             if left_out := sum(writer.left_out for writer in outputs.writers):
                 below = f"{counted(left_out, 'read')} below Q {request.min_qscore:g}"
-                _say(f"{below} left out of the FASTQ: --output-dir keeps them")
+                say(f"{below} left out of the FASTQ: --output-dir keeps them")
 
     async def _stream(
         self,
@@ -365,7 +315,7 @@ class _Call:
             if run.key not in warned:
                 warned.add(run.key)
                 for warning in [*check.warnings(run), *filter(None, [check.mismatch(run)])]:
-                    _say(f"warning: {warning}")
+                    say(f"warning: {warning}")
             if reason := check.mismatch(run):
                 fault = ReadFault(str(read.info.read_id), Path(read.info.file_name), f"chemistry: {reason}")
                 self.source.read_faults.append(fault)  # booked in the end
@@ -381,7 +331,7 @@ class _Call:
             if reason := check.mismatch(run):
                 raise ChemistryMismatch(reason)
             for warning in check.warnings(run):
-                _say(f"warning: {warning}")
+                say(f"warning: {warning}")
         return check
 
     # files
@@ -395,80 +345,10 @@ class _Call:
             request.command_line,
             f"min_qscore={request.min_qscore:g} trim={'none' if request.no_trim else 'adapters'}",
             form,
-            _cram_reference(request.reference) if form is Format.CRAM else None,
+            cram_reference(request.reference) if form is Format.CRAM else None,
             request.sort,
             self.partial.path if self.partial else None,
         )
-
-    def _check_files(self, rejected_reads: Path | None) -> None:
-        """See `check_outputs`."""
-        request = self.request
-        output = None if request.output_dir or request.output == "-" else Path(request.output)
-        summary = request.beside_output(_SUMMARY) if request.emit_summary else None
-        written = [
-            (what, path)
-            for what, path in (
-                ("the output", output),
-                ("the sequencing summary", summary),
-                ("--summary-json", request.summary_json),
-                ("the table of rejected reads", rejected_reads),
-            )
-            if path is not None
-        ]
-        credentials = request.credentials
-        read = [("a file to be called", path) for path in self.source.files]
-        read += [
-            (what, path)
-            for what, path in (
-                ("the list of --read-ids", request.read_ids),
-                ("the reference", Path(request.reference) if request.reference else None),
-                ("the certificate of --tls-ca", credentials.authority_file),
-                ("the token", credentials.token_file),
-            )
-            if path is not None and path.is_file()
-        ]
-        if request.server is None and (model := Path(request.model)).joinpath("config.toml").is_file():
-            read += [("a file of the model", path) for path in model.iterdir()]
-        resumed: list[Path] = []
-        if self.partial is not None:
-            resumed = self.partial.files
-            if self.partial.path.is_dir():
-                folder = [("the output folder", request.output_dir)] if request.output_dir else []
-                check_resumed_folder(self.partial.path, [*folder, *written])
-            elif (table := self._summary_before(self.partial)).is_file() and (
-                summary is None or table not in (summary, *unfinished_of(summary))
-            ):
-                read.append(("the sequencing summary of what is resumed from", table))
-        check_outputs(written, read, resumed, output)
-
-    def _open_outputs(self, runs: dict[str, RunInfo], settings: OutputSettings) -> Outputs:
-        request = self.request
-        if request.output_dir is None:
-            return SingleOutput(request.output, runs, settings)
-        request.output_dir.mkdir(parents=True, exist_ok=True)
-        return OutputFolder(request.output_dir, runs, settings)
-
-    def _open_table(self, partial: Partial | None) -> SummaryTable:
-        path = self.request.beside_output(_SUMMARY)
-        assert path is not None
-        before = self._summary_before(partial) if partial else None
-        table = SummaryTable(path, before, aligned=bool(self.request.reference))
-        if partial is None or before is None:
-            return table
-        rows = table.copy(before, partial.read_ids) if before.is_file() else 0
-        if rows < len(partial.read_ids):
-            _say(f"note: {path} lacks rows of the reads taken over: {before} has {rows} of {len(partial.read_ids)}")
-        return table
-
-    @staticmethod
-    def _summary_before(partial: Partial) -> Path:
-        """The sequencing summary of what is resumed from, there or not."""
-        if partial.path.is_dir():
-            whole = partial.path / _SUMMARY
-            return whole if whole.exists() else partial_of(whole)
-        unfinished = partial.path.name.removeprefix(whole_name(partial.path.name))
-        whole = beside(partial.path, _SUMMARY)
-        return whole.with_name(whole.name + unfinished)
 
     def _server_flags(self, model: str) -> list[str]:
         given = {"--model": model, "--reference": self.request.reference, "--preset": self.request.preset}
@@ -480,12 +360,12 @@ class _Call:
 
     def _reject(self, read_id: object, file_name: str, status: str, reason: str) -> None:
         if line := self.rejected.add(read_id, file_name, status, reason):
-            _say(line)
+            say(line)
 
     def _tell_files(self) -> None:
         faults = self.source.file_faults
         for fault in faults[self.told_files :]:
-            _say(f"cannot read {fault.path}: {fault.reason}")
+            say(f"cannot read {fault.path}: {fault.reason}")
         self.told_files = len(faults)
 
     def _close_books(self, failure: Exception | None) -> int:
@@ -497,15 +377,15 @@ class _Call:
         self.rejected.close(finish=self.is_whole)
         if unmet := source.unmet:
             named = ", ".join(unmet[:_NAMED_IDS]) + (", ..." if len(unmet) > _NAMED_IDS else "")
-            _say(f"warning: {len(unmet)} of the read ids in {self.request.read_ids} are in no input: {named}")
+            say(f"warning: {len(unmet)} of the read ids in {self.request.read_ids} are in no input: {named}")
         summary.files_unreadable = sorted({str(fault.path) for fault in source.file_faults})
         if summary.reads_received or not (failure or self.stop_code):
-            _say(str(summary))
+            say(str(summary))
         if self.rejected.counts:
             where = f"; all are in {self.rejected.path}" if self.rejected.path else ""
-            _say(f"rejected or failed: {self.rejected}{where}")
+            say(f"rejected or failed: {self.rejected}{where}")
         if self.watch is not None and self.watch.ended_by:
-            _say(f"watched until the {self.watch.ended_by}")
+            say(f"watched until the {self.watch.ended_by}")
         if self.request.summary_json is not None:
             summary.write(self.request.summary_json)
         return self._exit_code(failure)
@@ -513,21 +393,21 @@ class _Call:
     def _exit_code(self, failure: Exception | None) -> int:
         missing, faults = self.summary.missing, self.source.file_faults
         if self.stop_code:
-            _say(f"stopped by {self.stop_name}{self._way_on() if self.streaming else ' before anything was called'}")
+            say(f"stopped by {self.stop_name}{self._way_on() if self.streaming else ' before anything was called'}")
             return self.stop_code
         if failure:
             lost = isinstance(failure, ServerLost)
-            _say(f"Error: {'server lost: ' if lost else ''}{_message(failure)}{self._way_on()}")
+            say(f"Error: {'server lost: ' if lost else ''}{_message(failure)}{self._way_on()}")
             return EXIT_SERVER_LOST if lost else EXIT_FAILURE
         if missing:
-            _say(f"Error: the books do not balance: {counted(missing, 'read')} without a result{self._way_on()}")
+            say(f"Error: the books do not balance: {counted(missing, 'read')} without a result{self._way_on()}")
             return EXIT_UNBALANCED
         if faults:
             count = len(self.summary.files_unreadable)
-            _say(f"Error: {count} of the inputs could not be read, or not to the end; see above")
+            say(f"Error: {count} of the inputs could not be read, or not to the end; see above")
             return EXIT_UNREADABLE
         if failed := self.summary.reads_failed:
-            _say(f"Error: {counted(failed, 'read')} failed, not for anything wrong with the input{self._way_on()}")
+            say(f"Error: {counted(failed, 'read')} failed, not for anything wrong with the input{self._way_on()}")
             return EXIT_FAILED_READS
         return 0
 
@@ -540,68 +420,7 @@ class _Call:
         return f"; what was called is in {partial}: the same command with --resume-from {partial} goes on"
 
 
-def _check_reference(request: Request, info: ServerInfo) -> None:
-    """Where --reference is a FASTA here, whether the server's of that name holds the same: CRAM is made with ours.
-
-    Raises
-    ------
-    ValueError
-        It does not.
-    """
-    path = Path(request.reference)
-    theirs = info.references.get(last_part(request.reference))
-    if not request.reference or theirs is None or not path.is_file() or first_bytes(path, len(MAGIC)) == MAGIC:
-        return
-    mine = read_fasta(path).sequences
-    names = [[sequence.name for sequence in sequences] for sequences in (mine, theirs)]
-    differ = next(
-        (a.name for a, b in zip(mine, theirs, strict=False) if a.length != b.length or (b.md5 and a.md5 != b.md5)), ""
-    )
-    if names[0] != names[1] or differ:
-        what = f"sequence {differ} is another" if differ and names[0] == names[1] else "they have other sequences"
-        raise ValueError(
-            f"reference {path} is not the {path.name} of {request.server}: {what}; serve this one under a name of its "
-            "own, or give the name alone, from a folder that has no such file"
-        )
-
-
-def _cram_reference(reference: str) -> Path | None:
-    """The FASTA that a CRAM is compressed against; None where there is none with an index, nor one to be made."""
-    if not reference or not Path(reference).is_file():
-        return None
-    try:
-        pysam.FastaFile(reference).close()  # makes the index if it is not there
-    except (OSError, ValueError):
-        _say(
-            f"note: {reference} cannot be indexed (gzip instead of bgzip, or a folder that cannot be written to): the "
-            "CRAM holds all bases itself, and is larger"
-        )
-        return None
-    return Path(reference)
-
-
 def _message(error: Exception) -> str:
     if not isinstance(error, OSError):
         return str(error)
     return (f"{error.filename}: " if error.filename else "") + (error.strerror or str(error))
-
-
-def _say(message: str) -> None:
-    _print("\n".join(map(escaped, message.split("\n"))))
-
-
-def _print(text: str) -> None:
-    """Above the progress bar. A terminal that is gone, or a pipe that nobody reads from, must not end a call."""
-    with contextlib.suppress(OSError):
-        tqdm.write(text, file=sys.stderr)
-
-
-class _AboveProgress:
-    """Lets log lines stand above the progress bar."""
-
-    def write(self, text: str) -> None:
-        _print(text.rstrip("\n"))
-
-    def flush(self) -> None:
-        with contextlib.suppress(OSError):
-            sys.stderr.flush()

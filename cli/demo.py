@@ -179,7 +179,8 @@ def _call_and_sort(ctx: click.Context, files: _Files, folder: Path) -> tuple[Pat
     Terminated
         SIGTERM came.
     """
-    from porestream.cli.caller import Request, run_call
+    from porestream.cli.caller import run_call
+    from porestream.cli.request import Request
     from porestream.models.catalog import BUNDLED
 
     _step(3, f"starting a server, streaming the reads to it; model {BUNDLED.name}")

@@ -17,8 +17,8 @@ import torch
 from calling_revision import check_digest
 from click.testing import CliRunner
 
-from porestream.cli.caller import Request
 from porestream.cli.main import main
+from porestream.cli.request import Request
 
 LEAST_MEDIAN_IDENTITY = 0.82
 READS = 10

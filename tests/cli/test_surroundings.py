@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from servers import serving
 
 from porestream.cli.main import main
 
@@ -67,28 +68,8 @@ def test_nothing_in_the_working_folder_is_executed(run: Path, reference: Path, t
 
 def test_a_server_beside_other_peoples_files_and_a_terminal_that_hangs_up(tiny_model: Path, tmp_path: Path) -> None:
     folder = trapped(tmp_path / "trap")
-    process = subprocess.Popen(
-        [
-            PORESTREAM,
-            "serve",
-            "--model",
-            tiny_model,
-            "--listen",
-            "127.0.0.1:0",
-            "--threads",
-            "1",
-            "--log-format",
-            "json",
-        ],
-        cwd=folder,
-        env=environment(),
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = serving("--model", tiny_model, "--listen", "127.0.0.1:0", cwd=folder, env=environment())
     assert process.stderr is not None
-    for line in process.stderr:
-        if '"serving"' in line:
-            break
     process.send_signal(signal.SIGHUP)
     rest = process.stderr.read()
     assert process.wait(60) == 0

@@ -3,10 +3,12 @@
 import multiprocessing
 import os
 import re
+import subprocess
+import sys
 import time
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["porestream.cli.main", "porestream.cli.serve", "porestream.server.app"])
@@ -25,6 +27,17 @@ def _start(log: Path, *arguments: object) -> BaseProcess:
     """`porestream` with these arguments, its output appended to `log`; a fork of a process that has imported it."""
     process = _context.Process(target=_run, args=([str(one) for one in arguments], str(log)), daemon=True)
     process.start()
+    return process
+
+
+def serving(*flags: object, **options: Any) -> subprocess.Popen[str]:
+    """`porestream serve` as a user starts it, once it serves; what more it logs is to be read from its `stderr`."""
+    command = [Path(sys.executable).with_name("porestream"), "serve", "--threads", "1", "--log-format", "json"]
+    process = subprocess.Popen([*command, *map(str, flags)], stderr=subprocess.PIPE, text=True, **options)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if '"serving"' in line:
+            break
     return process
 
 

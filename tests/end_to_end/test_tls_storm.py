@@ -4,7 +4,6 @@ import os
 import socket
 import ssl
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,10 +11,10 @@ from pathlib import Path
 import pytest
 import trustme
 from click.testing import CliRunner
+from servers import serving
 
 from porestream.cli.main import main
 
-PORESTREAM = Path(sys.executable).with_name("porestream")
 STORMS, CLIENTS, ROTATIONS = 20, 60, 8
 
 
@@ -41,23 +40,9 @@ def server(tiny_model: Path, authority: trustme.CA, tmp_path: Path) -> Iterator[
     authority.cert_pem.write_to_path(str(tmp_path / "ca.crt"))
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    flags = [
-        "--listen",
-        f"127.0.0.1:{port}",
-        "--tls-certificate",
-        tmp_path / "tls.crt",
-        "--tls-key",
-        tmp_path / "tls.key",
-    ]
-    process = subprocess.Popen(
-        [PORESTREAM, "serve", "--model", tiny_model, "--threads", "1", "--log-format", "json", *flags],
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    secrets = ["--tls-certificate", tmp_path / "tls.crt", "--tls-key", tmp_path / "tls.key"]
+    process = serving("--model", tiny_model, "--listen", f"127.0.0.1:{port}", *secrets)
     assert process.stderr is not None
-    for line in process.stderr:
-        if '"serving"' in line:
-            break
     log = threading.Thread(target=process.stderr.read, daemon=True)
     log.start()
     yield process, port

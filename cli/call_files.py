@@ -1,0 +1,151 @@
+"""The files of `porestream call`: none is both read and written, and those of an earlier call are gone on with."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import pysam
+
+from porestream.cli.choose import last_part
+from porestream.cli.output_check import check_outputs, check_resumed_folder
+from porestream.cli.progress import say
+from porestream.cli.request import Request
+from porestream.client.output_file import partial_of, unfinished_of, whole_name
+from porestream.client.partial import Partial
+from porestream.client.reads import RunInfo, ServerInfo
+from porestream.client.sequencing_summary import SummaryTable
+from porestream.client.writers import OutputFolder, Outputs, OutputSettings, SingleOutput, beside
+from porestream.kernels.mmi import MAGIC
+from porestream.kernels.reference import first_bytes, read_fasta
+
+SUMMARY, REJECTED = "sequencing_summary.txt", "rejected_reads.tsv"
+"""Names beside an output."""
+
+
+def check_files(request: Request, inputs: Iterable[Path], partial: Partial | None, rejected_reads: Path | None) -> None:
+    """Hold every file that will be written against every one that will be read: see `check_outputs`.
+
+    Parameters
+    ----------
+    request
+        Names most of them.
+    inputs
+        The POD5 files.
+    partial
+        What is resumed from, if anything.
+    rejected_reads
+        The table of rejected reads.
+
+    Raises
+    ------
+    click.UsageError
+        One is both.
+    """
+    output = None if request.output_dir or request.output == "-" else Path(request.output)
+    summary = request.beside_output(SUMMARY) if request.emit_summary else None
+    written = [
+        (what, path)
+        for what, path in (
+            ("the output", output),
+            ("the sequencing summary", summary),
+            ("--summary-json", request.summary_json),
+            ("the table of rejected reads", rejected_reads),
+        )
+        if path is not None
+    ]
+    credentials = request.credentials
+    read = [("a file to be called", path) for path in inputs]
+    read += [
+        (what, path)
+        for what, path in (
+            ("the list of --read-ids", request.read_ids),
+            ("the reference", Path(request.reference) if request.reference else None),
+            ("the certificate of --tls-ca", credentials.authority_file),
+            ("the token", credentials.token_file),
+        )
+        if path is not None and path.is_file()
+    ]
+    if request.server is None and (model := Path(request.model)).joinpath("config.toml").is_file():
+        read += [("a file of the model", path) for path in model.iterdir()]
+    resumed: list[Path] = []
+    if partial is not None:
+        resumed = partial.files
+        if partial.path.is_dir():
+            folder = [("the output folder", request.output_dir)] if request.output_dir else []
+            check_resumed_folder(partial.path, [*folder, *written])
+        elif (table := _summary_before(partial)).is_file() and (
+            summary is None or table not in (summary, *unfinished_of(summary))
+        ):
+            read.append(("the sequencing summary of what is resumed from", table))
+    check_outputs(written, read, resumed, output)
+
+
+def open_outputs(request: Request, runs: Mapping[str, RunInfo], settings: OutputSettings) -> Outputs:
+    """The file, or the folder, for the records."""
+    if request.output_dir is None:
+        return SingleOutput(request.output, runs, settings)
+    request.output_dir.mkdir(parents=True, exist_ok=True)
+    return OutputFolder(request.output_dir, runs, settings)
+
+
+def open_table(request: Request, partial: Partial | None) -> SummaryTable:
+    """The sequencing summary, with the rows of the reads that were taken over."""
+    path = request.beside_output(SUMMARY)
+    assert path is not None
+    before = _summary_before(partial) if partial else None
+    table = SummaryTable(path, before, aligned=bool(request.reference))
+    if partial is None or before is None:
+        return table
+    rows = table.copy(before, partial.read_ids) if before.is_file() else 0
+    if rows < len(partial.read_ids):
+        say(f"note: {path} lacks rows of the reads taken over: {before} has {rows} of {len(partial.read_ids)}")
+    return table
+
+
+def _summary_before(partial: Partial) -> Path:
+    """The sequencing summary of what is resumed from, there or not."""
+    if partial.path.is_dir():
+        whole = partial.path / SUMMARY
+        return whole if whole.exists() else partial_of(whole)
+    unfinished = partial.path.name.removeprefix(whole_name(partial.path.name))
+    whole = beside(partial.path, SUMMARY)
+    return whole.with_name(whole.name + unfinished)
+
+
+def check_reference(request: Request, info: ServerInfo) -> None:
+    """Where --reference is a FASTA here, whether the server's of that name holds the same: CRAM is made with ours.
+
+    Raises
+    ------
+    ValueError
+        It does not.
+    """
+    path = Path(request.reference)
+    theirs = info.references.get(last_part(request.reference))
+    if not request.reference or theirs is None or not path.is_file() or first_bytes(path, len(MAGIC)) == MAGIC:
+        return
+    mine = read_fasta(path).sequences
+    names = [[sequence.name for sequence in sequences] for sequences in (mine, theirs)]
+    differ = next(
+        (a.name for a, b in zip(mine, theirs, strict=False) if a.length != b.length or (b.md5 and a.md5 != b.md5)), ""
+    )
+    if names[0] != names[1] or differ:
+        what = f"sequence {differ} is another" if differ and names[0] == names[1] else "they have other sequences"
+        raise ValueError(
+            f"reference {path} is not the {path.name} of {request.server}: {what}; serve this one under a name of its "
+            "own, or give the name alone, from a folder that has no such file"
+        )
+
+
+def cram_reference(reference: str) -> Path | None:
+    """The FASTA that a CRAM is compressed against; None where there is none with an index, nor one to be made."""
+    if not reference or not Path(reference).is_file():
+        return None
+    try:
+        pysam.FastaFile(reference).close()  # makes the index if it is not there
+    except (OSError, ValueError):
+        say(
+            f"note: {reference} cannot be indexed (gzip instead of bgzip, or a folder that cannot be written to): the "
+            "CRAM holds all bases itself, and is larger"
+        )
+        return None
+    return Path(reference)
