@@ -1,19 +1,32 @@
 """Weights of bonito's own training runs: `weights_N.tar`, a pickled state dictionary.
 
-It is read by torch's restricted unpickler (`weights_only`), which makes plain tensors and containers and refuses all
-else. As in bonito, tensors are matched by shape, those of equal shape in their order, so that the names do not matter.
-Batch norms, which dorado's export has fused into the convolutions before them, are fused here.
+It is read by models/pickled.py, which knows plain tensors and refuses all else; shapes are compared with the config's
+before any tensor is made. As in bonito, tensors are matched by shape, those of equal shape in their order, so that the
+names do not matter. Batch norms, which dorado's export has fused into the convolutions before them, are fused here.
 """
 
 import re
+import zipfile
 from pathlib import Path
 
 import torch
 
 from porestream.models.layers import Layers
+from porestream.models.pickled import (
+    FLOATING,
+    Tensor,
+    check_record,
+    described,
+    materialised,
+    open_archive,
+    pickle_of,
+)
 
 _BATCH_NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 _EPSILON = 1e-5  # of torch's batch norms
+_DTYPES = FLOATING | {"LongStorage": torch.int64}  # the latter for the number of batches that a norm has seen
+_PICKLE_BYTES, _RECORD_BYTES = 4096, 65_536
+_SHOWN = 10
 
 
 def newest_weights(directory: Path) -> Path | None:
@@ -31,23 +44,59 @@ def read_weights(file: Path, layers: Layers, shapes: dict[str, tuple[int, ...]])
     Raises
     ------
     ValueError
-        It holds anything but tensors, or others than the network's.
+        It is larger than the network's tensors can be, holds anything but tensors, or others than the network's.
     """
+    expected = _expected(layers, shapes)
     try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
+        with open_archive(file) as archive:
+            return _fused(_tensors(archive, file, expected), layers, shapes)
+    except _OtherNetwork as error:
+        raise ValueError(f"{file.name}: does not fit config.toml: {error}") from None
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if isinstance(error, zipfile.BadZipFile) and not zipfile.is_zipfile(file):
+            reason = "no ZIP archive, as torch.save writes since version 1.6 (older ones: load and save it once more)"
         raise ValueError(f"{file.name}: refused: not a state dictionary of plain tensors: {reason}") from error
-    if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
-        raise ValueError(f"{file.name}: refused: not a state dictionary of plain tensors")
-    expected = _expected(layers, shapes)
-    theirs = sorted((tuple(tensor.shape), place, name) for place, (name, tensor) in enumerate(state.items()))
+
+
+class _OtherNetwork(ValueError):
+    """The tensors are not those of the network."""
+
+
+def _tensors(archive: zipfile.ZipFile, file: Path, expected: dict[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
+    """The tensors under the expected names."""
+    pickled = pickle_of(archive)
+    if not pickled:
+        raise ValueError("it has no data.pkl")
+    folder = pickled.removesuffix("data.pkl")
+    for record in archive.infolist():
+        is_values = record.filename.startswith(f"{folder}data/")
+        most = _PICKLE_BYTES * (len(expected) + 16) if record.filename == pickled else _RECORD_BYTES
+        check_record(record, None if is_values else most)
+    if f"{folder}byteorder" in archive.namelist() and archive.read(f"{folder}byteorder") != b"little":
+        raise ValueError("its byte order is not little-endian")
+    state = described(archive.read(pickled), _DTYPES)
+    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        raise ValueError("it holds something else")
+    theirs = sorted((tensor.size, place) for place, tensor in enumerate(state.values()))
     ours = sorted((shape, place, name) for place, (name, shape) in enumerate(expected.items()))
-    if [shape for shape, *_ in theirs] != [shape for shape, *_ in ours]:
-        odd = sorted(set(expected.values()) ^ {shape for shape, *_ in theirs})
+    if [shape for shape, _ in theirs] != [shape for shape, *_ in ours]:
+        odd = sorted(set(expected.values()) ^ {shape for shape, _ in theirs})
+        more = f" and {len(odd) - _SHOWN} more" if len(odd) > _SHOWN else ""
         count = f"{len(theirs)} tensors, the network has {len(ours)}"
-        raise ValueError(f"{file.name}: does not fit config.toml: {count}; shapes on one side only: {odd}")
-    found = {mine: state[name] for (*_, mine), (*_, name) in zip(ours, theirs, strict=True)}
+        raise _OtherNetwork(f"{count}; shapes on one side only: {odd[:_SHOWN]}{more}")
+    in_order = list(state.values())
+    records = {tensor.storage.record for tensor in in_order}  # one may hold several: cuDNN's weights lie in one piece
+    values = {record: archive.read(f"{folder}data/{record}") for record in records}
+    return {
+        name: materialised(in_order[place], values[in_order[place].storage.record])
+        for (*_, name), (_, place) in zip(ours, theirs, strict=True)
+    }
+
+
+def _fused(
+    found: dict[str, torch.Tensor], layers: Layers, shapes: dict[str, tuple[int, ...]]
+) -> dict[str, torch.Tensor]:
     for index, layer in enumerate(layers.convolutions):
         if layer.batch_norm:
             _fuse(found, f"{'conv.' if layers.transformer else ''}{index}")

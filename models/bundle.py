@@ -6,7 +6,10 @@ them is executed.
 """
 
 import hashlib
+import json
+import math
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,6 +22,11 @@ from porestream.models.config import ModelConfig, ModelError, load_config
 from porestream.models.torchscript import read_tensor
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+_LEAST_BYTES, _MOST_BYTES = 2, 8  # of a number, in these
+_SPARE_BYTES, _SPARE_BYTES_A_TENSOR = 1 << 20, 16 << 10  # for names, code and alignment
+_MAX_HEADER_BYTES = 1 << 20
+_CONSTANT = ".deepnorm_alpha"  # dorado's transformers carry what their config says, too
+_SHOWN = 10
 
 
 @dataclass(frozen=True)
@@ -45,8 +53,10 @@ def load_bundle(directory: Path) -> ModelBundle:
     """
     directory = Path(os.path.abspath(directory))  # a link is called as it is, not as what it leads to
     config = load_config(directory)
-    tensors = _tensors(directory, config)
-    _check_tensors(tensors, tensor_shapes(config), directory)
+    shapes = tensor_shapes(config)
+    _check_size(weights_bytes(directory), shapes, directory)
+    tensors = _tensors(directory, config, shapes)
+    _check_tensors(tensors, shapes, directory)
     digest = hashlib.sha256((directory / "config.toml").read_bytes())
     for name in sorted(tensors):
         digest.update(f"\0{name}\0{list(tensors[name].shape)}\0".encode())
@@ -64,15 +74,45 @@ def weights_bytes(directory: Path) -> int:
     return sum(file.stat().st_size for file in files)
 
 
-def _tensors(directory: Path, config: ModelConfig) -> dict[str, torch.Tensor]:
+def _check_size(size: int, shapes: dict[str, tuple[int, ...]], directory: Path) -> None:
+    """Compare the files' size with what the network of config.toml needs, before any of it is read or made.
+
+    Roughly: what is a little too small or large is told more exactly by names and shapes.
+    """
+    count = sum(map(math.prod, shapes.values()))
+    if size and size + _SPARE_BYTES < count * _LEAST_BYTES:
+        raise ModelError(
+            f"{directory}: config.toml asks for {count:,} parameters, at least {count * _LEAST_BYTES:,} bytes, and its "
+            f"weights have {size:,}"
+        )
+    most = _most_bytes(shapes)
+    if size > most:
+        raise ModelError(
+            f"{directory}: its weights have {size:,} bytes, and those of the network in config.toml at most {most:,}"
+        )
+
+
+def _most_bytes(shapes: dict[str, tuple[int, ...]]) -> int:
+    """Of files that hold tensors of these shapes."""
+    count = sum(map(math.prod, shapes.values()))
+    return count * _MOST_BYTES + _SPARE_BYTES + len(shapes) * _SPARE_BYTES_A_TENSOR
+
+
+def _tensors(directory: Path, config: ModelConfig, shapes: dict[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
     bundle = directory / "model.safetensors"
+    files = {file.name.removesuffix(".tensor"): file for file in directory.glob("*.tensor")}
     try:
         if bundle.is_file():
+            _check_names(_names_in(bundle), shapes, directory)
             tensors = safetensors.torch.load_file(bundle)
+        elif files:
+            _check_names(files, shapes, directory)
+            tensors = {name: read_tensor(file) for name, file in files.items()}
         else:
-            tensors = {file.name.removesuffix(".tensor"): read_tensor(file) for file in directory.glob("*.tensor")}
-            if not tensors and (checkpoint := newest_weights(directory)):
-                tensors = read_weights(checkpoint, config.layers, tensor_shapes(config))
+            checkpoint = newest_weights(directory)
+            tensors = read_weights(checkpoint, config.layers, shapes) if checkpoint else {}
+    except ModelError:
+        raise
     except Exception as error:
         raise ModelError(f"{directory}: {error}") from error
     if not tensors:
@@ -80,9 +120,31 @@ def _tensors(directory: Path, config: ModelConfig) -> dict[str, torch.Tensor]:
     for name, tensor in tensors.items():
         if tensor.dtype not in _DTYPES:
             raise ModelError(f"{directory}: {name} holds {tensor.dtype}, not floating point numbers")
-    # dorado's transformers carry what their config says, too.
-    weights = {name: tensor for name, tensor in tensors.items() if not name.endswith(".deepnorm_alpha")}
+    weights = {name: tensor for name, tensor in tensors.items() if not name.endswith(_CONSTANT)}
     return {name: tensor.to(torch.float32).contiguous() for name, tensor in weights.items()}
+
+
+def _names_in(bundle: Path) -> set[str]:
+    """The tensors that the header of a safetensors file names. Where they are, safetensors checks by itself."""
+    with bundle.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > _MAX_HEADER_BYTES:
+            raise ValueError(f"model.safetensors: its header has {length:,} bytes, more than {_MAX_HEADER_BYTES:,}")
+        header = json.loads(file.read(length))
+    return set(header) - {"__metadata__"}
+
+
+def _check_names(names: Iterable[str], shapes: dict[str, tuple[int, ...]], directory: Path) -> None:
+    found = {name for name in names if not name.endswith(_CONSTANT)}
+    if missing := sorted(shapes.keys() - found):
+        raise ModelError(f"{directory}: tensors missing: {_listed(missing)}")
+    if unknown := sorted(found - shapes.keys()):
+        raise ModelError(f"{directory}: unknown tensors: {_listed(unknown)}")
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
 
 
 def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -128,10 +190,6 @@ def _linear(name: str, outs: int, ins: int, bias: bool) -> dict[str, tuple[int, 
 
 
 def _check_tensors(tensors: dict[str, torch.Tensor], shapes: dict[str, tuple[int, ...]], directory: Path) -> None:
-    if missing := sorted(shapes.keys() - tensors.keys()):
-        raise ModelError(f"{directory}: tensors missing: {', '.join(missing)}")
-    if unknown := sorted(tensors.keys() - shapes.keys()):
-        raise ModelError(f"{directory}: unknown tensors: {', '.join(unknown)}")
     for name, shape in shapes.items():
         if tuple(tensors[name].shape) != shape:
             raise ModelError(f"{directory}: {name} has shape {tuple(tensors[name].shape)}, config.toml says {shape}")

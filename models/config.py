@@ -9,7 +9,16 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from porestream.models.layers import Layers, finite, listed_layers, max_steps, transformer_layers, v3_layers, whole
+from porestream.models.layers import (
+    Layers,
+    finite,
+    listed_layers,
+    max_steps,
+    transformer_layers,
+    v3_layers,
+    whole,
+    within_limits,
+)
 from porestream.models.scale import STRATEGIES, QuantileRule, Standardisation
 
 # Of fast v3 models, the only ones that were measured: docs/decisions/0002. dorado scales every v3 model by "quantile"
@@ -18,6 +27,8 @@ _FAST_V3_SCALING, _FAST_V3_STAY_CORRECTION, _FAST_STATE_LEN = "med_mad", -0.5, 3
 
 _TRANSFORMER_STEPS = 16  # dorado's chunks of transformers are multiples of so many steps
 _ALPHABET = ["N", "A", "C", "G", "T"]
+_MAX_CHARACTERS, _MAX_LINE = 64 << 10, 2000  # of a config; published ones have 5,000
+_MAX_RESAMPLING = 10
 
 
 class ModelError(ValueError):
@@ -109,16 +120,29 @@ def load_config(directory: Path) -> ModelConfig:
     try:
         if not file.is_file():
             raise ModelError("not a model directory: there is no such file")
-        values = tomllib.loads(file.read_text("utf-8"))
+        values = tomllib.loads(_text(file))
         config = _config(values, os.path.basename(os.path.abspath(directory)))
         _check_ranges(config, values)
     except KeyError as error:
         raise ModelError(f"{file}: {error} is missing") from error
-    except (ValueError, OverflowError, TypeError, AttributeError, RecursionError) as error:
+    except RecursionError as error:
+        raise ModelError(f"{file}: nested too deeply ({error})") from error
+    except (ValueError, ArithmeticError, TypeError, AttributeError, LookupError) as error:
         raise ModelError(f"{file}: {error}") from error
     except OSError as error:
         raise ModelError(f"{file}: {error.strerror}") from error
     return config
+
+
+def _text(file: Path) -> str:
+    """What the file says, if that is no more than a config can be."""
+    with file.open(encoding="utf-8") as opened:
+        text = opened.read(_MAX_CHARACTERS + 1)
+    if len(text) > _MAX_CHARACTERS:
+        raise ModelError(f"has more than {_MAX_CHARACTERS:,} characters: no model's config")
+    if max(map(len, text.split("\n"))) > _MAX_LINE:  # for tomllib takes minutes for a key of 10,000 parts: a.b.c...
+        raise ModelError(f"has a line of more than {_MAX_LINE:,} characters: no model's config")
+    return text
 
 
 def _config(values: dict[str, Any], name: str) -> ModelConfig:
@@ -130,19 +154,19 @@ def _config(values: dict[str, Any], name: str) -> ModelConfig:
     scaling = _scaling(values, _FAST_V3_SCALING if is_fast_v3 else "quantile")
     return ModelConfig(
         layers=layers,
-        stay_score=finite(_table(values, "decoder").get("stay_score", stay_score)),
+        stay_score=finite(_table(values, "decoder"), "stay_score", stay_score),
         state_len=state_len,
-        chunk_size=whole(basecaller.get("chunksize", 10_000)),
-        overlap=whole(basecaller.get("overlap", 500)),
-        quality_scale=finite(qscore.get("scale", 1.0)),
-        quality_bias=finite(qscore.get("bias", 0.0)),
-        mean_qscore_start=whole(qscore.get("mean_qscore_start_pos", 60)),
+        chunk_size=whole(basecaller, "chunksize", 10_000),
+        overlap=whole(basecaller, "overlap", 500),
+        quality_scale=finite(qscore, "scale", 1.0),
+        quality_bias=finite(qscore, "bias", 0.0),
+        mean_qscore_start=whole(qscore, "mean_qscore_start_pos", 60),
         scaling=scaling,
         quantiles=_quantiles(_table(values, "normalisation")),
         standardisation=_standardisation(_table(values, "standardisation"), scaling),
         molecule=_molecule(run_info, name),
-        sample_rate_hz=whole(run_info.get("sample_rate", 0)),
-        resample_from_hz=tuple(whole(rate) for rate in _table(values, "input").get("resample_from", [])),
+        sample_rate_hz=whole(run_info, "sample_rate", 0),
+        resample_from_hz=_resampled_rates(values),
     )
 
 
@@ -164,18 +188,20 @@ def _layers(values: dict[str, Any]) -> Layers:
 
 def _state_len(values: dict[str, Any], layers: Layers) -> int:
     if layers.transformer is None:
-        return whole(_table(values, "global_norm")["state_len"])  # goes before the last layer's, as in dorado
+        return whole(_table(values, "global_norm"), "state_len")  # goes before the last layer's, as in dorado
     if layers.state_len is None:
         raise KeyError("state_len")
     return layers.state_len
 
 
+def _resampled_rates(values: dict[str, Any]) -> tuple[int, ...]:
+    return tuple(within_limits("resample_from", rate) for rate in _table(values, "input").get("resample_from", []))
+
+
 def _check_ranges(config: ModelConfig, values: dict[str, Any]) -> None:
     layers = config.layers
-    sizes = [size for layer in layers.convolutions for size in (layer.ins, layer.outs, layer.stride)]
-    odd = all(layer.winlen % 2 == 1 and layer.winlen > 0 for layer in layers.convolutions)
-    fits = 1 <= config.state_len <= 6 and min(sizes) >= 1 and odd and layers.bottleneck >= 0
-    if not (fits and layers.score_limit > 0 and layers.score_scale > 0 and config.mean_qscore_start >= 0):
+    odd = all(layer.winlen % 2 == 1 for layer in layers.convolutions)
+    if not (odd and layers.score_limit > 0 and layers.score_scale > 0):
         raise ModelError(f"out of range: {config}")
     alphabet = _table(values, "labels").get("labels") or _table(_table(values, "model"), "seqdist").get("alphabet")
     if alphabet not in (None, _ALPHABET):
@@ -183,10 +209,14 @@ def _check_ranges(config: ModelConfig, values: dict[str, Any]) -> None:
     rule = config.quantiles
     if not (0 <= rule.quantile_a < rule.quantile_b <= 1 and rule.scale_multiplier > 0):
         raise ModelError(f"[normalisation] out of range: {rule}")
-    if config.sample_rate_hz < 0 or any(rate <= 0 for rate in config.resample_from_hz):
-        raise ModelError(f"not a sample rate: {[config.sample_rate_hz, *config.resample_from_hz]}")
     if config.resample_from_hz and not config.sample_rate_hz:
         raise ModelError("[input] resample_from needs [run_info] sample_rate, the rate to resample to")
+    for rate_hz in config.resample_from_hz:
+        if not config.sample_rate_hz / _MAX_RESAMPLING <= rate_hz <= config.sample_rate_hz * _MAX_RESAMPLING:
+            raise ModelError(
+                f"[input] resample_from = {rate_hz} is out of range: a {_MAX_RESAMPLING}th to {_MAX_RESAMPLING} times "
+                f"the model's own rate, {config.sample_rate_hz}"
+            )
     steps, overlap_steps = config.chunk_size // config.chunk_unit, config.overlap // config.chunk_unit
     if not 0 <= overlap_steps < steps or config.chunk_size < 4 * config.stride:
         raise ModelError(f"chunksize {config.chunk_size} and overlap {config.overlap} do not fit together")
@@ -200,7 +230,7 @@ def _quantiles(normalisation: dict[str, Any]) -> QuantileRule:
     known = [field.name for field in fields(QuantileRule)]
     if unknown := sorted(normalisation.keys() - set(known)):
         raise ModelError(f"[normalisation] {unknown[0]} is not known; {', '.join(known)} are")
-    return QuantileRule(**{key: finite(value) for key, value in normalisation.items()})
+    return QuantileRule(**{key: finite(normalisation, key) for key in normalisation})
 
 
 def _scaling(values: dict[str, Any], default: str) -> str:
@@ -217,7 +247,7 @@ def _standardisation(table: dict[str, Any], scaling: str) -> Standardisation:
         return Standardisation()
     if scaling != "pa":
         raise ModelError(f"[standardisation] goes with [scaling] strategy = 'pa', not {scaling!r}")
-    found = Standardisation(finite(table["mean"]), finite(table["stdev"]), True)
+    found = Standardisation(finite(table, "mean"), finite(table, "stdev"), True)
     if found.stdev_pa <= 0:
         raise ModelError(f"[standardisation] stdev = {found.stdev_pa:g} is not a standard deviation")
     return found

@@ -151,8 +151,14 @@ class CpuRunner:
 
     def __init__(self, bundle: ModelBundle, precision: str = "auto", decoder: BatchDecoder | None = None) -> None:
         self.precision = cpu_precision(precision)
-        self.network = Network(bundle, self.precision)
         self.rows = cpu_rows(bundle.config)
+        scores_bytes = result_bytes(bundle.config, bundle.config.chunk_size, self.rows, decoded=False)
+        if scores_bytes > host_memory_bytes() // 2:
+            raise ModelError(
+                f"{bundle.name}: chunksize = {bundle.config.chunk_size}: a batch's scores take {scores_bytes:,} bytes, "
+                f"and this machine has {host_memory_bytes():,}, of which they may take half: choose a shorter one"
+            )
+        self.network = Network(bundle, self.precision)
         self.device_class = cpu_class(self.precision) + ("-gpu-decoder" if decoder else "")
         self._decoder = decoder
         self._score_count = bundle.config.score_count

@@ -376,19 +376,22 @@ def test_a_huge_pickle_is_refused(file: Path) -> None:
 
 def test_an_expanding_code_record_is_refused(file: Path) -> None:
     with zipfile.ZipFile(write(file, module()), "a") as archive:
-        archive.writestr("weights/code/__torch__/other.py", " " * (20 << 20), zipfile.ZIP_DEFLATED)
+        archive.writestr("weights/code/__torch__/other.py", " " * (1 << 18), zipfile.ZIP_DEFLATED)
     with pytest.raises(UnsafeWeights, match=r"other\.py is larger"):
+        read_tensor(file)
+    with zipfile.ZipFile(file, "a") as archive:
+        archive.writestr("weights/code/__torch__/another.py", " " * (20 << 20), zipfile.ZIP_DEFLATED)
+    with pytest.raises(UnsafeWeights, match="unpacked from a file of"):
         read_tensor(file)
 
 
 def test_little_files_take_little_memory(file: Path) -> None:
-    """An unpickler's memo is an array of as many places as a pickle says, filled or not."""
+    """The memo of Python's unpickler is an array of as many places as a pickle says, filled or not."""
     memo = module(before=b"Nr" + struct.pack("<I", (1 << 31) - 1))
     before_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     tracemalloc.start()
     try:
-        with pytest.raises(UnsafeWeights, match="numbers an object"):
-            read_tensor(write(file, memo))
+        assert read_tensor(write(file, memo)).shape == (3, 4)
         assert tracemalloc.get_traced_memory()[1] < 1 << 20
     finally:
         tracemalloc.stop()
