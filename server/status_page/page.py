@@ -1,31 +1,27 @@
-"""The status page's web server: `/`, `/status.json`, `/metrics`. Read-only; it tells of no run, read or sample.
+"""The status page: `/`, `/status.json`, `/metrics`. Read-only; it tells of no run, read or sample.
 
 `/status.json` has stable keys, with units in their names; null stands for what is not known, as a mean without reads.
 `last_minute`, `last_hour` (as much of it as the server has run) and `since_start` have the same keys.
 """
 
+import gzip
 import json
+import re
 import socket
-import sys
-import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
-from functools import partial
-from http.client import responses
+from collections.abc import Callable, Collection, Iterable, Iterator
 from importlib.resources import files
-from io import StringIO
-from socketserver import ThreadingMixIn
-from typing import Any, TextIO
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
-from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+from typing import Any
 
 import structlog
-from prometheus_client import make_wsgi_app
+from prometheus_client import Metric
+from prometheus_client.exposition import choose_encoder, gzip_accepted
 from prometheus_client.registry import Collector
 
 from porestream.server.reads import Priority
 from porestream.server.status_page.history import History, Snapshot, increase, snapshot
+from porestream.server.status_page.web import Request, Response, WebServer
 
 log = structlog.get_logger()
 
@@ -37,18 +33,16 @@ _BEHIND_SHARE = 0.2
 """Live reads that wait longer, or live streams that must wait more of the time: the server does not keep up. Other
 streams may be of files, which are read faster than they can be called. (deploy/prometheus/alerts.yml has the same.)"""
 _CERTIFICATE_DAYS = 14
-_CLIENT_TIMEOUT_S = 10.0
+_KEPT_S = 1.0
+_VERSIONS = {"0.0.1", "0.0.4", "1.0.0"}
+"""Of Prometheus' formats: those that its client library knows. It would write any other that somebody makes up."""
+_MOST_MADE = 6
+"""What is made of the metrics at a time: the JSON, and formats of Prometheus' with and without compression."""
 _THROUGHPUT = {
     "samples_received_total": "samples_received_per_second",
     "samples_finished_total": "samples_finished_per_second",
     "bases_called_total": "bases_per_second",
 }
-_HEADERS = (
-    ("Content-Security-Policy", "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"),
-    ("X-Content-Type-Options", "nosniff"),
-    ("Referrer-Policy", "no-referrer"),
-    ("Cache-Control", "no-store"),
-)
 
 
 class Values:
@@ -318,129 +312,150 @@ def _short(values: Iterable[float]) -> list[float]:
     return [round(value, 1) for value in values]
 
 
-def make_app(registry: Collector, history: History) -> WSGIApplication:
-    """`/`, its script and style, `/status.json` and `/metrics`; GET and HEAD only."""
-    folder = files(__package__ or "")
-    scrape = make_wsgi_app(registry)
-    assets = {
-        path: (content_type, folder.joinpath(name).read_bytes())
-        for path, name, content_type in (
-            ("/", "index.html", "text/html; charset=utf-8"),
-            ("/page.js", "page.js", "text/javascript; charset=utf-8"),
-            ("/style.css", "style.css", "text/css; charset=utf-8"),
-        )
-    }
+class _Moment(Collector):
+    """The metrics as they are for a second, and what was made of them: whoever asks meanwhile gets the same."""
 
-    def answer(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        path, method = environ.get("PATH_INFO") or "/", environ["REQUEST_METHOD"]
-        respond = partial(_respond, start_response, method)
-        if method not in ("GET", "HEAD"):
-            return respond(405, "text/plain; charset=utf-8", b"read-only: GET and HEAD\n", [("Allow", "GET, HEAD")])
-        if path == "/metrics":
-            return _scrape(scrape, environ, start_response)
-        if path == "/status.json":
-            text = json.dumps(status(snapshot(registry), history), allow_nan=False)
-            return respond(200, "application/json", text.encode())
-        if path in assets:
-            return respond(200, *assets[path])
-        if path == "/favicon.ico":  # browsers ask by themselves
-            return respond(204, "image/x-icon", b"")
-        return respond(404, "text/plain; charset=utf-8", b"not here; there are /, /status.json and /metrics\n")
+    def __init__(self, registry: Collector) -> None:
+        self._registry = registry
+        self._families: list[Metric] | None = None
+        self._made: dict[str, bytes | None] = {}
+        self._until_s = time.monotonic() + _KEPT_S
 
-    def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        try:
-            return answer(environ, start_response)
-        except Exception:
-            log.exception("the status page failed", path=environ.get("PATH_INFO"))
-            text = b"this failed; the server's log says why\n"
-            return _respond(start_response, environ["REQUEST_METHOD"], 500, "text/plain; charset=utf-8", text)
+    @property
+    def is_over(self) -> bool:
+        return time.monotonic() >= self._until_s
 
-    return app
+    def collect(self) -> Iterator[Metric]:
+        if self._families is None:
+            self._families = list(self._registry.collect())
+            self._until_s = time.monotonic() + _KEPT_S
+        return iter(self._families)
+
+    def has(self, key: str) -> bool:
+        """Whether this was made already."""
+        return key in self._made
+
+    def get(self, key: str, make: Callable[["_Moment"], bytes]) -> bytes | None:
+        """What was made under this key, or is made now; None: that failed, which is logged once."""
+        if key not in self._made:
+            try:
+                self._made[key] = make(self)
+            except Exception:
+                log.exception("the status page failed", what=key)
+                self._made[key] = None
+        return self._made[key]
+
+    def __len__(self) -> int:
+        return len(self._made)
 
 
-def _scrape(scrape: Any, environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
-    begun: list[tuple[str, list[tuple[str, str]]]] = []
-    body = b"".join(scrape({**environ, "REQUEST_METHOD": "GET"}, lambda *line: begun.append(line)))
-    code, headers = begun[0]
-    start_response(code, [*headers, ("Content-Length", str(len(body))), *_HEADERS])
-    return [body] if environ["REQUEST_METHOD"] != "HEAD" else []
+class Page:
+    """`/`, its script and style, `/status.json` and `/metrics`.
+
+    The last two are made at most once a second, of one collection. Not thread-safe.
+    """
+
+    def __init__(self, registry: Collector, history: History) -> None:
+        folder = files(__package__ or "")
+        self._registry, self._history = registry, history
+        self._moment = _Moment(registry)
+        self._assets = {
+            path: Response(200, content_type, folder.joinpath(name).read_bytes())
+            for path, name, content_type in (
+                ("/", "index.html", "text/html; charset=utf-8"),
+                ("/page.js", "page.js", "text/javascript; charset=utf-8"),
+                ("/style.css", "style.css", "text/css; charset=utf-8"),
+            )
+        }
+
+    def __call__(self, request: Request) -> Response:
+        """Answer."""
+        if request.path in self._assets:
+            return self._assets[request.path]
+        if request.path == "/favicon.ico":  # browsers ask by themselves
+            return Response(204, "image/x-icon", b"")
+        if request.path not in ("/status.json", "/metrics"):
+            return Response(404, "text/plain; charset=utf-8", b"not here; there are /, /status.json and /metrics\n")
+        if self._moment.is_over:
+            self._moment = _Moment(self._registry)
+        return self._status() if request.path == "/status.json" else self._metrics(request.headers)
+
+    def _status(self) -> Response:
+        def make(moment: _Moment) -> bytes:
+            return json.dumps(status(snapshot(moment), self._history), allow_nan=False).encode()
+
+        return _made("application/json", self._moment.get("/status.json", make))
+
+    def _metrics(self, headers: dict[str, str]) -> Response:
+        """In the format, and compressed, as Prometheus asks for."""
+        accept = headers.get("accept", "")
+        versions = set(re.findall(r"version=([^;,\s]*)", accept))
+        encode, content_type = choose_encoder(accept if versions <= _VERSIONS else "")
+        if not self._moment.has(content_type) and len(self._moment) >= _MOST_MADE:
+            encode, content_type = choose_encoder("")  # which whoever asks takes, too
+        text = self._moment.get(content_type, encode)
+        if text is None or not gzip_accepted(headers.get("accept-encoding", "")):
+            return _made(content_type, text)
+        packed = self._moment.get(f"{content_type}, gzip", lambda _: gzip.compress(text, 6))
+        return _made(content_type, packed, ("Content-Encoding", "gzip"))
 
 
-def _respond(
-    start_response: StartResponse,
-    method: str,
-    code: int,
-    content_type: str,
-    body: bytes,
-    more: Iterable[tuple[str, str]] = (),
-) -> list[bytes]:
-    length = ("Content-Length", str(len(body)))
-    start_response(f"{code} {responses[code]}", [("Content-Type", content_type), length, *_HEADERS, *more])
-    return [body] if method != "HEAD" else []
-
-
-class _Handler(WSGIRequestHandler):
-    timeout = _CLIENT_TIMEOUT_S  # of a client that sends or takes nothing
-
-    def log_message(self, format: str, *args: object) -> None:
-        """A scrape and a page that is open would fill the log."""
-
-    def get_stderr(self) -> TextIO:
-        """Nothing comes here but clients that left: `make_app` logs what fails."""
-        return StringIO()
-
-
-class _Server(ThreadingMixIn, WSGIServer):
-    """A thread a request, so that a stuck client does not keep Prometheus waiting."""
-
-    daemon_threads = True
-
-    def __init__(self, family: socket.AddressFamily, address: tuple[Any, ...], app: WSGIApplication) -> None:
-        self.address_family = family
-        super().__init__(address, _Handler)
-        self.set_app(app)
-
-    def server_bind(self) -> None:
-        """Without HTTPServer's look-up of the host's name, which hangs where there is no network."""
-        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self.socket.bind(self.server_address)
-        self.server_address = self.socket.getsockname()
-        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
-        self.setup_environ()
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Clients that left or are stuck are no errors of the server."""
-        error = sys.exc_info()[1]
-        if not isinstance(error, OSError):
-            log.error("the status page failed", exc_info=error)
+def _made(content_type: str, body: bytes | None, *more: tuple[str, str]) -> Response:
+    if body is None:
+        return Response(500, "text/plain; charset=utf-8", b"this failed; the server's log says why\n")
+    return Response(200, content_type, body, more)
 
 
 class StatusServer:
     """The page at `port`, until `close`."""
 
-    def __init__(self, server: WSGIServer, history: History) -> None:
-        self._server, self._history = server, history
-        self.port: int = server.server_port
-        self._thread = threading.Thread(target=partial(server.serve_forever, 0.05), name="status page", daemon=True)
-        self._thread.start()
+    def __init__(self, listener: socket.socket, page: Page, history: History, allowed_hosts: Collection[str]) -> None:
+        self.port: int = listener.getsockname()[1]
+        self._history = history
+        self._server = WebServer(listener, page, allowed_hosts)
 
     def close(self) -> None:
         """End it: the port is free then."""
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+        self._server.close()
         self._history.close()
 
 
-def start(registry: Collector, port: int, host: str, history: History | None = None) -> StatusServer:
+def start(
+    registry: Collector,
+    port: int,
+    host: str,
+    history: History | None = None,
+    allowed_hosts: Collection[str] = (),
+) -> StatusServer:
     """Serve the page in a thread, and begin to keep the last hour.
 
-    `port` 0: one that is free. `history`: one that the caller ticks. Raises OSError where the address cannot be had.
+    Parameters
+    ----------
+    registry
+        What is told.
+    port, host
+        Where; port 0: one that is free.
+    history
+        One that the caller ticks; None: one of its own.
+    allowed_hosts
+        Names of this server by which it may be asked, beside those that nobody else can have (`web.is_allowed`).
+
+    Raises
+    ------
+    OSError
+        The address cannot be had.
     """
-    own = History(registry) if history is None else history
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    family, _, _, _, address = found[0]
-    server = _Server(family, address, make_app(registry, own))
+    family, kind, protocol, _, address = found[0]
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen()  # where two have bound the port, only one may
+    except OSError:
+        listener.close()
+        raise
+    own = History(registry) if history is None else history
     if history is None:
         own.start()
-    return StatusServer(server, own)
+    return StatusServer(listener, Page(registry, own), own, allowed_hosts)

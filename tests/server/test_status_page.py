@@ -1,10 +1,14 @@
 """The status page: its arithmetic, what it says of made-up metrics, and its web server. tests/ops has the browser."""
 
+import gzip
 import http.client
 import json
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import pytest
@@ -16,6 +20,8 @@ from prometheus_client.registry import Collector
 
 from porestream.server.metrics import DEFINITIONS
 from porestream.server.status_page import history as history_module
+from porestream.server.status_page import page as page_module
+from porestream.server.status_page import web
 from porestream.server.status_page.history import History, increase, snapshot
 from porestream.server.status_page.page import StatusServer, quantile, start, status
 
@@ -307,9 +313,9 @@ def server(made_up: MadeUp) -> Iterator[StatusServer]:
     opened.close()
 
 
-def ask(server: StatusServer, path: str, method: str = "GET") -> tuple[http.client.HTTPResponse, bytes]:
+def ask(server: StatusServer, path: str, method: str = "GET", **headers: str) -> tuple[http.client.HTTPResponse, bytes]:
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
-    connection.request(method, path)
+    connection.request(method, path, headers={name.replace("_", "-"): value for name, value in headers.items()})
     response = connection.getresponse()
     body = response.read()
     connection.close()
@@ -365,3 +371,192 @@ def test_a_stuck_client_does_not_block_a_scrape(server: StatusServer, capfd: pyt
 def test_a_port_that_is_taken_is_told(server: StatusServer, made_up: MadeUp) -> None:
     with pytest.raises(OSError, match="in use"):
         start(made_up.registry, server.port, "127.0.0.1", made_up.history)
+
+
+class Counted(Collector):
+    """Counts how often it is asked, and fails if it shall."""
+
+    def __init__(self) -> None:
+        self.times, self.fails = 0, False
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        self.times += 1
+        if self.fails:
+            raise RuntimeError("the meter is gone")
+        yield CounterMetricFamily("porestream_x", "", value=self.times)
+
+
+@pytest.fixture
+def counted(made_up: MadeUp) -> Counted:
+    collector = Counted()
+    made_up.registry.register(collector)
+    collector.times = 0
+    return collector
+
+
+def test_thirty_who_ask_cost_one_collection_a_second(server: StatusServer, counted: Counted) -> None:
+    """Before, each request collected: thirty clients took a core of the server's."""
+    began_s, threads = time.monotonic(), threading.active_count()
+    with ThreadPoolExecutor(7) as clients:  # eight of an address may be connected
+        paths = ["/status.json", "/metrics"] * 30
+        answers = list(clients.map(lambda path: ask(server, path)[0].status, paths))
+        assert threading.active_count() <= threads + 7
+    assert set(answers) == {200}
+    assert 1 <= counted.times <= time.monotonic() - began_s + 1
+
+
+def test_connections_are_taken_at_a_pace(server: StatusServer) -> None:
+    began_s = time.monotonic()
+    for _ in range(60):
+        assert ask(server, "/page.js")[0].status == 200
+    assert time.monotonic() - began_s > (60 - 32 - 1) / 50
+
+
+def test_formats_of_prometheus(server: StatusServer, counted: Counted) -> None:
+    plain, text = ask(server, "/metrics")
+    assert (plain.getheader("Content-Type") or "").startswith("text/plain; version=0.0.4")
+    opened, as_open_metrics = ask(server, "/metrics", Accept="application/openmetrics-text;version=1.0.0,*/*;q=0.1")
+    assert (opened.getheader("Content-Type") or "").startswith("application/openmetrics-text; version=1.0.0")
+    assert as_open_metrics.endswith(b"# EOF\n")
+    for _ in range(2):
+        packed, body = ask(server, "/metrics", Accept_Encoding="gzip")
+        assert packed.getheader("Content-Encoding") == "gzip"
+        assert gzip.decompress(body) == text  # of the same second
+    for version in ("abc", "1.0.1", "9"):
+        made_up_version, body = ask(server, "/metrics", Accept=f"application/openmetrics-text;version={version}")
+        assert (made_up_version.status, body) == (200, text)
+    assert counted.times == 1
+
+
+def test_a_collector_that_fails_is_asked_once_a_second_too(
+    server: StatusServer, counted: Counted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(page_module.log, "exception", lambda text, **_: told.append(text))
+    monkeypatch.setattr(page_module, "_KEPT_S", 3600.0)
+    counted.fails = True
+    assert [ask(server, "/metrics")[0].status for _ in range(5)] == [500] * 5
+    assert (counted.times, len(told)) == (1, 1)
+    assert ask(server, "/")[0].status == 200
+
+
+@pytest.mark.parametrize(
+    ("host", "is_taken"),
+    [
+        ("127.0.0.1:9464", True),
+        ("[::1]:9464", True),
+        ("[fe80::1%eth0]:9464", True),
+        ("localhost", True),
+        ("LOCALHOST.:9464", True),
+        ("server:9464", True),  # compose
+        ("gridion.local", True),
+        ("porestream-metrics.porestream.svc:9464", True),
+        ("porestream-metrics.porestream.svc.cluster.local", True),
+        (socket.gethostname(), True),
+        ("evil.example.org:9464", False),
+        ("127.0.0.1.evil.example.org", False),
+        ("svc.example.org", False),
+        ("evil.org#.svc.x", False),
+        ("", False),
+        (":9464", False),
+    ],
+)
+def test_a_name_that_anybody_can_have_is_not_answered(server: StatusServer, host: str, is_taken: bool) -> None:
+    """A web page's owner can have its name mean this machine, and then read what is here in its visitor's browser."""
+    for path in ("/status.json", "/metrics", "/"):
+        response, body = ask(server, path, Host=host)
+        assert response.status == (200 if is_taken else 421)
+        assert is_taken or b"PORESTREAM_METRICS_ALLOWED_HOSTS" in body
+        assert is_taken or b"porestream_" not in body
+
+
+def test_allowed_hosts(made_up: MadeUp) -> None:
+    server = start(made_up.registry, 0, "127.0.0.1", made_up.history, ["Nanopore.example.org", "*.lab.example.org"])
+    try:
+        for host, code in {
+            "nanopore.example.org:443": 200,
+            "a.b.lab.example.org": 200,
+            "lab.example.org": 421,
+            "evillab.example.org": 421,
+            "x.nanopore.example.org": 421,
+        }.items():
+            assert (host, ask(server, "/status.json", Host=host)[0].status) == (host, code)
+    finally:
+        server.close()
+    assert web.is_allowed("anything.example.org", ["*"])
+
+
+def raw(server: StatusServer, request: bytes) -> bytes:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
+        connection.sendall(request)
+        return b"".join(iter(lambda: connection.recv(65536), b""))
+
+
+@pytest.mark.parametrize(
+    ("request_", "code"),
+    [
+        (b"GET / HTTP/1.0\r\n\r\n", 200),  # no browser: it names no host
+        (b"GET / HTTP/1.1\r\nHost: a\r\nHost: evil.example.org\r\n\r\n", 400),
+        (b"GET /\r\n\r\n", 400),
+        (b"\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nAccept: application/openmetrics-text;version=1.0.0\nSet-Cookie: a=b\r\n\r\n", 400),
+        (b"GET /%s HTTP/1.1\r\n\r\n" % (b"a" * 2048), 414),
+        (b"GET / HTTP/1.1\r\n%s" % (b"A: b\r\n" * 5000), 431),
+        (b"GET /?a=b HTTP/1.1\r\nHost: localhost\r\n\r\n%s" % (b"a" * 50_000), 200),
+    ],
+)
+def test_strange_requests(server: StatusServer, request_: bytes, code: int) -> None:
+    assert raw(server, request_).startswith(b"HTTP/1.1 %d " % code)
+
+
+def test_who_sends_a_byte_now_and_then_is_cut_off(server: StatusServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before, the time was that between two bytes: one could stay for ever."""
+    monkeypatch.setattr(web, "_REQUEST_S", 0.5)
+    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as slow, pytest.raises(OSError):  # noqa: PT011
+        for _ in range(1000):
+            slow.sendall(b"G")
+            time.sleep(0.02)
+
+
+def test_who_takes_no_answer_is_cut_off(made_up: MadeUp, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(web, "_ANSWER_S", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        server = web.WebServer(listener.dup(), lambda _: web.Response(200, "text/plain", bytes(50_000_000)))
+        with socket.create_connection(("127.0.0.1", port), timeout=20) as stuck:
+            stuck.sendall(b"GET / HTTP/1.1\r\n\r\n")
+            time.sleep(1.0)
+            taken = 0
+            with pytest.raises(OSError):  # noqa: PT011
+                while got := stuck.recv(1 << 20):
+                    taken += len(got)
+                raise ConnectionResetError
+            assert taken < 50_000_000
+        server.close()
+
+
+def test_connections_are_few_and_stuck_ones_make_room(server: StatusServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    with ExitStack() as stack:
+        monkeypatch.setattr(web, "_STUCK_S", 3600.0)
+        stuck = [
+            stack.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=10))
+            for _ in range(web.MOST_OF_A_PEER)
+        ]
+        began_s = time.monotonic()
+        assert b"503" in stack.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=10)).recv(100)
+        assert time.monotonic() - began_s < web._REQUEST_S  # it need not wait for those
+        monkeypatch.setattr(web, "_STUCK_S", 0.0)
+        assert ask(server, "/metrics")[0].status == 200
+        assert stuck[0].recv(100) == b""
+        for connection in stuck[1:]:
+            connection.sendall(b"GET /status.json HTTP/1.1\r\n\r\n")
+            assert connection.recv(100).startswith(b"HTTP/1.1 200 ")
+
+
+def test_the_port_is_free_although_somebody_is_connected(made_up: MadeUp) -> None:
+    server = start(made_up.registry, 0, "127.0.0.1", made_up.history)
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+        server.close()
+        with suppress(ConnectionResetError):  # it was not yet taken
+            assert connection.recv(1) == b""
+        start(made_up.registry, server.port, "127.0.0.1", made_up.history).close()
