@@ -9,6 +9,7 @@ a multiple of 64 bytes.
 """
 
 import json
+import math
 import os
 import tempfile
 import zlib
@@ -24,14 +25,35 @@ import pysam
 from porestream.kernels.minimizers import minimizer_chunks
 from porestream.kernels.mmi import Preset
 from porestream.kernels.pack import AMBIGUOUS_CODE, encode_bases
-from porestream.kernels.reference import INDEX_MAGIC, Reference, ReferenceFileError, ReferenceSequence
+from porestream.kernels.reference import (
+    INDEX_MAGIC,
+    Reference,
+    ReferenceFileError,
+    ReferenceSequence,
+    make_reference,
+)
 
 _ALIGN = 64
 _PARTITION_BITS = 8  # hashes are sorted in so many parts, by their first bits
 _KEYS_A_BUCKET_BITS = 3  # positions a bucket: of a genome, two to seven keys
 _OCCURRENCES = {"map-ont": (10, 1_000_000), "lr:hq": (50, 500)}  # options.c: min_mid_occ, max_mid_occ
 _FREQUENT = float(np.float32(2e-4))  # options.c: mid_occ_frac
-_ARRAYS = ("bucket", "key", "start", "position", "strand", "bases", "unknown")
+_DTYPES = {
+    "bucket": ("<u4",),
+    "key": ("|u1", "<u2", "<u4"),
+    "start": ("<u4",),
+    "position": ("<u4",),
+    "strand": ("|u1",),
+    "bases": ("|u1",),
+    "unknown": ("<i8",),
+}
+_ARRAYS = tuple(_DTYPES)
+_KEY_BITS = {"|u1": 8, "<u2": 16, "<u4": 32}
+_MAX_K, _MAX_W = (
+    19,
+    255,
+)  # a hash without its first 8 bits, a position and a strand are 64 bits; options.c, mm_check_opt
+_CHECKED_ENTRIES = 1 << 24  # at a time
 
 Progress = Callable[[str], None]
 
@@ -266,12 +288,12 @@ def index_name(reference: Reference, preset: Preset) -> str:
 
 
 def load_index(path: Path) -> Index:
-    """Map an index into memory.
+    """Map an index into memory, and check it: kernels trust that what leads elsewhere leads to what is there.
 
     Raises
     ------
     ReferenceFileError
-        It is missing, truncated, or no index of this program's.
+        It is missing, truncated, damaged, or no index of this program's.
     """
     again = "build it again with porestream index"
     try:
@@ -286,28 +308,102 @@ def load_index(path: Path) -> Index:
         raise ReferenceFileError(path, f"it cannot be read ({error.strerror})", "check the path") from error
     if len(text) < length or zlib.crc32(text) != int.from_bytes(head[len(INDEX_MAGIC) + 8 :], "little"):
         raise ReferenceFileError(path, "the index is truncated or damaged", again)
-    header = json.loads(text)
-    first = _first_array(length)
-    if size != first + header["bytes"]:
-        raise ReferenceFileError(
-            path, f"the index is truncated: it has {size:,} bytes of {first + header['bytes']:,}", again
-        )
-    about = header["reference"]
-    sequences = tuple(ReferenceSequence(*sequence) for sequence in about["sequences"])
-    lengths = [sequence.length for sequence in sequences]
+    try:
+        header = json.loads(text)
+        first = _first_array(length)
+        expected = first + _whole(header["bytes"])
+        if size != expected:
+            raise ReferenceFileError(path, f"the index is truncated: it has {size:,} bytes of {expected:,}", again)
+        index = _index(path, header, first, size)
+        _check_values(index)
+    except ReferenceFileError:
+        raise
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError, OverflowError) as error:
+        raise ReferenceFileError(path, f"the index is damaged ({type(error).__name__}: {error})", again) from error
+    return index
+
+
+def _index(path: Path, header: dict[str, Any], first: int, size: int) -> Index:
+    """What the header says, with the arrays that begin at `first`, where that is what an index can be."""
+    about, preset = header["reference"], Preset(**header["preset"])
+    reference = make_reference(path, [_sequence(*sequence) for sequence in about["sequences"]])
+    if about["sha256"] != reference.sha256 or not isinstance(about["name"], str):
+        raise ValueError("its digest is not that of its sequences")
+    if preset.name not in _OCCURRENCES or not 1 <= _whole(preset.k) <= _MAX_K or not 1 <= _whole(preset.w) <= _MAX_W:
+        raise ValueError(f"{preset} cannot be")
+    least, most = _OCCURRENCES[preset.name]
+    if not least <= _whole(header["frequent"]) <= most:
+        raise ValueError(f"frequent = {header['frequent']}, not {least} to {most}")
     return Index(
-        Reference(about["name"], sequences, about["sha256"]),
-        Preset(**header["preset"]),
+        Reference(about["name"], reference.sequences, reference.sha256),
+        preset,
         header["frequent"],
-        offset=np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64),
-        **{name: _map(path, dtype, shape, first + at) for name, (dtype, shape, at) in header["arrays"].items()},
+        offset=np.cumsum([0, *(sequence.length for sequence in reference.sequences)], dtype=np.int64),
+        **{name: _map(path, name, header["arrays"][name], first, size) for name in _ARRAYS},
     )
 
 
-def _map(path: Path, dtype: str, shape: list[int], at: int) -> npt.NDArray[Any]:
-    if 0 in shape:
-        return np.zeros(shape, dtype)
-    return np.memmap(path, np.dtype(dtype), "r", at, tuple(shape))
+def _whole(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ValueError(f"{value!r:.40} is not a whole number")
+    return value
+
+
+def _sequence(name: object, length: object, md5: object) -> ReferenceSequence:
+    if not isinstance(name, str) or not isinstance(md5, str):
+        raise ValueError("a sequence has no name or no md5")
+    return ReferenceSequence(name, _whole(length), md5)
+
+
+def _map(path: Path, name: str, described: Any, first: int, size: int) -> npt.NDArray[Any]:
+    """An array of the file; its type, shape and place are checked before it is mapped."""
+    dtype, shape, at = described
+    lengths = tuple(map(_whole, shape))
+    if dtype not in _DTYPES[name]:
+        raise ValueError(f"{name} is of type {dtype!r:.40}, not {' or '.join(_DTYPES[name])}")
+    if len(lengths) != (2 if name == "unknown" else 1) or (name == "unknown" and lengths[1] != 2):
+        raise ValueError(f"{name} has the shape {lengths!r:.40}")
+    begin = first + _whole(at)
+    if begin % _ALIGN or begin + math.prod(lengths) * np.dtype(dtype).itemsize > size:
+        raise ValueError(f"{name} is not within the file")
+    if 0 in lengths:
+        return np.zeros(lengths, dtype)
+    return np.memmap(path, np.dtype(dtype), "r", begin, lengths)
+
+
+def _check_values(index: Index) -> None:
+    """That arrays fit together, and what is in them is within them: kernels look no more."""
+    bases, positions, keys = int(index.offset[-1]), len(index.position), len(index.key)
+    buckets = len(index.bucket) - 1
+    key_bits = 2 * index.preset.k - buckets.bit_length() + 1
+    if buckets < 1 or buckets & (buckets - 1) or not 0 <= key_bits <= _KEY_BITS[index.key.dtype.str]:
+        raise ValueError(f"{buckets:,} buckets do not go with k = {index.preset.k} and keys of {index.key.dtype}")
+    expected = {"start": keys + 1, "strand": -(-positions // 8), "bases": -(-bases // 4)}
+    for name, length in expected.items():
+        if len(getattr(index, name)) != length:
+            raise ValueError(f"{name} has {len(getattr(index, name)):,} entries, not {length:,}")
+    _check_ascending("bucket", index.bucket, keys)
+    _check_ascending("start", index.start, positions)
+    for part in _parts(index.position):
+        if part.min() < index.preset.k - 1 or part.max() >= bases:
+            raise ValueError("a position is in no sequence")
+    ends = index.unknown.reshape(-1)  # from, to, from, to
+    if len(ends) and (ends[0] < 0 or ends[-1] > bases or np.any(index.unknown[:, 0] >= index.unknown[:, 1])):
+        raise ValueError("unknown bases are in no sequence")
+    if np.any(ends[1:] < ends[:-1]):
+        raise ValueError("unknown bases are not in order")
+
+
+def _check_ascending(name: str, array: npt.NDArray[np.uint32], last: int) -> None:
+    """That it goes from 0 to `last` and never back."""
+    if array[0] != 0 or array[-1] != last or any(np.any(part[1:] < part[:-1]) for part in _parts(array)):
+        raise ValueError(f"{name} does not go from 0 to {last:,}")
+
+
+def _parts(array: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
+    """Its entries, some at a time, each part with the next one's first."""
+    for first in range(0, len(array), _CHECKED_ENTRIES):
+        yield np.asarray(array[first : first + _CHECKED_ENTRIES + 1])
 
 
 def sequences_of(index: Index) -> Iterator[tuple[str, npt.NDArray[np.uint8]]]:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from porestream.kernels.aligner import load_reference
-from porestream.kernels.mmi import read_lengths
+from porestream.kernels.mmi import Contents, read_contents
 from porestream.kernels.reference import ReferenceFileError, ReferenceSequence, make_reference, md5_of, read_fasta
 
 BASES = "".join(np.random.default_rng(1).choice(list("ACGT"), 30_000))
@@ -91,7 +91,7 @@ def test_mmi(tmp_path: Path) -> None:
     fasta = write(tmp_path / "a.fa", f">a\n{BASES.lower()}\n>b\n{BASES[:5000]}R{BASES[:5000]}\n")
     mmi = tmp_path / "a.mmi"
     mappy.Aligner(str(fasta), k=17, w=11, fn_idx_out=str(mmi))
-    assert read_lengths(mmi) == {"a": 30_000, "b": 10_001}
+    assert read_contents(mmi) == Contents(17, 11, {"a": 30_000, "b": 10_001})
     of_fasta = read_fasta(fasta)
     of_mmi = load_reference(mmi, preset="lr:hq", cache_dir=tmp_path / "cache", threads=1).reference
     assert [(s.name, s.length) for s in of_mmi.sequences] == [(s.name, s.length) for s in of_fasta.sequences]
