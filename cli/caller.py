@@ -325,7 +325,9 @@ class _Call:
 
     def _check_chemistry(self, identity: CallerIdentity, info: ServerInfo) -> ChemistryCheck:
         others = info.models if self.request.server else local_models(self.request.models_directory)
-        made_for = info.models[identity.model]
+        made_for = info.models.get(identity.model)
+        if made_for is None:
+            raise ServerRefused(f"the server calls with {identity.model!r}, and has only {', '.join(info.models)}")
         check = ChemistryCheck(identity.model, made_for, others, allowed=self.request.allow_chemistry_mismatch)
         for run in self.source.runs.values():
             if reason := check.mismatch(run):

@@ -1,11 +1,15 @@
 """The way to a server: in the clear, or with TLS and a token."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from porestream.client.proxy import proxy_for
+from porestream.v1 import porestream_pb2_grpc as pb_grpc
 
 _OPTIONS = (
     ("grpc.max_receive_message_length", -1),
@@ -71,3 +75,33 @@ def open_channel(target: str, credentials: Credentials) -> grpc.aio.Channel:
             raise ValueError(f"{credentials.token_file}: no token in it")
         channel = grpc.composite_channel_credentials(channel, grpc.access_token_call_credentials(words[0]))
     return grpc.aio.secure_channel(target, channel, options=options)
+
+
+def service(channel: grpc.aio.Channel) -> pb_grpc.BasecallServiceStub:
+    """The service on a channel. A response that is no message of ours is None."""
+    return pb_grpc.BasecallServiceStub(_Wary(channel))
+
+
+class _Wary:
+    """A channel whose responses may be anything: gRPC would print a traceback of what cannot be decoded."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self._channel = channel
+
+    def __getattr__(self, kind: str) -> Callable[..., Any]:
+        make = getattr(self._channel, kind)
+
+        def made(method: str, *, response_deserializer: Callable[[bytes], Any], **others: Any) -> Any:
+            return make(method, response_deserializer=_or_none(response_deserializer), **others)
+
+        return made
+
+
+def _or_none(decode: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    def decoded(data: bytes) -> Any:
+        try:
+            return decode(data)
+        except DecodeError:
+            return None
+
+    return decoded

@@ -10,8 +10,8 @@ from typing import Any, Self, TypeVar
 
 import grpc
 
-from porestream.client.channel import open_channel, way_to
-from porestream.client.reads import CallerIdentity, ReadResult, ReadStatus, ServerInfo, SignalRead
+from porestream.client.channel import open_channel, service, way_to
+from porestream.client.reads import CallerIdentity, ReadInfo, ReadResult, ReadStatus, ServerInfo, SignalRead
 from porestream.client.stream import (
     FINAL,
     Delivery,
@@ -20,6 +20,8 @@ from porestream.client.stream import (
     ServerRefused,
     StreamOptions,
     identify,
+    read_fault,
+    run_fault,
 )
 from porestream.client.wire import CHUNK_SAMPLES, EncodedRead, decode_identity, decode_server_info, encode_read
 from porestream.v1 import porestream_pb2 as pb
@@ -33,6 +35,7 @@ _MAX_LIVE_STREAMS = 4
 _PAUSE_S = 0.3
 _AHEAD_READS, _AHEAD_SAMPLES = 64, 1_000_000
 _SILENT = {  # words of gRPC's errors, and what is to be done
+    "Handshake read failed": "something is there, but does not speak TLS: do without --tls, --tls-ca and --token-file",
     "Socket closed": "something is there, but does not speak in the clear: does it want TLS (--tls)?",
     "Hostname Verification": "its certificate is not for this name",
     "CERTIFICATE_VERIFY_FAILED": "its certificate is of no authority that is known here (--tls-ca)",
@@ -96,7 +99,7 @@ class BasecallClient:
     async def _ask_server_info(self, timeout_s: float) -> ServerInfo:
         where = way_to(self.target, self.options.credentials)
         async with open_channel(self.target, self.options.credentials) as channel:
-            stub = pb_grpc.BasecallServiceStub(channel)
+            stub = service(channel)
             try:
                 info = await stub.GetServerInfo(pb.GetServerInfoRequest(), timeout=timeout_s, wait_for_ready=True)
             except grpc.aio.AioRpcError as error:
@@ -109,7 +112,12 @@ class BasecallClient:
                     reason = f"{error.code().name}: {error.details()}"
                     raise ServerRefused(f"{where} is no porestream server, or of another time: {reason}") from error
                 raise ServerLost(f"{where} does not answer: {error.code().name}: {error.details()}") from error
-        return decode_server_info(info)
+        try:
+            if info is None:
+                raise ValueError("it sends what is no message")
+            return decode_server_info(info)
+        except ValueError as error:
+            raise ServerRefused(f"{where} is no porestream server, or a broken one: {error}") from error
 
     async def identify(self) -> CallerIdentity:
         """Who calls: model, reference, precision... as this server resolves the options. Pinned from then on.
@@ -140,16 +148,14 @@ class BasecallClient:
         async with aclosing(self._deliveries(reads)) as batches:
             async for batch in batches:
                 for result, stored in batch:
-                    if result is not None:
-                        yield result
+                    yield result
                     stored()
 
     async def call_batches(self, reads: Iterable[SignalRead]) -> AsyncGenerator[list[ReadResult], None]:
         """As `call`, but yields all results that are ready: cheaper where reads are short. Never an empty list."""
         async with aclosing(self._deliveries(reads)) as batches:
             async for batch in batches:
-                if results := [result for result, _ in batch if result is not None]:
-                    yield results
+                yield [result for result, _ in batch]
                 for _, stored in batch:
                     stored()
 
@@ -161,11 +167,19 @@ class BasecallClient:
         deliveries: asyncio.Queue[Delivery | None] = asyncio.Queue()  # bounded by the streams' windows
         live: OrderedDict[str, tuple[RunStream, asyncio.Task[None]]] = OrderedDict()
         streams: list[RunStream] = []
-        source = _ReadAhead(reads, min(CHUNK_SAMPLES, info.max_chunk_samples))
+        refused: dict[str, str] = {}  # by run, why no stream can be opened for it; empty: it can
+        sequences = info.references.get(identity.reference)
+        lengths = {sequence.name: sequence.length for sequence in sequences or ()}
+        source = _ReadAhead(reads, min(CHUNK_SAMPLES, info.max_chunk_samples or CHUNK_SAMPLES), info.max_message_bytes)
 
         async def feed(tasks: asyncio.TaskGroup) -> None:
             async for read in source:
-                if isinstance(read, ReadResult):  # it cannot be encoded
+                if not isinstance(read, ReadResult) and read.info.run.key not in refused:
+                    fault = run_fault(read.info.run, self.options, identity, info.max_message_bytes)
+                    refused[read.info.run.key] = fault
+                if isinstance(read, EncodedRead) and (reason := refused[read.info.run.key]):
+                    read = _rejected(read.info, reason, read.samples)
+                if isinstance(read, ReadResult):  # it cannot be sent
                     self.unsent += 1
                     deliveries.put_nowait((read, lambda: None))
                     continue
@@ -176,7 +190,14 @@ class BasecallClient:
                         oldest.end()
                         await task
                     stream = RunStream(
-                        self.target, run, self.options, deliveries.put_nowait, info.min_chunk_credit_samples, identity
+                        self.target,
+                        run,
+                        self.options,
+                        deliveries.put_nowait,
+                        info.min_chunk_credit_samples,
+                        identity,
+                        info.max_message_bytes,
+                        lengths,
                     )
                     streams.append(stream)
                     live[run.key] = stream, tasks.create_task(stream.run())
@@ -299,8 +320,8 @@ class _ReadAhead:
     A turn of the event loop and back for each read would cost more than a short read's encoding.
     """
 
-    def __init__(self, reads: Iterable[SignalRead], chunk_samples: int) -> None:
-        self._reads, self._chunk_samples = reads, chunk_samples
+    def __init__(self, reads: Iterable[SignalRead], chunk_samples: int, max_message_bytes: int) -> None:
+        self._reads, self._chunk_samples, self._max_message_bytes = reads, chunk_samples, max_message_bytes
         self._loop = asyncio.get_running_loop()
         self._changed = threading.Condition()
         self._ready: deque[EncodedRead | ReadResult] = deque()
@@ -341,7 +362,7 @@ class _ReadAhead:
         error: BaseException | None = None
         try:
             for read in self._reads:
-                encoded = _encoded(read, self._chunk_samples)
+                encoded = _encoded(read, self._chunk_samples, self._max_message_bytes)
                 with self._changed:
                     self._ready.append(encoded)
                     self._ready_samples += read.signal_S.size
@@ -365,13 +386,18 @@ class _ReadAhead:
             self._loop.call_soon_threadsafe(self._has_news.set)
 
 
-def _encoded(read: SignalRead, chunk_samples: int) -> EncodedRead | ReadResult:
+def _encoded(read: SignalRead, chunk_samples: int, max_message_bytes: int) -> EncodedRead | ReadResult:
     """The read as it is sent; or its result, where a value of it cannot be: one strange read must not end a run."""
     try:
-        return encode_read(read, chunk_samples)
+        encoded = encode_read(read, chunk_samples)
+        reason = read_fault(encoded, max_message_bytes)
     except (ValueError, TypeError, ArithmeticError) as error:
         reason = f"not sendable: {type(error).__name__}: {error}"
-        return ReadResult(read.info, ReadStatus.REJECTED, reason, int(read.signal_S.size), 0.0, 0.0, "", ())
+    return _rejected(read.info, reason, int(read.signal_S.size)) if reason else encoded
+
+
+def _rejected(info: ReadInfo, reason: str, samples: int) -> ReadResult:
+    return ReadResult(info, ReadStatus.REJECTED, reason, samples, 0.0, 0.0, "", ())
 
 
 def _first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:

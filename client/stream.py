@@ -9,8 +9,8 @@ import contextlib
 import random
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 from uuid import UUID
 
@@ -18,16 +18,18 @@ import grpc
 import structlog
 from google.protobuf.duration_pb2 import Duration
 
-from porestream.client.channel import PLAINTEXT, Credentials, open_channel, way_to
+from porestream.client.channel import PLAINTEXT, Credentials, open_channel, service, way_to
 from porestream.client.reads import ReadResult, ReadStatus, RunInfo
 from porestream.client.text import counted
-from porestream.client.wire import EncodedRead, decode_result, encode_run
+from porestream.client.wire import EncodedRead, chunk_bytes, decode_result, encode_run
 from porestream.v1 import porestream_pb2 as pb
-from porestream.v1 import porestream_pb2_grpc as pb_grpc
 
 log = structlog.get_logger()
 
 _MESSAGE_BYTES = 256 << 10
+_BATCH_BYTES = 64  # of a message with chunks, without these
+_MAX_RUN_ID_LENGTH = 256  # what servers take
+_SHOWN_RUN_ID = 40
 _MIN_WINDOW_SAMPLES = 1024  # of the window for a read, however short: so their number is bounded, too
 _FIRST_BACKOFF_S, _MAX_BACKOFF_S = 0.2, 5.0
 FINAL = {
@@ -46,7 +48,10 @@ PRIORITIES = {"live": pb.PRIORITY_LIVE, "standard": pb.PRIORITY_STANDARD, "bulk"
 
 
 class ServerRefused(Exception):
-    """The server will not serve this stream, however often it is asked; the message is the server's."""
+    """The server will not serve this stream, however often it is asked, or not as the contract says.
+
+    The message is the server's, or says what it does that it must not.
+    """
 
 
 class ServerLost(Exception):
@@ -122,6 +127,39 @@ def open_message(
     )
 
 
+def run_fault(run: RunInfo, options: StreamOptions, expected: pb.CallerIdentity, max_message_bytes: int) -> str:
+    """Why no server would open a stream for this run, whatever of the others; empty: it may.
+
+    Looked at before anything is sent: of a server's refusal nobody can say whom else it concerns, and what is larger
+    than a message may be looks like a server that has no room now.
+    """
+    why = ""
+    if not run.run_id:
+        why = "its id is empty"
+    elif len(run.run_id) > _MAX_RUN_ID_LENGTH:
+        why = f"its id has {len(run.run_id):,} characters, a server takes {_MAX_RUN_ID_LENGTH}"
+    else:
+        try:
+            size = open_message(run, options, expected, reconnects=(1 << 32) - 1).ByteSize()
+        except (ValueError, TypeError, ArithmeticError) as error:
+            why = f"{type(error).__name__}: {error}"
+        else:
+            if 0 < max_message_bytes < size:
+                why = f"what its file says of it takes {size:,} bytes, the server takes {max_message_bytes:,}"
+    if not why:
+        return ""
+    shown = run.run_id if len(run.run_id) <= _SHOWN_RUN_ID else f"{run.run_id[:_SHOWN_RUN_ID]}..."
+    return f"run not taken: {why} (run {shown})"
+
+
+def read_fault(read: EncodedRead, max_message_bytes: int) -> str:
+    """Why no message can hold a chunk of this read; empty: each fits."""
+    size = _BATCH_BYTES + max(map(chunk_bytes, read.chunks))
+    if not 0 < max_message_bytes < size:
+        return ""
+    return f"too large to send: {size:,} bytes with what its file says of it, the server takes {max_message_bytes:,}"
+
+
 async def identify(target: str, options: StreamOptions) -> pb.CallerIdentity:
     """Who calls with these options on this server: opens a stream, and leaves.
 
@@ -131,12 +169,14 @@ async def identify(target: str, options: StreamOptions) -> pb.CallerIdentity:
         The server does not have what is asked for, or does not answer.
     """
     async with open_channel(target, options.credentials) as channel:
-        call = pb_grpc.BasecallServiceStub(channel).StreamReads()
+        call = service(channel).StreamReads()
         try:
             await call.write(open_message(RunInfo("identify", 0), options, None))
             response = await _next_response(call, 4 * options.heartbeat_s)
             if response is grpc.aio.EOF:
                 raise ServerLost(f"{target} ended the stream before it began")
+            if response is None or response.WhichOneof("message") != "opened":
+                raise _breach(target, "it does not say first that the stream is open")
             await call.write(pb.StreamReadsRequest(half_close=pb.HalfClose()))
             caller: pb.CallerIdentity = response.opened.caller
         except grpc.aio.AioRpcError as error:
@@ -144,7 +184,15 @@ async def identify(target: str, options: StreamOptions) -> pb.CallerIdentity:
             raise kind(f"{error.code().name}: {error.details()}") from error
         except TimeoutError as error:
             raise ServerLost(f"{target} is silent") from error
+    for name in ("model", "reference", "preset"):
+        asked, said = getattr(options, name), getattr(caller, name)
+        if asked not in ("", "auto", said):
+            raise _breach(target, f"{name} {asked!r} was asked for, it has {said!r}")
     return caller
+
+
+def _breach(target: str, what: str) -> ServerRefused:
+    return ServerRefused(f"{target} is no porestream server, or a broken one: {what}")
 
 
 async def _next_response(call: grpc.aio.StreamStreamCall, patience_s: float) -> Any:
@@ -163,14 +211,17 @@ class _Connection:
     batch_seq: int = 0
     stored_seq: int = 0
     acknowledged_seq: int = 0
+    received_seq: int = 0
+    is_open: bool = False
     draining: bool = False
     half_closed: bool = False
     to_send: deque[EncodedRead] = field(default_factory=deque)
     next_chunk: int = 0  # of the first read in `to_send`
+    sent: dict[bytes, bool] = field(default_factory=dict)  # reads without a result: whether to their end
 
 
-Delivery = tuple[ReadResult | None, Callable[[], None]]
-"""A result (None: a repetition, to be passed over) and what to call when it is stored."""
+Delivery = tuple[ReadResult, Callable[[], None]]
+"""A result, and what to call when it is stored."""
 
 
 class RunStream:
@@ -188,6 +239,10 @@ class RunStream:
         What a chunk counts at least (the server's Limits).
     expected
         Who must call: any other caller is refused, also after a break.
+    max_message_bytes
+        The most that a message may have (the server's Limits); 0: not known.
+    lengths
+        Bases of each sequence of the reference: results are held against them. None: not known.
 
     Attributes
     ----------
@@ -207,10 +262,13 @@ class RunStream:
         deliver: Callable[[Delivery], None],
         min_chunk_credit_samples: int,
         expected: pb.CallerIdentity,
+        max_message_bytes: int = 0,
+        lengths: Mapping[str, int] | None = None,
     ) -> None:
         self._target, self._run_info, self._options, self._deliver = target, run, options, deliver
         self._min_chunk_samples = min_chunk_credit_samples
         self._expected = expected
+        self._max_message_bytes, self._lengths = max_message_bytes, lengths
         self._pending: OrderedDict[bytes, EncodedRead] = OrderedDict()  # without a result
         self._window_used = 0  # samples of reads without a stored result
         self._window_free = asyncio.Event()
@@ -259,7 +317,7 @@ class RunStream:
             try:
                 await self._connect()
             except grpc.aio.AioRpcError as error:
-                if error.code() in FINAL:
+                if error.code() in FINAL or _is_too_large(error):
                     raise ServerRefused(f"{error.code().name}: {error.details()}") from error
                 reason = f"{error.code().name}: {error.details()}"
             except TimeoutError:
@@ -283,18 +341,17 @@ class RunStream:
     async def _connect(self) -> None:
         """One connection's life."""
         async with open_channel(self._target, self._options.credentials) as channel:
-            call = pb_grpc.BasecallServiceStub(channel).StreamReads()
+            call = service(channel).StreamReads()
             connection = _Connection()
             await call.write(open_message(self._run_info, self._options, self._expected, self.reconnects))
             sender: asyncio.Task[None] | None = None
             patience_s = 4 * self._options.heartbeat_s
             try:
                 while (response := await _next_response(call, patience_s)) is not grpc.aio.EOF:
+                    if response is None:
+                        raise _breach(self._target, "it sends what is no message")
                     if response.WhichOneof("message") == "opened":
-                        _check_revision(response.opened.caller, self._expected)
-                        connection.credit = response.opened.credit.max_total_samples
-                        connection.to_send = deque(self._pending.values())
-                        self._connection = connection
+                        self._open(response.opened, connection)
                         sender = asyncio.create_task(self._send(call, connection))
                     else:
                         self._take(response, connection)
@@ -306,6 +363,15 @@ class RunStream:
                 if sender is not None:
                     sender.cancel()
                     await asyncio.gather(sender, return_exceptions=True)
+
+    def _open(self, opened: pb.StreamOpened, connection: _Connection) -> None:
+        if connection.is_open:
+            raise _breach(self._target, "it says twice that the stream is open")
+        _check_caller(opened.caller, self._expected)
+        connection.is_open = True
+        connection.credit = opened.credit.max_total_samples
+        connection.to_send = deque(self._pending.values())
+        self._connection = connection
 
     def _take(self, response: pb.StreamReadsResponse, connection: _Connection) -> None:
         kind = response.WhichOneof("message")
@@ -319,15 +385,24 @@ class RunStream:
         connection.changed.set()
 
     def _take_result(self, seq: int, message: pb.ReadResult, connection: _Connection) -> None:
-        read = self._pending.pop(message.read_id, None)
+        if seq != connection.received_seq + 1:
+            raise _breach(self._target, f"result {seq} comes where {connection.received_seq + 1} was expected")
+        connection.received_seq = seq
+        is_whole = connection.sent.pop(message.read_id, None)
+        if is_whole is None:
+            name = UUID(bytes=message.read_id) if len(message.read_id) == 16 else message.read_id[:20].hex()
+            raise _breach(self._target, f"a result of read {name}, of which it has none to give")
+        read = self._pending.pop(message.read_id)
         self._begun.discard(message.read_id)
-        result = decode_result(message, read.info) if read else None
-        self._results += result is not None
+        result = decode_result(message, read.info, read.samples, self._lengths)
+        if result.parts and not is_whole:
+            detail = "the server called it before it had all of it"
+            result = replace(result, status=ReadStatus.FAILED, detail=detail, parts=())
+        self._results += 1
 
         def stored() -> None:
-            if read:
-                self._window_used -= _window_cost(read)
-                self._window_free.set()
+            self._window_used -= _window_cost(read)
+            self._window_free.set()
             connection.stored_seq = seq
             connection.changed.set()
 
@@ -374,20 +449,23 @@ class RunStream:
         """Chunks that fit into one message and the credit."""
         chunks: list[pb.ReadChunk] = []
         size = 0
+        most_bytes = (self._max_message_bytes or 2 * _MESSAGE_BYTES) - _BATCH_BYTES
         while connection.to_send and size < _MESSAGE_BYTES:
             read = connection.to_send[0]
             chunk = read.chunks[connection.next_chunk]
             cost = max(chunk.sample_count, self._min_chunk_samples)
-            if connection.used + cost > connection.credit:
+            chunk_size = chunk_bytes(chunk)
+            if connection.used + cost > connection.credit or (chunks and size + chunk_size > most_bytes):
                 break
             if connection.next_chunk == 0:
                 self.resent += chunk.read_id in self._begun
                 self._begun.add(chunk.read_id)
             connection.used += cost
             chunks.append(chunk)
-            size += len(chunk.signal)
+            size += chunk_size
             connection.next_chunk += 1
-            if connection.next_chunk == len(read.chunks):
+            connection.sent[chunk.read_id] = connection.next_chunk == len(read.chunks)
+            if connection.sent[chunk.read_id]:
                 connection.to_send.popleft()
                 connection.next_chunk = 0
         return chunks
@@ -398,13 +476,22 @@ class RunStream:
         return f"{counted(len(self._pending), 'read')} without a result ({', '.join(names)}{more})"
 
 
-def _check_revision(caller: pb.CallerIdentity, expected: pb.CallerIdentity) -> None:
-    """Servers compare all of an identity; one from before there was a revision does not know of it."""
-    if caller.calling_revision != expected.calling_revision:
-        raise ServerRefused(
-            f"another caller than expected: calling_revision {expected.calling_revision}, here it is "
-            f"{caller.calling_revision or 'none, of a server from before there was one'}"
-        )
+def _check_caller(caller: pb.CallerIdentity, expected: pb.CallerIdentity) -> None:
+    """Servers compare all of an identity, but one may be broken, and one from before there was a revision does not know
+    of it. As there, nothing is compared that was not said, nor the version."""
+    names = {field.name for field, _ in expected.ListFields()} - {"version"} | {"calling_revision"}
+    for name in sorted(names):
+        theirs, mine = getattr(caller, name), getattr(expected, name)
+        if theirs != mine:
+            shown = [value.hex() if isinstance(value, bytes) else value for value in (mine, theirs)]
+            if name == "calling_revision" and not theirs:
+                shown[1] = "none, of a server from before there was one"
+            raise ServerRefused(f"another caller than expected: {name} {shown[0]}, here it is {shown[1]}")
+
+
+def _is_too_large(error: grpc.aio.AioRpcError) -> bool:
+    """Whether a message had more bytes than is taken there: it has the status of a server that has no room just now."""
+    return error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in str(error.details())
 
 
 def _window_cost(read: EncodedRead) -> int:

@@ -1,12 +1,13 @@
 """Between the client's values and protobuf."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from uuid import UUID
 
 import google_crc32c
 from pod5.signal_tools import vbz_compress_signal
 
+from porestream.client.distrust import check_references, result_fault
 from porestream.client.reads import (
     Alignment,
     CalledPart,
@@ -23,6 +24,8 @@ from porestream.models.chemistry import Chemistry, chemistry_of_model
 from porestream.v1 import porestream_pb2 as pb
 
 CHUNK_SAMPLES = 65_536
+_CHUNK_BYTES = 128  # what a chunk's fields of fixed size take at most, and what tells that it is one
+_MAX_DETAIL = 1000
 
 _STATUSES = {
     pb.READ_STATUS_CALLED: ReadStatus.CALLED,
@@ -70,6 +73,11 @@ def encode_read(read: SignalRead, chunk_samples: int = CHUNK_SAMPLES) -> Encoded
     return EncodedRead(info, total, tuple(chunks))
 
 
+def chunk_bytes(chunk: pb.ReadChunk) -> int:
+    """What a chunk takes in a message, at most."""
+    return _CHUNK_BYTES + len(chunk.signal) + len(chunk.end_reason.encode())
+
+
 def encode_run(run: RunInfo) -> pb.RunInfo:
     """The run, for `open`."""
     message = pb.RunInfo(
@@ -87,18 +95,32 @@ def encode_run(run: RunInfo) -> pb.RunInfo:
     return message
 
 
-def decode_result(message: pb.ReadResult, info: ReadInfo) -> ReadResult:
-    """A read's result, with the facts that the client kept of it. One that cannot be is the server's failure."""
-    status, detail = _STATUSES.get(message.status), message.detail
+def decode_result(
+    message: pb.ReadResult, info: ReadInfo, samples: int | None = None, lengths: Mapping[str, int] | None = None
+) -> ReadResult:
+    """A read's result, with the facts that the client kept of it. One that cannot be is the server's failure.
+
+    Parameters
+    ----------
+    message, info
+        What the server says, and of which read.
+    samples, lengths
+        What it is held against: see `distrust.result_fault`.
+    """
+    status, detail = _STATUSES.get(message.status), message.detail[:_MAX_DETAIL]
+    signal_samples = message.signal_samples if samples is None else min(message.signal_samples, samples)
     if status is None:
         status, detail = ReadStatus.FAILED, f"the server says status {message.status}, which is none"
-    elif status in (ReadStatus.CALLED, ReadStatus.FILTERED) and not message.parts:
-        status, detail = ReadStatus.FAILED, f"the server says {status.value}, and sends no sequence"
+    elif status in (ReadStatus.CALLED, ReadStatus.FILTERED):
+        if not message.parts:
+            status, detail = ReadStatus.FAILED, f"the server says {status.value}, and sends no sequence"
+        elif fault := result_fault(message, samples, lengths):
+            status, detail = ReadStatus.FAILED, f"the server's result cannot be: {fault}"
     return ReadResult(
         info=info,
         status=status,
         detail=detail,
-        signal_samples=message.signal_samples,
+        signal_samples=signal_samples,
         scaling_midpoint_pa=message.scaling_midpoint,
         scaling_dispersion_pa=message.scaling_dispersion,
         scaling_strategy=message.scaling_strategy,
@@ -151,7 +173,14 @@ def decode_identity(message: pb.CallerIdentity) -> CallerIdentity:
 
 
 def decode_server_info(message: pb.GetServerInfoResponse) -> ServerInfo:
-    """What a server has."""
+    """What a server has.
+
+    Raises
+    ------
+    ValueError
+        It cannot be: see `distrust.check_references`.
+    """
+    check_references(message)
     return ServerInfo(
         version=message.version,
         device=message.device,

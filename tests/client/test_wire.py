@@ -113,42 +113,55 @@ def test_a_run_goes_over_the_wire() -> None:
 
 
 FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
-U32 = st.integers(0, 2**32 - 1)
-ALIGNMENTS = st.builds(
-    Alignment,
-    flag=st.integers(0, 4095),
-    reference_name=st.text(max_size=8),
-    reference_start=st.integers(0, 2**31),
-    reference_end=st.integers(0, 2**31),
-    mapping_quality=st.integers(0, 255),
-    cigar=st.lists(U32, max_size=5).map(tuple),
-    score=st.integers(-(2**31), 2**31 - 1),
-    edit_distance=U32,
-    md=st.text("0123456789ACGT^", max_size=9),
-    divergence=FLOATS,
-)
-PARTS = st.builds(
-    CalledPart,
-    read_id=st.uuids(),
-    sequence=st.text("ACGT", max_size=20),
-    qualities=st.binary(max_size=20),
-    mean_qscore=FLOATS,
-    samples=st.integers(0, 2**40),
-    trimmed_samples=st.integers(0, 2**40),
-    stride_samples=U32,
-    moves=st.binary(max_size=20),
-    alignments=st.lists(ALIGNMENTS, max_size=3).map(tuple),
-)
+
+
+@st.composite
+def alignments(draw: st.DrawFn, bases: int, flag: int) -> Alignment:
+    clip = draw(st.integers(0, bases - 1))
+    begin = draw(st.integers(0, 2**20))
+    return Alignment(
+        flag=flag | draw(st.sampled_from([0, 16])),
+        reference_name=draw(st.text(max_size=8)),
+        reference_start=begin,
+        reference_end=begin + bases - clip,
+        mapping_quality=draw(st.integers(0, 255)),
+        cigar=(clip << 4 | 4, bases - clip << 4),
+        score=draw(st.integers(-(2**31), 2**31 - 1)),
+        edit_distance=draw(st.integers(0, bases - clip)),
+        md=draw(st.text("0123456789ACGT^", max_size=9)),
+        divergence=draw(FLOATS),
+    )
+
+
+@st.composite
+def parts(draw: st.DrawFn) -> CalledPart:
+    sequence = draw(st.text("ACGT", max_size=20))
+    trimmed, stride = draw(st.integers(0, 2**39)), draw(st.integers(1, 127))
+    flags = [0, *draw(st.lists(st.sampled_from([0x100, 0x800]), max_size=2))] if sequence and draw(BOOLEANS) else []
+    return CalledPart(
+        read_id=draw(st.uuids()),
+        sequence=sequence,
+        qualities=draw(st.lists(st.integers(0, 93), min_size=len(sequence), max_size=len(sequence)).map(bytes)),
+        mean_qscore=draw(FLOATS),
+        samples=trimmed + 3 * len(sequence) * stride + draw(st.integers(0, 9)),
+        trimmed_samples=trimmed,
+        stride_samples=stride,
+        moves=bytes([1, 0, 0]) * len(sequence) if draw(BOOLEANS) else b"",
+        alignments=tuple(draw(alignments(len(sequence), flag)) for flag in flags),
+    )
+
+
+BOOLEANS = st.booleans()
 RESULTS = st.builds(
     ReadResult,
     info=st.just(INFO),
     status=st.sampled_from(ReadStatus),
     detail=st.text(max_size=8),
-    signal_samples=st.integers(0, 2**40),
+    signal_samples=st.integers(2**40, 2**41),
     scaling_midpoint_pa=FLOATS,
     scaling_dispersion_pa=FLOATS,
     scaling_strategy=st.text(max_size=8),
-    parts=st.lists(PARTS, max_size=2).map(tuple),
+    parts=st.lists(parts(), max_size=2, unique_by=lambda part: part.read_id).map(tuple),
 ).filter(lambda result: bool(result.parts) is (result.status in (ReadStatus.CALLED, ReadStatus.FILTERED)))
 
 
@@ -214,10 +227,10 @@ def test_identity_and_server_info() -> None:
     info = pb.GetServerInfoResponse(version="1", device="cpu")
     info.models.add(name="a")
     info.models.add(name="b")
-    info.references.add(name="r").sequences.add(name="chr1", length=9, md5="ff")
+    info.references.add(name="r").sequences.add(name="chr1", length=9, md5="f" * 32)
     info.limits.max_chunk_samples = 5
     info.limits.max_message_bytes = 6
     info.limits.min_chunk_credit_samples = 7
     models = {"a": Chemistry(), "b": Chemistry()}
-    expected = ServerInfo("1", "cpu", models, {"r": (ReferenceSequence("chr1", 9, "ff"),)}, 5, 6, 7)
+    expected = ServerInfo("1", "cpu", models, {"r": (ReferenceSequence("chr1", 9, "f" * 32),)}, 5, 6, 7)
     assert decode_server_info(info) == expected

@@ -1,0 +1,110 @@
+"""`porestream call` on inputs and servers that are broken, or worse: all is named, nothing is lost, no traceback."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from uuid import UUID
+
+import numpy as np
+import pysam
+import pytest
+from click.testing import CliRunner, Result
+from fake_server import REFERENCE, FakeServer, batch, honest_result, server_info, serving
+
+from porestream.cli.main import main
+from porestream.v1 import porestream_pb2 as pb
+
+READS = 12
+LONG = "x" * 300
+
+
+@pytest.fixture
+def reads(tmp_path: Path, write_pod5: Callable[..., Path]) -> Path:
+    """Every second read is of a run with an id that no server takes."""
+    rng = np.random.default_rng(4)
+    (tmp_path / "pod5").mkdir()
+    signals = [rng.normal(500, 60, 1500).astype(np.int16) for _ in range(READS)]
+    return write_pod5(tmp_path / "pod5/a.pod5", signals, run_ids=("run-a", LONG))
+
+
+@pytest.fixture
+def one_run(tmp_path: Path, write_pod5: Callable[..., Path]) -> Path:
+    rng = np.random.default_rng(4)
+    return write_pod5(tmp_path / "one.pod5", [rng.normal(500, 60, 1500).astype(np.int16) for _ in range(READS)])
+
+
+def call(*arguments: object) -> Result:
+    result = CliRunner().invoke(main, ["call", *map(str, arguments)])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.output
+    assert "Traceback" not in result.output
+    return result
+
+
+def names(path: Path) -> set[int]:
+    with pysam.AlignmentFile(str(path), check_sq=False) as file:
+        return {UUID(record.query_name).int for record in file.fetch(until_eof=True)}
+
+
+@pytest.mark.parametrize("output", ["-o", "--output-dir"])
+def test_one_odd_run_does_not_end_the_others(start_server, reads: Path, tmp_path: Path, output: str) -> None:  # type: ignore[no-untyped-def]
+    out = tmp_path / ("calls.bam" if output == "-o" else "calls")
+    books = tmp_path / "books.json"
+    server = start_server(threads=1)
+    result = call(reads, "--server", server.address, output, out, "--emit-summary", "--summary-json", books)
+    assert result.exit_code == 0, result.stderr
+    odd, others = set(range(2, READS + 1, 2)), set(range(1, READS + 1, 2))
+    assert set().union(*map(names, [out] if output == "-o" else out.rglob("*.bam"))) == others
+    table = tmp_path / "calls.rejected_reads.tsv" if output == "-o" else out / "rejected_reads.tsv"
+    rows = [row.split("\t") for row in table.read_text().splitlines()[1:]]
+    assert {UUID(row[0]).int for row in rows} == odd
+    why = f"run not taken: its id has 300 characters, a server takes 256 (run {'x' * 40}...)"
+    assert {(row[2], row[3]) for row in rows} == {("rejected", why)}
+    assert f"{READS} reads: 6 called, 0 filtered, 6 rejected, 0 failed" in result.stderr
+    assert "rejected or failed: 6 run not taken; all are in" in result.stderr
+    figures = json.loads(books.read_text())
+    assert (figures["reads_rejected"], figures["reads_unsent"], figures["reconnects"]) == (6, 6, 0)
+
+
+def test_a_result_that_cannot_be_fails_its_read(one_run: Path, tmp_path: Path) -> None:
+    def spoil(result: pb.ReadResult) -> None:
+        number, (part,) = UUID(bytes=result.read_id).int, result.parts
+        if number == 3:
+            part.alignments[0].reference_start = 1 << 40
+        elif number == 5:
+            part.qualities = b"\1"
+
+    with serving(FakeServer(change=spoil)) as target:
+        out = tmp_path / "calls.bam"
+        result = call(one_run, "--server", target, "--reference", REFERENCE, "--sort", "--emit-summary", "-o", out)
+    assert result.exit_code == 6, result.stderr
+    assert names(out) == set(range(1, READS + 1)) - {3, 5}
+    rows = (tmp_path / "calls.rejected_reads.tsv").read_text().splitlines()
+    assert sorted(UUID(row.split("\t")[0]).int for row in rows[1:]) == [3, 5]
+    assert all("\tfailed\tthe server's result cannot be: " in row for row in rows[1:])
+    assert len((tmp_path / "calls.sequencing_summary.txt").read_text().splitlines()) == READS - 1
+
+
+def test_a_stream_that_cannot_be_ends_the_call_and_the_rest_can_be_called(one_run: Path, tmp_path: Path) -> None:
+    def answer(result: pb.ReadResult, seq: int) -> list[pb.StreamReadsResponse | bytes]:
+        return [batch(seq, result if seq < 6 else honest_result(UUID(int=99).bytes, 1500))]
+
+    out = tmp_path / "calls.bam"
+    with serving(FakeServer(answer=answer)) as target:
+        result = call(one_run, "--server", target, "--reference", REFERENCE, "-o", out)
+        assert result.exit_code == 1, result.stderr
+        last = result.stderr.splitlines()[-1]
+        assert f"a result of read {UUID(int=99)}, of which it has none to give" in last
+        assert f"the same command with --resume-from {out}.partial goes on" in last
+    with serving(FakeServer()) as target:
+        result = call(one_run, "--server", target, "--reference", REFERENCE, "-o", out, "--resume-from", out)
+    assert result.exit_code == 0, result.stderr
+    assert names(out) == set(range(1, READS + 1))
+
+
+def test_a_server_without_the_model_that_it_calls_with(one_run: Path, tmp_path: Path) -> None:
+    info = server_info()
+    info.models[0].name = "another"
+    with serving(FakeServer(info)) as target:
+        result = call(one_run, "--server", target, "-o", tmp_path / "calls.bam")
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[-1] == "Error: the server calls with 'tiny_fast@v1', and has only another"
