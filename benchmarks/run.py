@@ -26,7 +26,8 @@ from porestream.models.basecaller import Basecaller
 from porestream.models.bundle import load_bundle
 from porestream.models.decode import Decoder
 from porestream.models.runner import ROWS
-from porestream.server.app import build_engine, configure_logging, tune_allocator
+from porestream.server.app import build_engine, tune_allocator
+from porestream.server.logs import configure_logging
 from porestream.server.reads import Calibration, CallSettings, Encoding, OpenRead, Priority, ReadResult, SignalPiece
 from porestream.server.scheduler import Job
 from porestream.server.settings import Settings

@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 import structlog
 
-from porestream.server.address import wrong_address
+from porestream.server.address import short_folder
 
 log = structlog.get_logger()
 
@@ -31,7 +31,7 @@ async def embedded_server(flags: Sequence[str]) -> AsyncIterator[str]:
     click.ClickException
         It does not start; the message is its own.
     """
-    with tempfile.TemporaryDirectory(prefix="porestream-", dir=_short_folder()) as folder:
+    with tempfile.TemporaryDirectory(prefix="porestream-", dir=short_folder()) as folder:
         socket = Path(folder) / "socket"
         log_file = Path(folder) / "log"
         command = [
@@ -96,12 +96,6 @@ async def embedded_server(flags: Sequence[str]) -> AsyncIterator[str]:
             supervisor.cancel()
             await asyncio.gather(supervisor, return_exceptions=True)
             await _stop(process)
-
-
-def _short_folder() -> str | None:
-    """Where a socket's path is one that Unix and gRPC take: /tmp, where TMPDIR is none."""
-    longest = f"unix:{tempfile.gettempdir()}/porestream-xxxxxxxx/socket"
-    return "/tmp" if wrong_address(longest, listens=True) else None
 
 
 async def _stop(process: asyncio.subprocess.Process) -> None:

@@ -48,7 +48,13 @@ from porestream.cli.options import CallCommand, models_directory_option, server_
     type=click.Path(path_type=Path),
     metavar="FILE",
     help="Serve only clients that have one of the tokens in FILE, one a line; it is read again when it changes. Needs "
-    "TLS. Default: serve everyone.",
+    "TLS. After a token may stand name=NAME (for the log), role=watcher (no reads called, default: caller) and "
+    "priorities=standard,bulk (default: all). Default: serve everyone.",
+)
+@click.option(
+    "--token-file-lost",
+    metavar="keep|refuse",
+    help="Where the token file is gone or unusable: keep the tokens of before, or refuse everyone. Default: keep.",
 )
 @click.option(
     "--health-listen",
@@ -69,6 +75,13 @@ from porestream.cli.options import CallCommand, models_directory_option, server_
     help="What all streams' signal and results may take beside the idle server: bytes, or like 512M, 2G. Default: 1G.",
 )
 @click.option("--max-streams", type=int, metavar="N", help="Streams served at once; more are turned away. Default: 64.")
+@click.option(
+    "--max-streams-per-peer",
+    type=int,
+    metavar="N",
+    help="Streams that one address may have (or one named token, from wherever). Behind a proxy all clients have one "
+    "address: set it to --max-streams there. Default: three quarters of --max-streams.",
+)
 @click.option("--max-read-samples", type=int, metavar="N", help="Longer reads are rejected. Default: 50,000,000.")
 @server_options
 @click.option(
@@ -84,6 +97,11 @@ from porestream.cli.options import CallCommand, models_directory_option, server_
     "--log-format",
     metavar="auto|json|text",
     help="Of the log on stderr. Default: auto (text on a terminal, else JSON lines).",
+)
+@click.option(
+    "--log-read-ids/--no-log-read-ids",
+    default=None,
+    help="Name reads in the log where one is rejected or fails. Default: no.",
 )
 @click.option(
     "--config",
@@ -109,9 +127,10 @@ def serve(config: Path | None, until_stdin_closes: bool, **flags: Any) -> None:
     }
     try:
         settings = load_settings(given, config)
-        from porestream.server.app import configure_logging, serve
+        from porestream.server.app import serve
+        from porestream.server.logs import configure_logging
 
-        configure_logging(settings.log_format)
+        configure_logging(settings.log_format, read_ids=settings.log_read_ids)
         asyncio.run(
             serve(settings, _announce if until_stdin_closes else _ignore, until_stdin_closes=until_stdin_closes)
         )

@@ -1,6 +1,7 @@
 """Addresses as users write them: gRPC itself takes almost anything, and makes something else of it."""
 
 import re
+import tempfile
 from urllib.parse import urlsplit
 
 _GRPC_SCHEMES = re.compile(r"(dns|ipv4|ipv6|xds|unix-abstract):")
@@ -46,3 +47,9 @@ def wrong_address(address: str, *, listens: bool = False) -> str:
 
 def _with_port(host: str) -> str:
     return host if re.search(r":\d+$", host) else f"{host or 'HOST'}:50051"
+
+
+def short_folder() -> str | None:
+    """Where a socket's path is one that Unix and gRPC take: /tmp, where TMPDIR is none."""
+    longest = f"unix:{tempfile.gettempdir()}/porestream-xxxxxxxx/socket"
+    return "/tmp" if wrong_address(longest, listens=True) else None

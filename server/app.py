@@ -32,12 +32,15 @@ from porestream.server.collector import ServerCollector
 from porestream.server.device_use import DeviceUse
 from porestream.server.devices import batch_decoder, kernel_devices, open_card
 from porestream.server.energy import find_meters
+from porestream.server.front import Front, Limits, connection_limit
+from porestream.server.guard import CallGuard, CallLimit
+from porestream.server.messages import parse_request
 from porestream.server.monitor import Monitor
 from porestream.server.pipeline import Pipeline
 from porestream.server.references import load_references, plan_references
-from porestream.server.rpc import MAX_MESSAGE_BYTES, BasecallService, DecodeGuard, Engine
+from porestream.server.rpc import MAX_MESSAGE_BYTES, BasecallService, Engine
 from porestream.server.scheduler import Scheduler
-from porestream.server.security import Certificate, TokenGuard, Tokens
+from porestream.server.security import Certificate, Tokens
 from porestream.server.settings import Settings, SettingsError
 from porestream.server.status_page.page import StatusServer
 from porestream.server.status_page.page import start as start_status_page
@@ -47,7 +50,8 @@ from porestream.v1 import porestream_pb2_grpc as pb_grpc
 log = structlog.get_logger()
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -2, -3, -8
-_OTHER_RPCS = 64  # beside streams of reads: statistics, health, and streams about to be turned away
+_UNOPENED_STREAMS = 64  # that are about to be opened, or turned away
+_MAX_METADATA_BYTES = 8 << 10
 _LIVENESS = "liveness"
 _HEALTHY = health_pb2.HealthCheckResponse.SERVING
 _UNHEALTHY = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -88,6 +92,7 @@ def build_engine(settings: Settings) -> Engine:
         max_streams=settings.max_streams,
         max_read_samples=min(settings.max_read_samples, budget.decoded_bytes // 4),
         scheduler=scheduler,
+        max_streams_per_peer=settings.max_streams_per_peer or -(-3 * settings.max_streams // 4),
     )
 
 
@@ -135,6 +140,7 @@ class Serving:
     health_server: grpc.aio.Server | None
     address: str
     health_address: str
+    fronts: list[Front]
 
     async def start(self) -> None:
         """Accept streams."""
@@ -143,6 +149,8 @@ class Serving:
         await self.set_ready(True)
         if self.health_server is not None:
             await self.health_server.start()
+        for front in self.fronts:
+            front.start()
 
     async def set_ready(self, ready: bool) -> None:
         """Say to load balancers and the like whether streams should be sent here."""
@@ -160,6 +168,8 @@ class Serving:
         await self.server.stop(grace=0.5)
         if self.health_server is not None:
             await self.health_server.stop(grace=0.5)
+        for front in self.fronts:
+            await asyncio.to_thread(front.close)
 
 
 def build_server(
@@ -176,40 +186,67 @@ def build_server(
     SettingsError
         An address cannot be bound.
     """
-    server = grpc.aio.server(
-        interceptors=[*([TokenGuard(tokens)] if tokens else []), DecodeGuard()],
-        maximum_concurrent_rpcs=engine.max_streams + _OTHER_RPCS,
-        options=[
-            ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-            ("grpc.max_send_message_length", -1),
-            ("grpc.so_reuseport", 0),  # a second server on the port must fail, not share it
-            ("grpc.keepalive_time_ms", 60_000),
-            ("grpc.http2.max_pings_without_data", 0),
-        ],
-    )
+    limits = Limits(connection_limit())
+    fronts: list[Front] = []
+    address, inside = _place(listen, limits, certificate, fronts)
+    health_address, health_inside = _place(health_listen, limits, None, fronts) if health_listen else ("", "")
+
+    def peer_of(name: str) -> str | None:
+        return next((peer for front in fronts if (peer := front.peer_of(name))), None)
+
+    streams = engine.max_streams + _UNOPENED_STREAMS
+    calls = {
+        f"/{_SERVICE}/StreamReads": CallLimit(streams, engine.max_streams_per_peer + _UNOPENED_STREAMS // 2),
+        f"/{_SERVICE}/WatchStats": CallLimit(64, 16),
+        f"/{health.SERVICE_NAME}/Watch": CallLimit(64, 16),
+        "": CallLimit(512, 128),  # those that are answered at once
+    }
+    parsers = {f"/{_SERVICE}/StreamReads": parse_request}
+    server = _server(CallGuard(calls, peer_of, tokens, parsers), 2 * streams)
     service = BasecallService(engine)
     pb_grpc.add_BasecallServiceServicer_to_server(service, server)
     health_service = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
     reflection.enable_server_reflection((_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
-    address = _bind(server, listen, certificate)
-    health_server, health_address = None, ""
+    _bind(server, inside)
+    health_server = None
     if health_listen:
-        health_server = grpc.aio.server(maximum_concurrent_rpcs=_OTHER_RPCS, options=[("grpc.so_reuseport", 0)])
+        health_server = _server(CallGuard(calls, peer_of), 2 * streams)
         health_pb2_grpc.add_HealthServicer_to_server(health_service, health_server)
-        health_address = _bind(health_server, health_listen, None)
-    return Serving(server, service, health_service, health_server, address, health_address)
+        _bind(health_server, health_inside)
+    return Serving(server, service, health_service, health_server, address, health_address, fronts)
 
 
-def _bind(server: grpc.aio.Server, listen: str, certificate: Certificate | None) -> str:
+def _place(listen: str, limits: Limits, certificate: Certificate | None, fronts: list[Front]) -> tuple[str, str]:
+    """Where clients find the server, and where gRPC listens: behind a new front, but for a Unix socket."""
+    if listen.startswith("unix:"):
+        return listen, listen
+    front = Front(listen, limits, certificate.context if certificate else None)
+    fronts.append(front)
+    return front.address, front.inside
+
+
+def _server(guard: CallGuard, max_calls_a_connection: int) -> grpc.aio.Server:
+    return grpc.aio.server(
+        interceptors=[guard],
+        options=[
+            ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+            ("grpc.max_send_message_length", -1),
+            ("grpc.max_concurrent_streams", max_calls_a_connection),
+            ("grpc.max_metadata_size", _MAX_METADATA_BYTES),
+            ("grpc.absolute_max_metadata_size", 2 * _MAX_METADATA_BYTES),
+            ("grpc.http2.hpack_table_size.decoder", 0),  # or a byte of headers could stand for 4 KB
+            ("grpc.keepalive_time_ms", 60_000),
+            ("grpc.http2.max_pings_without_data", 0),
+        ],
+    )
+
+
+def _bind(server: grpc.aio.Server, inside: str) -> None:
     try:
-        if certificate is None:
-            port = server.add_insecure_port(listen)
-        else:
-            port = server.add_secure_port(listen, certificate.credentials())
+        server.add_insecure_port(inside)
     except RuntimeError as error:
-        raise SettingsError(f"cannot listen on {listen}: is it taken, or not an address here?") from error
-    return listen if listen.startswith("unix:") else f"{listen.rpartition(':')[0]}:{port}"
+        raise SettingsError(f"cannot listen on {inside}: is it taken, or not an address here?") from error
 
 
 async def serve(settings: Settings, ready: Callable[[str], None], *, until_stdin_closes: bool = False) -> None:
@@ -243,6 +280,7 @@ async def serve(settings: Settings, ready: Callable[[str], None], *, until_stdin
     if until_stdin_closes:
         loop.add_reader(sys.stdin.fileno(), lambda: _end_of_stdin(loop, stop, orphaned))
     watching = asyncio.create_task(monitor.run())
+    revoking = asyncio.create_task(service.end_revoked(tokens)) if tokens else None
     log.info(
         "serving",
         address=serving.address,
@@ -259,8 +297,10 @@ async def serve(settings: Settings, ready: Callable[[str], None], *, until_stdin
     await serving.set_ready(False)  # but alive: whoever kills what is not alive shall wait
     await service.drain(grace_s)
     await serving.stop()
-    watching.cancel()
-    await asyncio.gather(watching, return_exceptions=True)
+    tasks = [watching, *([revoking] if revoking else [])]
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
     await asyncio.to_thread(engine.pipeline.close)
     if page is not None:
         page.close()
@@ -286,7 +326,9 @@ def open_secrets(settings: Settings) -> tuple[Certificate | None, Tokens | None]
     certificate = None
     if settings.tls_certificate and settings.tls_key:
         certificate = Certificate(settings.tls_certificate, settings.tls_key)
-    return certificate, Tokens(settings.token_file) if settings.token_file else None
+    return certificate, (
+        Tokens(settings.token_file, fail_closed=settings.token_file_lost == "refuse") if settings.token_file else None
+    )
 
 
 def _start_page(settings: Settings) -> StatusServer | None:
@@ -317,21 +359,3 @@ def tune_allocator() -> None:
         libc.mallopt(_M_TRIM_THRESHOLD, 512 << 20)
         libc.mallopt(_M_ARENA_MAX, 1)
         libc.mallopt(_M_TOP_PAD, 64 << 20)
-
-
-def configure_logging(log_format: str) -> None:
-    """Structured logs on stderr: JSON lines, or text for people. Tracebacks lack frames' locals, which hold secrets."""
-    as_text = log_format == "text" or (log_format == "auto" and sys.stderr.isatty())
-    traceback = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.dev.set_exc_info if as_text else structlog.processors.ExceptionRenderer(traceback),
-            structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
-            if as_text
-            else structlog.processors.JSONRenderer(),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )

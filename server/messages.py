@@ -1,6 +1,9 @@
 """Protobuf messages to the server's own values, and these to messages. What walks a read's way sees only the values."""
 
+from collections.abc import Iterator
+
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import DecodeError
 
 from porestream.models.basecaller import Basecaller
 from porestream.server import reads
@@ -24,6 +27,65 @@ _STATUSES = {
     reads.Status.REJECTED: pb.READ_STATUS_REJECTED,
     reads.Status.FAILED: pb.READ_STATUS_FAILED,
 }
+
+
+MAX_CHUNKS_A_REQUEST = 4096
+"""More than a stream's credit ever allows: a chunk counts as 1,024 samples at least."""
+_MAX_FIELDS = 16  # of the request itself, which has one
+_SIGNAL_FIELD = pb.StreamReadsRequest.DESCRIPTOR.fields_by_name["signal"].number
+_CHUNKS_FIELD = pb.SignalBatch.DESCRIPTOR.fields_by_name["chunks"].number
+
+
+def parse_request(serialized: bytes) -> pb.StreamReadsRequest:
+    """A request, after a look at what it would take: an empty chunk is 2 bytes as it comes, 130 in memory.
+
+    Raises
+    ------
+    DecodeError
+        It is no request, or has more chunks than any stream may send.
+    """
+    chunks = 0
+    for place, (number, first, end) in enumerate(_fields(serialized, 0, len(serialized))):
+        if place >= _MAX_FIELDS:
+            raise DecodeError("a request is one message; this one has more fields than that")
+        if number == _SIGNAL_FIELD:
+            for inner, _, _ in _fields(serialized, first, end):
+                chunks += inner == _CHUNKS_FIELD
+                if chunks > MAX_CHUNKS_A_REQUEST:
+                    raise DecodeError(f"a request has more than {MAX_CHUNKS_A_REQUEST} chunks")
+    return pb.StreamReadsRequest.FromString(serialized)
+
+
+def _fields(data: bytes, position: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """The fields of a message as it comes: each one's number, and where its value begins and ends."""
+    while position < end:
+        tag, position = _varint(data, position, end)
+        kind = tag & 7
+        if kind == 2:
+            size, position = _varint(data, position, end)
+        elif kind == 0:
+            _, past = _varint(data, position, end)
+            size = past - position
+        elif kind in (1, 5):
+            size = 8 if kind == 1 else 4
+        else:
+            raise DecodeError("Error parsing message: groups are not taken")
+        if position + size > end:
+            raise DecodeError("Error parsing message: it is cut off")
+        yield tag >> 3, position, position + size
+        position += size
+
+
+def _varint(data: bytes, position: int, end: int) -> tuple[int, int]:
+    value = shift = 0
+    while position < end and shift < 70:
+        byte = data[position]
+        position += 1
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value, position
+        shift += 7
+    raise DecodeError("Error parsing message: it is cut off")
 
 
 def decode_chunk(chunk: pb.ReadChunk) -> reads.Chunk:

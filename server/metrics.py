@@ -41,7 +41,8 @@ LABELS = {
     "priority": "live, standard, bulk",
     "status": "of reads: called, filtered, rejected, failed, abandoned; of streams: gRPC's status codes",
     "reason": "incomplete, gap, overlap, empty, too_long, chunk_size, undecodable, checksum, calibration, "
-    "signal, memory; of alignments: size, drops, work, memory",
+    "signal, memory; of alignments: size, drops, work, memory; of log lines: repeated, queue_full, "
+    "unwritable; of calls: token, limit; of connections: total, peer, silent, handshake, headers, preface",
     "stage": "prepare, basecall, stitch, align; where reads wait also deliver, acknowledge",
     "device": "cpu, cuda:N",
     "preset": "map-ont, lr:hq",
@@ -227,6 +228,36 @@ STREAMS_RECONNECTED = counter(
 )
 STREAMS_ENDED = counter(
     "streams_ended_total", "streams", _LOST, "Streams that ended or were turned away, by gRPC status", ["status"]
+)
+
+CALLS_REFUSED = counter(
+    "calls_refused_total",
+    "calls",
+    _LOST,
+    "Calls that were turned away before they were served: without a valid token, or beyond what a peer may have open",
+    ["reason"],
+)
+CONNECTIONS = gauge("connections", "connections", _LOST, "Connections from outside, on all ports of gRPC")
+CONNECTIONS_REFUSED = counter(
+    "connections_refused_total",
+    "connections",
+    _LOST,
+    "Connections that were closed from here: all are taken, or all that a peer may have; silent for too long; no TLS "
+    "or HTTP/2 spoken; headers beyond all measure",
+    ["reason"],
+)
+SECRETS_STALE = gauge(
+    "secrets_stale",
+    "files",
+    _LOST,
+    "Files of secrets (certificate, tokens) that cannot be used as they are now: what they said before is in use",
+)
+LOG_LINES_DROPPED = counter(
+    "log_lines_dropped_total",
+    "lines",
+    _LOST,
+    "Lines of the log that were left out: too many that say the same, or the disk is full, the reader gone or too slow",
+    ["reason"],
 )
 
 # Are the calls good?

@@ -3,10 +3,9 @@
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any
 
 import grpc
 import structlog
@@ -18,6 +17,7 @@ from porestream.models.chemistry import chemistry_of_run
 from porestream.server import reads
 from porestream.server.books import Ledger, StreamBooks
 from porestream.server.budget import MAX_CHUNK_SAMPLES, MIN_CHUNK_CREDIT_SAMPLES, MemoryBudget
+from porestream.server.guard import FIRST_REQUEST_TIMEOUT_S, Caller, caller
 from porestream.server.messages import (
     ENCODINGS,
     PRIORITIES,
@@ -31,6 +31,7 @@ from porestream.server.metrics import STREAMS_ENDED, STREAMS_OPENED, STREAMS_REC
 from porestream.server.pipeline import Pipeline
 from porestream.server.revision import CALLING_REVISION
 from porestream.server.scheduler import Scheduler
+from porestream.server.security import Tokens
 from porestream.server.session import (
     MAX_OPEN_READS,
     Session,
@@ -43,7 +44,7 @@ log = structlog.get_logger()
 
 MAX_MESSAGE_BYTES = 1 << 20
 _WRITE_TIMEOUT_S = 60.0
-_FIRST_MESSAGE_TIMEOUT_S = 30.0
+_REVOKED_CHECK_S, _REVOKED_GRACE_S = 5.0, 20.0  # with ten seconds for an emptied file less than a minute
 _MAX_RUN_ID_LENGTH = 256
 _MAX_DETAIL_BYTES = 2000  # three times as many where they are not ASCII; a client takes 8 KiB of status and headers
 _DEFAULT_HEARTBEAT_S = 5.0
@@ -62,6 +63,7 @@ class Engine:
     max_streams: int
     max_read_samples: int
     scheduler: Scheduler
+    max_streams_per_peer: int = 1 << 30
 
 
 class BasecallService(pb_grpc.BasecallServiceServicer):
@@ -69,7 +71,7 @@ class BasecallService(pb_grpc.BasecallServiceServicer):
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._sessions: set[Session] = set()
+        self._sessions: dict[Session, Caller] = {}
         self._draining = False
         self._empty = asyncio.Event()
         self._empty.set()
@@ -84,6 +86,22 @@ class BasecallService(pb_grpc.BasecallServiceServicer):
                 await self._empty.wait()
         except TimeoutError:
             log.warning("streams cut off after the grace", streams=len(self._sessions), grace_s=grace_s)
+
+    async def end_revoked(self, tokens: Tokens) -> None:
+        """Send streams away whose token is valid no longer; what is called of them is delivered meanwhile."""
+        loop = asyncio.get_running_loop()
+        leaving: set[Session] = set()
+        while True:
+            valid = {token.secret for token in tokens.valid()}
+            leaving &= self._sessions.keys()
+            for session, who in self._sessions.items():
+                if who.token and who.token.secret not in valid and session not in leaving:
+                    leaving.add(session)
+                    log.warning("a stream's token was revoked", token=who.token_name)
+                    session.drain(_REVOKED_GRACE_S)
+                    fault = StreamFault("UNAUTHENTICATED", "its token was revoked")
+                    loop.call_later(_REVOKED_GRACE_S, session.fail, fault)
+            await asyncio.sleep(_REVOKED_CHECK_S)
 
     @property
     def sessions(self) -> list[Session]:
@@ -125,7 +143,7 @@ class BasecallService(pb_grpc.BasecallServiceServicer):
         finally:
             STREAMS_ENDED.labels(status).inc()
         if reason:
-            log.info("stream ended", status=status, reason=reason)
+            log.info("stream ended", status=status, reason=reason, token=caller.get().token_name)
             await context.abort(grpc.StatusCode[status], reason)
 
     async def _serve(
@@ -136,13 +154,17 @@ class BasecallService(pb_grpc.BasecallServiceServicer):
         session: Session | None = None
         receiver: asyncio.Task[None] | None = None
         try:
-            async with asyncio.timeout(_FIRST_MESSAGE_TIMEOUT_S):
+            async with asyncio.timeout(FIRST_REQUEST_TIMEOUT_S):
                 first = await anext(aiter(request_iterator), None)
             if first is None:
                 raise StreamFault("INVALID_ARGUMENT", "the stream ended before its first message")
             session = self._open(first)
-            receiver = asyncio.create_task(self._receive(session, request_iterator))
+            self._sessions[session] = caller.get()  # from here on whatever happens, it is closed below
+            self._empty.clear()
             opened = pb.StreamOpened(caller=self._identity(first.open))
+            self._note_opened(first.open, session)
+            del first  # or all that came with it stays as long as the stream
+            receiver = asyncio.create_task(self._receive(session, request_iterator))
             opened.credit.max_total_samples = session.first_credit()
             async with asyncio.timeout(_WRITE_TIMEOUT_S):
                 await context.write(pb.StreamReadsResponse(opened=opened))
@@ -154,7 +176,7 @@ class BasecallService(pb_grpc.BasecallServiceServicer):
                 receiver.cancel()
             if session is not None:
                 session.close()
-                self._sessions.discard(session)
+                self._sessions.pop(session, None)
                 if not self._sessions:
                     self._empty.set()
 
@@ -166,6 +188,9 @@ class BasecallService(pb_grpc.BasecallServiceServicer):
             raise StreamFault("UNAVAILABLE", "this server is shutting down")
         if len(self._sessions) >= self._engine.max_streams:
             raise StreamFault("RESOURCE_EXHAUSTED", f"all {self._engine.max_streams} streams are taken")
+        who, most = caller.get().identity, self._engine.max_streams_per_peer
+        if who and sum(other.identity == who for other in self._sessions.values()) >= most:
+            raise StreamFault("RESOURCE_EXHAUSTED", f"one client may have {most} streams (--max-streams-per-peer)")
         if opening.purpose == pb.STREAM_PURPOSE_DECISIONS:
             raise StreamFault("UNIMPLEMENTED", "purpose DECISIONS is not served yet")
         if opening.purpose not in (pb.STREAM_PURPOSE_UNSPECIFIED, pb.STREAM_PURPOSE_RESULTS):
@@ -179,7 +204,7 @@ class BasecallService(pb_grpc.BasecallServiceServicer):
         heartbeat_s = seconds(opening.heartbeat_interval) or _DEFAULT_HEARTBEAT_S
         if not 1 <= heartbeat_s <= 30:
             raise StreamFault("INVALID_ARGUMENT", f"heartbeat_interval is {heartbeat_s:g} s; it must be 1-30 s")
-        session = Session(
+        return Session(
             settings,
             self._engine.pipeline,
             self._engine.budget,
@@ -187,13 +212,19 @@ class BasecallService(pb_grpc.BasecallServiceServicer):
             max_read_samples=self._engine.max_read_samples,
             heartbeat_s=heartbeat_s,
         )
-        self._sessions.add(session)
-        self._empty.clear()
+
+    def _note_opened(self, opening: pb.OpenStream, session: Session) -> None:
+        settings = session.settings
         STREAMS_OPENED.labels(settings.priority.name.lower()).inc()
         if opening.reconnects:
             STREAMS_RECONNECTED.labels(settings.priority.name.lower()).inc()
-        log.info("stream opened", model=settings.model, reference=settings.reference, preset=settings.preset)
-        return session
+        log.info(
+            "stream opened",
+            model=settings.model,
+            reference=settings.reference,
+            preset=settings.preset,
+            token=caller.get().token_name,
+        )
 
     def _settings(self, opening: pb.OpenStream) -> reads.CallSettings:
         engine, options = self._engine, opening.options
@@ -218,6 +249,11 @@ class BasecallService(pb_grpc.BasecallServiceServicer):
                 )
         if options.priority not in PRIORITIES:
             raise StreamFault("INVALID_ARGUMENT", f"unknown priority {options.priority}")
+        token = caller.get().token
+        if token and PRIORITIES[options.priority] not in token.priorities:
+            allowed = ", ".join(sorted(priority.name.lower() for priority in token.priorities))
+            asked = PRIORITIES[options.priority].name.lower()
+            raise StreamFault("PERMISSION_DENIED", f"this token may not ask for priority {asked}; it may for {allowed}")
         if not math.isfinite(options.min_mean_qscore):
             raise StreamFault("INVALID_ARGUMENT", f"min_mean_qscore is {options.min_mean_qscore}")
         return reads.CallSettings(
@@ -294,8 +330,7 @@ class BasecallService(pb_grpc.BasecallServiceServicer):
                             "INVALID_ARGUMENT", f"batch_seq is {request.signal.batch_seq}, {next_batch} was expected"
                         )
                     next_batch += 1
-                    for chunk in request.signal.chunks:
-                        session.receive(decode_chunk(chunk))
+                    _take_signal(session, request.signal)
                 elif kind == "result_ack":
                     session.acknowledge(request.result_ack.result_seq)
                 elif kind == "half_close":
@@ -304,6 +339,7 @@ class BasecallService(pb_grpc.BasecallServiceServicer):
                     raise StreamFault("INVALID_ARGUMENT", "`open` must be a stream's first message only")
                 elif kind is None:
                     raise StreamFault("INVALID_ARGUMENT", "a message of a kind that this server does not know")
+                del request  # not until the next one comes
             session.requests_ended()
         except StreamFault as fault:
             session.fail(fault)
@@ -382,41 +418,10 @@ class BasecallService(pb_grpc.BasecallServiceServicer):
         return max(self._engine.scheduler.load().oldest_s.values())
 
 
-class DecodeGuard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
-    """Ends a call of one request that is no protobuf with INVALID_ARGUMENT; gRPC would take it for a defect of ours."""
-
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler | None]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler | None:
-        """The handler, guarded unless it takes a stream of requests: those meet DecodeError where they read."""
-        handler = await continuation(handler_call_details)
-        if handler is None or handler.request_streaming:
-            return handler
-        parse = handler.request_deserializer
-
-        def parse_or_not(serialized: bytes) -> Any:
-            try:
-                return parse(serialized)
-            except DecodeError as error:
-                return error
-
-        def guarded(serve: Callable[[Any, Any], Awaitable[Any]]) -> Callable[[Any, Any], Awaitable[Any]]:
-            async def serve_decoded(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-                if isinstance(request, DecodeError):
-                    await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(request))
-                return await serve(request, context)
-
-            return serve_decoded
-
-        if handler.response_streaming:
-            return grpc.unary_stream_rpc_method_handler(
-                guarded(handler.unary_stream), parse_or_not, handler.response_serializer
-            )
-        return grpc.unary_unary_rpc_method_handler(
-            guarded(handler.unary_unary), parse_or_not, handler.response_serializer
-        )
+def _take_signal(session: Session, batch: pb.SignalBatch) -> None:
+    """A function of its own, so that no chunk, and with it all its message, is held until the next one comes."""
+    for chunk in batch.chunks:
+        session.receive(decode_chunk(chunk))
 
 
 def _is_stopped(error: Exception) -> bool:

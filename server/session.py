@@ -10,7 +10,6 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from uuid import UUID
 
 import structlog
 
@@ -360,7 +359,7 @@ class Session:
         self.extend_credit()
 
     def _reject(self, read: OpenRead, reason: Reason, detail: str) -> None:
-        log.info("read rejected", read_id=str(UUID(bytes=read.read_id)), reason=reason.value, detail=detail)
+        log.info("read rejected", read_id=read.name, reason=reason.value, detail=detail)
         held = read.held_bytes
         read.pieces.clear()
         self._open.pop(read.read_id, None)

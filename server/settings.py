@@ -42,10 +42,12 @@ class Settings(BaseSettings):
     tls_certificate: Path | None = None
     tls_key: Path | None = None
     token_file: Path | None = None
+    token_file_lost: Literal["keep", "refuse"] = "keep"
     metrics_port: int = Field(default=0, ge=0, le=65535)
     metrics_host: str = "127.0.0.1"
     memory_budget: int = 1 << 30
     max_streams: int = Field(default=64, ge=1)
+    max_streams_per_peer: int = Field(default=0, ge=0)
     max_read_samples: int = Field(default=50_000_000, ge=1)
     device: str = Field(default="auto", pattern=r"^(auto|cpu|emulated|cuda(:\d+)?)$")
     decoder: Literal["auto", "gpu", "cpu"] = "auto"
@@ -57,6 +59,7 @@ class Settings(BaseSettings):
     grace_s: float = Field(default=30.0, ge=0)
     cache_dir: Path | None = None
     log_format: Literal["auto", "json", "text"] = "auto"
+    log_read_ids: bool = False
 
     @model_validator(mode="before")
     @classmethod

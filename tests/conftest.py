@@ -254,9 +254,7 @@ class RunningServer:
         await self._stop.wait()
         if self._leaving:
             await self.service.drain(5.0)
-        await serving.server.stop(0)
-        if serving.health_server is not None:
-            await serving.health_server.stop(0)
+        await serving.stop()
         await asyncio.to_thread(self.engine.pipeline.close)
 
     def on_loop(self, work: Coroutine[Any, Any, T]) -> T:

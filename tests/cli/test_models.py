@@ -205,7 +205,7 @@ def test_serve_takes_both_spellings(flag: str, folder: Path, monkeypatch: pytest
         seen.append(settings)
 
     monkeypatch.setattr("porestream.server.app.serve", serve)
-    monkeypatch.setattr("porestream.server.app.configure_logging", lambda _: None)
+    monkeypatch.setattr("porestream.server.logs.configure_logging", lambda *_, **__: None)
     assert CliRunner().invoke(main, ["serve", flag, str(folder), "--model", "hac"]).exit_code == 0
     assert (seen[0].models_directory, seen[0].model) == (folder, ["hac"])
 

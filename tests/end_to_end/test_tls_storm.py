@@ -15,7 +15,7 @@ from servers import serving
 
 from porestream.cli.main import main
 
-STORMS, CLIENTS, ROTATIONS = 20, 60, 8
+STORMS, CLIENTS, ROTATIONS = 12, 100, 12
 
 
 def issue(authority: trustme.CA, folder: Path) -> None:

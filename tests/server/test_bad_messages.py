@@ -5,12 +5,14 @@ Dimensions: S samples.
 
 import asyncio
 import gc
+import mmap
 import random
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -21,16 +23,20 @@ import pytest
 import structlog
 import zstandard
 from google.protobuf.descriptor import FieldDescriptor
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from hypothesis import given
+from hypothesis.strategies import binary
 from pod5.signal_tools import vbz_compress_signal
 
 from porestream.client.reads import ReadInfo, RunInfo, SignalRead
 from porestream.client.wire import encode_read
+from porestream.server.messages import parse_request
 from porestream.server.reads import OpenRead
 from porestream.server.scheduler import Job
 from porestream.server.session import MAX_CHUNK_SAMPLES, MIN_CHUNK_CREDIT_SAMPLES, Session
 from porestream.v1 import porestream_pb2 as pb
+from porestream.v1 import porestream_pb2_grpc as pb_grpc
 
 MODEL = "tiny_fast@v1"
 STRIDE = 6  # of the tiny model
@@ -542,3 +548,57 @@ def check_nothing_is_left(server: Any) -> None:
 
     tasks = asyncio.run_coroutine_threadsafe(names(), server.loop).result(PATIENCE_S)
     assert not [name for name in tasks if "Session" in name or "_receive" in name], tasks
+
+
+def test_requests_that_would_take_a_hundred_times_their_size() -> None:
+    empty = b"\x1a\x00" * 500_000  # chunks, 130 bytes each in memory
+    size = len(empty)
+    varint = bytes((size >> shift & 127) | 128 * (shift < 14) for shift in (0, 7, 14))
+    hidden = b"\x12" + varint + empty + pb.StreamReadsRequest(open=pb.OpenStream()).SerializeToString()
+    assert pb.StreamReadsRequest.FromString(hidden).WhichOneof("message") == "open"
+    with pytest.raises(DecodeError, match="more than 4096 chunks"):
+        parse_request(hidden)
+    with pytest.raises(DecodeError, match="one message"):
+        parse_request((b"\x0a\x00\x12\x00") * 100_000)
+    fair = pb.StreamReadsRequest(signal=pb.SignalBatch(batch_seq=1, chunks=bad() * 1000))
+    assert parse_request(fair.SerializeToString()) == fair
+
+
+@given(binary(max_size=200))
+def test_no_bytes_are_taken_that_protobuf_refuses(data: bytes) -> None:
+    try:
+        expected = pb.StreamReadsRequest.FromString(data)
+    except DecodeError:
+        with pytest.raises(DecodeError):
+            parse_request(data)
+        return
+    try:
+        assert parse_request(data) == expected
+    except DecodeError as error:
+        assert "groups" in str(error) or "more fields" in str(error)  # noqa: PT017
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
+
+
+def test_nothing_of_a_message_stays_when_it_is_handled(start_server) -> None:  # type: ignore[no-untyped-def]
+    """Forty streams open with a message of a megabyte, and send one chunk in another: none of it is kept."""
+    server = start_server(max_streams=80)
+
+    async def talk() -> int:
+        async with grpc.aio.insecure_channel(server.address) as channel:
+            calls = []
+            before = 0
+            for number in range(50):
+                if number == 10:  # what is made once is there
+                    before = resident_bytes()
+                call = pb_grpc.BasecallServiceStub(channel).StreamReads()
+                calls.append(call)
+                opening = pb.OpenStream(run=pb.RunInfo(run_id=f"run {number}", sample_id="x" * 1_000_000))
+                await call.write(pb.StreamReadsRequest(open=opening))
+                assert (await call.read()).WhichOneof("message") == "opened"
+            gc.collect()
+            return resident_bytes() - before
+
+    assert asyncio.run(talk()) < 20_000_000

@@ -4,6 +4,8 @@ import asyncio
 import os
 import subprocess
 import sys
+from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -11,14 +13,21 @@ import grpc
 import pytest
 import trustme
 from click.testing import CliRunner
+from cryptography.hazmat.primitives.asymmetric.ed448 import Ed448PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from structlog.testing import capture_logs
 
 from porestream.cli.main import main
 from porestream.client import BasecallClient, StreamOptions
-from porestream.client.channel import Credentials
+from porestream.client.channel import Credentials, open_channel
 from porestream.client.stream import ServerLost, ServerRefused
-from porestream.server.security import Certificate, Tokens
+from porestream.server import rpc
+from porestream.server.metrics import SECRETS_STALE
+from porestream.server.reads import Priority
+from porestream.server.security import Certificate, Role, Tokens
 from porestream.server.settings import SettingsError, load_settings
+from porestream.v1 import porestream_pb2 as pb
+from porestream.v1 import porestream_pb2_grpc as pb_grpc
 
 TOKEN = "0123456789abcdef0123456789abcdef"
 
@@ -141,9 +150,122 @@ def test_unusable_secrets_are_named(secrets, tmp_path: Path) -> None:  # type: i
 @pytest.mark.parametrize("header", ["", "Basic " + TOKEN, TOKEN, "Bearer", "Bearer x", f"Bearer {TOKEN}x", b"\xff"])
 def test_what_is_no_token(header: str | bytes, secrets) -> None:  # type: ignore[no-untyped-def]
     tokens = Tokens(secrets["token_file"])
-    assert not tokens.accept([("authorization", header)])
-    assert not tokens.accept(None)
-    assert tokens.accept([("user-agent", "x"), ("authorization", f"bearer {TOKEN}")])
+    assert not tokens.find([("authorization", header)])
+    assert not tokens.find(None)
+    assert tokens.find([("user-agent", "x"), ("authorization", f"bearer {TOKEN}")])
+
+
+def test_a_table_of_tokens(tmp_path: Path) -> None:
+    file = tmp_path / "tokens"
+    file.write_text(
+        f"# who may what\n{TOKEN}\n{'a' * 16} name=lab-1 priorities=standard,bulk\n{'b' * 16} role=watcher name=ops #\n"
+    )
+    plain, lab, ops = Tokens(file).valid()
+    assert (plain.name, plain.role, plain.priorities) == ("", Role.CALLER, frozenset(Priority))
+    assert (lab.name, lab.priorities) == ("lab-1", {Priority.STANDARD, Priority.BULK})
+    assert (ops.name, ops.role) == ("ops", Role.WATCHER)
+    assert TOKEN not in repr(plain)
+    for line, words in (
+        (f"{TOKEN} name=lab 1x", "fewer than 16"),
+        (f"{TOKEN} priorities=urgent", "no priority 'urgent'"),
+        (f"{TOKEN} role=king", "no role 'king'; there are caller, watcher"),
+        ("name=lab", "follow one token; here are 0"),
+        (f"{TOKEN} name=a\n{'c' * 16} name=a", "two tokens are called 'a'"),
+        (f"{TOKEN} name=a;b", "a name is of"),
+    ):
+        file.write_text(line + "\n")
+        with pytest.raises(SettingsError, match=words):
+            Tokens(file)
+    file.write_text(TOKEN)
+    file.chmod(0o666)
+    with pytest.raises(SettingsError, match="everybody may write to it"):
+        Tokens(file)
+
+
+def test_tokens_whose_file_is_emptied_or_lost(tmp_path: Path) -> None:
+    file, now_s = tmp_path / "tokens", 0.0
+    file.write_text(TOKEN)
+    tokens, strict = (Tokens(file, fail_closed=closed, clock=lambda: now_s) for closed in (False, True))
+    file.write_text("")
+    assert [len(both.valid()) for both in (tokens, strict)] == [1, 1]  # perhaps it is about to be written
+    now_s = 11.0
+    assert [len(both.valid()) for both in (tokens, strict)] == [0, 0]
+    file.write_text(TOKEN)
+    os.utime(file, (2, 2))
+    assert [len(both.valid()) for both in (tokens, strict)] == [1, 1]
+    before = SECRETS_STALE._value.get()
+    file.unlink()
+    assert [len(both.valid()) for both in (tokens, strict)] == [1, 1]
+    assert SECRETS_STALE._value.get() == before + 2
+    now_s = 30.0
+    assert [len(both.valid()) for both in (tokens, strict)] == [1, 0]
+    file.write_text(TOKEN)
+    assert [len(both.valid()) for both in (tokens, strict)] == [1, 1]
+    assert SECRETS_STALE._value.get() == before
+
+
+def test_what_a_token_may(start_server, secrets, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    secrets["token_file"].write_text(f"{'a' * 16} name=ops role=watcher\n{TOKEN} name=lab priorities=bulk\n")
+    given = {name: secrets[name] for name in ("tls_certificate", "tls_key", "token_file")}
+    server = start_server(**given, listen="localhost:0")
+    bulk = StreamOptions(credentials=Credentials(True, secrets["ca"], secrets["token"]), priority=pb.PRIORITY_BULK)
+    with capture_logs() as logs:
+        asyncio.run(BasecallClient(server.address, bulk).identify())
+    assert "lab" in [line.get("token") for line in logs if line["event"] == "stream opened"]
+    with pytest.raises(ServerRefused, match="may not ask for priority live; it may for bulk"):
+        asyncio.run(BasecallClient(server.address, replace(bulk, priority=pb.PRIORITY_LIVE)).identify())
+    secrets["token"].write_text("a" * 16)
+    watcher = BasecallClient(server.address, StreamOptions(credentials=bulk.credentials))
+    asyncio.run(watcher.server_info())
+    with pytest.raises(ServerRefused, match="is a watcher's"):
+        asyncio.run(watcher.identify())
+
+
+def test_a_revoked_token_ends_its_stream(  # type: ignore[no-untyped-def]
+    start_server, secrets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rpc, "_REVOKED_CHECK_S", 0.05)
+    monkeypatch.setattr(rpc, "_REVOKED_GRACE_S", 0.3)
+    given = {name: secrets[name] for name in ("tls_certificate", "tls_key", "token_file")}
+    server = start_server(**given, listen="localhost:0")
+    tokens = Tokens(secrets["token_file"])
+    options = StreamOptions(credentials=Credentials(True, secrets["ca"], secrets["token"]))
+
+    async def talk() -> tuple[list[str], grpc.StatusCode]:
+        async with open_channel(server.address, options.credentials) as channel:
+            call = pb_grpc.BasecallServiceStub(channel).StreamReads()
+            await call.write(pb.StreamReadsRequest(open=pb.OpenStream(run=pb.RunInfo(run_id="run"))))
+            said = [(await call.read()).WhichOneof("message")]
+            secrets["token_file"].write_text("another-token-of-somebody\n")
+            said += [response.WhichOneof("message") async for response in _until_error(call)]
+            return said, await call.code()
+
+    watching = asyncio.run_coroutine_threadsafe(server.service.end_revoked(tokens), server.loop)
+    said, code = asyncio.run(talk())
+    watching.cancel()
+    assert said[0] == "opened"
+    assert "go_away" in said
+    assert code is grpc.StatusCode.UNAUTHENTICATED
+
+
+async def _until_error(call: grpc.aio.StreamStreamCall) -> AsyncIterator[pb.StreamReadsResponse]:
+    try:
+        while (response := await call.read()) is not grpc.aio.EOF:
+            yield response
+    except grpc.aio.AioRpcError:
+        return
+
+
+def test_keys_of_all_kinds_in_turn(start_server, secrets, authority: trustme.CA, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    server = start_server(tls_certificate=secrets["tls_certificate"], tls_key=secrets["tls_key"], listen="localhost:0")
+    for kind in (trustme.KeyType.RSA, trustme.KeyType.ECDSA, trustme.KeyType.RSA):
+        write_certificate(tmp_path, authority, key_type=kind)
+        meet(server.address, Credentials(True, secrets["ca"]))
+    odd = Ed448PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    secrets["tls_key"].write_bytes(odd)
+    with capture_logs() as logs:
+        meet(server.address, Credentials(True, secrets["ca"]))  # the one before
+    assert "a key of kind" in next(line["reason"] for line in logs if "old secrets" in line["event"])
 
 
 def test_health_says_what_the_server_is_good_for(start_server) -> None:  # type: ignore[no-untyped-def]
@@ -177,7 +299,7 @@ def test_tracebacks_hold_no_secrets(log_format: str) -> None:
     """A frame's locals would be in them by default: keys, tokens, the environment."""
     code = (
         "import structlog\n"
-        "from porestream.server.app import configure_logging\n"
+        "from porestream.server.logs import configure_logging\n"
         f"configure_logging({log_format!r})\n"
         "def meet(token):\n"
         "    secret = token[:8] * 2\n"
