@@ -99,7 +99,8 @@ class RunWriter:
             self._unfinished_pod5 = Path(stack.enter_context(folder)) / pod5_path.name
             self._unfinished_truth = truth_path.with_name(f".{truth_path.name}.part")
             stack.callback(self._unfinished_truth.unlink, missing_ok=True)
-            self._truth = stack.enter_context(self._unfinished_truth.open("w"))
+            self._unfinished_truth.unlink(missing_ok=True)  # it may be a link that somebody else has put there
+            self._truth = stack.enter_context(self._unfinished_truth.open("x"))
             with self._own_errors():
                 self._pod5 = pod5.Writer(self._unfinished_pod5, f"porestream simulate {version('porestream')}")
             self._cleanup = stack.pop_all()
