@@ -192,7 +192,8 @@ class Front:
         except TimeoutError:
             _refuse("silent")
         except (OSError, EOFError):  # of TLS, too
-            _refuse("handshake" if outside.transport is None else "gone")
+            if outside.transport is None:
+                _refuse("handshake")
         except Exception:  # a defect of ours ends this connection only
             log.exception("connection failed")
         finally:

@@ -600,6 +600,25 @@ ERRORS = Dashboard(
                 {"sum by (status) (rate(porestream_streams_ended_total{@}[$__rate_interval]))": "{{status}}"},
             ),
             Panel(
+                "Connections",
+                "suffix: connections",
+                "From outside, on all ports of gRPC. One address may have three quarters of what descriptors allow.",
+                {"porestream_connections{@}": "{{instance}}"},
+            ),
+            Panel(
+                "Turned away",
+                "suffix: /s",
+                "Connections closed from here and calls refused, by the reason; log lines left out.",
+                {
+                    f"sum by (reason) (rate(porestream_{what}_total{{@}}[$__rate_interval]))": f"{name}: {{{{reason}}}}"
+                    for what, name in (
+                        ("connections_refused", "connections"),
+                        ("calls_refused", "calls"),
+                        ("log_lines_dropped", "log lines"),
+                    )
+                },
+            ),
+            Panel(
                 "Batches tried again",
                 "suffix: batches/s",
                 "Batches that failed and were tried again chunk by chunk: out of memory, or a device that fails.",

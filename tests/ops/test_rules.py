@@ -232,6 +232,13 @@ CASES = [
         "5m",
         "The certificate of server a:9464 ends in 1d 0h 0m 0s",
     ),
+    Case(
+        "PorestreamSecretsStale",
+        {of("porestream_secrets_stale"): "1x80"},
+        {of("porestream_secrets_stale"): "0x80"},
+        "5m",
+        "Server a:9464 cannot use 1 of its files of secrets",
+    ),
 ]
 
 

@@ -46,7 +46,7 @@ def test_names_follow_prometheus_conventions(definition: metrics.Definition) -> 
 
 
 def test_label_values_are_those_of_the_page() -> None:
-    of_rejected, of_alignments = metrics.LABELS["reason"].split("; of alignments: ")
+    of_rejected, of_alignments, *_ = (part.split(": ")[-1] for part in metrics.LABELS["reason"].split("; of "))
     assert {reason.value for reason in Reason} == set(of_rejected.split(", "))
     assert set(FALLBACKS) == set(of_alignments.split(", "))
     assert {failure.name.lower() for failure in Failure} - {"none"} < set(FALLBACKS)
