@@ -1,6 +1,6 @@
 """The files of `porestream call`: none is both read and written, and those of an earlier call are gone on with."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import pysam
@@ -10,9 +10,11 @@ from porestream.cli.output_check import check_outputs, check_resumed_folder
 from porestream.cli.progress import say
 from porestream.cli.request import Request
 from porestream.client.output_file import partial_of, unfinished_of, whole_name
-from porestream.client.partial import Partial
-from porestream.client.reads import RunInfo, ServerInfo
+from porestream.client.partial import Partial, is_text
+from porestream.client.reads import ReadResult, RunInfo, ServerInfo
 from porestream.client.sequencing_summary import SummaryTable
+from porestream.client.sources import Pod5Source, ReadIds
+from porestream.client.text import counted
 from porestream.client.writers import OutputFolder, Outputs, OutputSettings, SingleOutput, beside
 from porestream.kernels.mmi import MAGIC
 from porestream.kernels.reference import first_bytes, read_fasta
@@ -88,17 +90,46 @@ def open_outputs(request: Request, runs: Mapping[str, RunInfo], settings: Output
 
 
 def open_table(request: Request, partial: Partial | None) -> SummaryTable:
-    """The sequencing summary, with the rows of the reads that were taken over."""
+    """The sequencing summary, which goes on with that of what is resumed from."""
     path = request.beside_output(SUMMARY)
     assert path is not None
-    before = _summary_before(partial) if partial else None
-    table = SummaryTable(path, before, aligned=bool(request.reference))
-    if partial is None or before is None:
-        return table
-    rows = table.copy(before, partial.read_ids) if before.is_file() else 0
-    if rows < len(partial.read_ids):
-        say(f"note: {path} lacks rows of the reads taken over: {before} has {rows} of {len(partial.read_ids)}")
-    return table
+    return SummaryTable(path, _summary_before(partial) if partial else None, aligned=bool(request.reference))
+
+
+def fill_table(table: SummaryTable, partial: Partial, outputs: Outputs, source: Pod5Source) -> None:
+    """Have a row of every sequence that was taken over.
+
+    A call that was killed has records without rows, for what was written last of the table was not yet on the disk, and
+    one without --emit-summary has no table: rows that are not there are made again from the records.
+    """
+    before = _summary_before(partial)
+    there = table.copy(before, partial.read_ids) if before.is_file() else ReadIds()
+    missing = partial.sequences.without(there)
+    if len(missing):
+        facts = source.facts(partial.reads_of(missing))
+        without_pod5 = 0
+
+        def results() -> Iterator[ReadResult]:
+            nonlocal without_pod5
+            for result in partial.results(outputs, source.runs, missing, facts):
+                without_pod5 += facts.of(result.info.read_id) is None
+                yield result
+
+        table.write_all(results())
+        what = f"{counted(len(missing), 'row')} of the sequencing summary, which {before} lacks"
+        say(f"{what}, made again from the records{_inexact(partial, without_pod5)}")
+    table.settle()
+
+
+def _inexact(partial: Partial, without_pod5: int) -> str:
+    """In what rows that were made again may differ from those that were lost."""
+    told = []
+    if any(is_text(file) for file in partial.files):
+        told.append("mean qualities are rounded to the six digits that SAM and FASTQ have")
+    if without_pod5:
+        whose = f"of {counted(without_pod5, 'read')} that no input has"
+        told.append(f"{whose} the start is to the millisecond, and the experiment unknown")
+    return f": {'; '.join(told)}" if told else ""
 
 
 def _summary_before(partial: Partial) -> Path:

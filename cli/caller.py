@@ -16,7 +16,15 @@ import pysam
 import structlog
 from tqdm import tqdm
 
-from porestream.cli.call_files import REJECTED, check_files, check_reference, cram_reference, open_outputs, open_table
+from porestream.cli.call_files import (
+    REJECTED,
+    check_files,
+    check_reference,
+    cram_reference,
+    fill_table,
+    open_outputs,
+    open_table,
+)
 from porestream.cli.choose import (
     ABOUT_BUNDLED,
     ChemistryCheck,
@@ -245,6 +253,10 @@ class _Call:
                 )
             if request.emit_summary:
                 table = open_table(request, partial)
+                if partial is not None:
+                    await loop.run_in_executor(writing, fill_table, table, partial, outputs, self.source)
+            if partial is not None:
+                outputs.settle()
             await self._stream(client, check, outputs, table, writing)
             finished = not self.stop_code  # else there are reads left to call
         finally:

@@ -148,14 +148,16 @@ class BasecallClient:
         async with aclosing(self._deliveries(reads)) as batches:
             async for batch in batches:
                 for result, stored in batch:
-                    yield result
+                    if result is not None:
+                        yield result
                     stored()
 
     async def call_batches(self, reads: Iterable[SignalRead]) -> AsyncGenerator[list[ReadResult], None]:
         """As `call`, but yields all results that are ready: cheaper where reads are short. Never an empty list."""
         async with aclosing(self._deliveries(reads)) as batches:
             async for batch in batches:
-                yield [result for result, _ in batch]
+                if results := [result for result, _ in batch if result is not None]:
+                    yield results
                 for _, stored in batch:
                     stored()
 

@@ -6,7 +6,7 @@ import itertools
 import re
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -16,9 +16,10 @@ import numpy as np
 import pysam
 
 from porestream.client.output_file import partial_of, whole_name
-from porestream.client.reads import RunInfo
-from porestream.client.records import header, read_group
-from porestream.client.sources import ReadIds, files_within
+from porestream.client.reads import ReadResult, RunInfo
+from porestream.client.records import QC_FAIL, UNMAPPED, header, read_group
+from porestream.client.remade import is_primary, read_id_of, result_of
+from porestream.client.sources import ReadFacts, ReadIds, files_within
 from porestream.client.writers import Format, Outputs, OutputSettings, format_of
 
 # The last bytes of a complete file: SAM specification, section 4.1.2; CRAM specification, section 9.
@@ -66,6 +67,8 @@ class Partial:
         The files.
     read_ids
         After `take_over`: the reads whose records are complete.
+    sequences
+        As well: the ids of their sequences, of which one that was split has several.
     runs
         The runs that the files' read groups name, by key, as far as a header tells.
 
@@ -79,9 +82,11 @@ class Partial:
 
     path: Path
     read_ids: ReadIds = field(default_factory=ReadIds, init=False)
+    sequences: ReadIds = field(default_factory=ReadIds, init=False)
     runs: dict[str, RunInfo] = field(default_factory=dict, init=False)
     files: list[Path] = field(default_factory=list, init=False)
     _run_of_group: dict[str, RunInfo] = field(default_factory=dict, init=False)
+    _parents: dict[bytes, bytes] = field(default_factory=dict, init=False)  # of parts: the read's id
 
     def __post_init__(self) -> None:
         self.path = resumable(self.path)
@@ -122,8 +127,10 @@ class Partial:
                 continue
             _check(file, there, here)
 
-    def take_over(self, outputs: Outputs, runs: dict[str, RunInfo]) -> int:
+    def take_over(self, outputs: Outputs, runs: Mapping[str, RunInfo]) -> int:
         """Copy the records of all complete reads; returns how many reads that is.
+
+        The files are still there, and are needed for `results`, until `outputs.settle()`.
 
         Parameters
         ----------
@@ -137,11 +144,9 @@ class Partial:
         CannotResume
             A sorted file is cut off, or a record's run is not known.
         """
-        run_of_group = self._run_of_group | {
-            read_group(run, outputs.settings.identity.model): run for run in (self.runs | runs).values()
-        }
+        run_of_group = self._runs_by_group(outputs, runs)
         for file in self.files:
-            of_file, ids = ReadIds(), list[bytes]()
+            of_file, ids, sequences = ReadIds(), list[bytes](), list[bytes]()
             for name, group, written in self._reads(file, outputs):
                 if len(self.read_ids) and name.bytes in self.read_ids:
                     continue  # a file before has it
@@ -150,13 +155,81 @@ class Partial:
                     raise CannotResume(f"{file}: read {name} is of read group {group!r}, which no input has")
                 outputs.copy(run, written)
                 ids.append(name.bytes)
+                for record in filter(is_primary, written):
+                    sequence = UUID(str(record.query_name)).bytes
+                    sequences.append(sequence)
+                    if sequence != name.bytes:
+                        self._parents[sequence] = name.bytes
                 if len(ids) >= _BATCH_READS:
                     of_file.add(np.array(ids, "S16"))
+                    self.sequences.add(np.array(sequences, "S16"))
                     ids.clear()
+                    sequences.clear()
+            self.sequences.add(np.array(sequences, "S16"))
             for ids_N in (np.array(ids, "S16"), *of_file.arrays):
                 self.read_ids.add(ids_N)
-        outputs.settle()
         return len(self.read_ids)
+
+    def reads_of(self, sequences: ReadIds) -> ReadIds:
+        """The reads that these sequences are of."""
+        reads = ReadIds()
+        for ids_N in sequences.arrays:
+            reads.add(ids_N)
+        parents = [parent for sequence, parent in self._parents.items() if sequence in sequences]
+        reads.add(np.array(parents, "S16"))
+        return reads
+
+    def results(
+        self, outputs: Outputs, runs: Mapping[str, RunInfo], wanted: ReadIds, facts: ReadFacts
+    ) -> Iterator[ReadResult]:
+        """Each of these sequences that were taken over, as a result again: see `remade`.
+
+        Parameters
+        ----------
+        outputs, runs
+            As for `take_over`.
+        wanted
+            Some of `sequences`.
+        facts
+            What the POD5 files say of their reads.
+        """
+        run_of_group = self._runs_by_group(outputs, runs)
+        made = ReadIds()
+        for file in self.files:
+            # A read's records stand together, unless they were sorted.
+            others = self._others_of(file, outputs, wanted) if self._is_sorted(file) else {}
+            of_file = list[bytes]()
+            for name, group, written in self._reads(file, outputs):
+                for record in filter(is_primary, written):
+                    sequence = UUID(str(record.query_name)).bytes
+                    if sequence not in wanted or (len(made) and sequence in made):
+                        continue
+                    of_file.append(sequence)
+                    flags = [r.flag for r in written if not is_primary(r) and r.query_name == record.query_name]
+                    flags += others.get(sequence, ())
+                    yield result_of(record, flags, run_of_group[group], facts.of(name))
+            made.add(np.array(of_file, "S16"))
+
+    def _others_of(self, file: Path, outputs: Outputs, wanted: ReadIds) -> dict[bytes, list[int]]:
+        """The flags of a sorted file's secondary and supplementary records, by sequence."""
+        flags: dict[bytes, list[int]] = {}
+        for _, _, (record,) in self._reads(file, outputs):
+            if not is_primary(record) and (sequence := UUID(str(record.query_name)).bytes) in wanted:
+                flags.setdefault(sequence, []).append(record.flag)
+        return flags
+
+    def _is_sorted(self, file: Path) -> bool:
+        if _form(file) is Format.FASTQ:
+            return False
+        try:
+            with _open(file) as records:
+                return _has_sorted_header(records)
+        except (OSError, ValueError):
+            return False
+
+    def _runs_by_group(self, outputs: Outputs, runs: Mapping[str, RunInfo]) -> dict[str, RunInfo]:
+        model = outputs.settings.identity.model
+        return self._run_of_group | {read_group(run, model): run for run in (self.runs | dict(runs)).values()}
 
     def _groups(self, file: Path) -> list[dict[str, str]]:
         if _form(file) is Format.FASTQ:
@@ -189,22 +262,22 @@ class Partial:
 
 def _grouped(file: Path, records: pysam.AlignmentFile) -> Iterator[tuple[UUID, str, list[pysam.AlignedSegment]]]:
     """A read's records stand together, unless they were sorted; the last one's may lack some where a file was cut."""
-    is_sorted = records.header.to_dict().get("HD", {}).get("SO") == "coordinate"
+    is_sorted = _has_sorted_header(records)
     has_end = _has_end(file)
     if is_sorted and not has_end:
         raise CannotResume(f"{file}: sorted, and cut off: which reads are complete cannot be told; call anew")
     if is_sorted:  # and complete: one by one, for a read's records lie anywhere
         for record in records.fetch(until_eof=True):
-            yield _read_id(record), str(record.get_tag("RG")), [record]
+            yield read_id_of(record), str(record.get_tag("RG")), [record]
         return
     group: list[pysam.AlignedSegment] = []
     name = None
     try:
         for record in records.fetch(until_eof=True):
-            if name is not None and _read_id(record) != name:
+            if name is not None and read_id_of(record) != name:
                 yield name, str(group[0].get_tag("RG")), group
                 group = []
-            name = _read_id(record)
+            name = read_id_of(record)
             group.append(record)
     except (OSError, ValueError, KeyError):  # cut off here
         return
@@ -212,8 +285,16 @@ def _grouped(file: Path, records: pysam.AlignmentFile) -> Iterator[tuple[UUID, s
         yield name, str(group[0].get_tag("RG")), group
 
 
+def _has_sorted_header(records: pysam.AlignmentFile) -> bool:
+    return bool(records.header.to_dict().get("HD", {}).get("SO") == "coordinate")
+
+
 def _fastq_reads(file: Path, outputs: Outputs) -> Iterator[tuple[UUID, str, list[pysam.AlignedSegment]]]:
-    """Entries of a FASTQ as unmapped records; the last one of a file without an end is left."""
+    """Entries of a FASTQ as unmapped records; the last one of a file without an end is left.
+
+    No flag is to be had in them: which reads are below the least Q, their folder says.
+    """
+    flag = UNMAPPED | (QC_FAIL if file.parent.name == f"{Format.FASTQ.value}_fail" else 0)
     before: tuple[UUID, str, list[pysam.AlignedSegment]] | None = None
     opener = gzip.open if _is_gzip(file) else open
     with opener(file, "rt", errors="replace") as lines:
@@ -225,9 +306,9 @@ def _fastq_reads(file: Path, outputs: Outputs) -> Iterator[tuple[UUID, str, list
                     yield before
                 name, *tags = entry[0][1:].split("\t")
                 tags = [tag for tag in tags if tag[:2] not in ("DT", "PU", "LB", "SM")]
-                line = "\t".join([name, "4", "*", "0", "0", "*", "*", "0", "0", entry[1], entry[3], *tags])
+                line = "\t".join([name, str(flag), "*", "0", "0", "*", "*", "0", "0", entry[1], entry[3], *tags])
                 record = pysam.AlignedSegment.fromstring(line, outputs.header)
-                before = _read_id(record), str(record.get_tag("RG")), [record]
+                before = read_id_of(record), str(record.get_tag("RG")), [record]
         except (OSError, EOFError, zlib.error, ValueError, KeyError):  # cut off here
             return
     if before and _has_end(file):
@@ -254,10 +335,6 @@ def _program(head: pysam.AlignmentHeader, name: str) -> dict[str, str]:
     return words | {key.lower(): line[key] for key in ("PN",) if key in line}
 
 
-def _read_id(record: pysam.AlignedSegment) -> UUID:
-    return UUID(str(record.get_tag("pi") if record.has_tag("pi") else record.query_name))
-
-
 def _form(file: Path) -> Format | None:
     """By its name; but what is to be sorted is a BAM until then, whatever it is to be."""
     try:
@@ -267,6 +344,11 @@ def _form(file: Path) -> Format | None:
     if named in (Format.SAM, Format.CRAM) and _is_gzip(file):
         return Format.BAM
     return named
+
+
+def is_text(file: Path) -> bool:
+    """Whether a file holds numbers as text, SAM or FASTQ, which has six digits of them."""
+    return _form(file) in (Format.SAM, Format.FASTQ)
 
 
 def _is_gzip(file: Path) -> bool:

@@ -1,5 +1,6 @@
 """ONT's sequencing summary: a table of the called reads, a row each, as QC tools read it."""
 
+import itertools
 import os
 from collections.abc import Iterable
 from functools import lru_cache
@@ -7,6 +8,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 from uuid import UUID
+
+import numpy as np
 
 from porestream.client.errors import cannot_write
 from porestream.client.output_file import OutputFile
@@ -53,6 +56,7 @@ _UNMAPPED = {  # the alignment columns, and what stands in them where there is n
     "alignment_num_secondary_alignments": "0",
     "alignment_num_supplementary_alignments": "0",
 }
+_BATCH_ROWS = 4096
 _MATCH, _INSERTION, _DELETION, _SOFT_CLIP, _HARD_CLIP, _EQUAL, _MISMATCH = 0, 1, 2, 4, 5, 7, 8  # as BAM numbers them
 
 
@@ -94,22 +98,40 @@ class SummaryTable:
         except OSError as error:
             raise cannot_write(path, error) from error
 
-    def copy(self, before: Path, read_ids: ReadIds) -> int:
-        """Take over the rows that an earlier call has written of these reads; returns of how many reads there were any.
+    def copy(self, before: Path, read_ids: ReadIds) -> ReadIds:
+        """Take over the rows that an earlier call has written of these reads; returns whose, by id of the sequence.
 
-        A last row that was cut short is left, and so is a table with other columns.
+        A row that is damaged, or was cut short, is left, and so is a table with other columns.
         """
-        found: set[bytes] = set()
+        found = ReadIds()
         with before.open(encoding="utf-8", errors="replace", newline="\n") as rows:
             if rows.readline() != self._header:
-                return 0
-            for row in rows:
-                read_id = UUID(row.split("\t", 2)[1]).bytes if row.endswith("\n") else b""
-                if read_id in read_ids:
-                    found.add(read_id)
-                    self._write([row])
+                return found
+            while batch := list(itertools.islice(rows, _BATCH_ROWS)):
+                sound = [(row, ids) for row in batch if (ids := self._ids_of(row))]
+                wanted_N = read_ids.known(np.array([read_id for _, (read_id, _) in sound], "S16"))
+                by_sequence = {
+                    sequence: row for (row, (_, sequence)), wanted in zip(sound, wanted_N, strict=True) if wanted
+                }
+                sequences_N = np.array(list(by_sequence), "S16")
+                new_N = ~found.known(sequences_N)
+                self._write(row for row, is_new in zip(by_sequence.values(), new_N, strict=True) if is_new)
+                found.add(sequences_N)
+        return found
+
+    def _ids_of(self, row: str) -> tuple[bytes, bytes] | None:
+        """Of the read and of the sequence; None: it is no row of this table."""
+        fields = row.split("\t")
+        if not row.endswith("\n") or len(fields) != len(self._columns) or "\ufffd" in row or "\0" in row:
+            return None
+        try:
+            return UUID(fields[1]).bytes, UUID(fields[2]).bytes
+        except ValueError:
+            return None
+
+    def settle(self) -> None:
+        """What was to be taken over is written: see `OutputFile`."""
         self._place.settle()
-        return len(found)
 
     def write_all(self, results: Iterable[ReadResult]) -> None:
         """Write the rows of several results."""

@@ -1,5 +1,6 @@
 """Where reads come from: POD5 files, folders of them, and a folder that a sequencer is still writing to."""
 
+import contextlib
 import glob
 import math
 import os
@@ -14,7 +15,7 @@ import numpy.typing as npt
 import pod5
 
 from porestream.client.reads import ReadInfo, RunInfo, SignalRead
-from porestream.client.runs import Runs
+from porestream.client.runs import FileRuns, Runs
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +151,13 @@ class ReadIds:
             known_N |= array[np.minimum(places_N, array.size - 1)] == ids_N
         return known_N
 
+    def without(self, others: "ReadIds") -> "ReadIds":
+        """Those that are not among the others."""
+        left = ReadIds()
+        for ids_N in self._sorted:
+            left.add(ids_N[~others.known(ids_N)])
+        return left
+
     def add(self, ids_N: npt.NDArray[np.bytes_]) -> None:
         """Take these ids (S16)."""
         new = np.unique(ids_N[~self.known(ids_N)])
@@ -158,6 +166,58 @@ class ReadIds:
         while self._sorted and self._sorted[-1].size < 2 * new.size:
             new = np.union1d(self._sorted.pop(), new)
         self._sorted.append(new)
+
+
+class ReadFacts:
+    """Where many reads begin, and what they share with others: their run, file, end reason and type of pore.
+
+    30 bytes a read, for there may be all of three days.
+    """
+
+    def __init__(self) -> None:
+        self._batches: list[tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]] = []
+        self._shared: dict[tuple[RunInfo, str, str, str], int] = {}
+        self._sorted: tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]] | None = None
+        self._kinds: list[tuple[RunInfo, str, str, str]] = []
+
+    def add(self, infos: Iterable[ReadInfo]) -> None:
+        """Take some reads. Of one that is here already, what was said first counts."""
+        ids, starts, shared = list[bytes](), list[int](), list[int]()
+        for info in infos:
+            ids.append(info.read_id.bytes)
+            starts.append(info.start_sample)
+            facts = info.run, info.file_name, info.end_reason, info.pore_type
+            shared.append(self._shared.setdefault(facts, len(self._shared)))
+        if ids:
+            self._batches.append((np.array(ids, "S16"), np.array(starts, np.uint64), np.array(shared, np.uint32)))
+            self._sorted = None
+
+    def of(self, read_id: UUID) -> ReadInfo | None:
+        """A read, without channel, well, number and calibration; None: nothing is known of it."""
+        if not self._batches:
+            return None
+        if self._sorted is None:
+            ids_N, starts_N, shared_N = (np.concatenate(columns) for columns in zip(*self._batches, strict=True))
+            self._batches = [(ids_N, starts_N, shared_N)]
+            order_N = np.argsort(ids_N, kind="stable")
+            self._sorted = ids_N[order_N], starts_N[order_N], shared_N[order_N]
+            self._kinds = list(self._shared)
+        ids_N, starts_N, shared_N = self._sorted
+        name = np.array([read_id.bytes], "S16")
+        place = int(np.searchsorted(ids_N, name)[0])
+        if place == ids_N.size or ids_N[place] != name[0]:
+            return None
+        run, file_name, end_reason, pore_type = self._kinds[int(shared_N[place])]
+        return ReadInfo(
+            read_id=read_id,
+            run=run,
+            offset_adc=0.0,
+            scale_pa_per_adc=1.0,
+            start_sample=int(starts_N[place]),
+            end_reason=end_reason,
+            file_name=file_name,
+            pore_type=pore_type,
+        )
 
 
 @dataclass
@@ -277,6 +337,20 @@ class Pod5Source:
         self._done = done
         self._recount()
 
+    def facts(self, wanted: ReadIds) -> "ReadFacts":
+        """What the files that are still to be read say of these reads; of copies what the first says.
+
+        Takes nothing away. What cannot be read is passed over: it is told when its turn comes.
+        """
+        facts = ReadFacts()
+        for file in self._files:
+            with contextlib.suppress(Exception), pod5.Reader(file.path) as reader:
+                runs = self._all_runs.of_file(reader)
+                for index in range(reader.batch_count):
+                    with contextlib.suppress(Exception):
+                        facts.add(_infos_of_batch(reader, index, runs, wanted, file.path))
+        return facts
+
     def _recount(self) -> None:
         total = self._found_reads if self.max_reads is None else min(self._found_reads, self.max_reads)
         done = 0
@@ -341,11 +415,29 @@ def _run_of(record: pod5.ReadRecord, runs: Sequence[RunInfo | str]) -> RunInfo:
     return run
 
 
+def _infos_of_batch(reader: pod5.Reader, index: int, runs: FileRuns, wanted: ReadIds, path: Path) -> Iterator[ReadInfo]:
+    """Those of a batch that are wanted. As in `_records`, a batch that is damaged must not be looked into."""
+    table = reader.read_table.get_batch(index)
+    table.validate(full=True)
+    wanted_N = wanted.known(np.array(table.column("read_id").to_pylist(), "S16"))
+    if not wanted_N.any():
+        return
+    batch, batch_runs = reader.get_batch(index), runs.of_batch(table.column("run_info"))
+    for row in np.flatnonzero(wanted_N):
+        with contextlib.suppress(Exception):  # it was not to be had when the others were called, either
+            record = batch.get_read(int(row))
+            yield _info(record, _run_of(record, batch_runs), path)
+
+
 def _convert(record: pod5.ReadRecord, run: RunInfo, path: Path) -> SignalRead:
     """A read as the client sends it."""
+    return SignalRead(_info(record, run, path), record.signal)
+
+
+def _info(record: pod5.ReadRecord, run: RunInfo, path: Path) -> ReadInfo:
     level_pa = record.open_pore_level  # NaN: the instrument did not say
     calibration, pore = record.calibration, record.pore  # each is made anew whenever it is asked for
-    info = ReadInfo(
+    return ReadInfo(
         read_id=record.read_id,
         run=run,
         offset_adc=calibration.offset,
@@ -359,7 +451,6 @@ def _convert(record: pod5.ReadRecord, run: RunInfo, path: Path) -> SignalRead:
         file_name=path.name,
         open_pore_level_pa=level_pa if math.isfinite(level_pa) else 0.0,
     )
-    return SignalRead(info, record.signal)
 
 
 def _is_sound(column: Any) -> bool:

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import random
 import time
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -32,6 +32,7 @@ _MAX_RUN_ID_LENGTH = 256  # what servers take
 _SHOWN_RUN_ID = 40
 _MIN_WINDOW_SAMPLES = 1024  # of the window for a read, however short: so their number is bounded, too
 _FIRST_BACKOFF_S, _MAX_BACKOFF_S = 0.2, 5.0
+_SENT_BACK_PAUSE_S, _MAX_SENT_BACK_PAUSE_S = 1.0, 120.0
 FINAL = {
     grpc.StatusCode.INVALID_ARGUMENT,
     grpc.StatusCode.NOT_FOUND,
@@ -218,10 +219,11 @@ class _Connection:
     to_send: deque[EncodedRead] = field(default_factory=deque)
     next_chunk: int = 0  # of the first read in `to_send`
     sent: dict[bytes, bool] = field(default_factory=dict)  # reads without a result: whether to their end
+    resting: int = 0  # reads that the server sent back, and that are sent again in a while
 
 
-Delivery = tuple[ReadResult, Callable[[], None]]
-"""A result, and what to call when it is stored."""
+Delivery = tuple[ReadResult | None, Callable[[], None]]
+"""A result (None: a read that was sent back), and what to call when it is stored."""
 
 
 class RunStream:
@@ -276,6 +278,7 @@ class RunStream:
         self._ended = False
         self._connection: _Connection | None = None
         self._results = 0
+        self._sent_back: Counter[bytes] = Counter()  # by the pending ones' ids: how often
         self._begun: set[bytes] = set()  # of the pending ones, those that a server may have seen
         self.reconnects = self.resent = self.unsent = 0
 
@@ -392,7 +395,11 @@ class RunStream:
         if is_whole is None:
             name = UUID(bytes=message.read_id) if len(message.read_id) == 16 else message.read_id[:20].hex()
             raise _breach(self._target, f"a result of read {name}, of which it has none to give")
+        if message.status == pb.READ_STATUS_TRY_AGAIN:
+            self._send_again(seq, self._pending[message.read_id], connection)
+            return
         read = self._pending.pop(message.read_id)
+        self._sent_back.pop(message.read_id, None)
         self._begun.discard(message.read_id)
         result = decode_result(message, read.info, read.samples, self._lengths)
         if result.parts and not is_whole:
@@ -407,6 +414,29 @@ class RunStream:
             connection.changed.set()
 
         self._deliver((result, stored))
+
+    def _send_again(self, seq: int, read: EncodedRead, connection: _Connection) -> None:
+        """The server needs the read's memory for others: it is begun once more after a while, behind what waits."""
+        if connection.to_send and connection.to_send[0] is read and connection.next_chunk:
+            connection.to_send.popleft()
+            connection.next_chunk = 0
+        connection.resting += 1
+
+        def send() -> None:
+            connection.resting -= 1
+            connection.to_send.append(read)
+            connection.changed.set()
+
+        def noted() -> None:
+            connection.stored_seq = seq
+            connection.changed.set()
+
+        read_id = read.info.read_id.bytes
+        self._sent_back[read_id] += 1
+        longest_s = min(_SENT_BACK_PAUSE_S * 2 ** self._sent_back[read_id], _MAX_SENT_BACK_PAUSE_S)
+        pause_s = longest_s * random.uniform(0.2, 1.0)  # so that of reads in each other's way one is alone in the end
+        asyncio.get_running_loop().call_later(pause_s, send)
+        self._deliver((None, noted))  # acknowledged in its turn
 
     async def _send(self, call: grpc.aio.StreamStreamCall, connection: _Connection) -> None:
         sent_s = time.monotonic()
@@ -440,7 +470,7 @@ class RunStream:
             request = pb.StreamReadsRequest(signal=pb.SignalBatch(batch_seq=connection.batch_seq, chunks=chunks))
             request.signal.sent_at.GetCurrentTime()
             return request
-        if connection.draining or (self._ended and not connection.to_send):
+        if connection.draining or (self._ended and not connection.to_send and not connection.resting):
             connection.half_closed = True
             return pb.StreamReadsRequest(half_close=pb.HalfClose())
         return None

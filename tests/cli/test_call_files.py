@@ -123,6 +123,62 @@ def test_the_same_command_goes_on_in_place(
     assert sorted(tables[0]) == sorted(tables[1])
 
 
+CUTS: dict[str, Callable[[Path], object]] = {
+    "amid a row": lambda table: table.write_bytes(table.read_bytes()[:-400]),
+    "rows amid it": lambda table: table.write_text("".join(table.read_text().splitlines(keepends=True)[:2])),
+    "amid the title": lambda table: table.write_bytes(table.read_bytes()[:50]),
+    "empty": lambda table: table.write_bytes(b""),
+    "not there": Path.unlink,
+    "of another call": lambda table: table.write_text("filename\tread_id\nx\ty\n"),
+    "zeros": lambda table: table.write_bytes(table.read_bytes()[:-400] + bytes(400)),
+}
+
+
+@pytest.mark.parametrize("name", ["calls.bam", "calls.sam", "calls.fastq.gz"])
+@pytest.mark.parametrize("cut", CUTS)
+def test_rows_that_were_lost_are_made_again(
+    server: str, run: Path, reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, cut: str
+) -> None:
+    """A call that is killed has records on the disk of which the table has no rows yet."""
+    aligned = [] if name.endswith("gz") else ["--reference", reference]
+    same = (run, "--server", server, *aligned, "--emit-summary")
+    interrupted(monkeypatch, *same, "-o", tmp_path / name)
+    table = tmp_path / "calls.sequencing_summary.txt.partial"
+    rows = table.read_text().splitlines()
+    CUTS[cut](table)
+    result = call(*same, "-o", tmp_path / name, "--resume-from", tmp_path / name)
+    assert result.exit_code == 0, result.stderr
+    assert f" of the sequencing summary, which {table} lacks, made again from the records" in result.stderr
+    is_text = name != "calls.bam"
+    assert ("rounded to the six digits" in result.stderr) is is_text
+    assert not table.exists()
+    assert call(*same, "-o", tmp_path / "whole.bam").exit_code == 0
+    found, found_scores = split(tmp_path / table.stem)
+    expected, scores = split(tmp_path / "whole.sequencing_summary.txt")
+    assert found == expected
+    assert found_scores == (pytest.approx(scores, rel=1e-5) if is_text else scores)
+    assert len(rows) < len(found) == READS
+
+
+def split(table: Path) -> tuple[dict[str, list[str]], dict[str, float]]:
+    """Rows by read, without mean qualities, and these."""
+    rows = [line.split("\t") for line in table.read_text().splitlines()]
+    column = rows[0].index("mean_qscore_template")
+    scores = {row[2]: float(row.pop(column)) for row in rows[1:]}
+    rows[0].pop(column)
+    return {row[2]: row for row in rows}, scores
+
+
+def test_a_summary_that_was_not_asked_for_before(server: str, run: Path, tmp_path: Path) -> None:
+    """Whole, of reads whose POD5 is not named again, and of others."""
+    assert call(run, "--server", server, "-o", tmp_path / "a.bam", "-n", "9").exit_code == 0
+    same = (run, "--server", server, "--emit-summary", "-o")
+    assert call(*same, tmp_path / "b.bam", "--resume-from", tmp_path / "a.bam").exit_code == 0
+    assert call(*same, tmp_path / "c.bam").exit_code == 0
+    b, c = (sorted((tmp_path / f"{name}.sequencing_summary.txt").read_text().splitlines()) for name in "bc")
+    assert b == c
+
+
 def test_where_both_names_are_there_one_must_be_named(server: str, run: Path, tmp_path: Path) -> None:
     out = tmp_path / "calls.bam"
     assert call(run, "--server", server, "-o", out, "-n", "3").exit_code == 0

@@ -299,18 +299,21 @@ def result_of(number: int, *parts: int) -> ReadResult:
 
 def copy(before: Path, path: Path, read_ids: ReadIds, aligned: bool = True) -> tuple[int, list[dict[str, str]]]:
     with SummaryTable(path, aligned=aligned) as table:
-        reads = table.copy(before, read_ids)
+        found = table.copy(before, read_ids)
         table.write_all([result_of(9)])
     *rows, last = read_back(path)
     assert UUID(last["read_id"]).int == 9
-    return reads, rows
+    assert {UUID(row["read_id"]).bytes for row in rows} == {
+        bytes(name).ljust(16, b"\0") for ids_N in found.arrays for name in ids_N
+    }
+    return len(found), rows
 
 
 def test_rows_of_reads_are_taken_over(tmp_path: Path) -> None:
     """Of a split read all, by the id of the read."""
     before = write(tmp_path / "before.txt", [result_of(1), result_of(2, 21, 22), result_of(3), result_of(256)])
-    reads, rows = copy(tmp_path / "before.txt", tmp_path / "a.txt", ids(2, 256, 4, 21))
-    assert reads == 2
+    found, rows = copy(tmp_path / "before.txt", tmp_path / "a.txt", ids(2, 256, 4, 21))
+    assert found == 3
     assert rows == [before[1], before[2], before[4]]
 
 
@@ -343,6 +346,20 @@ def test_another_table_is_left(tmp_path: Path, before: bytes | None, aligned: bo
     else:
         (tmp_path / "before.txt").write_bytes(before)
     assert copy(tmp_path / "before.txt", tmp_path / "a.txt", ids(1), aligned) == (0, [])
+
+
+def test_a_row_that_is_damaged_is_left_and_none_comes_twice(tmp_path: Path) -> None:
+    """As a disk leaves them that lost its power: zeros, bytes that are no text, a row without its middle."""
+    path = tmp_path / "before.txt"
+    write(path, [result_of(number) for number in (1, 2, 3, 4, 5, 6)])
+    head, *rows = path.read_bytes().splitlines(keepends=True)
+    rows[1] = bytes(len(rows[1]) - 1) + b"\n"
+    rows[2] = rows[2].replace(b"exp 1", b"ex\xff 1")
+    rows[3] = rows[3][:40] + rows[3][60:]
+    path.write_bytes(b"".join([head, *rows, b"\n", b"\t\t\n", rows[0], rows[4]]))
+    found, kept = copy(path, tmp_path / "a.txt", ids(1, 2, 3, 4, 5, 6))
+    assert found == 3
+    assert [UUID(row["read_id"]).int for row in kept] == [1, 5, 6]
 
 
 def test_a_table_that_cannot_be_written_is_named(tmp_path: Path) -> None:
