@@ -11,7 +11,7 @@ from typing import Any, Self, TypeVar
 import grpc
 
 from porestream.client.channel import open_channel, service, way_to
-from porestream.client.reads import CallerIdentity, ReadInfo, ReadResult, ReadStatus, ServerInfo, SignalRead
+from porestream.client.reads import CallerIdentity, ReadInfo, ReadResult, ReadStatus, RunInfo, ServerInfo, SignalRead
 from porestream.client.stream import (
     FINAL,
     Delivery,
@@ -167,26 +167,26 @@ class BasecallClient:
         identity = self._identity
         assert identity is not None
         deliveries: asyncio.Queue[Delivery | None] = asyncio.Queue()  # bounded by the streams' windows
-        live: OrderedDict[str, tuple[RunStream, asyncio.Task[None]]] = OrderedDict()
+        live: OrderedDict[RunInfo, tuple[RunStream, asyncio.Task[None]]] = OrderedDict()
         streams: list[RunStream] = []
-        refused: dict[str, str] = {}  # by run, why no stream can be opened for it; empty: it can
+        refused: dict[RunInfo, str] = {}  # why no stream can be opened for it; empty: it can
         sequences = info.references.get(identity.reference)
         lengths = {sequence.name: sequence.length for sequence in sequences or ()}
         source = _ReadAhead(reads, min(CHUNK_SAMPLES, info.max_chunk_samples or CHUNK_SAMPLES), info.max_message_bytes)
 
         async def feed(tasks: asyncio.TaskGroup) -> None:
             async for read in source:
-                if not isinstance(read, ReadResult) and read.info.run.key not in refused:
+                if not isinstance(read, ReadResult) and read.info.run not in refused:
                     fault = run_fault(read.info.run, self.options, identity, info.max_message_bytes)
-                    refused[read.info.run.key] = fault
-                if isinstance(read, EncodedRead) and (reason := refused[read.info.run.key]):
+                    refused[read.info.run] = fault
+                if isinstance(read, EncodedRead) and (reason := refused[read.info.run]):
                     read = _rejected(read.info, reason, read.samples)
                 if isinstance(read, ReadResult):  # it cannot be sent
                     self.unsent += 1
                     deliveries.put_nowait((read, lambda: None))
                     continue
                 run = read.info.run
-                if run.key not in live:
+                if run not in live:
                     if len(live) >= _MAX_LIVE_STREAMS:  # finish the run that had no read for longest
                         _, (oldest, task) = live.popitem(last=False)
                         oldest.end()
@@ -202,9 +202,9 @@ class BasecallClient:
                         lengths,
                     )
                     streams.append(stream)
-                    live[run.key] = stream, tasks.create_task(stream.run())
-                live.move_to_end(run.key)
-                await live[run.key][0].put(read)
+                    live[run] = stream, tasks.create_task(stream.run())
+                live.move_to_end(run)
+                await live[run][0].put(read)
             for stream, _ in live.values():
                 stream.end()
 

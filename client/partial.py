@@ -415,7 +415,7 @@ def _begins_well(file: Path) -> bool:
 
 def _run_of(group: dict[str, str]) -> RunInfo:
     """A run as far as a read group tells."""
-    said = re.search(r"runid=(\S+)", group.get("DS", ""))
+    said = re.match(r"runid=(.*) basecall_model=", group.get("DS", ""))
     run_id = said[1] if said else group["ID"].split("_")[0]
     distinct = re.fullmatch(rf"{re.escape(run_id)}-([0-9a-f]{{8}})_.*", group["ID"])
     return RunInfo(

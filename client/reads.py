@@ -8,6 +8,7 @@ from uuid import UUID
 import numpy as np
 import numpy.typing as npt
 
+from porestream.client.text import printable
 from porestream.models.chemistry import Chemistry, chemistry_of_run
 
 
@@ -24,8 +25,8 @@ class ReadStatus(Enum):
 class RunInfo:
     """One acquisition, as POD5 describes it.
 
-    `run_id` is the acquisition's id; `distinction` tells a run from others of the same id, and is empty where there are
-    none (`client/runs.py`).
+    `run_id` is the acquisition's id; `distinction` tells a run from others of the same id, as SAM can hold it, and is
+    empty where there are none (`client/runs.py`).
     """
 
     run_id: str
@@ -42,8 +43,9 @@ class RunInfo:
 
     @property
     def key(self) -> str:
-        """What tells this run from all others of a call; the first part of its read group's id."""
-        return f"{self.run_id}-{self.distinction}" if self.distinction else self.run_id
+        """What tells this run from all others of a call; the first part of its read group's id, and so printable."""
+        run_id = printable(self.run_id)
+        return f"{run_id}-{self.distinction}" if self.distinction else run_id
 
     @property
     def chemistry(self) -> Chemistry:

@@ -1,10 +1,8 @@
 """Results as SAM records, with dorado's tags as far as POD5 and the caller know them."""
 
 import array
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import timedelta
-from functools import lru_cache
 from importlib.metadata import version
 from typing import Any
 
@@ -20,6 +18,7 @@ from porestream.client.reads import (
     ReferenceSequence,
     RunInfo,
 )
+from porestream.client.text import printable
 
 UNMAPPED, REVERSE, SECONDARY, QC_FAIL, SUPPLEMENTARY = 0x4, 0x10, 0x100, 0x200, 0x800
 _CIGAR = "MIDNSHP=X"
@@ -84,7 +83,7 @@ def _group_line(run: RunInfo, identity: CallerIdentity) -> dict[str, str]:
     return {
         "ID": read_group(run, identity.model),
         "PL": "ONT",
-        "DS": _clean(f"runid={run.run_id} basecall_model={identity.model}"),
+        "DS": printable(f"runid={run.run_id} basecall_model={identity.model}"),
     } | instrument_fields(run)
 
 
@@ -102,7 +101,7 @@ def instrument_fields(run: RunInfo) -> dict[str, str]:
 
 def read_group(run: RunInfo, model: str) -> str:
     """The id of a run's read group, as dorado makes it; of runs that share an id, each its own."""
-    return _printable(f"{run.key}_{model}")
+    return printable(f"{run.key}_{model}")
 
 
 def records(result: ReadResult, head: pysam.AlignmentHeader, model: str) -> Iterator[pysam.AlignedSegment]:
@@ -144,16 +143,16 @@ def _tags(result: ReadResult, part: CalledPart, model: str) -> list[tuple[str, A
         ("mx", info.well, "i"),
         ("ch", info.channel, "i"),
         ("rn", info.read_number, "i"),
-        ("fn", _printable(info.file_name), "Z"),
+        ("fn", printable(info.file_name), "Z"),
         ("sm", result.scaling_midpoint_pa, "f"),
         ("sd", result.scaling_dispersion_pa, "f"),
-        ("sv", _printable(result.scaling_strategy), "Z"),
+        ("sv", printable(result.scaling_strategy), "Z"),
         ("dx", 0, "i"),
         ("RG", read_group(info.run, model), "Z"),
     ]
     if start := _start_time(info):
         tags.append(("st", start, "Z"))
-    tags += [(tag, _printable(said), "Z") for tag, said in (("er", info.end_reason), ("po", info.pore_type)) if said]
+    tags += [(tag, printable(said), "Z") for tag, said in (("er", info.end_reason), ("po", info.pore_type)) if said]
     if part.read_id != info.read_id:
         tags.append(("pi", str(info.read_id), "Z"))
     if part.moves:
@@ -212,9 +211,3 @@ def _reverse_complement(sequence: str) -> str:
 def _clean(text: str) -> str:
     """A header field: tabs and line ends would break it."""
     return "".join(character for character in " ".join(text.split()) if character.isprintable())
-
-
-@lru_cache(maxsize=256)  # few texts, each in very many records
-def _printable(text: str) -> str:
-    """What a Z tag may hold: printable ASCII and space (SAM specification, section 1.5)."""
-    return re.sub("[^ -~]", "_", text)

@@ -6,6 +6,7 @@ from typing import TextIO
 
 from porestream.client.errors import cannot_write
 from porestream.client.output_file import OutputFile
+from porestream.client.text import cell
 
 _LISTED = 20
 
@@ -92,7 +93,7 @@ class RejectedReads:
         if self._file is None:
             self._file = path.open("w", encoding="utf-8")
             self._file.write("read_id\tfilename\tstatus\treason\n")
-        self._file.write("\t".join(" ".join(str(field).split()) for field in row) + "\n")
+        self._file.write("\t".join(cell(" ".join(str(field).split())) for field in row) + "\n")
         self._file.flush()
 
     def __str__(self) -> str:

@@ -17,6 +17,8 @@ _UNKNOWN = "unknown"
 class Runs:
     """Gives every run a key of its own: its id, or where another run has that, its id and a digest of what it is.
 
+    An id with characters that SAM cannot hold has the digest, too: others may differ from it in these alone.
+
     Parameters
     ----------
     before
@@ -34,16 +36,21 @@ class Runs:
 
     def _keyed(self, said: RunInfo) -> RunInfo:
         if said not in self._known:
-            before = self._before.get(said.key)
-            run = said
-            if said.key in self._taken or (before and instrument_fields(before) != instrument_fields(said)):
-                run = replace(
-                    said,
-                    distinction=hashlib.sha256(repr([str(value) for value in astuple(said)]).encode()).hexdigest()[:8],
-                )
+            run, values = said, [str(value) for value in astuple(said)]
+            while self._is_anothers(run):
+                digest = hashlib.sha256(repr(values).encode("utf-8", "backslashreplace")).hexdigest()
+                run = replace(said, distinction=digest[:8])
+                values.append("again")  # a run may have the id that would be made for another
             self._taken.add(run.key)
             self._known[said] = run
         return self._known[said]
+
+    def _is_anothers(self, run: RunInfo) -> bool:
+        """Whether another run has this one's key, or might have."""
+        if not run.distinction and run.key != run.run_id:
+            return True
+        before = self._before.get(run.key)
+        return run.key in self._taken or bool(before and instrument_fields(before) != instrument_fields(run))
 
 
 class FileRuns:

@@ -3,7 +3,6 @@
 import itertools
 import os
 from collections.abc import Iterable
-from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -16,6 +15,7 @@ from porestream.client.output_file import OutputFile
 from porestream.client.reads import Alignment, CalledPart, ReadResult, ReadStatus
 from porestream.client.records import REVERSE, SECONDARY, SUPPLEMENTARY
 from porestream.client.sources import ReadIds
+from porestream.client.text import cell
 
 _READ_COLUMNS = (
     "input_filename",
@@ -264,7 +264,6 @@ def _divided(value: int, by: int) -> float:
     return value / by if by else 0.0
 
 
-@lru_cache(maxsize=256)  # few texts, each in very many rows
 def _field(text: str) -> str:
-    """A text that stays in its cell: no tab or line end, nor a quotation mark, in which pandas would look for them."""
-    return "".join(character if character.isprintable() and character != '"' else "_" for character in text)
+    """A cell without quotation marks anywhere: pandas would look for them."""
+    return cell(text.replace('"', "_"))

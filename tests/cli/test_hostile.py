@@ -108,3 +108,39 @@ def test_a_server_without_the_model_that_it_calls_with(one_run: Path, tmp_path: 
         result = call(one_run, "--server", target, "-o", tmp_path / "calls.bam")
     assert result.exit_code == 1
     assert result.stderr.splitlines()[-1] == "Error: the server calls with 'tiny_fast@v1', and has only another"
+
+
+ALIKE = ("run\x01", "run\x02", "run_")
+
+
+def test_runs_that_look_alike_in_sam_have_groups_of_their_own(
+    start_server,  # type: ignore[no-untyped-def]
+    tmp_path: Path,
+    write_pod5: Callable[..., Path],
+) -> None:
+    """Also where a call goes on with the files in another order."""
+    rng = np.random.default_rng(4)
+    files = [
+        write_pod5(tmp_path / f"{place}.pod5", [rng.normal(500, 60, 1500).astype(np.int16)] * 2, (name,), 2 * place)
+        for place, name in enumerate(ALIKE)
+    ]
+    same = ("--server", start_server(threads=1).address, "--emit-summary", "-o")
+
+    def groups(path: Path) -> dict[int, str]:
+        with pysam.AlignmentFile(str(path), check_sq=False) as file:
+            named = [group["ID"] for group in file.header.to_dict()["RG"]]
+            found = {UUID(record.query_name).int: str(record.get_tag("RG")) for record in file.fetch(until_eof=True)}
+        assert len(named) == len(set(named)) == len(ALIKE)
+        assert set(found.values()) == set(named)
+        return found
+
+    assert call(*files, *same, tmp_path / "a.bam", "-n", "5").exit_code == 0
+    assert call(*files[::-1], *same, tmp_path / "b.bam", "--resume-from", tmp_path / "a.bam").exit_code == 0
+    assert call(*files, *same, tmp_path / "c.bam").exit_code == 0
+    first, resumed, whole = (groups(tmp_path / f"{name}.bam") for name in "abc")
+    assert resumed == whole
+    assert first.items() < whole.items()
+    assert [whole[2 * place] == whole[2 * place + 1] for place in range(len(ALIKE))] == [True] * len(ALIKE)
+    assert whole[4] == "run__tiny_fast@v1"
+    tables = [sorted((tmp_path / f"{name}.sequencing_summary.txt").read_text().splitlines()) for name in "bc"]
+    assert tables[0] == tables[1]

@@ -337,7 +337,7 @@ def test_control_characters_do_not_reach_the_terminal(tmp_path: Path) -> None:
     path = write_run(tmp_path / "a.pod5", acquisition_id=odd, **dict.fromkeys((*fields, "sequencer_position"), odd))
     result = run(path)
     shown = r"a\tb\nc\x1b]0;title\x07\r\u202ed\x9b31m"
-    assert result.stdout.count(shown) == 7
+    assert result.stdout.count(shown) == 6
     assert all(character.isprintable() for character in result.stdout.replace("\n", ""))
     assert len(result.stdout.splitlines()) == 17
     text = run(path, "--json").stdout

@@ -66,11 +66,10 @@ class FakeServer:
     change: Callable[[pb.ReadResult], None] = lambda _: None
     answer: Callable[[pb.ReadResult, int], list[pb.StreamReadsResponse | bytes]] | None = None
     opened: list[pb.OpenStream] = field(default_factory=list)
-    acknowledged: int = 0
 
     def _stream(self, requests: Iterator[pb.StreamReadsRequest], _: grpc.ServicerContext) -> Iterator[Any]:
         self.opened.append(next(requests).open)
-        options, seq = self.opened[-1].options, 0
+        options, seq, acknowledged, half_closed = self.opened[-1].options, 0, 0, False
         opened = pb.StreamReadsResponse(opened=pb.StreamOpened(caller=self.caller))
         opened.opened.caller.reference = options.reference or self.caller.reference
         opened.opened.credit.max_total_samples = 1 << 40
@@ -82,8 +81,9 @@ class FakeServer:
                     result = honest_result(chunk.read_id, chunk.first_sample + chunk.sample_count)
                     self.change(result)
                     yield from self.answer(result, seq) if self.answer else [batch(seq, result)]
-            self.acknowledged = max(self.acknowledged, request.result_ack.result_seq)
-            if request.HasField("half_close"):
+            acknowledged = max(acknowledged, request.result_ack.result_seq)
+            half_closed |= request.HasField("half_close")
+            if half_closed and acknowledged >= seq:
                 return
 
 

@@ -1,5 +1,6 @@
 """Runs that share an acquisition id, or have none, are runs of their own."""
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -9,9 +10,13 @@ from typing import Any, cast
 
 import pod5
 import pyarrow as pa
+import pysam
 import pytest
+from made_up_results import UNALIGNED
 
 from porestream.client import Pod5Source, RunInfo
+from porestream.client.partial import Partial
+from porestream.client.records import header, read_group
 from porestream.client.runs import FileRuns, Runs
 
 A = RunInfo("id", 5000, "FAA", "FLO-MIN114", "SQK-LSK114", "MN1", "s", "e", datetime(2026, 1, 2, tzinfo=UTC), "p")
@@ -61,6 +66,48 @@ def test_the_order_of_files_decides_only_who_has_the_plain_key() -> None:
     # with the header of the first call at hand, both have the keys that they had there
     resumed = Runs({"id": replace(A, sample_rate_hz=0, flow_cell_product_code="", sequencing_kit="")})
     assert [run.key for file in (B, A) for run in resumed.of_file(reader_of(file)).all] == keys[::-1]
+
+
+ALIKE = ["run_", "run\x01", "run\x02", "run\t", "run\u00e9", "run\u00e8"]
+"""The same in SAM, where each of these characters becomes an underscore."""
+
+
+def test_ids_that_are_the_same_in_sam_are_told_apart(tmp_path: Path) -> None:
+    said = [replace(A, run_id=name) for name in ALIKE]
+    runs = Runs({}).of_file(reader_of(*said)).all
+    assert [run.run_id for run in runs] == ALIKE
+    groups = [read_group(run, "m") for run in runs]
+    assert len(set(groups)) == len(ALIKE)
+    assert groups[0] == "run__m"
+    assert all(re.fullmatch("run_-[0-9a-f]{8}_m", group) for group in groups[1:])
+    head = header(runs, replace(UNALIGNED, model="m"))
+    assert [group["ID"] for group in head.to_dict()["RG"]] == groups
+    # a call that goes on gives each the key that it had, in whatever order their files come
+    with pysam.AlignmentFile(str(tmp_path / "a.bam"), "wb", header=head):
+        pass
+    before = Partial(tmp_path / "a.bam").runs
+    assert list(before) == [run.key for run in runs]
+    resumed = Runs(before)
+    turned = resumed.of_file(reader_of(*said[::-1])).all
+    assert {run.run_id: run.key for run in turned} == {run.run_id: run.key for run in runs}
+
+
+def test_an_id_that_would_be_made_for_another() -> None:
+    (_, other) = Runs({}).of_file(reader_of(A, B)).all
+    planted = replace(A, run_id=other.key)
+    runs = Runs({}).of_file(reader_of(A, planted, B)).all
+    keys = {(run.run_id, run.sample_id): run.key for run in runs}
+    assert (keys["id", "s"], keys[other.key, "s"]) == ("id", other.key)
+    assert keys["id", "t"] not in ("id", other.key)
+
+
+@pytest.mark.parametrize("run_id", ["a b", "a  b ", " a", "basecall_model=x", "id-12345678"])
+def test_an_id_comes_back_from_a_header(tmp_path: Path, run_id: str) -> None:
+    head = header([replace(A, run_id=run_id)], UNALIGNED)
+    with pysam.AlignmentFile(str(tmp_path / "a.bam"), "wb", header=head):
+        pass
+    (key, run), *others = Partial(tmp_path / "a.bam").runs.items()
+    assert (key, run.run_id, others) == (run_id, run_id, [])
 
 
 def test_an_index_means_a_row_of_the_table_of_runs() -> None:

@@ -282,6 +282,25 @@ def test_names_keep_all_that_does_no_harm(tmp_path: Path) -> None:
     assert row["experiment_id"] == "_"
 
 
+@pytest.mark.parametrize("begin", ["=", "+", "-", "@", " =", "\uff0b"])
+def test_no_name_is_computed(tmp_path: Path, begin: str) -> None:
+    """By spreadsheets; numbers and the directions + and - stay, and a call that goes on takes the row as it is."""
+    evil = f"{begin}cmd|' /C calc'!A1"
+    run = replace(RUN, run_id=evil, sample_id=evil, experiment_id=evil)
+    info = replace(INFO, run=run, file_name=evil, end_reason=evil, pore_type=evil)
+    place = replace(REVERSE, reference_name=evil, score=-12)
+    (row,) = write(tmp_path / "a.txt", [make_result(replace(PART, mean_qscore=-12.5, alignments=(place,)), info=info)])
+    texts = ["input_filename", "run_id", "sample_id", "experiment_id", "end_reason", "pore_type", "alignment_genome"]
+    assert {row[name] for name in texts} == {f"'{evil}"}
+    assert (row["mean_qscore_template"], row["alignment_score"], row["alignment_direction"]) == (
+        "-12.500000",
+        "-12",
+        "-",
+    )
+    found, rows = copy(tmp_path / "a.txt", tmp_path / "b.txt", ids(1))
+    assert (found, rows) == (1, [row])
+
+
 # Files
 
 

@@ -1,15 +1,18 @@
 """The client's streams against servers that go away, die, and come back, and consumers that dawdle."""
 
 import asyncio
+from collections import Counter
 from pathlib import Path
 from uuid import UUID
 
 import numpy as np
 import pytest
 
-from porestream.client.client import BasecallClient
+from porestream.client.client import BasecallClient, SyncBasecallClient
 from porestream.client.reads import ReadInfo, ReadResult, ReadStatus, RunInfo, SignalRead
 from porestream.client.stream import StreamOptions, _next_response
+from porestream.server.reads import Chunk
+from porestream.server.session import Session
 
 
 def reads(count: int, runs: int = 1, samples: int = 3000) -> list[SignalRead]:
@@ -122,3 +125,32 @@ def test_a_cancellation_that_comes_with_a_message_is_not_lost() -> None:
 
     for turns in range(4):
         asyncio.run(cancel(turns))
+
+
+def test_a_read_that_is_sent_back_comes_again(start_server, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    """Twice while it is being sent: nothing is lost, doubled or called otherwise, and the books balance."""
+    monkeypatch.setattr("porestream.client.stream._SENT_BACK_PAUSE_S", 0.05)
+    address = (server := start_server()).address
+    rng = np.random.default_rng(1)
+    sent = [
+        SignalRead(ReadInfo(UUID(int=1 + n), RunInfo("run", 4000), 10.0, 0.2), rng.integers(300, 700, size, np.int16))
+        for n, size in enumerate((200_000, 5_000, 150_000))
+    ]
+    with SyncBasecallClient(address) as client:
+        expected = {result.info.read_id: result.parts for result in client.call(sent)}
+    take, sent_back = Session._take, Counter[bytes]()
+
+    def take_and_send_back(session: Session, chunk: Chunk) -> None:
+        take(session, chunk)
+        if chunk.first_sample == 0 and chunk.read_id in session._open and sent_back[chunk.read_id] < 2:
+            sent_back[chunk.read_id] += 1
+            session._send_back(session._open[chunk.read_id], "others", "for the test")
+
+    monkeypatch.setattr(Session, "_take", take_and_send_back)
+    with SyncBasecallClient(address) as client:
+        results = list(client.call(sent))
+    assert {result.info.read_id: result.parts for result in results} == expected
+    assert len(results) == 3
+    assert set(sent_back.values()) == {2}
+    books = server.engine.ledger.server
+    assert (books.called, books.abandoned, books.open) == (6, 4, 0)
