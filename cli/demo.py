@@ -154,7 +154,7 @@ def _clear(files: _Files) -> None:
     files.folder.mkdir(parents=True, exist_ok=True)
     ours = files.reference.is_file() and files.reference.read_bytes().startswith(f">{next(iter(_CONTIGS))}".encode())
     for path in (files.reference, files.reads, files.truth, files.calls, files.index):
-        if path.exists() and not ours:
+        if (path.exists() or path.is_symlink()) and not ours:
             raise click.UsageError(f"{path} is not of an earlier demo and would be lost; -o DIR names another folder")
     for path in (files.calls, files.index):
         path.unlink(missing_ok=True)

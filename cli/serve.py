@@ -70,6 +70,13 @@ from porestream.cli.options import CallCommand, models_directory_option, server_
 )
 @click.option("--metrics-host", metavar="HOST", help="Address that the metrics port is bound to. Default: 127.0.0.1.")
 @click.option(
+    "--metrics-allowed-hosts",
+    multiple=True,
+    metavar="NAME",
+    help="Name by which browsers and Prometheus ask the metrics port, as a proxy's; *.DOMAIN and * are patterns. "
+    "Repeat for several. Addresses, this machine's names and a cluster's are always taken. Default: no others.",
+)
+@click.option(
     "--memory-budget",
     metavar="BYTES",
     help="What all streams' signal and results may take beside the idle server: bytes, or like 512M, 2G. Default: 1G.",

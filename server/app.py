@@ -24,7 +24,7 @@ from porestream.kernels.device import Device
 from porestream.models.basecaller import Basecaller
 from porestream.models.bundle import load_bundle
 from porestream.models.catalog import models_to_serve
-from porestream.models.compiled import default_cache_dir
+from porestream.models.compiled import default_cache_dir, private_cache_dir
 from porestream.models.runner import Card, CudaRunner
 from porestream.server.books import Ledger
 from porestream.server.budget import MemoryBudget
@@ -68,7 +68,7 @@ def build_engine(settings: Settings) -> Engine:
     """
     torch.set_num_threads(1)
     tune_allocator()
-    cache_dir = settings.cache_dir or default_cache_dir()
+    cache_dir = private_cache_dir(settings.cache_dir or default_cache_dir())
     budget = MemoryBudget(settings.memory_budget, settings.max_streams)
     card = open_card(settings)
     decodes, aligns = kernel_devices(settings, card)
@@ -335,7 +335,9 @@ def _start_page(settings: Settings) -> StatusServer | None:
     if not settings.metrics_port:
         return None
     try:
-        return start_status_page(REGISTRY, settings.metrics_port, settings.metrics_host)
+        return start_status_page(
+            REGISTRY, settings.metrics_port, settings.metrics_host, allowed_hosts=settings.metrics_allowed_hosts
+        )
     except OSError as error:
         where = f"{settings.metrics_host}:{settings.metrics_port}"
         raise SettingsError(f"cannot serve metrics on {where}: {error.strerror}") from error

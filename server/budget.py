@@ -6,6 +6,7 @@ signal memory. The other half is a pool: a stream may take from it as long as it
 (Choudhury and Hahne, dynamic thresholds, 1998), so one greedy stream can never take all of it from the others.
 """
 
+from collections.abc import Hashable
 from typing import Protocol
 
 BYTES_PER_CREDIT_SAMPLE = 4
@@ -14,6 +15,9 @@ BYTES_PER_CREDIT_SAMPLE = 4
 MAX_CHUNK_SAMPLES = 131_072
 MIN_CHUNK_CREDIT_SAMPLES = 1024
 CHUNK_OVERHEAD_BYTES = 256
+IDLE_READ_S = 30.0  # an open read that has not grown for so long is given up where memory is needed
+BUSY_PATIENCE_S = 60.0  # how long a stream waits for complete reads to give memory back
+_CHUNK_BYTES = MAX_CHUNK_SAMPLES * BYTES_PER_CREDIT_SAMPLE
 READ_OVERHEAD_BYTES = 1024
 
 
@@ -24,11 +28,17 @@ class BudgetError(ValueError):
 class Account(Protocol):
     """A stream, as the budget sees it."""
 
+    client: Hashable
+    """Whose stream it is: what one client's streams borrow counts together."""
+
     def longest_open_read(self) -> int:
         """Bytes held by its largest open read; 0: none."""
 
-    def reject_longest_open_read(self, detail: str) -> None:
-        """End that read as REJECTED and give its memory back."""
+    def give_up_longest_open_read(self, detail: str, *, for_others: bool) -> None:
+        """End that read and give its memory back; `for_others`: it may come again."""
+
+    def give_up_idle_read(self) -> bool:
+        """End an open read of which nothing came for long, though it might have; it may come again. False: none."""
 
     def is_busy(self) -> bool:
         """Whether it holds complete reads, which will give memory back by themselves."""
@@ -103,19 +113,31 @@ class MemoryBudget:
         """Have the stream told when memory is freed."""
         self._waiting.add(account)
 
-    def evict_for(self, account: Account) -> bool:
-        """Make room for a stream that has nothing to do but wait for signal. Whether room was made.
+    def evict_for(self, account: Account, starved_s: float) -> bool:
+        """Make room for a stream that can only wait for signal, and has waited so long. Whether room was made.
 
-        Where a holder of the pool has complete reads, memory comes back by itself, and the stream waits. Else all is
-        held by open reads, none of which may ever fit: the longest of them is rejected.
+        A read that is idle goes first, whoever has it. Else, where a holder of the pool has complete reads, memory
+        comes back by itself, and the stream waits, for a while. Else all is held by open reads, none of which may ever
+        fit: the client that borrows most beyond its shares gives up its longest. That may come again, unless it is the
+        very one that more is wanted for: it is too long, after others' reads have had the time to become idle.
         """
-        holders = [account, *self._borrowers]
-        if any(other.is_busy() for other in holders):
+        holders = [*(other for other in self._borrowers if other is not account), account]
+        if any(other.give_up_idle_read() for other in holders):
+            return True
+        if starved_s < BUSY_PATIENCE_S and any(other.is_busy() for other in holders):
             return False
-        victim = max(holders, key=lambda other: other.longest_open_read())
-        if not victim.longest_open_read():
+        borrowed: dict[Hashable, int] = dict.fromkeys((other.client for other in holders), 0)
+        for other, size in self._borrowers.items():
+            borrowed[other.client] += size
+        owing = [other for other in holders if other.longest_open_read()]
+        if not owing:
             return False
-        victim.reject_longest_open_read(
-            f"too long: the server's memory budget of {self.total_bytes} bytes cannot hold it beside other open reads"
+        victim = max(owing, key=lambda other: (borrowed[other.client], other.longest_open_read()))
+        others_bytes = self._lent_bytes - self._borrowers.get(account, 0)
+        if victim is account and others_bytes >= _CHUNK_BYTES and starved_s < IDLE_READ_S + 10:
+            return False
+        victim.give_up_longest_open_read(
+            f"too long: the server's memory budget of {self.total_bytes} bytes cannot hold it beside other open reads",
+            for_others=victim is not account,
         )
         return True

@@ -26,6 +26,7 @@ _STATUSES = {
     reads.Status.FILTERED: pb.READ_STATUS_FILTERED,
     reads.Status.REJECTED: pb.READ_STATUS_REJECTED,
     reads.Status.FAILED: pb.READ_STATUS_FAILED,
+    reads.Status.TRY_AGAIN: pb.READ_STATUS_TRY_AGAIN,
 }
 
 

@@ -42,7 +42,8 @@ LABELS = {
     "status": "of reads: called, filtered, rejected, failed, abandoned; of streams: gRPC's status codes",
     "reason": "incomplete, gap, overlap, empty, too_long, chunk_size, undecodable, checksum, calibration, "
     "signal, memory; of alignments: size, drops, work, memory; of log lines: repeated, queue_full, "
-    "unwritable; of calls: token, limit; of connections: total, peer, silent, handshake, headers, preface",
+    "unwritable; of calls: token, limit; of deferred reads: idle, others; "
+    "of connections: total, peer, silent, handshake, headers, preface",
     "stage": "prepare, basecall, stitch, align; where reads wait also deliver, acknowledge",
     "device": "cpu, cuda:N",
     "preset": "map-ont, lr:hq",
@@ -230,6 +231,14 @@ STREAMS_ENDED = counter(
     "streams_ended_total", "streams", _LOST, "Streams that ended or were turned away, by gRPC status", ["status"]
 )
 
+READS_DEFERRED = counter(
+    "reads_deferred_total",
+    "reads",
+    _LOST,
+    "Open reads that were sent back to their clients, to come again, for their memory was needed: nothing had come of "
+    "them for long (idle), or their client borrowed most (others)",
+    ["reason"],
+)
 CALLS_REFUSED = counter(
     "calls_refused_total",
     "calls",

@@ -32,6 +32,7 @@ class Status(Enum):
     FILTERED = "filtered"
     REJECTED = "rejected"
     FAILED = "failed"
+    TRY_AGAIN = "abandoned"  # no result: the client sends the read again; the books count an attempt abandoned
 
 
 class Priority(Enum):
@@ -156,6 +157,7 @@ class OpenRead:
     pieces: list[SignalPiece] = field(default_factory=list)
     samples: int = 0
     held_bytes: int = 0
+    grown_s: float = 0.0  # when its last chunk came
 
     @property
     def name(self) -> str:

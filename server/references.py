@@ -108,7 +108,14 @@ def _index(path: Path, preset: str, settings: Settings, cache_dir: Path) -> Inde
     name = index_name(reference, PRESETS[preset])
     for place in (index_beside(path, preset), cache_dir / name):
         if place.exists():
-            index = load_index(place)
+            try:
+                index = load_index(place)
+            except ReferenceFileError as error:
+                if place.parent != cache_dir:
+                    raise
+                log.warning("a cached index is damaged and is made again", reason=str(error))
+                place.unlink()
+                continue
             if index.reference.sha256 != reference.sha256 or index.preset != PRESETS[preset]:
                 raise ReferenceFileError(place, f"it is not of {path.name} with {preset}", "build it again")
             return index

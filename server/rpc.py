@@ -211,6 +211,7 @@ class BasecallService(pb_grpc.BasecallServiceServicer):
             StreamBooks(self._engine.ledger, opening.run.run_id, settings.model, settings.priority),
             max_read_samples=self._engine.max_read_samples,
             heartbeat_s=heartbeat_s,
+            client=caller.get().identity,
         )
 
     def _note_opened(self, opening: pb.OpenStream, session: Session) -> None:

@@ -8,11 +8,12 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Hashable
 from dataclasses import dataclass
 
 import structlog
 
+from porestream.server import budget
 from porestream.server.books import StreamBooks
 from porestream.server.budget import (
     BYTES_PER_CREDIT_SAMPLE,
@@ -22,7 +23,13 @@ from porestream.server.budget import (
     READ_OVERHEAD_BYTES,
     MemoryBudget,
 )
-from porestream.server.metrics import READ_LATENCY_SECONDS, READS_FAILED, READS_REJECTED, STAGE_WAIT_SECONDS
+from porestream.server.metrics import (
+    READ_LATENCY_SECONDS,
+    READS_DEFERRED,
+    READS_FAILED,
+    READS_REJECTED,
+    STAGE_WAIT_SECONDS,
+)
 from porestream.server.pipeline import Pipeline
 from porestream.server.reads import (
     CallSettings,
@@ -44,6 +51,7 @@ _BACKLOG_SAMPLES = 8_000_000  # complete reads of a stream beyond which its cred
 _RESULTS_A_MESSAGE = 64
 _RESULT_MESSAGE_BYTES = 1 << 20
 _CALLED = (Status.CALLED, Status.FILTERED)
+RETRY_S = 1.0
 GATHER_S = 0.01  # least time between two messages of results, while more are under way
 
 
@@ -96,6 +104,8 @@ class Session:
         Shared with the other streams, but for the books.
     max_read_samples
         Longer reads are rejected.
+    client
+        Whose stream it is; None: one of its own.
     heartbeat_s
         Longest silence of either side; four of them without a word from the client end the stream.
     """
@@ -109,20 +119,25 @@ class Session:
         *,
         max_read_samples: int,
         heartbeat_s: float,
+        client: Hashable = None,
     ) -> None:
         self.settings, self._pipeline, self._budget, self._books = settings, pipeline, budget, books
         self._max_read_samples, self._heartbeat_s = max_read_samples, heartbeat_s
+        self.client = client or self
         self._loop = asyncio.get_running_loop()
+        self._credited_s = time.monotonic()  # since when the client may send
+        self._starving_s: float | None = None  # since when there is no memory for the next chunk
         self._changed = asyncio.Event()
         self._open: dict[bytes, OpenRead] = {}
         self._refused: set[bytes] = set()  # already rejected, their end not yet received
+        self._sent_back: set[bytes] = set()  # those of them that may come again
         self._running: dict[Job, int] = {}  # complete reads and the bytes they are charged for
         self._running_samples = 0
         self._unsent: deque[tuple[ReadResult, int, float]] = deque()  # with bytes charged, and when it was complete
         self._unacknowledged: deque[tuple[Status, bool]] = deque()
         self._sent_seq = self._acknowledged_seq = 0
         self._granted = self._used = self._announced = 0
-        self._half_closed = self._requests_ended = self._closed = False
+        self._half_closed = self._requests_ended = self._closed = self._is_retrying = False
         self._drain: Drain | None = None
         self._fault: StreamFault | None = None
         self._heard_s = time.monotonic()
@@ -159,9 +174,13 @@ class Session:
             self.extend_credit()
 
     def _take(self, chunk: Chunk) -> None:
+        if chunk.first_sample == 0 and chunk.read_id in self._sent_back:  # it comes again
+            self._sent_back.discard(chunk.read_id)
+            self._refused.discard(chunk.read_id)
         if chunk.read_id in self._refused:
             if chunk.end_of_read:
                 self._refused.discard(chunk.read_id)
+                self._sent_back.discard(chunk.read_id)
             return
         read = self._open.get(chunk.read_id)
         if read is None:
@@ -173,6 +192,7 @@ class Session:
         try:
             _check_size(chunk)
             read.append(chunk)
+            read.grown_s = time.monotonic()
             self._books.samples(chunk.piece.sample_count)
             self._hold(read, len(chunk.piece.signal) + CHUNK_OVERHEAD_BYTES)
             if read.samples > self._max_read_samples:
@@ -360,10 +380,13 @@ class Session:
 
     def _reject(self, read: OpenRead, reason: Reason, detail: str) -> None:
         log.info("read rejected", read_id=read.name, reason=reason.value, detail=detail)
+        result = ReadResult(read.read_id, read.channel, Status.REJECTED, detail, read.samples, cause=reason)
+        self._end_open(read, result)
+
+    def _end_open(self, read: OpenRead, result: ReadResult) -> None:
         held = read.held_bytes
         read.pieces.clear()
         self._open.pop(read.read_id, None)
-        result = ReadResult(read.read_id, read.channel, Status.REJECTED, detail, read.samples, cause=reason)
         self._books.finish(result)
         self._emit(result, held, 0.0)
 
@@ -390,11 +413,33 @@ class Session:
         """Bytes held by the largest open read; 0: none."""
         return max((read.held_bytes for read in self._open.values()), default=0)
 
-    def reject_longest_open_read(self, detail: str) -> None:
-        """Make room: that read ends as REJECTED, and what still comes of it is dropped."""
+    def give_up_longest_open_read(self, detail: str, *, for_others: bool) -> None:
+        """Make room: that read ends, and what still comes of it is dropped."""
         read = max(self._open.values(), key=lambda open_read: open_read.held_bytes)
-        self._reject(read, Reason.MEMORY, detail)
+        if for_others:
+            self._send_back(read, "others", "its memory was needed for other clients' reads")
+        else:
+            self._reject(read, Reason.MEMORY, detail)
+            self._refused.add(read.read_id)
+
+    def give_up_idle_read(self) -> bool:
+        """Send back the largest open read that has not grown for long, though the client had credit; False: none."""
+        if not self._open or self._granted - self._used < MAX_CHUNK_SAMPLES:
+            return False
+        before_s = time.monotonic() - budget.IDLE_READ_S
+        idle = [read for read in self._open.values() if max(read.grown_s, self._credited_s) < before_s]
+        if not idle:
+            return False
+        largest = max(idle, key=lambda read: read.held_bytes)
+        self._send_back(largest, "idle", f"nothing came of it for {budget.IDLE_READ_S:g} s, and its memory was needed")
+        return True
+
+    def _send_back(self, read: OpenRead, reason: str, detail: str) -> None:
+        READS_DEFERRED.labels(reason).inc()
+        log.info("read sent back", read_id=read.name, reason=reason)
         self._refused.add(read.read_id)
+        self._sent_back.add(read.read_id)
+        self._end_open(read, ReadResult(read.read_id, read.channel, Status.TRY_AGAIN, detail, read.samples))
 
     def is_busy(self) -> bool:
         """Whether complete reads or unsent results are held, which give their memory back by themselves."""
@@ -429,10 +474,20 @@ class Session:
         if needed <= 0 or self.is_busy():
             return
         while self._room(starving=True) < needed:
-            if not self._budget.evict_for(self):
+            now_s = time.monotonic()
+            self._starving_s = self._starving_s or now_s
+            if not self._budget.evict_for(self, now_s - self._starving_s):
                 self._budget.wait(self)
+                if not self._is_retrying:  # reads become idle without anybody's doing
+                    self._is_retrying = True
+                    self._loop.call_later(RETRY_S, self._retry)
                 return
+        self._starving_s = None
         self._grant(needed)
+
+    def _retry(self) -> None:
+        self._is_retrying = False
+        self.extend_credit()
 
     def _room(self, *, starving: bool) -> int:
         return self._budget.room_bytes(self, starving=starving) // BYTES_PER_CREDIT_SAMPLE
@@ -440,6 +495,8 @@ class Session:
     def _grant(self, samples: int) -> None:
         if samples < MAX_CHUNK_SAMPLES and self._granted - self._used + samples < MAX_CHUNK_SAMPLES:
             return
+        if self._granted - self._used < MAX_CHUNK_SAMPLES:
+            self._credited_s = time.monotonic()
         self._granted += samples
         self._budget.charge(self, samples * BYTES_PER_CREDIT_SAMPLE)
         self._changed.set()

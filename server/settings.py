@@ -45,6 +45,7 @@ class Settings(BaseSettings):
     token_file_lost: Literal["keep", "refuse"] = "keep"
     metrics_port: int = Field(default=0, ge=0, le=65535)
     metrics_host: str = "127.0.0.1"
+    metrics_allowed_hosts: Annotated[list[str], NoDecode] = []
     memory_budget: int = 1 << 30
     max_streams: int = Field(default=64, ge=1)
     max_streams_per_peer: int = Field(default=0, ge=0)
@@ -70,7 +71,7 @@ class Settings(BaseSettings):
                 values.setdefault("models", values.pop(name))  # flag and environment say "models", and go before
         return values
 
-    @field_validator("model", "reference", "preset", mode="before")
+    @field_validator("model", "reference", "preset", "metrics_allowed_hosts", mode="before")
     @classmethod
     def _list(cls, value: Any) -> Any:
         parts = [part for part in value.split(",") if part] if isinstance(value, str) else value

@@ -608,13 +608,14 @@ ERRORS = Dashboard(
             Panel(
                 "Turned away",
                 "suffix: /s",
-                "Connections closed from here and calls refused, by the reason; log lines left out.",
+                "Connections closed from here, calls refused, open reads sent back, by the reason; log lines left out.",
                 {
                     f"sum by (reason) (rate(porestream_{what}_total{{@}}[$__rate_interval]))": f"{name}: {{{{reason}}}}"
                     for what, name in (
                         ("connections_refused", "connections"),
                         ("calls_refused", "calls"),
                         ("log_lines_dropped", "log lines"),
+                        ("reads_deferred", "reads sent back"),
                     )
                 },
             ),

@@ -74,6 +74,9 @@ class Client:
     turn: int = 0
     fault: StreamFault | None = None
     ended: bool = False
+    sent_back: list[int] = field(default_factory=list)
+    resting: dict[int, int] = field(default_factory=dict)  # turns until a read is sent again
+    pause: Callable[[int], int] = int
 
     async def listen(self) -> None:
         try:
@@ -88,7 +91,12 @@ class Client:
                     for result in output.results:
                         read = UUID(bytes=result.read_id).int
                         assert read not in self.results, "a second result"
-                        self.results[read] = result
+                        if result.status is Status.TRY_AGAIN:
+                            self.sent_back.append(read)
+                            self.sent.pop(read)
+                            self.resting[read] = self.pause(20 << min(10, self.sent_back.count(read)))
+                        else:
+                            self.results[read] = result
                     if self.acknowledging:
                         self.session.acknowledge(self.last_seq)
             self.ended = True
@@ -100,9 +108,10 @@ class Client:
 
     def send(self) -> bool:
         """Send one chunk of one of the open reads in turn, if the credit allows."""
-        candidates = self.unfinished()[: self.open_at_once]
+        self.resting = {read: turns - 1 for read, turns in self.resting.items() if turns > 1}
+        candidates = [read for read in self.unfinished() if read not in self.resting][: self.open_at_once]
         if not candidates:
-            return False
+            return bool(self.resting)
         read = candidates[self.turn % len(candidates)]
         first = max(self.sent.get(read, 0), 0)
         count = min(self.chunk_samples, self.reads[read] - first)
@@ -132,7 +141,9 @@ def balanced(books: Books) -> bool:
     return books.received == closed + books.open
 
 
-def make_session(budget: MemoryBudget, pipeline: HeldPipeline, ledger: Ledger, limit: int = 50_000_000) -> Session:
+def make_session(
+    budget: MemoryBudget, pipeline: HeldPipeline, ledger: Ledger, limit: int = 50_000_000, client: str | None = None
+) -> Session:
     return Session(
         SETTINGS,
         pipeline,  # type: ignore[arg-type]
@@ -140,6 +151,7 @@ def make_session(budget: MemoryBudget, pipeline: HeldPipeline, ledger: Ledger, l
         StreamBooks(ledger, "run", SETTINGS.model, SETTINGS.priority),
         max_read_samples=limit,
         heartbeat_s=30.0,
+        client=client,
     )
 
 
@@ -162,7 +174,9 @@ def test_no_legal_stream_stalls_and_memory_stays_in_budget(plans, random) -> Non
         budget = MemoryBudget(12 * MIB, 3)
         pipeline, ledger = HeldPipeline(), Ledger()
         clients = [
-            Client(make_session(budget, pipeline, ledger), reads, at_once, samples, acknowledging)
+            Client(
+                make_session(budget, pipeline, ledger), reads, at_once, samples, acknowledging, pause=random.randrange
+            )
             for reads, at_once, samples, acknowledging in plans
         ]
         listeners = [asyncio.create_task(client.listen()) for client in clients]
@@ -199,7 +213,10 @@ def test_no_legal_stream_stalls_and_memory_stays_in_budget(plans, random) -> Non
         assert balanced(ledger.server)
         assert ledger.server.open == 0
 
-    asyncio.run(simulate())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("porestream.server.budget.IDLE_READ_S", -10.0)  # patience is over at once
+        patch.setattr(Session, "give_up_idle_read", lambda _: False)
+        asyncio.run(simulate())
 
 
 def run(scenario: Callable[[MemoryBudget, HeldPipeline, Ledger], object], budget_mib: int = 12) -> None:
@@ -240,6 +257,67 @@ def test_the_longest_open_read_is_rejected_by_name_when_nothing_else_helps() -> 
         assert client.results[1].status is Status.CALLED
 
     run(scenario)
+
+
+def test_reads_that_never_end_do_not_cost_anothers_long_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two streams of one client leave reads open, each smaller than the honest one; no clock helps."""
+    monkeypatch.setattr("porestream.server.budget.BUSY_PATIENCE_S", 0.0)
+
+    async def scenario(budget: MemoryBudget, pipeline: HeldPipeline, ledger: Ledger) -> None:
+        hostile = [make_session(budget, pipeline, ledger, client="hostile") for _ in range(2)]
+        clients = [Client(session, [10**9], acknowledging=True) for session in hostile]
+        honest = Client(make_session(budget, pipeline, ledger, client="honest"), [4_000_000])
+        tasks = [asyncio.create_task(client.listen()) for client in (*clients, honest)]
+        for _ in range(30):  # they are first, and take what they get
+            await settle()
+            for client in clients:
+                client.send()
+        for _ in range(400):
+            await settle()
+            honest.send()
+            if pipeline.jobs:
+                pipeline.finish()
+            if honest.results:
+                break
+        assert honest.results[0].status is Status.CALLED
+        assert not honest.sent_back
+        assert any(client.sent_back for client in clients)
+        assert balanced(ledger.server)
+        for task in tasks:
+            task.cancel()
+
+    run(scenario, 40)
+
+
+def test_a_read_of_which_nothing_comes_goes_first_and_may_come_again() -> None:
+    async def scenario(budget: MemoryBudget, pipeline: HeldPipeline, ledger: Ledger) -> None:
+        idle = Client(make_session(budget, pipeline, ledger, client="idle"), [10**9])
+        long = Client(make_session(budget, pipeline, ledger, client="long"), [4_000_000])
+        tasks = [asyncio.create_task(client.listen()) for client in (idle, long)]
+        while not budget._borrowers or idle.credit - idle.used < MAX_CHUNK_SAMPLES:
+            await settle()
+            assert idle.send()
+            await settle()
+        for read in idle.session._open.values():
+            read.grown_s = idle.session._credited_s = -1e9
+        for _ in range(300):
+            await settle()
+            long.send()
+            if pipeline.jobs:
+                pipeline.finish()
+        assert long.results[0].status is Status.CALLED
+        assert idle.sent_back == [0]
+        idle.reads = [50_000]
+        for _ in range(60):
+            await settle()
+            idle.send()
+            if pipeline.jobs:
+                pipeline.finish()
+        assert idle.results[0].status is Status.CALLED
+        for task in tasks:
+            task.cancel()
+
+    run(scenario, 25)
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,7 @@ class ReadStatus(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     READ_STATUS_FILTERED: _ClassVar[ReadStatus]
     READ_STATUS_REJECTED: _ClassVar[ReadStatus]
     READ_STATUS_FAILED: _ClassVar[ReadStatus]
+    READ_STATUS_TRY_AGAIN: _ClassVar[ReadStatus]
 
 class StreamPurpose(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -60,6 +61,7 @@ READ_STATUS_CALLED: ReadStatus
 READ_STATUS_FILTERED: ReadStatus
 READ_STATUS_REJECTED: ReadStatus
 READ_STATUS_FAILED: ReadStatus
+READ_STATUS_TRY_AGAIN: ReadStatus
 STREAM_PURPOSE_UNSPECIFIED: StreamPurpose
 STREAM_PURPOSE_RESULTS: StreamPurpose
 STREAM_PURPOSE_DECISIONS: StreamPurpose
