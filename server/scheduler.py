@@ -2,8 +2,8 @@
 
 Start-time fair queueing (Goyal, Vin and Cheng, 1996), with samples as the unit of service: a stream's reads get tags
 that advance by their length, and the lowest tag goes first, so streams share the workers equally whatever they send. A
-priority class is a head start in the same unit: LIVE goes before STANDARD, but a STANDARD read that has waited for
-8 million samples of service goes before new LIVE ones, so none starves.
+priority class is a head start in the same unit: LIVE goes before STANDARD, but a STANDARD stream that has waited for
+8 million samples of service goes on as an equal of LIVE ones, for as long as it has reads, so none starves.
 
 Dimensions: N rows of a batch.
 """
@@ -200,7 +200,9 @@ class Scheduler:
         """Queue a complete read."""
         with self._changed:
             stream = self._streams.setdefault(job.stream, _Stream())
-            job.tag = max(self._now, stream.last_tag)
+            # A stream that has waited since its last read keeps its place: it pays for others' head start once, not
+            # with every read anew.
+            job.tag = stream.last_tag if stream.jobs else max(self._now, stream.last_tag)
             stream.last_tag = job.tag + job.read.samples
             stream.jobs.add(job)
             job.number = next(self._numbers)

@@ -1,5 +1,6 @@
 """Batches: every chunk once, full where possible, fair between streams, bounded in delay and memory."""
 
+import itertools
 import threading
 from uuid import UUID
 
@@ -264,3 +265,31 @@ def test_close_sends_the_workers_home() -> None:
     scheduler.close()
     thread.join(5)
     assert got == [None]
+
+
+def test_who_asks_for_live_and_has_no_end_leaves_others_their_share() -> None:
+    """Both always have a few reads waiting, as credit allows: past the head start each gets its half."""
+    scheduler = Scheduler(rows_each(16), 0.01, 1 << 40)
+    waiting, served, numbers = {"live": 0, "standard": 0}, {"live": 0, "standard": 0}, itertools.count()
+    classes = {"live": Priority.LIVE, "standard": Priority.STANDARD}
+    halves = []
+    while sum(served.values()) < 24_000_000:
+        for stream, priority in classes.items():
+            while waiting[stream] < 4:
+                scheduler.submit(job(stream, 100_000, priority, name=next(numbers)))
+                waiting[stream] += 1
+        work = scheduler.take()
+        if isinstance(work, Job):
+            prepare(scheduler, work)
+            continue
+        assert work is not None
+        for task in work.tasks:
+            served[str(task.job.stream)] += work.samples
+            if scheduler.called_one(task.job):
+                scheduler.done(task.job)
+                waiting[str(task.job.stream)] -= 1
+        if sum(served.values()) > 12_000_000 and not halves:
+            halves.append(dict(served))
+    late = {stream: served[stream] - halves[0][stream] for stream in served}
+    assert halves[0]["live"] > 2 * halves[0]["standard"], "live goes first"
+    assert late["standard"] > 0.4 * sum(late.values())
