@@ -104,7 +104,14 @@ class Server:
     def __init__(self, folder: Path) -> None:
         socket = folder / "socket"
         self.address = f"unix:{socket}"
-        limits = ["--max-streams", str(max(STREAMS)), "--memory-budget", "4G"]
+        limits = [
+            "--max-streams",
+            str(max(STREAMS)),
+            "--max-streams-per-peer",
+            str(max(STREAMS)),
+            "--memory-budget",
+            "4G",
+        ]
         command = [*PORESTREAM, "serve", "--listen", self.address, *limits]
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         while not socket.exists():

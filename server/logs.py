@@ -34,7 +34,11 @@ def configure_logging(log_format: str, *, read_ids: bool = False) -> None:
     """
     as_text = log_format == "text" or (log_format == "auto" and sys.stderr.isatty())
     traceback = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
-    writer = LineWriter(sys.stderr.fileno())
+    try:
+        descriptor = sys.stderr.fileno()
+    except (OSError, ValueError):  # it is replaced by something that is no file
+        descriptor = 2
+    writer = LineWriter(descriptor)
     atexit.register(writer.close)
     structlog.configure(
         processors=[

@@ -75,7 +75,7 @@ async def call_one(call: Call, credit: int, read: SignalRead) -> pb.ReadResult:
 
 
 def test_a_thousand_streams_at_once_get_a_result_each(start_server) -> None:  # type: ignore[no-untyped-def]
-    server = start_server(max_streams=STREAMS, memory_budget=4 << 30)
+    server = start_server(max_streams=STREAMS, max_streams_per_peer=STREAMS, memory_budget=4 << 30)
     budget = server.engine.budget
     reads = [signal_read(number, SHORT_SAMPLES) for number in range(STREAMS)]
     long_read = signal_read(STREAMS, LONG_SAMPLES // 4)

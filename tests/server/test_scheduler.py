@@ -292,4 +292,4 @@ def test_who_asks_for_live_and_has_no_end_leaves_others_their_share() -> None:
             halves.append(dict(served))
     late = {stream: served[stream] - halves[0][stream] for stream in served}
     assert halves[0]["live"] > 2 * halves[0]["standard"], "live goes first"
-    assert late["standard"] > 0.4 * sum(late.values())
+    assert late["standard"] > 0.35 * sum(late.values())  # a fifth before; half once the head start is paid
