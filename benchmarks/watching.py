@@ -26,9 +26,9 @@ import prometheus_client
 from porestream.client import Pod5Source, SyncBasecallClient
 from porestream.server import metrics
 from porestream.server.app import build_engine, build_server
-from porestream.server.logs import configure_logging
 from porestream.server.books import Ledger, StreamBooks
 from porestream.server.device_use import ActivityClock
+from porestream.server.logs import configure_logging
 from porestream.server.metrics import STAGE_SECONDS
 from porestream.server.reads import Priority, Status
 from porestream.server.settings import Settings

@@ -34,7 +34,6 @@ from porestream.server.reads import OpenRead
 from porestream.server.scheduler import Job
 from porestream.server.session import MAX_CHUNK_SAMPLES, MIN_CHUNK_CREDIT_SAMPLES, Session
 from porestream.v1 import porestream_pb2 as pb
-from porestream.v1 import porestream_pb2_grpc as pb_grpc
 
 MODEL = "tiny_fast@v1"
 STRIDE = 6  # of the tiny model
