@@ -31,6 +31,7 @@ _PREFACE_TIMEOUT_S = 10.0  # with the TLS handshake
 _FIRST_CALL_TIMEOUT_S = 30.0
 _BUFFER_BYTES = 256 << 10
 _BACKLOG = 512
+_LAST_BYTES_S = 2.0
 _HANDSHAKES_PER_S, _HANDSHAKES_AT_ONCE = 100.0, 200.0
 _DESCRIPTORS_A_CONNECTION = 3  # here two, in gRPC one
 _OTHER_DESCRIPTORS = 192
@@ -114,6 +115,8 @@ class Front:
         self._peers: dict[str, str] = {}  # by the name of our end of the connection to gRPC
         self._names = (f"porestream-{secrets.token_hex(8)}-{number}" for number in itertools.count())
         self._loop = asyncio.new_event_loop()
+        self._accepting: list[asyncio.Task[None]] = []
+        self._serving: set[asyncio.Task[None]] = set()
         self._thread = threading.Thread(target=self._run, name="front", daemon=True)
 
     def start(self) -> None:
@@ -123,11 +126,19 @@ class Front:
     def close(self) -> None:
         """Take no more, and end those there are."""
         if self._thread.is_alive():
-            self._loop.call_soon_threadsafe(self._loop.stop)
+            asyncio.run_coroutine_threadsafe(self._leave(), self._loop)
             self._thread.join()
         for listener in self._listeners:
             listener.close()
         self._folder.cleanup()
+
+    async def _leave(self) -> None:
+        """gRPC has stopped, so each connection ends when its last bytes are gone; who does not take them is cut off."""
+        for task in self._accepting:
+            task.cancel()
+        if self._serving:
+            await asyncio.wait(self._serving, timeout=_LAST_BYTES_S)
+        self._loop.stop()
 
     def peer_of(self, name: str) -> str | None:
         """Who is behind the connection that gRPC calls so; None: not known."""
@@ -135,16 +146,15 @@ class Front:
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
-        accepting = [self._loop.create_task(self._accept(listener)) for listener in self._listeners]
+        self._accepting = [self._loop.create_task(self._accept(listener)) for listener in self._listeners]
         self._loop.run_forever()
-        tasks = [*accepting, *asyncio.all_tasks(self._loop)]
+        tasks = asyncio.all_tasks(self._loop)
         for task in tasks:
             task.cancel()
         self._loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
         self._loop.close()
 
     async def _accept(self, listener: socket.socket) -> None:
-        serving: set[asyncio.Task[None]] = set()
         while True:
             try:
                 plain, address = await self._loop.sock_accept(listener)
@@ -158,8 +168,8 @@ class Front:
                 plain.close()
                 continue
             task = self._loop.create_task(self._serve(plain, peer))
-            serving.add(task)
-            task.add_done_callback(serving.discard)
+            self._serving.add(task)
+            task.add_done_callback(self._serving.discard)
 
     async def _serve(self, plain: socket.socket, peer: str) -> None:
         """One connection's life."""

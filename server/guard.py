@@ -102,7 +102,7 @@ class CallGuard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         )
         takes_one = not handler.request_streaming
 
-        async def serve(requests: AsyncIterator[Any], context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+        async def serve(_requests: AsyncIterator[Any], context: grpc.aio.ServicerContext[Any, Any]) -> Any:
             token = await self._check_token(method, context)
             peer = self._peer_of(context.peer())
             if problem := self._no_room(kind, peer):
@@ -113,6 +113,7 @@ class CallGuard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
                 await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, problem)
             with self._counted(kind, peer):
                 caller.set(Caller(token, peer))
+                requests = _Requests(context)
                 given = await _only_request(requests, context) if takes_one else requests
                 answer = behaviour(given, context)
                 if inspect.isasyncgen(answer):
@@ -167,6 +168,22 @@ class CallGuard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
                 self._open_of_peer[kind, peer] -= 1
                 if not self._open_of_peer[kind, peer]:
                     del self._open_of_peer[kind, peer]
+
+
+class _Requests:
+    """A call's requests. gRPC's own iterator keeps each one until the next has come, which may be long."""
+
+    def __init__(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        self._context = context
+
+    def __aiter__(self) -> AsyncIterator[Any]:
+        return self
+
+    async def __anext__(self) -> Any:
+        request = await self._context.read()
+        if request is grpc.aio.EOF:
+            raise StopAsyncIteration
+        return request
 
 
 async def _only_request(requests: AsyncIterator[Any], context: grpc.aio.ServicerContext[Any, Any]) -> Any:

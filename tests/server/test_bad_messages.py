@@ -5,12 +5,14 @@ Dimensions: S samples.
 
 import asyncio
 import gc
+import mmap
 import random
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -34,6 +36,7 @@ from porestream.server.reads import OpenRead
 from porestream.server.scheduler import Job
 from porestream.server.session import MAX_CHUNK_SAMPLES, MIN_CHUNK_CREDIT_SAMPLES, Session
 from porestream.v1 import porestream_pb2 as pb
+from porestream.v1 import porestream_pb2_grpc as pb_grpc
 
 MODEL = "tiny_fast@v1"
 STRIDE = 6  # of the tiny model
@@ -573,3 +576,29 @@ def test_no_bytes_are_taken_that_protobuf_refuses(data: bytes) -> None:
         assert parse_request(data) == expected
     except DecodeError as error:
         assert "groups" in str(error) or "more fields" in str(error)  # noqa: PT017
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
+
+
+def test_nothing_of_a_message_stays_when_it_is_handled(start_server) -> None:  # type: ignore[no-untyped-def]
+    """Streams that open with a message of a megabyte and say nothing more: gRPC's iterator kept it for each of them."""
+    server = start_server(max_streams=80)
+
+    async def talk() -> int:
+        async with grpc.aio.insecure_channel(server.address) as channel:
+            calls = []
+            before = 0
+            for number in range(50):
+                if number == 10:  # what is made once is there
+                    before = resident_bytes()
+                call = pb_grpc.BasecallServiceStub(channel).StreamReads()
+                calls.append(call)
+                opening = pb.OpenStream(run=pb.RunInfo(run_id=f"run {number}", sample_id="x" * 1_000_000))
+                await call.write(pb.StreamReadsRequest(open=opening))
+                assert (await call.read()).WhichOneof("message") == "opened"
+            gc.collect()
+            return resident_bytes() - before
+
+    assert asyncio.run(talk()) < 20_000_000

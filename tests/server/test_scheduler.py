@@ -2,6 +2,7 @@
 
 import itertools
 import threading
+from collections import Counter
 from uuid import UUID
 
 import numpy as np
@@ -51,6 +52,23 @@ def drain(scheduler: Scheduler, count: int) -> list[Batch]:
                 assert scheduler.done(task.job)
                 count -= 1
     return batches
+
+
+def serve(scheduler: Scheduler) -> tuple[dict[object, int], list[Job]]:
+    """Do the next piece of work; the samples that each stream was served, and the reads that are finished."""
+    work = scheduler.take()
+    assert work is not None
+    if isinstance(work, Job):
+        prepare(scheduler, work)
+        return {}, []
+    served: Counter[object] = Counter()
+    finished = []
+    for task in work.tasks:
+        served[task.job.stream] += work.samples
+        if scheduler.called_one(task.job):
+            scheduler.done(task.job)
+            finished.append(task.job)
+    return dict(served), finished
 
 
 jobs = st.lists(
@@ -105,17 +123,9 @@ def test_live_goes_first_and_bulk_is_not_starved() -> None:
     assert isinstance(first, Job)
     assert first.stream == "live"
     prepare(scheduler, first)
-    served: dict[object, int] = {"standard": 0, "live": 0, "bulk": 0}
+    served: Counter[object] = Counter()
     while not served["bulk"]:
-        work = scheduler.take()
-        if isinstance(work, Job):
-            prepare(scheduler, work)
-            continue
-        assert work is not None
-        for task in work.tasks:
-            served[task.job.stream] += work.samples
-            if scheduler.called_one(task.job):
-                scheduler.done(task.job)
+        served.update(serve(scheduler)[0])
         assert served["live"] or served["standard"] < 100_000
     assert 40_000_000 < served["standard"] < 75_000_000, "bulk goes after its head start, and before the end"
 
@@ -270,26 +280,25 @@ def test_close_sends_the_workers_home() -> None:
 def test_who_asks_for_live_and_has_no_end_leaves_others_their_share() -> None:
     """Both always have a few reads waiting, as credit allows: past the head start each gets its half."""
     scheduler = Scheduler(rows_each(16), 0.01, 1 << 40)
-    waiting, served, numbers = {"live": 0, "standard": 0}, {"live": 0, "standard": 0}, itertools.count()
-    classes = {"live": Priority.LIVE, "standard": Priority.STANDARD}
-    halves = []
-    while sum(served.values()) < 24_000_000:
-        for stream, priority in classes.items():
-            while waiting[stream] < 4:
-                scheduler.submit(job(stream, 100_000, priority, name=next(numbers)))
-                waiting[stream] += 1
-        work = scheduler.take()
-        if isinstance(work, Job):
-            prepare(scheduler, work)
-            continue
-        assert work is not None
-        for task in work.tasks:
-            served[str(task.job.stream)] += work.samples
-            if scheduler.called_one(task.job):
-                scheduler.done(task.job)
-                waiting[str(task.job.stream)] -= 1
-        if sum(served.values()) > 12_000_000 and not halves:
-            halves.append(dict(served))
-    late = {stream: served[stream] - halves[0][stream] for stream in served}
-    assert halves[0]["live"] > 2 * halves[0]["standard"], "live goes first"
-    assert late["standard"] > 0.35 * sum(late.values())  # a fifth before; half once the head start is paid
+    names = itertools.count()
+
+    def submit(stream: str) -> None:
+        priority = Priority.LIVE if stream == "live" else Priority.STANDARD
+        scheduler.submit(job(stream, 100_000, priority, name=next(names)))
+
+    for stream in ("live", "standard") * 4:
+        submit(stream)
+
+    def share_of_standard(samples: int) -> float:
+        """Of so much work."""
+        served: Counter[object] = Counter()
+        while served.total() < samples:
+            done, finished = serve(scheduler)
+            served.update(done)
+            for ended in finished:
+                submit(str(ended.stream))
+        return served["standard"] / served.total()
+
+    assert share_of_standard(8_000_000) < 0.3  # it fills what LIVE leaves of batches
+    share_of_standard(8_000_000)  # the head start is paid in this
+    assert share_of_standard(8_000_000) > 0.45  # a quarter before

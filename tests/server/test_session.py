@@ -131,6 +131,15 @@ def chunk(read: int, first: int, count: int, *, end: bool = False, signal: bytes
     return Chunk(UUID(int=read).bytes, 1, first, SignalPiece(Encoding.INT16_LE, signal, count, 0), calibration, end)
 
 
+async def go_on(client: Client, pipeline: HeldPipeline, turns: int) -> None:
+    """The client sends what it can, and what is complete is called."""
+    for _ in range(turns):
+        await settle()
+        client.send()
+        if pipeline.jobs:
+            pipeline.finish()
+
+
 async def settle() -> None:
     for _ in range(12):
         await asyncio.sleep(0)
@@ -247,11 +256,7 @@ def test_the_longest_open_read_is_rejected_by_name_when_nothing_else_helps() -> 
     async def scenario(budget: MemoryBudget, pipeline: HeldPipeline, ledger: Ledger) -> None:
         client = Client(make_session(budget, pipeline, ledger), [9_000_000, 50_000], open_at_once=2)
         client.task = asyncio.create_task(client.listen())  # type: ignore[attr-defined]
-        for _ in range(300):
-            await settle()
-            client.send()
-            if pipeline.jobs:
-                pipeline.finish()
+        await go_on(client, pipeline, 300)
         assert client.results[0].status is Status.REJECTED
         assert str(budget.total_bytes) in client.results[0].detail
         assert client.results[1].status is Status.CALLED
@@ -272,13 +277,7 @@ def test_reads_that_never_end_do_not_cost_anothers_long_read(monkeypatch: pytest
             await settle()
             for client in clients:
                 client.send()
-        for _ in range(400):
-            await settle()
-            honest.send()
-            if pipeline.jobs:
-                pipeline.finish()
-            if honest.results:
-                break
+        await go_on(honest, pipeline, 400)
         assert honest.results[0].status is Status.CALLED
         assert not honest.sent_back
         assert any(client.sent_back for client in clients)
@@ -300,19 +299,11 @@ def test_a_read_of_which_nothing_comes_goes_first_and_may_come_again() -> None:
             await settle()
         for read in idle.session._open.values():
             read.grown_s = idle.session._credited_s = -1e9
-        for _ in range(300):
-            await settle()
-            long.send()
-            if pipeline.jobs:
-                pipeline.finish()
+        await go_on(long, pipeline, 300)
         assert long.results[0].status is Status.CALLED
         assert idle.sent_back == [0]
         idle.reads = [50_000]
-        for _ in range(60):
-            await settle()
-            idle.send()
-            if pipeline.jobs:
-                pipeline.finish()
+        await go_on(idle, pipeline, 60)
         assert idle.results[0].status is Status.CALLED
         for task in tasks:
             task.cancel()
