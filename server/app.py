@@ -186,10 +186,13 @@ def build_server(
     SettingsError
         An address cannot be bound.
     """
-    limits = Limits(connection_limit())
+    connections = connection_limit()
+    for_health = max(4, connections // 8) if health_listen else 0  # whoever watches shall get in whatever streams do
     fronts: list[Front] = []
-    address, inside = _place(listen, limits, certificate, fronts)
-    health_address, health_inside = _place(health_listen, limits, None, fronts) if health_listen else ("", "")
+    address, inside = _place(listen, Limits(connections - for_health), certificate, fronts)
+    health_address, health_inside = "", ""
+    if health_listen:
+        health_address, health_inside = _place(health_listen, Limits(for_health), None, fronts)
 
     def peer_of(name: str) -> str | None:
         return next((peer for front in fronts if (peer := front.peer_of(name))), None)
@@ -199,6 +202,7 @@ def build_server(
         f"/{_SERVICE}/StreamReads": CallLimit(streams, engine.max_streams_per_peer + _UNOPENED_STREAMS // 2),
         f"/{_SERVICE}/WatchStats": CallLimit(64, 16),
         f"/{health.SERVICE_NAME}/Watch": CallLimit(64, 16),
+        f"/{health.SERVICE_NAME}/": CallLimit(512, 128),
         "": CallLimit(512, 128),  # those that are answered at once
     }
     parsers = {f"/{_SERVICE}/StreamReads": parse_request}

@@ -39,7 +39,7 @@ _MAX_CONNECTIONS = 4096
 
 
 class Limits:
-    """How many connections there may be, in all and of one peer, on all of a server's ports."""
+    """How many connections there may be, in all and of one peer."""
 
     def __init__(self, total: int) -> None:
         self.total, self.of_a_peer = total, max(1, total * 3 // 4)
@@ -87,7 +87,7 @@ class Front:
     listen
         HOST:PORT; port 0 is a free one.
     limits
-        Shared with other ports, or not.
+        Of this port.
     context
         What a new connection's TLS begins with; None: in the clear.
 

@@ -472,6 +472,7 @@ class Session:
         self._grant(min(window - outstanding, self._room(starving=False)))
         needed = MAX_CHUNK_SAMPLES - (self._granted - self._used)
         if needed <= 0 or self.is_busy():
+            self._starving_s = None
             return
         while self._room(starving=True) < needed:
             now_s = time.monotonic()
