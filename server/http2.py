@@ -13,6 +13,7 @@ _MAX_HEADER_BLOCK_BYTES = 16 << 10
 _DATA, _HEADERS, _PRIORITY, _RESET, _SETTINGS, _PUSH, _PING, _GO_AWAY, _WINDOW_UPDATE, _CONTINUATION = range(10)
 _END_HEADERS = 0x4
 _SMALL_BYTES = 32
+_HEADERS_BYTES = 512  # what the headers of a call take, with a token
 
 # Frames a second in the long run, and at once. A stream of reads sends a few HEADERS in its life, a WINDOW_UPDATE or
 # two for each 16 KiB of results, a PING or its answer ten times a second at most.
@@ -41,10 +42,10 @@ class Allowance:
         self._per_s, self._at_once, self._clock = per_s, at_once, clock
         self._left, self._since_s = at_once, clock()
 
-    def take(self) -> float:
-        """Take one; returns for how many seconds to wait before the next."""
+    def take(self, count: float = 1) -> float:
+        """Take so much; returns for how many seconds to wait before the next."""
         now_s = self._clock()
-        self._left = min(self._at_once, self._left + (now_s - self._since_s) * self._per_s) - 1
+        self._left = min(self._at_once, self._left + (now_s - self._since_s) * self._per_s) - count
         self._since_s = now_s
         return max(0.0, -self._left / self._per_s)
 
@@ -110,4 +111,5 @@ class FrameMeter:
             return 0.0
         if kind not in self._allowances:
             self._allowances[kind] = Allowance(*_RATES.get(kind, _OTHERS), self._clock)
-        return self._allowances[kind].take()
+        # Headers count by their size, too: compressed ones stand for many times what they are.
+        return self._allowances[kind].take(max(1, size // _HEADERS_BYTES) if kind in (_HEADERS, _CONTINUATION) else 1)

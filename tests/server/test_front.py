@@ -65,6 +65,8 @@ def test_floods_are_read_slowly_and_data_is_not() -> None:
         meter = FrameMeter(lambda: 0.0)
         assert meter.feed(PREFACE + frame(kind, payload) * 10_000) > 0.4
     meter = FrameMeter(lambda: 0.0)
+    assert meter.feed(PREFACE + frame(1, bytes(16000), 4, 1) * 50) > 5, "headers of 800 KB at once"
+    meter = FrameMeter(lambda: 0.0)
     assert meter.feed(PREFACE + frame(0, bytes(16384), 0, 1) * 1000) == 0.0
 
 
