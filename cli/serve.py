@@ -2,6 +2,7 @@
 
 import asyncio
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -137,10 +138,10 @@ def serve(config: Path | None, until_stdin_closes: bool, **flags: Any) -> None:
         from porestream.server.app import serve
         from porestream.server.logs import configure_logging
 
-        configure_logging(settings.log_format, read_ids=settings.log_read_ids)
-        asyncio.run(
-            serve(settings, _announce if until_stdin_closes else _ignore, until_stdin_closes=until_stdin_closes)
-        )
+        with closing(configure_logging(settings.log_format, read_ids=settings.log_read_ids)):  # an error comes last
+            asyncio.run(
+                serve(settings, _announce if until_stdin_closes else _ignore, until_stdin_closes=until_stdin_closes)
+            )
     except SettingsError as error:
         raise click.UsageError(str(error)) from error
     except ValueError as error:  # a model or reference that cannot be used

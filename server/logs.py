@@ -26,8 +26,8 @@ _BURST_LINES, _LINES_PER_S = 100, 1.0
 _UNTOLD = ("read_id",)
 
 
-def configure_logging(log_format: str, *, read_ids: bool = False) -> None:
-    """JSON lines, or text for people, on stderr.
+def configure_logging(log_format: str, *, read_ids: bool = False) -> "LineWriter":
+    """JSON lines, or text for people, on stderr; returns what writes them, to be closed before anything else is said.
 
     Tracebacks lack frames' locals, which hold secrets; read ids are left out unless they are asked for. Of lines that
     say the same a hundred are written at once, then one a second, which says how many were left out.
@@ -54,6 +54,7 @@ def configure_logging(log_format: str, *, read_ids: bool = False) -> None:
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
         logger_factory=structlog.WriteLoggerFactory(writer),  # type: ignore[arg-type]
     )
+    return writer
 
 
 def _without_read_ids(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Protocol
 
@@ -205,7 +206,7 @@ def test_serve_takes_both_spellings(flag: str, folder: Path, monkeypatch: pytest
         seen.append(settings)
 
     monkeypatch.setattr("porestream.server.app.serve", serve)
-    monkeypatch.setattr("porestream.server.logs.configure_logging", lambda *_, **__: None)
+    monkeypatch.setattr("porestream.server.logs.configure_logging", lambda *_, **__: ExitStack())
     assert CliRunner().invoke(main, ["serve", flag, str(folder), "--model", "hac"]).exit_code == 0
     assert (seen[0].models_directory, seen[0].model) == (folder, ["hac"])
 
