@@ -269,6 +269,15 @@ LOG_LINES_DROPPED = counter(
     ["reason"],
 )
 
+for _refusals, _reasons in (
+    (CONNECTIONS_REFUSED, ("total", "peer", "silent", "handshake", "headers", "preface")),
+    (CALLS_REFUSED, ("token", "limit")),
+    (READS_DEFERRED, ("idle", "others")),
+    (LOG_LINES_DROPPED, ("repeated", "queue_full", "unwritable")),
+):
+    for _reason in _reasons:
+        _refusals.labels(_reason)  # there from the beginning: rate() does not see a counter that begins at 1
+
 # Are the calls good?
 
 _GOOD = Question.GOOD

@@ -337,9 +337,10 @@ def test_memory_stays_in_budget_whatever_clients_do(shared_data: Path, tmp_path:
     assert len(results) == 124  # both streams of real reads have the same ids
     statuses = collections.Counter(result.status for result in results.values())
     assert statuses[pb.READ_STATUS_CALLED] >= 100
-    rejected = [result.detail for result in results.values() if result.status == pb.READ_STATUS_REJECTED]
-    assert rejected, "24 reads of 12 MB each cannot fit"
-    assert all(f"memory budget of {budget} bytes" in detail for detail in rejected)
+    given_up = (pb.READ_STATUS_REJECTED, pb.READ_STATUS_TRY_AGAIN)
+    details = [result.detail for result in results.values() if result.status in given_up]
+    assert details, "24 reads of 12 MB each cannot fit"
+    assert all(f"memory budget of {budget} bytes" in detail or "memory was needed" in detail for detail in details)
     # Two workers' tensors of up to 32 MB each (`tune_allocator`): whether both need most at the same time is chance,
     # and so is whether what one leaves is still there for its next. Measured: up to 45 MiB; 288 MB are sent.
     assert peak <= alone + budget + (64 << 20), f"alone {alone >> 20} MiB, peak {peak >> 20} MiB"
