@@ -49,7 +49,7 @@ from porestream.cli.options import CallCommand, models_directory_option, server_
     type=click.Path(path_type=Path),
     metavar="FILE",
     help="Serve only clients that have one of the tokens in FILE, one a line; it is read again when it changes. Needs "
-    "TLS. After a token may stand name=NAME (for the log), role=watcher (no reads called, default: caller) and "
+    "TLS. After a token may stand name=NAME (for log and metrics), role=watcher (no reads called, default: caller) and "
     "priorities=standard,bulk (default: all). Default: serve everyone.",
 )
 @click.option(
@@ -89,6 +89,20 @@ from porestream.cli.options import CallCommand, models_directory_option, server_
     metavar="N",
     help="Streams that one address may have (or one named token, from wherever). Behind a proxy all clients have one "
     "address: set it to --max-streams there. Default: three quarters of --max-streams.",
+)
+@click.option(
+    "--live-share",
+    type=float,
+    metavar="X",
+    help="Of the samples called while other streams wait: the share, from 0 to 1, that live streams get first. Raise "
+    "it on a server for instruments. Default: 0.4.",
+)
+@click.option(
+    "--live-rate",
+    type=float,
+    metavar="N",
+    help="Samples a second that one live stream may send as such; what is beyond waits as standard. Default: "
+    "16,000,000 (3,000 channels of 5 kHz, a PromethION flow cell).",
 )
 @click.option("--max-read-samples", type=int, metavar="N", help="Longer reads are rejected. Default: 50,000,000.")
 @server_options

@@ -5,6 +5,7 @@ from collections import OrderedDict
 from dataclasses import dataclass, fields
 
 from porestream.server.device_use import ActivityClock
+from porestream.server.metrics import TOKEN_SAMPLES_RECEIVED
 from porestream.server.reads import Priority, ReadResult, Status
 
 _KEPT_RUNS = 1000
@@ -92,11 +93,12 @@ class Ledger:
 class StreamBooks:
     """Books one stream's reads in the server's and its run's books, each time in both or in none."""
 
-    def __init__(self, ledger: Ledger, run_id: str, model: str, priority: Priority) -> None:
+    def __init__(self, ledger: Ledger, run_id: str, model: str, priority: Priority, token: str = "") -> None:
         self._lock = ledger.lock
         self._books = (ledger.group(model, priority), ledger.run(run_id))
         self._stalls = ledger.stalls[priority]
         self._is_stalled = False
+        self._token_samples = TOKEN_SAMPLES_RECEIVED.labels(token)
 
     def receive(self) -> None:
         """A read's first chunk came."""
@@ -109,6 +111,7 @@ class StreamBooks:
         """Samples came."""
         for books in self._books:
             books.samples += count
+        self._token_samples.inc(count)
 
     def finish(self, result: ReadResult) -> None:
         """A result was made; its samples and bases count at once, the read when it is acknowledged."""

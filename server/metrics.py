@@ -44,6 +44,7 @@ LABELS = {
     "signal, memory; of alignments: size, drops, work, memory; of log lines: repeated, queue_full, "
     "unwritable; of calls: token, limit; of deferred reads: idle, others; "
     "of connections: total, peer, silent, handshake, headers, preface",
+    "token": "the name that the token file gives a client's token, empty where it gives none",
     "stage": "prepare, basecall, stitch, align; where reads wait also deliver, acknowledge",
     "device": "cpu, cuda:N",
     "preset": "map-ont, lr:hq",
@@ -99,6 +100,10 @@ READS_RECEIVED = pulled(
 SAMPLES_RECEIVED = pulled(
     "counter", "samples_received_total", "samples", _UP, "Samples of signal received", ["model", "priority"]
 )
+TOKEN_SAMPLES_RECEIVED = counter(
+    "token_samples_received_total", "samples", _UP, "Samples of signal received, by the name of the token", ["token"]
+)
+TOKEN_STREAMS = gauge("token_streams", "streams", _UP, "Streams being served, by the name of the token", ["token"])
 SAMPLES_FINISHED = pulled(
     "counter", "samples_finished_total", "samples", _UP, "Samples of reads that got a result", ["model", "priority"]
 )

@@ -36,7 +36,10 @@ class Status(Enum):
 
 
 class Priority(Enum):
-    """Scheduling class; the value is the head start that others have over it, in samples of service."""
+    """Scheduling class; the value is the head start that others have over it, in samples of service.
+
+    LIVE has a lane of its own (server/scheduler.py); to it no value applies.
+    """
 
     LIVE = 0
     STANDARD = 8_000_000

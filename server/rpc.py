@@ -27,7 +27,7 @@ from porestream.server.messages import (
     encode_stats,
     seconds,
 )
-from porestream.server.metrics import STREAMS_ENDED, STREAMS_OPENED, STREAMS_RECONNECTED
+from porestream.server.metrics import STREAMS_ENDED, STREAMS_OPENED, STREAMS_RECONNECTED, TOKEN_STREAMS
 from porestream.server.pipeline import Pipeline
 from porestream.server.revision import CALLING_REVISION
 from porestream.server.scheduler import Scheduler
@@ -160,6 +160,7 @@ class BasecallService(pb_grpc.BasecallServiceServicer):
                 raise StreamFault("INVALID_ARGUMENT", "the stream ended before its first message")
             session = self._open(first)
             self._sessions[session] = caller.get()  # from here on whatever happens, it is closed below
+            TOKEN_STREAMS.labels(caller.get().token_name).inc()
             self._empty.clear()
             opened = pb.StreamOpened(caller=self._identity(first.open))
             self._note_opened(first.open, session)
@@ -176,7 +177,8 @@ class BasecallService(pb_grpc.BasecallServiceServicer):
                 receiver.cancel()
             if session is not None:
                 session.close()
-                self._sessions.pop(session, None)
+                if gone := self._sessions.pop(session, None):
+                    TOKEN_STREAMS.labels(gone.token_name).dec()
                 if not self._sessions:
                     self._empty.set()
 
@@ -208,7 +210,9 @@ class BasecallService(pb_grpc.BasecallServiceServicer):
             settings,
             self._engine.pipeline,
             self._engine.budget,
-            StreamBooks(self._engine.ledger, opening.run.run_id, settings.model, settings.priority),
+            StreamBooks(
+                self._engine.ledger, opening.run.run_id, settings.model, settings.priority, caller.get().token_name
+            ),
             max_read_samples=self._engine.max_read_samples,
             heartbeat_s=heartbeat_s,
             client=caller.get().identity,

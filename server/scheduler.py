@@ -1,9 +1,14 @@
 """Many streams into full batches of fixed shape: priority, fairness, bounded delay.
 
 Start-time fair queueing (Goyal, Vin and Cheng, 1996), with samples as the unit of service: a stream's reads get tags
-that advance by their length, and the lowest tag goes first, so streams share the workers equally whatever they send. A
-priority class is a head start in the same unit: LIVE goes before STANDARD, but a STANDARD stream that has waited for
-8 million samples of service goes on as an equal of LIVE ones, for as long as it has reads, so none starves.
+that advance by their length, and the lowest tag goes first, so streams share the workers equally whatever they send.
+Those of one client advance faster, as many times as it has streams with work: clients share equally too, however many
+streams one opens. STANDARD has a head start over BULK in the same unit, after which BULK goes on as an equal for as
+long as it has reads, so none starves.
+
+LIVE work has a lane of its own, that goes first until it has had its share of what was served while others waited;
+then it goes last until the others have had theirs. A stream that sends more LIVE samples a second than an instrument
+does is no instrument: what is beyond goes with STANDARD.
 
 Dimensions: N rows of a batch.
 """
@@ -12,7 +17,7 @@ import heapq
 import itertools
 import threading
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
@@ -22,6 +27,8 @@ from porestream.models.prepare import PreparedRead
 from porestream.server.reads import CallSettings, OpenRead, Priority, ReadResult
 
 _MAX_OVERTAKEN_S = 2.0
+_LIVE_LEAD_SAMPLES = 2_000_000  # by which LIVE may be before its share at any time
+_LIVE_BURST_S = 10.0  # reads end in crowds: LIVE samples of so many seconds may come at once
 _T = TypeVar("_T")
 
 
@@ -73,6 +80,33 @@ class _Queue(Generic[_T]):
         return next(iter(self._items.values()))
 
 
+_Rank = tuple[bool, float, int]
+
+
+class _Lanes(Generic[_T]):
+    """Two queues: of LIVE work, and of the rest."""
+
+    def __init__(self) -> None:
+        self.live: _Queue[_T] = _Queue()
+        self.rest: _Queue[_T] = _Queue()
+
+    def __len__(self) -> int:
+        return len(self.live) + len(self.rest)
+
+    def of(self, is_live: bool) -> _Queue[_T]:
+        """One of them."""
+        return self.live if is_live else self.rest
+
+    def next(self, live_first: bool) -> _Queue[_T]:
+        """The one that goes first; there must be something in one."""
+        return self.of(live_first) or self.of(not live_first)
+
+    def rank(self, live_first: bool) -> _Rank:
+        """Of what goes first: the lowest goes before that of other lanes."""
+        queue = self.next(live_first)
+        return (queue is not self.of(live_first), *queue.first())
+
+
 @dataclass(slots=True, eq=False)
 class Job:
     """One complete read on its way through the pipeline."""
@@ -83,17 +117,15 @@ class Job:
     deliver: Callable[["Job", ReadResult], None]
     submitted_s: float = field(default_factory=time.monotonic)
     started_s: float = 0.0
+    client: Hashable = None  # whose stream it is; None: one that has no other
+    is_live: bool = False  # whether it goes with LIVE work
     tag: float = 0.0
+    pace: int = 1  # tag per sample
     prepared: PreparedRead | None = None
     decoded: list[Decoded | None] = field(default_factory=list)
     missing: int = 0
     number: int = 0
     ready: dict[int, tuple[str, int]] = field(default_factory=dict)  # chunks that wait, and among which
-
-    @property
-    def is_live(self) -> bool:
-        """Whether somebody waits for it."""
-        return self.settings.priority is Priority.LIVE
 
     @property
     def decoded_bytes(self) -> int:
@@ -128,8 +160,7 @@ class _ReadyClass:
     model: str
     samples: int
     rows: int
-    tasks: _Queue[Task] = field(default_factory=_Queue)
-    live: int = 0  # of the tasks those of LIVE reads
+    tasks: _Lanes[Task] = field(default_factory=_Lanes)
 
     @property
     def is_full(self) -> bool:
@@ -137,7 +168,7 @@ class _ReadyClass:
 
     @property
     def oldest_s(self) -> float:
-        return self.tasks.oldest().ready_s
+        return min(lane.oldest().ready_s for lane in (self.tasks.live, self.tasks.rest) if lane)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,9 +182,22 @@ class Load:
 
 
 @dataclass(slots=True)
-class _Stream:
+class _Flow:
+    """A stream's reads of one lane."""
+
     last_tag: float = 0.0
     jobs: set[Job] = field(default_factory=set)
+
+
+@dataclass(slots=True)
+class _Stream:
+    filled_s: float
+    live_samples: float  # that it may still send as LIVE
+    live: _Flow = field(default_factory=_Flow)
+    rest: _Flow = field(default_factory=_Flow)
+
+    def of(self, is_live: bool) -> _Flow:
+        return self.live if is_live else self.rest
 
 
 class Scheduler:
@@ -171,6 +215,10 @@ class Scheduler:
         of another length or model keep them busy, it is two seconds; for LIVE reads never longer than this.
     decoded_bytes
         Bound of the decoded signal of all reads that are being called; one read is always allowed.
+    live_share
+        Of the samples that are served while other work waits: what LIVE reads may have, from 0 to 1.
+    live_rate_samples_per_s
+        What one stream may send as LIVE.
     clock
         Monotonic, in seconds.
     """
@@ -180,18 +228,23 @@ class Scheduler:
         batch_rows: Mapping[str, int],
         max_delay_s: float,
         decoded_bytes: int,
+        live_share: float = 0.4,
+        live_rate_samples_per_s: float = 16e6,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._batch_rows, self._max_delay_s, self._decoded_limit = batch_rows, max_delay_s, decoded_bytes
+        self._live_share, self._live_rate = live_share, live_rate_samples_per_s
         self._clock = clock
-        self._waiting: _Queue[Job] = _Queue()
+        self._waiting: _Lanes[Job] = _Lanes()
         self._ready: dict[tuple[str, int], _ReadyClass] = {}
         self._active: set[Job] = set()  # reads that are being called
         self._streams: dict[Hashable, _Stream] = {}
         self._unfinished: dict[Priority, dict[int, Job]] = {priority: {} for priority in Priority}  # oldest first
         self._queued_samples = dict.fromkeys(Priority, 0)
         self._decoded_bytes = 0  # of the active reads
-        self._now = 0.0  # virtual time, in samples of service
+        self._now = {True: 0.0, False: 0.0}  # by whether LIVE: virtual time, in samples of service
+        self._live_lead = 0.0  # samples that LIVE has had beyond its share
+        self._busy: Counter[tuple[Hashable, bool]] = Counter()  # a client's streams that have work in a lane
         self._closed = False
         self._numbers = itertools.count()
         self._changed = threading.Condition()
@@ -199,16 +252,23 @@ class Scheduler:
     def submit(self, job: Job) -> None:
         """Queue a complete read."""
         with self._changed:
-            stream = self._streams.setdefault(job.stream, _Stream())
+            stream = self._streams.get(job.stream)
+            if stream is None:
+                stream = self._streams[job.stream] = _Stream(self._clock(), self._live_rate * _LIVE_BURST_S)
+            job.is_live = job.settings.priority is Priority.LIVE and self._keeps_the_rate(stream, job.read.samples)
+            flow, owner = stream.of(job.is_live), self._owner(job)
+            if not flow.jobs:
+                self._busy[owner] += 1
+            job.pace = self._busy[owner]
             # A stream that has waited since its last read keeps its place: it pays for others' head start once, not
             # with every read anew.
-            job.tag = stream.last_tag if stream.jobs else max(self._now, stream.last_tag)
-            stream.last_tag = job.tag + job.read.samples
-            stream.jobs.add(job)
+            job.tag = flow.last_tag if flow.jobs else max(self._now[job.is_live], flow.last_tag)
+            flow.last_tag = job.tag + job.read.samples * job.pace
+            flow.jobs.add(job)
             job.number = next(self._numbers)
             self._queued_samples[job.settings.priority] += job.read.samples
             self._unfinished[job.settings.priority][job.number] = job
-            self._waiting.push(job.tag + job.settings.priority.value, job.number, job)
+            self._waiting.of(job.is_live).push(job.tag + _handicap(job), job.number, job)
             self._changed.notify()
 
     def take(self) -> Job | Batch | None:
@@ -240,10 +300,9 @@ class Scheduler:
                 place = (model, piece.samples)
                 if place not in self._ready:
                     self._ready[place] = _ReadyClass(*place, self._batch_rows[model])
-                key = job.tag + piece.start + job.settings.priority.value
+                key = job.tag + piece.start * job.pace + _handicap(job)
                 task = Task(key, next(self._numbers), index, job, ready_s)
-                self._ready[place].tasks.push(key, task.number, task)
-                self._ready[place].live += job.is_live
+                self._ready[place].tasks.of(job.is_live).push(key, task.number, task)
                 job.ready[task.number] = place
             self._changed.notify_all()
 
@@ -263,7 +322,10 @@ class Scheduler:
             if job not in self._active:
                 return False
             self._forget(job)
-            self._streams[job.stream].jobs.discard(job)
+            flow = self._streams[job.stream].of(job.is_live)
+            flow.jobs.discard(job)
+            if not flow.jobs:
+                self._leave(job)
             if self._waiting:
                 self._changed.notify_all()
             return True
@@ -271,10 +333,14 @@ class Scheduler:
     def cancel(self, stream: Hashable) -> None:
         """Forget all work of a stream."""
         with self._changed:
-            if (gone := self._streams.pop(stream, None)) and gone.jobs:
-                for job in gone.jobs:
+            if (gone := self._streams.pop(stream, None)) is None:
+                return
+            for jobs in (gone.live.jobs, gone.rest.jobs):
+                for job in jobs:
                     self._forget(job)
-                self._changed.notify_all()
+                if jobs:
+                    self._leave(next(iter(jobs)))
+                    self._changed.notify_all()
 
     def close(self) -> None:
         """Send the workers home."""
@@ -304,41 +370,71 @@ class Scheduler:
         A batch whose patience is at an end goes before all; then whatever has the lowest key of full batches and reads
         to prepare; then what is not full, when its delay is over.
         """
-        now_s = self._clock()
+        now_s, live_first = self._clock(), self._live_lead < _LIVE_LEAD_SAMPLES
         filled = [ready for ready in self._ready.values() if ready.tasks]
         partial = [ready for ready in filled if not ready.is_full]
         late = min(partial, default=None, key=lambda ready: ready.oldest_s)
         for ready in partial:
-            if now_s - ready.oldest_s >= (self._max_delay_s if ready.live else _MAX_OVERTAKEN_S):
-                return self._pop(ready)
-        full = min((ready for ready in filled if ready.is_full), default=None, key=lambda ready: ready.tasks.first())
-        if self._fits() and (full is None or self._waiting.first() < full.tasks.first()):
-            return self._start()
+            is_urgent = live_first and ready.tasks.live
+            if now_s - ready.oldest_s >= (self._max_delay_s if is_urgent else _MAX_OVERTAKEN_S):
+                return self._pop(ready, live_first)
+        full = min(
+            (ready for ready in filled if ready.is_full), default=None, key=lambda ready: ready.tasks.rank(live_first)
+        )
+        if self._fits(live_first) and (full is None or self._waiting.rank(live_first) < full.tasks.rank(live_first)):
+            return self._start(live_first)
         if full:
-            return self._pop(full)
+            return self._pop(full, live_first)
         if late is None:
             return None
         wait_s = late.oldest_s + self._max_delay_s - now_s
-        return wait_s if wait_s > 0 else self._pop(late)
+        return wait_s if wait_s > 0 else self._pop(late, live_first)
 
-    def _fits(self) -> bool:
+    def _keeps_the_rate(self, stream: _Stream, samples: int) -> bool:
+        """Whether a stream may have so many samples more called as LIVE now; they are taken off what it may."""
+        now_s = self._clock()
+        grown = stream.live_samples + (now_s - stream.filled_s) * self._live_rate
+        stream.filled_s, stream.live_samples = now_s, min(grown, self._live_rate * _LIVE_BURST_S)
+        if stream.live_samples < samples:
+            return False
+        stream.live_samples -= samples
+        return True
+
+    def _owner(self, job: Job) -> tuple[Hashable, bool]:
+        return (job.stream if job.client is None else job.client), job.is_live
+
+    def _leave(self, job: Job) -> None:
+        """The stream of this read has no more work in its lane."""
+        owner = self._owner(job)
+        self._busy[owner] -= 1
+        if not self._busy[owner]:
+            del self._busy[owner]
+
+    def _fits(self, live_first: bool) -> bool:
         if not self._waiting:
             return False
         used = self._decoded_bytes
-        return not used or used + self._waiting.peek().decoded_bytes <= self._decoded_limit
+        return not used or used + self._waiting.next(live_first).peek().decoded_bytes <= self._decoded_limit
 
-    def _start(self) -> Job:
-        job = self._waiting.pop()
+    def _start(self, live_first: bool) -> Job:
+        job = self._waiting.next(live_first).pop()
         self._active.add(job)
         self._decoded_bytes += job.decoded_bytes
         return job
 
-    def _pop(self, ready: _ReadyClass) -> Batch:
-        taken = [ready.tasks.pop() for _ in range(min(ready.rows, len(ready.tasks)))]
+    def _pop(self, ready: _ReadyClass, live_first: bool) -> Batch:
+        taken = [ready.tasks.next(live_first).pop() for _ in range(min(ready.rows, len(ready.tasks)))]
+        live_samples = 0
         for task in taken:
             del task.job.ready[task.number]
-            ready.live -= task.job.is_live
-            self._now = max(self._now, task.key - task.job.settings.priority.value)
+            is_live = task.job.is_live
+            self._now[is_live] = max(self._now[is_live], task.key - _handicap(task.job))
+            live_samples += is_live * ready.samples
+        rest_samples = len(taken) * ready.samples - live_samples
+        others_wait = self._waiting.rest or any(other.tasks.rest for other in self._ready.values())
+        if others_wait:
+            self._live_lead += live_samples * (1 - self._live_share)
+        self._live_lead = min(max(0.0, self._live_lead - rest_samples * self._live_share), 2 * _LIVE_LEAD_SAMPLES)
         return Batch(ready.model, ready.samples, taken)
 
     def _forget(self, job: Job) -> None:
@@ -346,11 +442,17 @@ class Scheduler:
         self._queued_samples[job.settings.priority] -= job.read.samples
         del self._unfinished[job.settings.priority][job.number]
         if job not in self._active:
-            self._waiting.remove(job.number)
+            self._waiting.of(job.is_live).remove(job.number)
             return
         self._active.discard(job)
         self._decoded_bytes -= job.decoded_bytes
         for number, place in job.ready.items():
-            self._ready[place].tasks.remove(number)
-            self._ready[place].live -= job.is_live
+            self._ready[place].tasks.of(job.is_live).remove(number)
         job.ready.clear()
+
+
+def _handicap(job: Job) -> int:
+    """What others have as a head start over it within its lane."""
+    if job.is_live:
+        return 0
+    return max(job.settings.priority.value, Priority.STANDARD.value)  # LIVE ones beyond their rate are STANDARD

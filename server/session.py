@@ -360,7 +360,7 @@ class Session:
 
     def _run(self, read: OpenRead) -> None:
         del self._open[read.read_id]
-        job = Job(self, self.settings, read, self._deliver)
+        job = Job(self, self.settings, read, self._deliver, client=self.client)
         self._running[job] = read.held_bytes
         self._running_samples += read.samples
         self._pipeline.submit(job)

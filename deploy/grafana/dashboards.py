@@ -191,6 +191,19 @@ SERVICE = Dashboard(
                 },
             ),
             Panel(
+                "Samples by token",
+                "suffix: samples/s",
+                "Samples received, by the name of the client's token (without a name: the others).",
+                {"sum by (token) (rate(porestream_token_samples_received_total{@}[$__rate_interval]))": "{{token}}"},
+                stacked=True,
+            ),
+            Panel(
+                "Streams by token",
+                "suffix: streams",
+                "Streams being served, by the name of the client's token. One may have --max-streams-per-peer of them.",
+                {"sum by (token) (porestream_token_streams{@})": "{{token}}"},
+            ),
+            Panel(
                 "Streams that must wait to send",
                 "suffix: streams",
                 "Streams whose credit is used up, on average. Usual for files; live signal waits at the sequencer.",

@@ -142,7 +142,7 @@ class Clock:
 
 def test_a_partial_batch_waits_for_the_delay_and_no_longer() -> None:
     clock = Clock()
-    scheduler = Scheduler(rows_each(16), 0.05, 1 << 40, clock)
+    scheduler = Scheduler(rows_each(16), 0.05, 1 << 40, clock=clock)
     for number in range(2):
         scheduler.submit(job("a", 1200, name=number))
         prepare(scheduler, scheduler.take())  # type: ignore[arg-type]
@@ -159,7 +159,7 @@ def test_a_partial_batch_waits_for_the_delay_and_no_longer() -> None:
 def test_busy_workers_overtake_a_partial_batch_no_longer_than_its_patience(priority: Priority, bound_s: float) -> None:
     """Work of lower keys never ends; each piece of it takes a millisecond."""
     clock = Clock()
-    scheduler = Scheduler(rows_each(4), 0.01, 1 << 40, clock)
+    scheduler = Scheduler(rows_each(4), 0.01, 1 << 40, clock=clock)
     scheduler.submit(job("short", 1080 * 900 + 120, priority))  # 900 long chunks; its stream's next read has a high tag
     prepare(scheduler, scheduler.take())  # type: ignore[arg-type]
     while isinstance(scheduler.poll(), Batch):
@@ -208,7 +208,7 @@ def test_cancelled_streams_leave_nothing_behind() -> None:
 
 
 def test_a_read_that_is_given_up_takes_its_waiting_chunks_along() -> None:
-    scheduler = Scheduler(rows_each(2), 0.001, 1 << 40, Clock())
+    scheduler = Scheduler(rows_each(2), 0.001, 1 << 40, clock=Clock())
     failed = job("a", 1200 * 8)
     scheduler.submit(failed)
     prepare(scheduler, scheduler.take())  # type: ignore[arg-type]
@@ -226,7 +226,7 @@ steps = st.lists(st.tuples(st.sampled_from("spppbbbxfc"), st.integers(0, 30), st
 def test_running_totals_are_the_sums(plan: list[tuple[str, int, int]]) -> None:
     """Submit, start and prepare, call, fail, cancel, let time pass: what is counted is what is there, to the last."""
     clock = Clock()
-    scheduler = Scheduler(rows_each(3), 0.01, 100_000, clock)
+    scheduler = Scheduler(rows_each(3), 0.01, 100_000, clock=clock)
     waiting: list[Job] = []
     active: list[Job] = []
     in_batches: list[Batch] = []
@@ -239,7 +239,7 @@ def test_running_totals_are_the_sums(plan: list[tuple[str, int, int]]) -> None:
         classes = scheduler._ready.values()
         assert sum(len(ready.tasks) for ready in classes) == chunks - taken
         of_live = [task for work in active if work.is_live for task in work.ready]
-        assert sum(ready.live for ready in classes) == len(of_live)
+        assert sum(len(ready.tasks.live) for ready in classes) == len(of_live)
 
     for action, number, samples in plan:
         if action == "s":
@@ -277,28 +277,94 @@ def test_close_sends_the_workers_home() -> None:
     assert got == [None]
 
 
-def test_who_asks_for_live_and_has_no_end_leaves_others_their_share() -> None:
-    """Both always have a few reads waiting, as credit allows: past the head start each gets its half."""
-    scheduler = Scheduler(rows_each(16), 0.01, 1 << 40)
+def served_of(scheduler: Scheduler, streams: dict[str, tuple[Priority, str]], samples: int) -> Counter[object]:
+    """Streams that always have a few reads waiting, as credit allows: what each is served of so many samples."""
     names = itertools.count()
+    served: Counter[object] = Counter()
 
     def submit(stream: str) -> None:
-        priority = Priority.LIVE if stream == "live" else Priority.STANDARD
-        scheduler.submit(job(stream, 100_000, priority, name=next(names)))
+        priority, client = streams[stream]
+        work = job(stream, 100_000, priority, name=next(names))
+        work.client = client
+        scheduler.submit(work)
 
-    for stream in ("live", "standard") * 4:
+    for stream in 4 * list(streams):
         submit(stream)
+    while served.total() < samples:
+        done, finished = serve(scheduler)
+        served.update(done)
+        for ended in finished:
+            submit(str(ended.stream))
+    return served
 
-    def share_of_standard(samples: int) -> float:
-        """Of so much work."""
+
+@pytest.mark.parametrize("share", [0.4, 0.75])
+@pytest.mark.parametrize("others", [1, 10])
+def test_live_without_end_has_its_share_and_no_more(share: float, others: int) -> None:
+    scheduler = Scheduler(rows_each(16), 0.01, 1 << 40, live_share=share)
+    live = {f"live-{number}": (Priority.LIVE, f"instrument-{number}") for number in range(5)}
+    rest = {f"rest-{number}": (Priority.BULK, f"lab-{number}") for number in range(others)}
+    served = served_of(scheduler, live | rest, 40_000_000)
+    lead = 2_000_000 / served.total()  # that it may have at any time
+    assert sum(served[name] for name in live) / served.total() == pytest.approx(share + lead, abs=0.02)
+    assert max(served[name] for name in rest) < 1.2 * min(served[name] for name in rest)
+    assert max(served[name] for name in live) < 1.3 * min(served[name] for name in live)
+
+
+def test_live_within_its_share_does_not_wait_however_much_others_send() -> None:
+    """A third of all; it may wait for the batch that is being called, as long as a partial one may."""
+    clock = Clock()
+    scheduler = Scheduler(rows_each(16), 0.01, 1 << 40, clock=clock)
+    for number in range(100):
+        scheduler.submit(job("bulk", 100_000, Priority.BULK, name=number))
+
+    def serve_more(served: Counter[object]) -> list[Job]:
+        done, finished = serve(scheduler)
+        served.update(done)
+        clock.now_s += sum(done.values()) / 1e6
+        return finished
+
+    for _round in range(20):
+        scheduler.submit(job("live", 100_000, Priority.LIVE))
         served: Counter[object] = Counter()
-        while served.total() < samples:
-            done, finished = serve(scheduler)
-            served.update(done)
-            for ended in finished:
-                submit(str(ended.stream))
-        return served["standard"] / served.total()
+        while all(ended.stream != "live" for ended in serve_more(served)):
+            pass
+        assert served["bulk"] < 50_000
+        while served["bulk"] < 200_000:
+            serve_more(served)
 
-    assert share_of_standard(8_000_000) < 0.3  # it fills what LIVE leaves of batches
-    share_of_standard(8_000_000)  # the head start is paid in this
-    assert share_of_standard(8_000_000) > 0.45  # a quarter before
+
+def test_live_alone_has_all() -> None:
+    scheduler = Scheduler(rows_each(16), 0.01, 1 << 40, live_share=0.1)
+    assert served_of(scheduler, {"live": (Priority.LIVE, "a")}, 5_000_000).total() >= 5_000_000
+
+
+@pytest.mark.parametrize("priority", Priority)
+def test_clients_share_equally_however_many_streams_one_opens(priority: Priority) -> None:
+    scheduler = Scheduler(rows_each(16), 0.01, 1 << 40)
+    greedy = {f"greedy-{number}": (priority, "greedy") for number in range(48)}
+    served = served_of(scheduler, greedy | {"modest": (priority, "modest")}, 40_000_000)
+    assert served["modest"] / served.total() > 0.4
+    assert max(served[name] for name in greedy) < 3 * min(served[name] for name in greedy)
+
+
+def test_a_stream_that_sends_more_than_an_instrument_goes_on_as_standard() -> None:
+    clock = Clock()
+    scheduler = Scheduler(rows_each(16), 0.01, 1 << 40, live_rate_samples_per_s=1e6, clock=clock)
+
+    def is_live(samples: int) -> bool:
+        work = job("live", samples, Priority.LIVE)
+        scheduler.submit(work)
+        return work.is_live
+
+    assert [is_live(2_000_000) for _ in range(6)] == [True] * 5 + [False], "ten seconds' worth at once"
+    clock.now_s += 1.5
+    assert [is_live(500_000) for _ in range(4)] == [True] * 3 + [False]
+    clock.now_s += 1000
+    assert [is_live(2_000_000) for _ in range(6)] == [True] * 5 + [False], "what was not used is not saved up"
+    waiting = scheduler.load().queued_samples
+    assert waiting[Priority.LIVE] == scheduler.queued_samples(), "it is still counted as what it asked for"
+    standard = job("standard", 1000)
+    scheduler.submit(standard)
+    assert not standard.is_live
+    assert standard.tag <= min(work.tag for work in scheduler._streams["live"].rest.jobs)

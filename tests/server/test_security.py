@@ -8,8 +8,10 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from uuid import UUID
 
 import grpc
+import numpy as np
 import pytest
 import trustme
 from click.testing import CliRunner
@@ -18,11 +20,11 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from structlog.testing import capture_logs
 
 from porestream.cli.main import main
-from porestream.client import BasecallClient, StreamOptions
+from porestream.client import BasecallClient, ReadInfo, RunInfo, SignalRead, StreamOptions, SyncBasecallClient
 from porestream.client.channel import Credentials, open_channel
 from porestream.client.stream import ServerLost, ServerRefused
 from porestream.server import rpc
-from porestream.server.metrics import SECRETS_STALE
+from porestream.server.metrics import SECRETS_STALE, TOKEN_SAMPLES_RECEIVED, TOKEN_STREAMS
 from porestream.server.reads import Priority
 from porestream.server.security import Certificate, Role, Tokens
 from porestream.server.settings import SettingsError, load_settings
@@ -219,6 +221,20 @@ def test_what_a_token_may(start_server, secrets, tmp_path: Path) -> None:  # typ
     asyncio.run(watcher.server_info())
     with pytest.raises(ServerRefused, match="is a watcher's"):
         asyncio.run(watcher.identify())
+
+
+def test_metrics_name_the_token(start_server, secrets) -> None:  # type: ignore[no-untyped-def]
+    secrets["token_file"].write_text(f"{TOKEN} name=metered\n")
+    given = {name: secrets[name] for name in ("tls_certificate", "tls_key", "token_file")}
+    server = start_server(**given, listen="localhost:0")
+    credentials = Credentials(True, secrets["ca"], secrets["token"])
+    streams, samples = TOKEN_STREAMS.labels("metered"), TOKEN_SAMPLES_RECEIVED.labels("metered")
+    read = SignalRead(ReadInfo(UUID(int=1), RunInfo("run", 4000), 10.0, 0.2, 1), np.zeros(3000, np.int16))
+    with SyncBasecallClient(server.address, StreamOptions(credentials=credentials)) as client:
+        for result in client.call([read]):
+            assert result.signal_samples == samples._value.get() == 3000
+            assert streams._value.get() == 1
+    assert streams._value.get() == 0
 
 
 def test_a_revoked_token_ends_its_stream(  # type: ignore[no-untyped-def]
