@@ -277,6 +277,13 @@ def call(
         priority=priority or ("standard" if watch else "bulk"),
         give_up_s=give_up_s or (3600.0 if watch and server else 120.0),
         server_flags={flag: str(value) for flag, value in server_only.items() if value is not None},
-        command_line=shlex.join(["porestream", *sys.argv[1:]]),
+        command_line=shlex.join(["porestream", *_without_password(sys.argv[1:], proxy)]),
     )
     ctx.exit(run_call(request))
+
+
+def _without_password(arguments: list[str], proxy: str | None) -> list[str]:
+    """The command's arguments as they may stand in an output's header: `proxy` is what --proxy was given."""
+    from porestream.client.proxy import without_password
+
+    return [word.replace(proxy, without_password(proxy)) for word in arguments] if proxy else arguments

@@ -68,6 +68,9 @@ def health(
     except grpc.aio.AioRpcError as error:
         click.echo(f"{way_to(address, credentials)}: {error.code().name}: {error.details()}", err=True)
         sys.exit(1)
+    except (OSError, ValueError) as error:  # a file of the credentials, or the proxy's URL
+        click.echo(str(error), err=True)
+        sys.exit(1)
     click.echo(status)
     sys.exit(0 if status == "SERVING" else 1)
 

@@ -15,8 +15,12 @@ class Proxy(NamedTuple):
     named_by: str
 
     def __str__(self) -> str:
-        shown = re.sub(r"//[^/@]*@", "//***@", self.url)
-        return f"the proxy {shown} ({self.named_by})"
+        return f"the proxy {without_password(self.url)} ({self.named_by})"
+
+
+def without_password(url: str) -> str:
+    """A proxy's URL to be shown: whatever stands before its last @ may be a password, or part of one."""
+    return re.sub(r"^([^:/]*://)?.*@", r"\1***@", url, flags=re.DOTALL)
 
 
 def proxy_for(target: str, asked: str = "") -> Proxy | None:
@@ -28,16 +32,29 @@ def proxy_for(target: str, asked: str = "") -> Proxy | None:
         As gRPC takes it.
     asked
         A proxy's URL that goes before the environment's grpc_proxy, https_proxy and http_proxy.
+
+    Raises
+    ------
+    ValueError
+        What stands in the URL as a password cannot; gRPC's message about it would have it in it.
     """
     host = _host_of(target)
     if not host or _is_loopback(host) or any(_is_exempt(host, entry) for entry in _exemptions()):
         return None
     if asked:
-        return Proxy(asked if "://" in asked else f"http://{asked}", "--proxy")
+        return _proxy(asked, "--proxy")
     for name in _NAMES:
         if url := os.environ.get(name, ""):
-            return Proxy(url if "://" in url else f"http://{url}", name)
+            return _proxy(url, name)
     return None
+
+
+def _proxy(url: str, named_by: str) -> Proxy:
+    if re.search(r"[/?#\s\\].*@", url.partition("://")[2] or url, re.DOTALL):
+        raise ValueError(
+            f"{named_by}: in a proxy's URL a password has / as %2F, ? as %3F, # as %23, @ as %40 and a space as %20"
+        )
+    return Proxy(url if "://" in url else f"http://{url}", named_by)
 
 
 def _exemptions() -> list[str]:

@@ -53,7 +53,7 @@ def write_pod5() -> WritePod5:
     """Writes a POD5 file: `write_pod5(path, signals, run_ids=..., first=...)`.
 
     Read i of `signals` is named UUID(int=first + i), is on channel i % 512 + 1 and belongs to
-    `run_ids[i % len(run_ids)]`.
+    `run_ids[i % len(run_ids)]`. What else is given stands in every run: `sample_id="a"`.
     """
 
     def write(
@@ -62,6 +62,7 @@ def write_pod5() -> WritePod5:
         run_ids: Sequence[str] = ("run-a",),
         first: int = 1,
         sample_rate_hz: int = 4000,
+        **said: str,
     ) -> Path:
         began = datetime(2024, 5, 6, 7, 8, 9, 123000, tzinfo=UTC)
         runs = {
@@ -71,13 +72,13 @@ def write_pod5() -> WritePod5:
                 adc_max=4095,
                 adc_min=-4096,
                 context_tags={},
-                experiment_name="experiment",
+                experiment_name=said.get("experiment_name", "experiment"),
                 flow_cell_id="FAB12345",
                 flow_cell_product_code="FLO-MIN106",
                 protocol_name="protocol",
                 protocol_run_id="protocol-run",
                 protocol_start_time=began,
-                sample_id="sample",
+                sample_id=said.get("sample_id", "sample"),
                 sample_rate=sample_rate_hz,
                 sequencing_kit="sqk-lsk109",
                 sequencer_position="MN00001",

@@ -57,9 +57,19 @@ def test_one_that_is_asked_for_goes_first_and_its_password_is_not_shown(monkeypa
     monkeypatch.setenv("http_proxy", "http://other:1")
     credentials = Credentials(proxy="http://me:secret@p:3128")
     assert way_to("node7:50051", credentials) == "node7:50051 through the proxy http://***@p:3128 (--proxy)"
+    odd = Credentials(proxy="me:se@cr@et@p:3128")
+    assert way_to("node7:50051", odd) == "node7:50051 through the proxy http://***@p:3128 (--proxy)"
     assert way_to("localhost:50051", credentials) == "localhost:50051"
     monkeypatch.setenv("no_proxy", "node7")  # as curl has it, and gRPC
     assert way_to("node7:50051", credentials) == "node7:50051"
+
+
+@pytest.mark.parametrize("password", ["se/cret", "se?cret", "se#cret", "se cret", "se\\cret"])
+def test_a_password_that_would_be_taken_for_a_host_is_refused_and_not_shown(password: str) -> None:
+    for url in (f"http://me:{password}@p:3128", f"me:{password}@p:3128"):
+        with pytest.raises(ValueError, match=r"--proxy: in a proxy's URL a password has / as %2F") as refused:
+            proxy_for("node7:50051", url)
+        assert "cret" not in str(refused.value)
 
 
 @contextmanager
