@@ -154,8 +154,8 @@ class CudaDevice:
                 module.compile()
         except OSError as error:
             raise DeviceError(
-                f"{self.name}: CuPy cannot keep what it compiles ({error}): CUPY_CACHE_DIR names a folder that it can "
-                "write to"
+                f"{self.name}: CuPy cannot keep what it compiles ({error}): --cache-dir or CUPY_CACHE_DIR names a "
+                "folder that it can write to"
             ) from error
         except (RuntimeError, cupy.cuda.compiler.CompileException) as error:  # CUDA's and NVRTC's are RuntimeErrors
             raise DeviceError(

@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from porestream.models import decode_kernels
-from porestream.models.compiled import compile_cached, default_cache_dir
+from porestream.models.compiled import compile_cached
+from porestream.models.private_folder import default_cache_dir
 
 MAX_STATE_LEN = 6
 STAY_LIMIT = 10.0  # beyond it the scans' float32 products may underflow

@@ -24,13 +24,13 @@ from porestream.kernels.device import Device
 from porestream.models.basecaller import Basecaller
 from porestream.models.bundle import load_bundle
 from porestream.models.catalog import models_to_serve
-from porestream.models.compiled import default_cache_dir, private_cache_dir
+from porestream.models.private_folder import default_cache_dir, private_cache_dir
 from porestream.models.runner import Card, CudaRunner
 from porestream.server.books import Ledger
 from porestream.server.budget import MemoryBudget
 from porestream.server.collector import ServerCollector
 from porestream.server.device_use import DeviceUse
-from porestream.server.devices import batch_decoder, kernel_devices, open_card
+from porestream.server.devices import batch_decoder, keep_device_code, kernel_devices, open_card
 from porestream.server.energy import find_meters
 from porestream.server.front import Front, Limits, connection_limit
 from porestream.server.guard import CallGuard, CallLimit
@@ -70,6 +70,8 @@ def build_engine(settings: Settings) -> Engine:
     tune_allocator()
     cache_dir = private_cache_dir(settings.cache_dir or default_cache_dir())
     budget = MemoryBudget(settings.memory_budget, settings.max_streams)
+    if settings.device != "cpu":
+        keep_device_code(cache_dir)
     card = open_card(settings)
     decodes, aligns = kernel_devices(settings, card)
     names = [directory.name for directory in models_to_serve(settings.model, settings.models_directory)[0]]

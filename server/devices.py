@@ -1,15 +1,38 @@
 """What connects models and kernels, which do not know each other: kernels in a card's stream and memory."""
 
+import os
+from pathlib import Path
+
 import structlog
 
 from porestream.kernels.crf import MAX_STATE_LEN, CrfDecoder
 from porestream.kernels.device import CardTooOld, Device, find_kernel_device
 from porestream.models.basecaller import decode_settings
 from porestream.models.config import ModelConfig
+from porestream.models.private_folder import private_cache_dir, private_subfolder
 from porestream.models.runner import Card, find_device
 from porestream.server.settings import Settings, SettingsError
 
 log = structlog.get_logger()
+
+
+def keep_device_code(cache_dir: Path) -> None:
+    """Have CuPy and the driver keep what they compile where nobody else can put code: both load it without a look.
+
+    That is in the cache directory, or where CUPY_CACHE_DIR and CUDA_CACHE_PATH say, as far as that is private. To be
+    called before either is used.
+
+    Raises
+    ------
+    UnsafeCacheError
+        What is there may be somebody else's.
+    """
+    for variable, name in (("CUPY_CACHE_DIR", "cupy"), ("CUDA_CACHE_PATH", "cuda")):
+        if given := os.environ.get(variable):
+            folder = private_cache_dir(Path(given), f"have {variable} name a folder of your own")
+        else:
+            folder = private_subfolder(cache_dir, name) or cache_dir / name  # who writes finds out
+        os.environ[variable] = str(folder)
 
 
 def open_card(settings: Settings) -> Card | None:

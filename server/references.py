@@ -3,6 +3,8 @@
 On a device an index of ours is needed beside minimap2's: `porestream index` makes it, or --aligner gpu does.
 """
 
+import os
+import stat
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -108,6 +110,8 @@ def _index(path: Path, preset: str, settings: Settings, cache_dir: Path) -> Inde
     name = index_name(reference, PRESETS[preset])
     for place in (index_beside(path, preset), cache_dir / name):
         if place.exists():
+            if place.parent != cache_dir:
+                _check_trust(place, path)
             try:
                 index = load_index(place)
             except ReferenceFileError as error:
@@ -131,6 +135,16 @@ def _index(path: Path, preset: str, settings: Settings, cache_dir: Path) -> Inde
     log.info("building an index for the device", reference=path.name, preset=preset)
     build_index(path, reference, PRESETS[preset], cache_dir / name)
     return load_index(cache_dir / name)
+
+
+def _check_trust(index: Path, fasta: Path) -> None:
+    """Where reads align is up to the index: nobody may write it who cannot write the FASTA, in /tmp say."""
+    about, of_fasta = index.stat(), fasta.stat()
+    everybody = about.st_mode & ~of_fasta.st_mode & stat.S_IWOTH
+    if everybody or about.st_uid not in (0, os.geteuid(), of_fasta.st_uid):
+        mode = f"mode {stat.S_IMODE(about.st_mode):04o}"
+        problem = f"it belongs to the user {about.st_uid} ({mode}), {fasta.name} to {of_fasta.st_uid}"
+        raise ReferenceFileError(index, problem, "remove it, or chown it and chmod go-w")
 
 
 def load_references(

@@ -22,6 +22,8 @@ from typing import Any
 
 import numpy as np
 
+from porestream.models.private_folder import default_cache_dir, private_subfolder
+
 HEADER = Path(__file__).with_name("emu.h")
 FLAGS = (
     *("-std=c++17", "-O3", "-g1", "-fPIC", "-shared"),
@@ -258,24 +260,28 @@ def _compile(code: str, options: Sequence[str], name: str, kernels: Sequence[str
     file = f"{digest.hexdigest()}.so"
     for find_folder in (_cache, _temporary):
         folder = find_folder()
+        if folder is None:
+            continue
         library = folder / file
         if library.exists():
             return library
         try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             work = tempfile.TemporaryDirectory(dir=folder)
         except OSError:  # read-only, full, or of someone else: the next one
             continue
         with work:
             made = Path(work.name) / file
-            relative = f"-fdebug-prefix-map={work.name}=."  # sanitizers then report the source by its name alone
-            command = (compiler, *flags, relative, "-x", "c++", "-", "-o", str(made))
+            where = os.path.realpath(work.name)
+            relative = f"-fdebug-prefix-map={where}=."  # sanitizers then report the source by its name alone
+            command = (compiler, *flags, relative, "-x", "c++", "-", "-o", file)
             run = subprocess.run(command, input=text, cwd=work.name, capture_output=True, text=True)
             if run.returncode:
                 raise EmulatorError(f"{name} does not compile:\n{run.stderr}")
             made.replace(library)  # at once: processes that compile the same do not see each other's half
         return library
-    raise EmulatorError(f"there is no room for compiled kernels, neither in {_cache()} nor in {_temporary()}")
+    raise EmulatorError(
+        f"there is no room for compiled kernels, neither in {default_cache_dir()} nor in {_temporary()}"
+    )
 
 
 def _compiler() -> str:
@@ -327,11 +333,14 @@ def _pointer(declaration: re.Match[str]) -> str:
     return f"EMU_DYNAMIC_SHARED({' '.join(element.split())}, {name})" + "\n" * declaration[0].count("\n")
 
 
-def _cache() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    if not os.path.isabs(base):  # as the XDG specification has it
-        base = os.path.expanduser("~/.cache")
-    return Path(base) / "porestream" / "emulator"
+def _cache() -> Path | None:
+    """None where it cannot be had; UnsafeCacheError where what is in it may be somebody else's, who would be run."""
+    return _cache_in(default_cache_dir())
+
+
+@functools.cache  # for it may hold the folder open
+def _cache_in(cache_dir: Path) -> Path | None:
+    return private_subfolder(cache_dir, "emulator", "have XDG_CACHE_HOME name a folder of your own")
 
 
 _temporary_lock = threading.Lock()

@@ -1,6 +1,7 @@
 """Devices and sources: what is refused, what is compiled once, and what a card's device asks of CuPy (a stand-in)."""
 
 import contextlib
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -15,8 +16,9 @@ import torch
 from porestream.kernels import device as module
 from porestream.kernels import source
 from porestream.kernels.device import CudaDevice, DeviceError, EmulatedDevice, cuda_count, find_kernel_device
+from porestream.models.private_folder import UnsafeCacheError
 from porestream.models.runner import Card
-from porestream.server.devices import batch_decoder, kernel_devices
+from porestream.server.devices import batch_decoder, keep_device_code, kernel_devices
 from porestream.server.settings import Settings, SettingsError
 
 
@@ -230,8 +232,27 @@ def test_a_cache_that_cannot_be_written_to_is_an_error_that_names_the_way_out(
         raise PermissionError(13, "Permission denied", "/.cupy")
 
     monkeypatch.setattr(cupy, "RawModule", lambda code, options: SimpleNamespace(compile=fail))
-    with pytest.raises(DeviceError, match=r"CuPy cannot keep what it compiles .*CUPY_CACHE_DIR names a folder"):
+    with pytest.raises(DeviceError, match=r"CuPy cannot keep what it compiles .*--cache-dir or CUPY_CACHE_DIR names"):
         CudaDevice().compile("", (), "crf.cu")
+
+
+def test_a_cards_code_is_kept_where_nobody_else_can_put_any(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    open_to_all = tmp_path / "open"
+    open_to_all.mkdir()
+    open_to_all.chmod(0o777)
+    monkeypatch.setenv("CUPY_CACHE_DIR", "")
+    monkeypatch.setenv("CUDA_CACHE_PATH", str(open_to_all))
+    keep_device_code(tmp_path)
+    assert os.environ["CUPY_CACHE_DIR"] == str(tmp_path / "cupy")
+    assert Path(os.environ["CUDA_CACHE_PATH"]).samefile(open_to_all / f"user-{os.geteuid()}")
+    (tmp_path / "cupy").chmod(0o777)
+    monkeypatch.delenv("CUPY_CACHE_DIR")
+    with pytest.raises(UnsafeCacheError, match=r"cupy can be entered by others \(mode 0777\)"):
+        keep_device_code(tmp_path)
+    monkeypatch.setenv("CUPY_CACHE_DIR", str(open_to_all))
+    (open_to_all / f"user-{os.geteuid()}").chmod(0o755)
+    with pytest.raises(UnsafeCacheError, match="have CUPY_CACHE_DIR name a folder of your own"):
+        keep_device_code(tmp_path)
 
 
 @pytest.mark.parametrize("what", ["decoder", "aligner"])

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from porestream.emulator import EmulatorError, RawModule, Schedule, scheduled
+from porestream.emulator.emulator import _cache_in
 
 i32, u32, f32 = np.int32, np.uint32, np.float32
 FULL = u32(0xFFFFFFFF)
@@ -598,6 +599,35 @@ def test_a_cache_that_cannot_be_written(
         assert added(RawModule(ADD, ["-DBY=10"])) == 10
     assert len(compilations) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_cache_that_others_can_write_to_is_not_trusted(
+    cache: Path, tmp_path: Path, compilations: list[Sequence[str]]
+) -> None:
+    """What is there may be anybody's, and would be run: it is made again, where only this user can put it."""
+    cache.parent.mkdir(mode=0o777)
+    cache.parent.chmod(0o777)
+    assert added(RawModule(ADD, ["-DBY=11"])) == 11
+    own = cache.parent / f"user-{os.geteuid()}" / "emulator"
+    assert [path.suffix for path in own.iterdir()] == [".so"]
+    assert not cache.exists()
+    assert added(RawModule(ADD, ["-DBY=11"])) == 11
+    assert len(compilations) == 1
+    own.chmod(0o777)
+    _cache_in.cache_clear()
+    with pytest.raises(ValueError, match=rf"{own} can be entered by others \(mode 0777\).* XDG_CACHE_HOME"):
+        RawModule(ADD, ["-DBY=11"])
+
+
+def test_a_cache_whose_name_others_can_change(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compilations: list[Sequence[str]]
+) -> None:
+    """The way to it is an open folder then, which g++ does not have."""
+    monkeypatch.setattr("porestream.models.private_folder._others_may_rename_in", lambda folder: folder == tmp_path)
+    assert added(RawModule(ADD, ["-DBY=12"])) == 12
+    assert added(RawModule(ADD, ["-DBY=12"])) == 12
+    assert len(compilations) == 1
+    assert len(list(cache.iterdir())) == 1
 
 
 def test_without_gxx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

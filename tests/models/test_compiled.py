@@ -12,8 +12,14 @@ from typing import Any
 import numba
 import pytest
 
-from porestream.models import compiled
-from porestream.models.compiled import UnsafeCacheError, compile_cached, default_cache_dir, private_cache_dir
+from porestream.models import private_folder
+from porestream.models.compiled import compile_cached, compile_kept
+from porestream.models.private_folder import (
+    UnsafeCacheError,
+    default_cache_dir,
+    private_cache_dir,
+    private_subfolder,
+)
 
 AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder to another user")
 SOMEBODY = 12345
@@ -82,7 +88,9 @@ def test_a_folder_of_another_user_is_refused(cache: Path) -> None:
         cache.chmod(mode)
         os.chown(cache, SOMEBODY, SOMEBODY)
         for refused in (compile_in, private_cache_dir):
-            with pytest.raises(UnsafeCacheError, match=rf"{cache} belongs to the user {SOMEBODY}.* --cache-dir"):
+            with pytest.raises(
+                UnsafeCacheError, match=rf"{cache} belongs to the user {SOMEBODY} \(mode 07[57][57]\).* --cache-dir"
+            ):
                 refused(cache)
 
 
@@ -127,8 +135,36 @@ def test_an_own_folder_is_taken_as_it_is(tmp_path: Path, monkeypatch: pytest.Mon
     assert list((default_cache_dir() / "numba").rglob("*.nbc"))
 
 
+@pytest.mark.parametrize("variable", ["NUMBA_CACHE_DIR", "nothing"])
+def test_the_trainings_code_is_kept_where_the_decoders_is(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    """Not beside the source, nor where the environment says."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(cache) if variable == "NUMBA_CACHE_DIR" else "")
+    before = numba.config.CACHE_DIR
+    assert compile_kept(twice, nogil=True)(21) == 42
+    assert before == numba.config.CACHE_DIR
+    assert len(list((tmp_path / "xdg/porestream/numba").rglob("*.nbc"))) == 1
+    (tmp_path / "xdg/porestream/numba").chmod(0o755)
+    with pytest.raises(UnsafeCacheError, match=r"numba can be entered by others \(mode 0755\)"):
+        compile_kept(twice)
+
+
+def test_a_folder_for_one_kind_of_code(cache: Path, tmp_path: Path) -> None:
+    own = private_subfolder(cache, "cupy")
+    assert own is not None
+    assert own.samefile(cache / f"user-{os.geteuid()}" / "cupy")
+    assert stat.S_IMODE(own.stat().st_mode) == 0o700
+    own.chmod(0o770)
+    with pytest.raises(UnsafeCacheError, match=r"cupy can be entered by others \(mode 0770\).* the way out"):
+        private_subfolder(cache, "cupy", "the way out")
+    (tmp_path / "file").touch()
+    assert private_subfolder(tmp_path / "file" / "cache", "cupy") is None
+
+
 def test_a_path_is_a_name_where_nobody_else_can_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiled, "_others_may_rename_in", lambda folder: folder == tmp_path)
+    monkeypatch.setattr(private_folder, "_others_may_rename_in", lambda folder: folder == tmp_path)
     assert private_cache_dir(tmp_path) == tmp_path
     assert str(private_cache_dir(tmp_path / "below")).startswith("/proc/self/fd/")
 

@@ -20,8 +20,8 @@ from porestream.client.client import BasecallClient, SyncBasecallClient
 from porestream.client.reads import ReadInfo, RunInfo, SignalRead
 from porestream.client.stream import StreamOptions
 from porestream.models.basecaller import Basecaller
-from porestream.models.compiled import default_cache_dir
 from porestream.models.config import ModelError
+from porestream.models.private_folder import default_cache_dir
 from porestream.models.runner import Card
 from porestream.server import devices
 from porestream.server.app import build_engine, load_models

@@ -1,5 +1,6 @@
 """Where references are aligned, and what that takes of a card."""
 
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -59,6 +60,21 @@ def test_auto_takes_an_index_that_lies_beside_the_reference(
     assert isinstance(aligners["r.fa", "lr:hq"], DeviceAligner)
     assert warmed == ["lr:hq"]  # compiled before the first read comes
     assert isinstance(aligners["r.fa", "map-ont"], MappyAligner)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
+def test_an_index_of_somebody_who_has_no_say_in_the_fasta_is_refused(fasta: Path, tmp_path: Path) -> None:
+    """As in /tmp, where everybody can put a file beside the FASTA; in a lab's folder both are the keeper's."""
+    index = tmp_path / "r.fa.lr-hq.psindex"
+    build_index(fasta, read_fasta(fasta), PRESETS["lr:hq"], index)
+    os.chown(index, 12345, 12345)
+    with pytest.raises(ReferenceFileError, match=rf"{index}: it belongs to the user 12345 \(mode .*\), r.fa to 0; rem"):
+        plan_references(settings(fasta), MODELS, tmp_path / "cache", DEVICE, None)
+    os.chown(fasta, 12345, 12345)
+    assert plan_references(settings(fasta), MODELS, tmp_path / "cache", DEVICE, None)[0].index is not None
+    index.chmod(0o666)
+    with pytest.raises(ReferenceFileError, match="mode 0666"):
+        plan_references(settings(fasta), MODELS, tmp_path / "cache", DEVICE, None)
 
 
 def test_gpu_builds_an_index_once(fasta: Path, tmp_path: Path) -> None:
