@@ -47,7 +47,7 @@ from porestream.client.sequencing_summary import SummaryTable
 from porestream.client.sources import Pod5Source, ReadFault, load_read_ids
 from porestream.client.stream import PRIORITIES, ServerLost, ServerRefused, StreamOptions
 from porestream.client.summary import Summary
-from porestream.client.text import counted
+from porestream.client.text import counted, shown
 from porestream.client.watch import FolderWatch
 from porestream.client.writers import Format, Outputs, OutputSettings, format_of
 from porestream.models.catalog import BUNDLED
@@ -200,7 +200,7 @@ class _Call:
         request = self.request
         info = await BasecallClient(address, StreamOptions(credentials=request.credentials)).server_info()
         if info.version != version("porestream"):
-            say(f"note: the server is porestream {info.version}, this is {version('porestream')}")
+            say(f"note: the server is porestream {shown(info.version)}, this is {version('porestream')}")
         runs = self.source.runs.values()
         if request.server:
             await asyncio.to_thread(check_reference, request, info)
@@ -339,7 +339,8 @@ class _Call:
         others = info.models if self.request.server else local_models(self.request.models_directory)
         made_for = info.models.get(identity.model)
         if made_for is None:
-            raise ServerRefused(f"the server calls with {identity.model!r}, and has only {', '.join(info.models)}")
+            known = shown(", ".join(info.models), 500)
+            raise ServerRefused(f"the server calls with {shown(identity.model)!r}, and has only {known}")
         check = ChemistryCheck(identity.model, made_for, others, allowed=self.request.allow_chemistry_mismatch)
         for run in self.source.runs.values():
             if reason := check.mismatch(run):

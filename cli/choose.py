@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from porestream.client.reads import RunInfo
+from porestream.client.text import shown
 from porestream.models.catalog import (
     BUNDLED,
     NoModel,
@@ -67,7 +68,7 @@ def model_on_server(name: str, runs: Iterable[RunInfo], models: Mapping[str, Che
     model = model_among(models, chemistries, kind)
     if kind and not model:
         described = "; ".join(sorted({str(chemistry) for chemistry in chemistries}))
-        raise NoModel(f"no {kind} model for {described} on {server}; there are: {', '.join(models)}")
+        raise NoModel(f"no {kind} model for {described} on {server}; there are: {shown(', '.join(models), 500)}")
     return model
 
 
@@ -101,10 +102,10 @@ class ChemistryCheck:
             warnings.append(f"{reason.split('; for such a run')[0]}: called all the same, as asked for")
         if not run.chemistry.known and self._made_for.known:
             warnings.append(
-                f"run {run.key} does not say its flow cell or kit: whether {self._model} is for it is not known"
+                f"run {shown(run.key)} does not say its flow cell or kit: whether {self._model} is for it is not known"
             )
-        if different := enzyme_warning(self._model, run.sequencing_kit):
-            warnings.append(f"run {run.key}: {different}")
+        if different := enzyme_warning(self._model, shown(run.sequencing_kit)):
+            warnings.append(f"run {shown(run.key)}: {different}")
         return warnings
 
     def _compare(self, run: RunInfo) -> str:
@@ -112,10 +113,12 @@ class ChemistryCheck:
         if not self._made_for.disagrees(chemistry):
             return ""
         fitting = [name for name, made_for in self._others.items() if made_for.known and made_for.fits(chemistry)]
-        there_is = f"there is {', '.join(fitting)}" if fitting else "there is no model here (`porestream models`)"
-        facts = ", ".join(filter(None, [run.flow_cell_product_code, run.sequencing_kit])) or "no flow cell or kit named"
+        names = shown(", ".join(fitting), 500)
+        there_is = f"there is {names}" if fitting else "there is no model here (`porestream models`)"
+        said = ", ".join(shown(name) for name in (run.flow_cell_product_code, run.sequencing_kit) if name)
+        facts = said or "no flow cell or kit named"
         return (
-            f"run {run.key} ({facts}) is {chemistry}, but {self._model} is for {self._made_for}; "
+            f"run {shown(run.key)} ({facts}) is {chemistry}, but {self._model} is for {self._made_for}; "
             f"for such a run {there_is}; {_MISMATCH_FLAG} calls it all the same"
         )
 

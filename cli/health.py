@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from porestream.cli.options import connection_options, credentials_of
+from porestream.cli.text import escaped
 
 _DEFAULT = "127.0.0.1:50051"
 
@@ -66,7 +67,7 @@ def health(
     try:
         status = asyncio.run(ask())
     except grpc.aio.AioRpcError as error:
-        click.echo(f"{way_to(address, credentials)}: {error.code().name}: {error.details()}", err=True)
+        click.echo(escaped(f"{way_to(address, credentials)}: {error.code().name}: {error.details()}"), err=True)
         sys.exit(1)
     except (OSError, ValueError) as error:  # a file of the credentials, or the proxy's URL
         click.echo(str(error), err=True)

@@ -7,10 +7,15 @@ from tqdm import tqdm
 
 from porestream.cli.text import escaped
 
+_MOST_LINES = 40
+
 
 def say(message: str) -> None:
     """Tell the user."""
-    _print("\n".join(map(escaped, message.split("\n"))))
+    lines = message.split("\n")
+    if (left_out := len(lines) - _MOST_LINES) > 0:
+        lines = [*lines[: _MOST_LINES // 2], f"... ({left_out:,} lines) ...", *lines[-_MOST_LINES // 2 :]]
+    _print("\n".join(map(escaped, lines)))
 
 
 def _print(text: str) -> None:

@@ -20,6 +20,7 @@ from porestream.client.reads import ReadResult, RunInfo
 from porestream.client.records import QC_FAIL, UNMAPPED, header, read_group
 from porestream.client.remade import is_primary, read_id_of, result_of
 from porestream.client.sources import ReadFacts, ReadIds, files_within
+from porestream.client.text import shown
 from porestream.client.writers import Format, Outputs, OutputSettings, format_of
 
 # The last bytes of a complete file: SAM specification, section 4.1.2; CRAM specification, section 9.
@@ -152,7 +153,9 @@ class Partial:
                     continue  # a file before has it
                 run = run_of_group.get(group)
                 if run is None:
-                    raise CannotResume(f"{file}: read {name} is of read group {group!r}, which no input has")
+                    raise CannotResume(
+                        f"{file}: read {name} is of read group {shown(str(group))!r}, which no input has"
+                    )
                 outputs.copy(run, written)
                 ids.append(name.bytes)
                 for record in filter(is_primary, written):
@@ -321,8 +324,9 @@ def _check(file: Path, there: pysam.AlignmentHeader, here: pysam.AlignmentHeader
         before, now = (_program(head, program) for head in (there, here))
         for key in sorted(before.keys() | now.keys()):
             if before.get(key) != now.get(key):
+                was = shown(before.get(key, "none"), 80)
                 raise CannotResume(
-                    f"{file} was made with {key}={before.get(key, 'none')}, this call has {now.get(key, 'none')}: "
+                    f"{file} was made with {key}={was}, this call has {now.get(key, 'none')}: "
                     "one file cannot hold both; call as before, or anew without --resume-from"
                 )
     if (there.references, there.lengths) != (here.references, here.lengths):

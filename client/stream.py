@@ -20,7 +20,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from porestream.client.channel import PLAINTEXT, Credentials, open_channel, service, way_to
 from porestream.client.reads import ReadResult, ReadStatus, RunInfo
-from porestream.client.text import counted
+from porestream.client.text import counted, shown
 from porestream.client.wire import EncodedRead, chunk_bytes, decode_result, encode_run
 from porestream.v1 import porestream_pb2 as pb
 
@@ -29,7 +29,6 @@ log = structlog.get_logger()
 _MESSAGE_BYTES = 256 << 10
 _BATCH_BYTES = 64  # of a message with chunks, without these
 _MAX_RUN_ID_LENGTH = 256  # what servers take
-_SHOWN_RUN_ID = 40
 _MIN_WINDOW_SAMPLES = 1024  # of the window for a read, however short: so their number is bounded, too
 _FIRST_BACKOFF_S, _MAX_BACKOFF_S = 0.2, 5.0
 _SENT_BACK_PAUSE_S, _MAX_SENT_BACK_PAUSE_S = 1.0, 120.0
@@ -149,8 +148,7 @@ def run_fault(run: RunInfo, options: StreamOptions, expected: pb.CallerIdentity,
                 why = f"what its file says of it takes {size:,} bytes, the server takes {max_message_bytes:,}"
     if not why:
         return ""
-    shown = run.run_id if len(run.run_id) <= _SHOWN_RUN_ID else f"{run.run_id[:_SHOWN_RUN_ID]}..."
-    return f"run not taken: {why} (run {shown})"
+    return f"run not taken: {shown(why, 200)} (run {shown(run.run_id)})"
 
 
 def read_fault(read: EncodedRead, max_message_bytes: int) -> str:
@@ -188,7 +186,7 @@ async def identify(target: str, options: StreamOptions) -> pb.CallerIdentity:
     for name in ("model", "reference", "preset"):
         asked, said = getattr(options, name), getattr(caller, name)
         if asked not in ("", "auto", said):
-            raise _breach(target, f"{name} {asked!r} was asked for, it has {said!r}")
+            raise _breach(target, f"{name} {asked!r} was asked for, it has {shown(said)!r}")
     return caller
 
 
@@ -513,10 +511,10 @@ def _check_caller(caller: pb.CallerIdentity, expected: pb.CallerIdentity) -> Non
     for name in sorted(names):
         theirs, mine = getattr(caller, name), getattr(expected, name)
         if theirs != mine:
-            shown = [value.hex() if isinstance(value, bytes) else value for value in (mine, theirs)]
+            before, here = (shown(str(v.hex() if isinstance(v, bytes) else v), 80) for v in (mine, theirs))
             if name == "calling_revision" and not theirs:
-                shown[1] = "none, of a server from before there was one"
-            raise ServerRefused(f"another caller than expected: {name} {shown[0]}, here it is {shown[1]}")
+                here = "none, of a server from before there was one"
+            raise ServerRefused(f"another caller than expected: {name} {before}, here it is {here}")
 
 
 def _is_too_large(error: grpc.aio.AioRpcError) -> bool:

@@ -24,6 +24,11 @@ def cell(text: str) -> str:
     return f"'{clean}" if clean.lstrip(" ").startswith((*_FORMULA, '"')) else clean
 
 
+def shown(text: str, most_characters: int = 60) -> str:
+    """What a file or a server says, as it may stand in a message: of what is long the beginning."""
+    return text if len(text) <= most_characters else f"{text[:most_characters]}..."
+
+
 def counted(number: int, what: str) -> str:
     """A number and what there are so many of: 1 read, 2,000 reads."""
     return f"{number:,} {what}{'' if number == 1 else 's'}"

@@ -11,7 +11,11 @@ import pytest
 from click.testing import CliRunner, Result
 from fake_server import REFERENCE, FakeServer, batch, honest_result, server_info, serving
 
+from porestream.cli.choose import ChemistryCheck
 from porestream.cli.main import main
+from porestream.cli.progress import say
+from porestream.client.reads import RunInfo
+from porestream.models.chemistry import Chemistry
 from porestream.v1 import porestream_pb2 as pb
 
 READS = 12
@@ -57,7 +61,7 @@ def test_one_odd_run_does_not_end_the_others(start_server, reads: Path, tmp_path
     table = tmp_path / "calls.rejected_reads.tsv" if output == "-o" else out / "rejected_reads.tsv"
     rows = [row.split("\t") for row in table.read_text().splitlines()[1:]]
     assert {UUID(row[0]).int for row in rows} == odd
-    why = f"run not taken: its id has 300 characters, a server takes 256 (run {'x' * 40}...)"
+    why = f"run not taken: its id has 300 characters, a server takes 256 (run {'x' * 60}...)"
     assert {(row[2], row[3]) for row in rows} == {("rejected", why)}
     assert f"{READS} reads: 6 called, 0 filtered, 6 rejected, 0 failed" in result.stderr
     assert "rejected or failed: 6 run not taken; all are in" in result.stderr
@@ -111,6 +115,40 @@ def test_a_server_without_the_model_that_it_calls_with(one_run: Path, tmp_path: 
 
 
 ALIKE = ("run\x01", "run\x02", "run_")
+
+
+def test_a_server_with_much_to_say_does_not_fill_the_terminal(one_run: Path, tmp_path: Path) -> None:
+    info = server_info()
+    info.version = "9" * 1_000_000
+    info.models[0].name = "another" * 100_000
+    with serving(FakeServer(info)) as target:
+        result = call(one_run, "--server", target, "-o", tmp_path / "calls.bam")
+    assert result.exit_code == 1
+    assert "note: the server is porestream 999" in result.stderr
+    assert "Error: the server calls with 'tiny_fast@v1', and has only another" in result.stderr
+    assert len(result.stderr) < 2000
+
+
+def test_what_files_say_is_cut_in_messages() -> None:
+    flow_cell, kit = (f"{name}{'y' * 1_000_000}" for name in ("FLO-MIN106", "SQK-LSK112"))
+    run = RunInfo("x" * 1_000_000, 4000, flow_cell_product_code=flow_cell, sequencing_kit=kit)
+    model, made_for = "dna_r10.4.1_e8.2_400bps_fast@v5.0.0", Chemistry("dna", "r10.4.1")
+    mismatch = ChemistryCheck(model, made_for, {}, allowed=False).mismatch(run)
+    warnings = ChemistryCheck(model, made_for, {}, allowed=True).warnings(run)
+    assert f"run {'x' * 60}... (FLO-MIN106{'y' * 50}..., SQK-LSK112{'y' * 50}...) is R9.4.1" in mismatch
+    assert [len(words) < 1000 for words in (mismatch, *warnings)] == [True] * 3
+
+
+def test_a_long_message_keeps_its_beginning_and_its_end(capsys: pytest.CaptureFixture[str]) -> None:
+    say("begins " + "x" * 1_000_000 + "\x1b[2J; a way out")
+    said = capsys.readouterr().err
+    assert said.startswith("begins xxx")
+    assert said.endswith("xx\\x1b[2J; a way out\n")
+    assert "... (998,0" in said
+    assert len(said) < 2100
+    say("\n".join(map(str, range(1_000_000))))
+    lines = capsys.readouterr().err.splitlines()
+    assert (lines[0], lines[20], lines[-1], len(lines)) == ("0", "... (999,960 lines) ...", "999999", 41)
 
 
 def test_runs_that_look_alike_in_sam_have_groups_of_their_own(

@@ -55,7 +55,7 @@ def test_the_longest_run_id_is_the_servers() -> None:
 
 
 ODD_RUNS = {
-    "a long id": (RunInfo("x" * 300, 4000), "its id has 300 characters, a server takes 256 (run " + "x" * 40 + "...)"),
+    "a long id": (RunInfo("x" * 300, 4000), "its id has 300 characters, a server takes 256 (run " + "x" * 60 + "...)"),
     "no id": (RunInfo("", 4000), "its id is empty (run )"),
     "a megabyte": (RunInfo("big", 4000, sample_id="y" * (1 << 20)), "bytes, the server takes 1,048,576 (run big)"),
     "no text": (RunInfo("a\ud800", 4000), "UnicodeEncodeError: "),
