@@ -134,8 +134,9 @@ _MODEL = re.compile(r"(auto|fast|hac|sup)(@[\w.]+)?(,.*)?$|(dna|rna)[\w.]*@v[\d.
     "--give-up-s",
     type=click.FloatRange(min=0, min_open=True),
     metavar="S",
-    help="With --server: seconds without any server, after which the call ends; --resume-from goes on. Default: 120; "
-    "with --watch: 3600, as servers come back.",
+    help="With --server: seconds without any server, after which the call ends; --resume-from goes on. A server that "
+    "is there and lets reads wait, as a busy one does, is waited for, and a warning says so. Default: 120; with "
+    "--watch: 3600, as servers come back.",
 )
 @server_options
 @click.pass_context

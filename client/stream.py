@@ -6,6 +6,7 @@ decides the bytes is pinned at the first connection: another server must be an e
 
 import asyncio
 import contextlib
+import math
 import random
 import time
 from collections import Counter, OrderedDict, deque
@@ -31,6 +32,7 @@ _BATCH_BYTES = 64  # of a message with chunks, without these
 _MAX_RUN_ID_LENGTH = 256  # what servers take
 _MIN_WINDOW_SAMPLES = 1024  # of the window for a read, however short: so their number is bounded, too
 _FIRST_BACKOFF_S, _MAX_BACKOFF_S = 0.2, 5.0
+_FIRST_WARNING_S, _WARNING_EVERY_S = 60.0, 300.0  # of a server that is there and delivers nothing
 _SENT_BACK_PAUSE_S, _MAX_SENT_BACK_PAUSE_S = 1.0, 120.0
 FINAL = {
     grpc.StatusCode.INVALID_ARGUMENT,
@@ -81,7 +83,8 @@ class StreamOptions:
     credentials
         Whether the server is met with TLS and a token.
     give_up_s
-        How long to go on while no server is in reach, or connections break again and again without any result.
+        How long to go on while no server is in reach, or connections break again and again without any result. One that
+        is there and lets reads wait, as a busy one does, is waited for: a warning says so after a minute, and again.
     """
 
     model: str = ""
@@ -277,6 +280,7 @@ class RunStream:
         self._connection: _Connection | None = None
         self._results = 0
         self._sent_back: Counter[bytes] = Counter()  # by the pending ones' ids: how often
+        self._waiting_since_s, self._warned_s = math.inf, math.inf  # for a result; when it was said last
         self._begun: set[bytes] = set()  # of the pending ones, those that a server may have seen
         self.reconnects = self.resent = self.unsent = 0
 
@@ -291,6 +295,8 @@ class RunStream:
             self._deliver((_duplicate(read), lambda: None))
             return
         self._window_used += cost
+        if not self._pending:
+            self._waiting_since_s = self._warned_s = time.monotonic()
         self._pending[read.info.read_id.bytes] = read
         if self._connection:
             self._connection.to_send.append(read)
@@ -356,6 +362,7 @@ class RunStream:
                         sender = asyncio.create_task(self._send(call, connection))
                     else:
                         self._take(response, connection)
+                    self._tell_of_waiting(connection)
                     if sender is not None and sender.done():
                         sender.result()
             finally:
@@ -404,6 +411,7 @@ class RunStream:
             detail = "the server called it before it had all of it"
             result = replace(result, status=ReadStatus.FAILED, detail=detail, parts=())
         self._results += 1
+        self._waiting_since_s = self._warned_s = time.monotonic()
 
         def stored() -> None:
             self._window_used -= _window_cost(read)
@@ -497,6 +505,23 @@ class RunStream:
                 connection.to_send.popleft()
                 connection.next_chunk = 0
         return chunks
+
+    def _tell_of_waiting(self, connection: _Connection) -> None:
+        """A server that delivers nothing may be busy with others, for hours: the user is told, and decides."""
+        now_s = time.monotonic()
+        has_warned = self._warned_s > self._waiting_since_s
+        if not self._pending or now_s - self._warned_s < (_WARNING_EVERY_S if has_warned else _FIRST_WARNING_S):
+            return
+        self._warned_s = now_s
+        silent_s = now_s - self._waiting_since_s
+        log.warning(
+            "the server is there, but delivers nothing: it may be busy with others, or stuck",
+            server=self._target,
+            since=time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(time.time() - silent_s)),
+            seconds=round(silent_s),
+            reads_without_result=len(self._pending),
+            waiting_for="results" if connection.sent else "room for reads",
+        )
 
     def _name_pending(self) -> str:
         names = [str(UUID(bytes=read_id)) for read_id in list(self._pending)[:20]]

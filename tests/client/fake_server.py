@@ -1,7 +1,7 @@
 """A server of which tests say what it answers: broken, hostile, or of another kind."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -64,7 +64,7 @@ class FakeServer:
     caller: pb.CallerIdentity = field(default_factory=lambda: pb.CallerIdentity.FromString(CALLER.SerializeToString()))
     first: list[pb.StreamReadsResponse | bytes] | None = None  # after `open`
     change: Callable[[pb.ReadResult], None] = lambda _: None
-    answer: Callable[[pb.ReadResult, int], list[pb.StreamReadsResponse | bytes]] | None = None
+    answer: Callable[[pb.ReadResult, int], Iterable[pb.StreamReadsResponse | bytes]] | None = None
     opened: list[pb.OpenStream] = field(default_factory=list)
 
     def _stream(self, requests: Iterator[pb.StreamReadsRequest], _: grpc.ServicerContext) -> Iterator[Any]:

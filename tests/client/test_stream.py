@@ -1,18 +1,24 @@
 """The client's streams against servers that go away, die, and come back, and consumers that dawdle."""
 
 import asyncio
+import time
 from collections import Counter
+from collections.abc import Iterator
+from datetime import datetime, timedelta
 from pathlib import Path
 from uuid import UUID
 
 import numpy as np
 import pytest
+from fake_server import FakeServer, batch, serving
+from structlog.testing import capture_logs
 
 from porestream.client.client import BasecallClient, SyncBasecallClient
 from porestream.client.reads import ReadInfo, ReadResult, ReadStatus, RunInfo, SignalRead
 from porestream.client.stream import StreamOptions, _next_response
 from porestream.server.reads import Chunk
 from porestream.server.session import Session
+from porestream.v1 import porestream_pb2 as pb
 
 
 def reads(count: int, runs: int = 1, samples: int = 3000) -> list[SignalRead]:
@@ -125,6 +131,32 @@ def test_a_cancellation_that_comes_with_a_message_is_not_lost() -> None:
 
     for turns in range(4):
         asyncio.run(cancel(turns))
+
+
+def test_a_server_that_only_beats_is_waited_for_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No reads outstanding, nothing said; then since when, every so often; a result begins it anew."""
+    monkeypatch.setattr("porestream.client.stream._FIRST_WARNING_S", 0.4)
+    monkeypatch.setattr("porestream.client.stream._WARNING_EVERY_S", 1.0)
+
+    def answer(result: pb.ReadResult, seq: int) -> Iterator[pb.StreamReadsResponse | bytes]:
+        for _ in range(20 if seq == 1 else 1):
+            time.sleep(0.1)
+            yield pb.StreamReadsResponse(heartbeat=pb.Heartbeat())
+        yield batch(seq, result)
+
+    def source() -> Iterator[SignalRead]:
+        first, *others = reads(4)
+        yield first
+        time.sleep(2.6)  # until after its result
+        yield from others
+
+    began = datetime.now().replace(microsecond=0)
+    with serving(FakeServer(answer=answer)) as target, capture_logs() as said, SyncBasecallClient(target) as client:
+        assert len(list(client.call(source()))) == 4
+    assert [line["reads_without_result"] for line in said] == [1, 1]
+    assert {line["waiting_for"] for line in said} == {"results"}
+    assert said[0]["event"].startswith("the server is there, but delivers nothing")
+    assert timedelta(0) <= datetime.fromisoformat(said[0]["since"]) - began < timedelta(seconds=3)
 
 
 def test_a_read_that_is_sent_back_comes_again(start_server, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
