@@ -15,7 +15,7 @@ GPU_VENV ?= .gpu-venv
 GPU_INDEX ?=
 CUDA ?= 13
 
-.PHONY: help system setup demo test ops-check ops-system lint typing bench compare-bonito compare-remora record-calling gpu-check docs stubs lock clean
+.PHONY: help system setup demo test ops-check ops-system lint typing bench compare-bonito compare-remora chaos soak record-calling gpu-check docs stubs lock clean
 
 help:
 	@echo 'make demo            install, then simulate a small run, call and align it, and compare with the truth'
@@ -25,6 +25,8 @@ help:
 	@echo 'make bench           speed and memory, as Markdown tables'
 	@echo "make compare-bonito  scores and speed against bonito's own modules, in an environment of its own"
 	@echo "make compare-remora  whether Remora's own reader takes our move tables, in an environment of its own"
+	@echo 'make chaos           1,000 random faults while calling: reads lost or doubled, and whether the books balance'
+	@echo 'make soak            an hour of calling whose connections break: whether memory grows'
 	@echo 'make record-calling  digests of the records that a new calling revision gives'
 	@echo 'make gpu-check       on a machine with an NVIDIA card: its tests, its kernels and bases, its speed; a report'
 	@echo 'make docs            what is made from code: docs/cli.md, docs/metrics.md, dashboards, the PrometheusRule'
@@ -109,6 +111,13 @@ compare-bonito: setup
 
 compare-remora: setup
 	PYTHON=$(PYTHON) TORCH_VERSION=$(TORCH_VERSION) $(BIN)/python benchmarks/compare_remora.py --record --data $(DATA)
+
+# ARGS: other flags, as '--seed 1 --run 17' to have one run again.
+chaos: setup
+	$(BIN)/python benchmarks/chaos.py --faults 1000 $(ARGS)
+
+soak: setup
+	$(BIN)/python benchmarks/soak.py --minutes 60 --load 0.7 $(ARGS)
 
 # After CALLING_REVISION was raised. Only this kind of machine's: others' are taken there.
 record-calling: setup
