@@ -42,8 +42,8 @@ class Priority(Enum):
     """
 
     LIVE = 0
-    STANDARD = 8_000_000
-    BULK = 64_000_000
+    STANDARD = 1_000_000
+    BULK = 3_000_000
 
 
 class Reason(Enum):

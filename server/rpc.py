@@ -28,6 +28,7 @@ from porestream.server.messages import (
     seconds,
 )
 from porestream.server.metrics import STREAMS_ENDED, STREAMS_OPENED, STREAMS_RECONNECTED, TOKEN_STREAMS
+from porestream.server.pace import Pace
 from porestream.server.pipeline import Pipeline
 from porestream.server.revision import CALLING_REVISION
 from porestream.server.scheduler import Scheduler
@@ -36,6 +37,7 @@ from porestream.server.session import (
     MAX_OPEN_READS,
     Session,
     StreamFault,
+    called_samples,
 )
 from porestream.v1 import porestream_pb2 as pb
 from porestream.v1 import porestream_pb2_grpc as pb_grpc
@@ -72,6 +74,7 @@ class BasecallService(pb_grpc.BasecallServiceServicer):
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._sessions: dict[Session, Caller] = {}
+        self._pace = Pace()
         self._draining = False
         self._empty = asyncio.Event()
         self._empty.set()
@@ -160,6 +163,7 @@ class BasecallService(pb_grpc.BasecallServiceServicer):
                 raise StreamFault("INVALID_ARGUMENT", "the stream ended before its first message")
             session = self._open(first)
             self._sessions[session] = caller.get()  # from here on whatever happens, it is closed below
+            self._pace.enter(session.client)
             TOKEN_STREAMS.labels(caller.get().token_name).inc()
             self._empty.clear()
             opened = pb.StreamOpened(caller=self._identity(first.open))
@@ -170,14 +174,18 @@ class BasecallService(pb_grpc.BasecallServiceServicer):
             async with asyncio.timeout(_WRITE_TIMEOUT_S):
                 await context.write(pb.StreamReadsResponse(opened=opened))
             async for output in session.outputs():
+                began_s = time.perf_counter()
+                response = encode_output(output, session.settings)
+                self._pace.answered(session.client, time.perf_counter() - began_s, called_samples(output))
                 async with asyncio.timeout(_WRITE_TIMEOUT_S):
-                    await context.write(encode_output(output, session.settings))
+                    await context.write(response)
         finally:
             if receiver is not None:
                 receiver.cancel()
             if session is not None:
                 session.close()
                 if gone := self._sessions.pop(session, None):
+                    self._pace.leave(session.client)
                     TOKEN_STREAMS.labels(gone.token_name).dec()
                 if not self._sessions:
                     self._empty.set()
@@ -327,6 +335,7 @@ class BasecallService(pb_grpc.BasecallServiceServicer):
         next_batch = 1
         try:
             async for request in requests:
+                began_s = time.perf_counter()
                 session.heard()
                 kind = request.WhichOneof("message")
                 if kind == "signal":
@@ -345,6 +354,8 @@ class BasecallService(pb_grpc.BasecallServiceServicer):
                 elif kind is None:
                     raise StreamFault("INVALID_ARGUMENT", "a message of a kind that this server does not know")
                 del request  # not until the next one comes
+                if wait_s := self._pace.wait_s(session.client, time.perf_counter() - began_s):
+                    await asyncio.sleep(wait_s)
             session.requests_ended()
         except StreamFault as fault:
             session.fail(fault)

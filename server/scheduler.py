@@ -27,7 +27,8 @@ from porestream.models.prepare import PreparedRead
 from porestream.server.reads import CallSettings, OpenRead, Priority, ReadResult
 
 _MAX_OVERTAKEN_S = 2.0
-_LIVE_LEAD_SAMPLES = 2_000_000  # by which LIVE may be before its share at any time
+_LIVE_LEAD_SAMPLES = 200_000  # by which LIVE may be before its share at any time
+_READ_SAMPLES = 2000  # of signal that could be called in the time that a read takes however short it is
 _LIVE_BURST_S = 10.0  # reads end in crowds: LIVE samples of so many seconds may come at once
 _T = TypeVar("_T")
 
@@ -228,7 +229,7 @@ class Scheduler:
         batch_rows: Mapping[str, int],
         max_delay_s: float,
         decoded_bytes: int,
-        live_share: float = 0.4,
+        live_share: float = 0.33,
         live_rate_samples_per_s: float = 16e6,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -263,7 +264,7 @@ class Scheduler:
             # A stream that has waited since its last read keeps its place: it pays for others' head start once, not
             # with every read anew.
             job.tag = flow.last_tag if flow.jobs else max(self._now[job.is_live], flow.last_tag)
-            flow.last_tag = job.tag + job.read.samples * job.pace
+            flow.last_tag = job.tag + (job.read.samples + _READ_SAMPLES) * job.pace
             flow.jobs.add(job)
             job.number = next(self._numbers)
             self._queued_samples[job.settings.priority] += job.read.samples
@@ -418,6 +419,7 @@ class Scheduler:
 
     def _start(self, live_first: bool) -> Job:
         job = self._waiting.next(live_first).pop()
+        self._serve(*((_READ_SAMPLES, 0) if job.is_live else (0, _READ_SAMPLES)))
         self._active.add(job)
         self._decoded_bytes += job.decoded_bytes
         return job
@@ -431,11 +433,18 @@ class Scheduler:
             self._now[is_live] = max(self._now[is_live], task.key - _handicap(task.job))
             live_samples += is_live * ready.samples
         rest_samples = len(taken) * ready.samples - live_samples
-        others_wait = self._waiting.rest or any(other.tasks.rest for other in self._ready.values())
-        if others_wait:
+        if live_samples:
+            live_samples += (
+                ready.rows - len(taken)
+            ) * ready.samples  # a batch that did not wait costs what a full one does
+        self._serve(live_samples, rest_samples)
+        return Batch(ready.model, ready.samples, taken)
+
+    def _serve(self, live_samples: int, rest_samples: int) -> None:
+        """Count what is served against LIVE's share; what LIVE has while nobody else waits is its own matter."""
+        if self._waiting.rest or any(ready.tasks.rest for ready in self._ready.values()):
             self._live_lead += live_samples * (1 - self._live_share)
         self._live_lead = min(max(0.0, self._live_lead - rest_samples * self._live_share), 2 * _LIVE_LEAD_SAMPLES)
-        return Batch(ready.model, ready.samples, taken)
 
     def _forget(self, job: Job) -> None:
         """Take a read out of all books but its stream's, with what of it still waits to be called."""

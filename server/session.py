@@ -93,6 +93,12 @@ class Beat:
 Output = CreditGrant | Results | Drain | Beat
 
 
+def called_samples(output: Output) -> int:
+    """Of the reads among it that were called."""
+    results = output.results if isinstance(output, Results) else ()
+    return sum(result.signal_samples for result in results if result.status in _CALLED)
+
+
 class Session:
     """One RESULTS stream.
 

@@ -15,7 +15,7 @@ from servers import serving
 
 from porestream.cli.main import main
 
-STORMS, CLIENTS, ROTATIONS = 12, 100, 12
+STORMS, CLIENTS, ROTATIONS = 8, 100, 8
 
 
 def issue(authority: trustme.CA, folder: Path) -> None:

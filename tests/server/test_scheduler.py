@@ -127,7 +127,7 @@ def test_live_goes_first_and_bulk_is_not_starved() -> None:
     while not served["bulk"]:
         served.update(serve(scheduler)[0])
         assert served["live"] or served["standard"] < 100_000
-    assert 40_000_000 < served["standard"] < 75_000_000, "bulk goes after its head start, and before the end"
+    assert 1_500_000 < served["standard"] < 3_000_000, "bulk goes after its head start, and long before the end"
 
 
 class Clock:
@@ -298,14 +298,14 @@ def served_of(scheduler: Scheduler, streams: dict[str, tuple[Priority, str]], sa
     return served
 
 
-@pytest.mark.parametrize("share", [0.4, 0.75])
+@pytest.mark.parametrize("share", [0.33, 0.75])
 @pytest.mark.parametrize("others", [1, 10])
 def test_live_without_end_has_its_share_and_no_more(share: float, others: int) -> None:
     scheduler = Scheduler(rows_each(16), 0.01, 1 << 40, live_share=share)
     live = {f"live-{number}": (Priority.LIVE, f"instrument-{number}") for number in range(5)}
     rest = {f"rest-{number}": (Priority.BULK, f"lab-{number}") for number in range(others)}
     served = served_of(scheduler, live | rest, 40_000_000)
-    lead = 2_000_000 / served.total()  # that it may have at any time
+    lead = 200_000 / served.total()  # that it may have at any time
     assert sum(served[name] for name in live) / served.total() == pytest.approx(share + lead, abs=0.02)
     assert max(served[name] for name in rest) < 1.2 * min(served[name] for name in rest)
     assert max(served[name] for name in live) < 1.3 * min(served[name] for name in live)
