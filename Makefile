@@ -15,7 +15,7 @@ GPU_VENV ?= .gpu-venv
 GPU_INDEX ?=
 CUDA ?= 13
 
-.PHONY: help system setup demo test ops-check ops-system lint typing bench compare-bonito compare-remora chaos soak record-calling gpu-check docs stubs lock clean
+.PHONY: help system setup demo test ops-check ops-system lint typing bench compare-bonito compare-remora attack chaos soak record-calling gpu-check docs stubs lock clean
 
 help:
 	@echo 'make demo            install, then simulate a small run, call and align it, and compare with the truth'
@@ -25,6 +25,7 @@ help:
 	@echo 'make bench           speed and memory, as Markdown tables'
 	@echo "make compare-bonito  scores and speed against bonito's own modules, in an environment of its own"
 	@echo "make compare-remora  whether Remora's own reader takes our move tables, in an environment of its own"
+	@echo 'make attack          an honest stream beside what a peer may do: its speed, the memory, health checks'
 	@echo 'make chaos           1,000 random faults while calling: reads lost or doubled, and whether the books balance'
 	@echo 'make soak            an hour of calling whose connections break: whether memory grows'
 	@echo 'make record-calling  digests of the records that a new calling revision gives'
@@ -113,6 +114,12 @@ compare-remora: setup
 	PYTHON=$(PYTHON) TORCH_VERSION=$(TORCH_VERSION) $(BIN)/python benchmarks/compare_remora.py --record --data $(DATA)
 
 # ARGS: other flags, as '--seed 1 --run 17' to have one run again.
+# The second line: what comes as a file. Neither needs more than this machine.
+attack: setup
+	$(BIN)/python benchmarks/attack.py $(ARGS)
+	$(BIN)/python -m pytest -q tests/models/test_hostile.py tests/kernels/test_hostile_index.py tests/cli/test_hostile.py \
+		tests/cli/test_planted_links.py tests/client/test_distrust.py tests/client/test_remade.py tests/server/test_bad_messages.py
+
 chaos: setup
 	$(BIN)/python benchmarks/chaos.py --faults 1000 $(ARGS)
 

@@ -95,7 +95,7 @@ from porestream.cli.options import CallCommand, models_directory_option, server_
     type=float,
     metavar="X",
     help="Of the samples called while other streams wait: the share, from 0 to 1, that live streams get first. Raise "
-    "it on a server for instruments. Default: 0.33.",
+    "it on a server for instruments. Default: 0.3.",
 )
 @click.option(
     "--live-rate",

@@ -11,6 +11,6 @@ def cannot_write(target: Path | None, error: OSError) -> OSError:
     where = f"cannot write to {target or 'standard output'}"
     if isinstance(error, BeingWritten):
         return OSError(f"{where}: another call is writing it; name another file, or wait for that call")
-    if not error.errno:  # htslib's has none
-        return OSError(f"{where}: {error}")
+    if not error.errno:  # htslib's has none, whatever the system said
+        return OSError(f"{where}: {error} (is the disk full, or a quota or `ulimit -f` reached?)")
     return OSError(error.errno, f"{where}: {os.strerror(error.errno)}")

@@ -211,7 +211,12 @@ def build_server(
     }
     parsers = {f"/{_SERVICE}/StreamReads": parse_request}
     server = _server(CallGuard(calls, peer_of, tokens, parsers), 2 * streams)
-    service = BasecallService(engine)
+
+    def called(peer: str, samples: int) -> None:
+        for front in fronts:
+            front.called(peer, samples)
+
+    service = BasecallService(engine, called)
     pb_grpc.add_BasecallServiceServicer_to_server(service, server)
     health_service = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health_service, server)

@@ -6,6 +6,7 @@ gets only what has been looked at here, in a thread with an event loop of its ow
 """
 
 import asyncio
+import contextlib
 import ipaddress
 import itertools
 import resource
@@ -14,6 +15,8 @@ import socket
 import sys
 import tempfile
 import threading
+import time
+from asyncio.sslproto import SSLProtocol
 from collections import Counter
 from collections.abc import Callable
 from ssl import SSLContext
@@ -32,7 +35,13 @@ _FIRST_CALL_TIMEOUT_S = 30.0
 _BUFFER_BYTES = 256 << 10
 _BACKLOG = 512
 _LAST_BYTES_S = 2.0
+_LONGEST_HOLD_S = 10.0  # for bytes: then it is looked again whether anybody else is there
 _HANDSHAKES_PER_S, _HANDSHAKES_AT_ONCE = 50.0, 200.0
+_LEFT_OWING_HANDSHAKES = 100.0  # of a connection that ends while it is made to wait: the next one waits in its place
+# What a peer may send beside others: bytes of no use cost as much of the machine as those of signal. Called signal
+# earns it more than it took.
+_BYTES_PER_S, _BYTES_AT_ONCE, _BYTES_PER_CALLED_SAMPLE = 2e6, 16e6, 2.0
+_TLS_BUFFER_BYTES = 32 << 10  # of each connection; asyncio's own are 256 KiB, which as many silent ones would fill
 _DESCRIPTORS_A_CONNECTION = 3  # here two, in gRPC one
 _OTHER_DESCRIPTORS = 192
 _MAX_CONNECTIONS = 4096
@@ -56,6 +65,11 @@ class Limits:
             self._open[peer] += 1
         CONNECTIONS.inc()
         return ""
+
+    @property
+    def peers(self) -> int:
+        """How many have connections."""
+        return len(self._open)
 
     def leave(self, peer: str) -> None:
         """One less."""
@@ -112,6 +126,9 @@ class Front:
         self._socket = f"{self._folder.name}/grpc"
         self.inside = f"unix:{self._socket}"
         self._handshakes: dict[str, Allowance] = {}
+        self._bytes: dict[str, Allowance] = {}
+        if hasattr(SSLProtocol, "max_size"):
+            SSLProtocol.max_size = _TLS_BUFFER_BYTES
         self._peers: dict[str, str] = {}  # by the name of our end of the connection to gRPC
         self._names = (f"porestream-{secrets.token_hex(8)}-{number}" for number in itertools.count())
         self._loop = asyncio.new_event_loop()
@@ -144,6 +161,16 @@ class Front:
         """Who is behind the connection that gRPC calls so; None: not known."""
         return self._peers.get(name.removeprefix("unix-abstract:"))
 
+    def called(self, peer: str, samples: int) -> None:
+        """So much signal of this peer was called. From any thread."""
+        with contextlib.suppress(RuntimeError):  # closed meanwhile
+            self._loop.call_soon_threadsafe(self._allow_bytes, peer, -samples * _BYTES_PER_CALLED_SAMPLE)
+
+    def _allow_bytes(self, peer: str, count: float) -> float:
+        """Take so many bytes off what this peer may send; for how many seconds to read nothing more of it."""
+        wait_s = _of(self._bytes, peer, _BYTES_PER_S, _BYTES_AT_ONCE).take(count)
+        return min(wait_s, _LONGEST_HOLD_S) if self._limits.peers > 1 else 0.0
+
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
         self._accepting = [self._loop.create_task(self._accept(listener)) for listener in self._listeners]
@@ -173,7 +200,7 @@ class Front:
 
     async def _serve(self, plain: socket.socket, peer: str) -> None:
         """One connection's life."""
-        outside = _Outside()
+        outside = _Outside(lambda count: self._allow_bytes(peer, count))
         name = ""
         try:
             plain.setblocking(False)
@@ -208,20 +235,20 @@ class Front:
             log.exception("connection failed")
         finally:
             outside.close()
+            if outside.is_held_for_frames:
+                self._handshakes_of(peer).take(_LEFT_OWING_HANDSHAKES)
             if outside.transport is None:
                 plain.close()
             self._peers.pop(name, None)
             self._limits.leave(peer)
 
     async def _turn(self, peer: str) -> SSLContext | None:
-        """What TLS begins with, when it is the peer's turn: a handshake takes a millisecond of a core."""
-        if self._context is None:
-            return None
-        if len(self._handshakes) > 10_000:
-            self._handshakes.clear()
-        allowance = self._handshakes.setdefault(peer, Allowance(_HANDSHAKES_PER_S, _HANDSHAKES_AT_ONCE))
-        await asyncio.sleep(allowance.take())
-        return self._context()
+        """What TLS begins with, None: in the clear; when it is the peer's turn: a handshake takes a millisecond."""
+        await asyncio.sleep(self._handshakes_of(peer).take())
+        return self._context() if self._context else None
+
+    def _handshakes_of(self, peer: str) -> Allowance:
+        return _of(self._handshakes, peer, _HANDSHAKES_PER_S, _HANDSHAKES_AT_ONCE)
 
     async def _connect(self, name: str) -> socket.socket:
         """A connection to gRPC, which is told its name."""
@@ -289,9 +316,10 @@ class _End(asyncio.Protocol):
 class _Outside(_End):
     """The client's end: its frames are looked at, and the first are kept until gRPC's end is there."""
 
-    def __init__(self) -> None:
+    def __init__(self, allow_bytes: Callable[[int], float]) -> None:
         super().__init__()
-        self._meter = FrameMeter()
+        self._allow_bytes, self._meter = allow_bytes, FrameMeter()
+        self._held_until_s = 0.0
         self._first = bytearray()
         self.has_spoken, self.has_called, self.ended = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
@@ -305,7 +333,8 @@ class _Outside(_End):
             if self.transport is not None:
                 self.transport.abort()
             return
-        if wait_s:
+        self._held_until_s = max(self._held_until_s, time.monotonic() + wait_s if wait_s else 0.0)
+        if wait_s := max(wait_s, self._allow_bytes(len(data))):
             self.hold()
             asyncio.get_running_loop().call_later(wait_s, self.release)
         if self._meter.has_headers:
@@ -317,6 +346,11 @@ class _Outside(_End):
         if self._meter.has_preface and not self.has_spoken.is_set():
             self.has_spoken.set()
             self.hold()  # until gRPC's end is there
+
+    @property
+    def is_held_for_frames(self) -> bool:
+        """Whether it has sent more frames than it may by now."""
+        return time.monotonic() < self._held_until_s
 
     def join(self, inside: _End) -> None:
         """Have gRPC's end from now on."""
@@ -330,6 +364,12 @@ class _Outside(_End):
         super().connection_lost(error)
         for event in (self.has_spoken, self.has_called, self.ended):
             event.set()
+
+
+def _of(allowances: dict[str, Allowance], peer: str, per_s: float, at_once: float) -> Allowance:
+    if len(allowances) > 10_000:
+        allowances.clear()
+    return allowances.setdefault(peer, Allowance(per_s, at_once))
 
 
 def peer_name(host: str) -> str:

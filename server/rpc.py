@@ -3,7 +3,7 @@
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 
@@ -69,10 +69,10 @@ class Engine:
 
 
 class BasecallService(pb_grpc.BasecallServiceServicer):
-    """porestream.v1.BasecallService on an engine."""
+    """porestream.v1.BasecallService on an engine; `called` is told how much of each peer's signal was called."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, engine: Engine, called: Callable[[str, int], None]) -> None:
+        self._engine, self._called = engine, called
         self._sessions: dict[Session, Caller] = {}
         self._pace = Pace()
         self._draining = False
@@ -176,7 +176,10 @@ class BasecallService(pb_grpc.BasecallServiceServicer):
             async for output in session.outputs():
                 began_s = time.perf_counter()
                 response = encode_output(output, session.settings)
-                self._pace.answered(session.client, time.perf_counter() - began_s, called_samples(output))
+                samples = called_samples(output)
+                self._pace.answered(session.client, time.perf_counter() - began_s, samples)
+                if samples and (peer := caller.get().peer):
+                    self._called(peer, samples)
                 async with asyncio.timeout(_WRITE_TIMEOUT_S):
                     await context.write(response)
         finally:

@@ -229,7 +229,7 @@ class Scheduler:
         batch_rows: Mapping[str, int],
         max_delay_s: float,
         decoded_bytes: int,
-        live_share: float = 0.33,
+        live_share: float = 0.3,
         live_rate_samples_per_s: float = 16e6,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:

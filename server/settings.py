@@ -49,7 +49,7 @@ class Settings(BaseSettings):
     memory_budget: int = 1 << 30
     max_streams: int = Field(default=64, ge=1)
     max_streams_per_peer: int = Field(default=0, ge=0)
-    live_share: float = Field(default=0.33, ge=0, le=1)
+    live_share: float = Field(default=0.3, ge=0, le=1)
     live_rate: float = Field(default=16e6, ge=0)
     max_read_samples: int = Field(default=50_000_000, ge=1)
     device: str = Field(default="auto", pattern=r"^(auto|cpu|emulated|cuda(:\d+)?)$")

@@ -5,6 +5,7 @@ import resource
 import socket
 import struct
 import time
+from collections.abc import Iterator
 
 import grpc
 import pytest
@@ -111,6 +112,43 @@ def test_a_peer_leaves_room_for_others(start_server, monkeypatch: pytest.MonkeyP
         deadline_s = time.monotonic() + 10
         while server.serving.fronts[0]._limits._open and time.monotonic() < deadline_s:
             time.sleep(0.02)
+
+
+@pytest.fixture
+def front() -> Iterator[Front]:
+    one = Front("127.0.0.1:0", Limits(100))
+    one.start()
+    yield one
+    one.close()
+
+
+def test_bytes_of_no_use_are_bounded_beside_others(front: Front) -> None:
+    front._limits.enter("greedy")
+    assert not any(front._allow_bytes("greedy", 10_000_000) for _ in range(20)), "it is alone"
+    front._limits.enter("honest")
+    assert front._allow_bytes("greedy", 10_000_000) > 1
+    assert front._allow_bytes("honest", 10_000_000) == 0
+    for _ in range(20):
+        front.called("honest", 9_000_000)
+        deadline_s = time.monotonic() + 10
+        while front._bytes["honest"]._left < 8e6 and time.monotonic() < deadline_s:
+            time.sleep(0.001)  # the front's thread has it
+        assert front._allow_bytes("honest", 8_000_000) == 0, "what was called earns more than it took"
+
+
+def test_who_floods_and_leaves_waits_at_the_door(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(front_module, "_HANDSHAKES_AT_ONCE", 150.0)
+    for _ in range(2):
+        flooding = connect(front.address)
+        flooding.sendall(PREFACE + SETTINGS * 10_000)
+        flooding.close()
+    patient = connect(front.address, "127.0.0.9")
+    deadline_s = time.monotonic() + 10
+    while front._handshakes_of("127.0.0.1")._left > 0 and time.monotonic() < deadline_s:
+        time.sleep(0.01)
+    assert front._handshakes_of("127.0.0.1").take() > 0.5
+    assert front._handshakes_of("127.0.0.9").take() == 0
+    patient.close()
 
 
 def test_who_a_peer_is() -> None:

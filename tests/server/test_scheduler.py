@@ -298,7 +298,7 @@ def served_of(scheduler: Scheduler, streams: dict[str, tuple[Priority, str]], sa
     return served
 
 
-@pytest.mark.parametrize("share", [0.33, 0.75])
+@pytest.mark.parametrize("share", [0.3, 0.75])
 @pytest.mark.parametrize("others", [1, 10])
 def test_live_without_end_has_its_share_and_no_more(share: float, others: int) -> None:
     scheduler = Scheduler(rows_each(16), 0.01, 1 << 40, live_share=share)
@@ -312,7 +312,7 @@ def test_live_without_end_has_its_share_and_no_more(share: float, others: int) -
 
 
 def test_live_within_its_share_does_not_wait_however_much_others_send() -> None:
-    """A third of all; it may wait for the batch that is being called, as long as a partial one may."""
+    """A fifth of all; it may wait for the batch that is being called, as long as a partial one may."""
     clock = Clock()
     scheduler = Scheduler(rows_each(16), 0.01, 1 << 40, clock=clock)
     for number in range(100):
@@ -330,7 +330,7 @@ def test_live_within_its_share_does_not_wait_however_much_others_send() -> None:
         while all(ended.stream != "live" for ended in serve_more(served)):
             pass
         assert served["bulk"] < 50_000
-        while served["bulk"] < 200_000:
+        while served["bulk"] < 400_000:
             serve_more(served)
 
 
