@@ -1,9 +1,9 @@
 """An honest stream beside one peer's attacks (attackers.py), and what they cost the server: `make attack`.
 
 The server has the first core and one worker; everybody else shares the second, attackers at the lowest priority.
-Beside each attack: the honest stream's speed against that just before, the most memory since the idle server, and health
-checks as Kubernetes makes them, twice a second. Fails where the stream is slower than 60% of before or a read of its was
-not called, memory is beyond the budget by more than a quarter, or a check fails.
+Beside each attack: the honest stream's speed against that just before, the most memory since the idle server, and
+health checks as Kubernetes makes them, twice a second. Fails where the stream is slower than 60% of before or a read
+of its was not called, memory is beyond the budget by more than a quarter, or a check fails.
 """
 
 import argparse
