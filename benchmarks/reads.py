@@ -30,7 +30,7 @@ import numpy.typing as npt
 import pod5
 
 from porestream.client.reads import ReadInfo, RunInfo, SignalRead
-from porestream.client.stream import Delivery, RunStream, StreamOptions, identify
+from porestream.client.stream import Delivery, RunStream, StreamOptions, resolve_caller
 from porestream.client.wire import EncodedRead, encode_read
 from porestream.models.simulate.sequence import decode, random_bases
 
@@ -133,7 +133,7 @@ class Server:
 async def stream_cost(server: Server, signals: Sequence[npt.NDArray[np.int16]], streams: int) -> Cost:
     """So many streams open at once, each a connection and a run of its own, the signals shared out among them."""
     options = StreamOptions()
-    expected = await identify(server.address, options)
+    expected = await resolve_caller(server.address, options, RunInfo("run-0", 5000))
     left = streams
     done = asyncio.Event()
 

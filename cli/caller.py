@@ -4,7 +4,7 @@ import asyncio
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from importlib.metadata import version
@@ -41,7 +41,7 @@ from porestream.cli.stopping import EXIT_HUNG_UP, EXIT_INTERRUPTED, EXIT_TERMINA
 from porestream.client.client import BasecallClient
 from porestream.client.output_file import larger_kept
 from porestream.client.partial import Partial
-from porestream.client.reads import CallerIdentity, ReadResult, ReadStatus, ServerInfo, SignalRead
+from porestream.client.reads import CallerIdentity, ReadResult, ReadStatus, RunInfo, ServerInfo, SignalRead
 from porestream.client.rejected import RejectedReads
 from porestream.client.sequencing_summary import SummaryTable
 from porestream.client.sources import Pod5Source, ReadFault, load_read_ids
@@ -221,12 +221,20 @@ class _Call:
                 give_up_s=request.give_up_s,
             ),
         )
-        identity = await client.identify()
-        if request.server and not request.model and identity.model == BUNDLED.name:
-            say(f"model: {identity.model}, {ABOUT_BUNDLED}.")
-        check = self._check_chemistry(identity, info)
+        check = self._check_chemistry(last_part(model), info)
+        callers = {run.key: await client.identify(run) for run in runs}
+        used = list(dict.fromkeys(caller.model for caller in callers.values()))
+        if unknown := [name for name in used if name not in info.models]:
+            known = shown(", ".join(info.models), 500)
+            raise ServerRefused(f"the server calls with {shown(unknown[0])!r}, and has only {known}")
+        if request.server and not request.model and used == [BUNDLED.name]:
+            say(f"model: {BUNDLED.name}, {ABOUT_BUNDLED}.")
+        elif len(used) > 1:
+            say(f"models: {shown(', '.join(used), 500)}, each for its runs")
         partial = self.partial
-        settings = self._output_settings(identity, info)
+        settings = self._output_settings(
+            next(iter(callers.values())), info, lambda run: callers.get(run.key) or client.caller_of(run)
+        )
         if partial is not None:
             partial.check(settings)
         all_runs = (partial.runs if partial else {}) | self.source.runs
@@ -335,13 +343,10 @@ class _Call:
             self.summary.reads_received += 1
             yield read
 
-    def _check_chemistry(self, identity: CallerIdentity, info: ServerInfo) -> ChemistryCheck:
+    def _check_chemistry(self, model: str, info: ServerInfo) -> ChemistryCheck:
         others = info.models if self.request.server else local_models(self.request.models_directory)
-        made_for = info.models.get(identity.model)
-        if made_for is None:
-            known = shown(", ".join(info.models), 500)
-            raise ServerRefused(f"the server calls with {shown(identity.model)!r}, and has only {known}")
-        check = ChemistryCheck(identity.model, made_for, others, allowed=self.request.allow_chemistry_mismatch)
+        allowed = self.request.allow_chemistry_mismatch
+        check = ChemistryCheck(model, info.models, others, allowed=allowed)
         for run in self.source.runs.values():
             if reason := check.mismatch(run):
                 raise ChemistryMismatch(reason)
@@ -351,7 +356,9 @@ class _Call:
 
     # files
 
-    def _output_settings(self, identity: CallerIdentity, info: ServerInfo) -> OutputSettings:
+    def _output_settings(
+        self, identity: CallerIdentity, info: ServerInfo, run_identity: Callable[[RunInfo], CallerIdentity]
+    ) -> OutputSettings:
         request = self.request
         form = (request.form or Format.BAM) if request.output_dir else format_of(request.output, request.form)
         return OutputSettings(
@@ -363,6 +370,7 @@ class _Call:
             cram_reference(request.reference) if form is Format.CRAM else None,
             request.sort,
             self.partial.path if self.partial else None,
+            run_identity,
         )
 
     def _server_flags(self, model: str) -> list[str]:

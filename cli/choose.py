@@ -77,16 +77,21 @@ class ChemistryCheck:
 
     Parameters
     ----------
-    model, made_for
-        The model that calls.
+    model
+        The model that calls; empty: of the server's the one that is for the run.
+    models
+        The server's, and what they are for.
     others
         Models that could be had instead, and what they are for.
     allowed
         Whether a mismatch is to be called all the same.
     """
 
-    def __init__(self, model: str, made_for: Chemistry, others: Mapping[str, Chemistry], *, allowed: bool) -> None:
-        self._model, self._made_for, self._others, self._allowed = model, made_for, others, allowed
+    def __init__(
+        self, model: str, models: Mapping[str, Chemistry], others: Mapping[str, Chemistry], *, allowed: bool
+    ) -> None:
+        self._model = model or (next(iter(models)) if len(models) == 1 else "")
+        self._models, self._others, self._allowed = models, others, allowed
         self._known: dict[str, str] = {}
 
     def mismatch(self, run: RunInfo) -> str:
@@ -98,19 +103,28 @@ class ChemistryCheck:
     def warnings(self, run: RunInfo) -> list[str]:
         """What the user should know, though the run can be called."""
         warnings = []
+        model, made_for = self._model_for(run)
+        if made_for is None:
+            return []
         if self._allowed and (reason := self._compare(run)):
             warnings.append(f"{reason.split('; for such a run')[0]}: called all the same, as asked for")
-        if not run.chemistry.known and self._made_for.known:
+        if not run.chemistry.known and made_for.known:
             warnings.append(
-                f"run {shown(run.key)} does not say its flow cell or kit: whether {self._model} is for it is not known"
+                f"run {shown(run.key)} does not say its flow cell or kit: whether {model} is for it is not known"
             )
-        if different := enzyme_warning(self._model, shown(run.sequencing_kit)):
+        if different := enzyme_warning(model, shown(run.sequencing_kit)):
             warnings.append(f"run {shown(run.key)}: {different}")
         return warnings
 
+    def _model_for(self, run: RunInfo) -> tuple[str, Chemistry | None]:
+        """The model that calls a run, and what it is for; None: that is for the server to say."""
+        model = self._model or model_among(self._models, [run.chemistry], None)
+        return model, self._models.get(model)
+
     def _compare(self, run: RunInfo) -> str:
         chemistry = run.chemistry
-        if not self._made_for.disagrees(chemistry):
+        model, made_for = self._model_for(run)
+        if made_for is None or not made_for.disagrees(chemistry):
             return ""
         fitting = [name for name, made_for in self._others.items() if made_for.known and made_for.fits(chemistry)]
         names = shown(", ".join(fitting), 500)
@@ -118,7 +132,7 @@ class ChemistryCheck:
         said = ", ".join(shown(name) for name in (run.flow_cell_product_code, run.sequencing_kit) if name)
         facts = said or "no flow cell or kit named"
         return (
-            f"run {shown(run.key)} ({facts}) is {chemistry}, but {self._model} is for {self._made_for}; "
+            f"run {shown(run.key)} ({facts}) is {chemistry}, but {model} is for {made_for}; "
             f"for such a run {there_is}; {_MISMATCH_FLAG} calls it all the same"
         )
 

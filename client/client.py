@@ -6,6 +6,7 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Iterator
 from contextlib import aclosing
+from functools import partial
 from typing import Any, Self, TypeVar
 
 import grpc
@@ -19,8 +20,8 @@ from porestream.client.stream import (
     ServerLost,
     ServerRefused,
     StreamOptions,
-    identify,
     read_fault,
+    resolve_caller,
     run_fault,
 )
 from porestream.client.wire import CHUNK_SAMPLES, EncodedRead, decode_identity, decode_server_info, encode_read
@@ -41,6 +42,7 @@ _SILENT = {  # words of gRPC's errors, and what is to be done
     "CERTIFICATE_VERIFY_FAILED": "its certificate is of no authority that is known here (--tls-ca)",
     "handshake failed": "something is there, but does not speak TLS: do without --tls, --tls-ca and --token-file",
 }
+_UNKNOWN_RUN = RunInfo("", 0)
 FIRST_CONTACT_S = 10.0
 """How long a server that never answered may take: a wrong address should not cost minutes."""
 
@@ -82,7 +84,7 @@ class BasecallClient:
         self.target = target
         self.options = options or StreamOptions()
         self.reconnects = self.resent = self.unsent = 0
-        self._identity: pb.CallerIdentity | None = None
+        self._callers: dict[RunInfo, pb.CallerIdentity] = {}
 
     async def server_info(self, timeout_s: float = FIRST_CONTACT_S) -> ServerInfo:
         """What the server has.
@@ -119,17 +121,30 @@ class BasecallClient:
         except ValueError as error:
             raise ServerRefused(f"{where} is no porestream server, or a broken one: {error}") from error
 
-    async def identify(self) -> CallerIdentity:
-        """Who calls: model, reference, precision... as this server resolves the options. Pinned from then on.
+    async def identify(self, run: RunInfo = _UNKNOWN_RUN) -> CallerIdentity:
+        """Who calls this run: model, reference, precision... as this server resolves the options. No other will, then.
+
+        Without a run: one that says nothing of itself.
 
         Raises
         ------
         ServerRefused, ServerLost
             The server does not have what is asked for, or does not answer.
         """
-        if self._identity is None:
-            self._identity = await _persist(lambda: identify(self.target, self.options), FIRST_CONTACT_S)
-        return decode_identity(self._identity)
+        if run not in self._callers:
+            ask = partial(resolve_caller, self.target, self.options, run)
+            self._callers[run] = await _persist(ask, FIRST_CONTACT_S)
+        return self.caller_of(run)
+
+    def caller_of(self, run: RunInfo) -> CallerIdentity:
+        """Who calls this run, as `identify` was told, or the run's stream when it was opened.
+
+        Raises
+        ------
+        KeyError
+            Neither has happened yet.
+        """
+        return decode_identity(self._callers[run])
 
     async def call(self, reads: Iterable[SignalRead]) -> AsyncGenerator[ReadResult, None]:
         """Have reads called; yields each one's result once, in the order in which they are ready.
@@ -163,21 +178,18 @@ class BasecallClient:
 
     async def _deliveries(self, reads: Iterable[SignalRead]) -> AsyncGenerator[list[Delivery], None]:
         info = await self.server_info(min(FIRST_CONTACT_S, self.options.give_up_s))
-        await self.identify()
-        identity = self._identity
-        assert identity is not None
         deliveries: asyncio.Queue[Delivery | None] = asyncio.Queue()  # bounded by the streams' windows
         live: OrderedDict[RunInfo, tuple[RunStream, asyncio.Task[None]]] = OrderedDict()
         streams: list[RunStream] = []
         refused: dict[RunInfo, str] = {}  # why no stream can be opened for it; empty: it can
-        sequences = info.references.get(identity.reference)
+        sequences = info.references.get(self.options.reference)
         lengths = {sequence.name: sequence.length for sequence in sequences or ()}
         source = _ReadAhead(reads, min(CHUNK_SAMPLES, info.max_chunk_samples or CHUNK_SAMPLES), info.max_message_bytes)
 
         async def feed(tasks: asyncio.TaskGroup) -> None:
             async for read in source:
                 if not isinstance(read, ReadResult) and read.info.run not in refused:
-                    fault = run_fault(read.info.run, self.options, identity, info.max_message_bytes)
+                    fault = run_fault(read.info.run, self.options, info.max_message_bytes)
                     refused[read.info.run] = fault
                 if isinstance(read, EncodedRead) and (reason := refused[read.info.run]):
                     read = _rejected(read.info, reason, read.samples)
@@ -197,9 +209,10 @@ class BasecallClient:
                         self.options,
                         deliveries.put_nowait,
                         info.min_chunk_credit_samples,
-                        identity,
+                        self._callers.get(run),
                         info.max_message_bytes,
                         lengths,
+                        partial(self._callers.setdefault, run),
                     )
                     streams.append(stream)
                     live[run] = stream, tasks.create_task(stream.run())

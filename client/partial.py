@@ -17,7 +17,7 @@ import pysam
 
 from porestream.client.output_file import partial_of, whole_name
 from porestream.client.reads import ReadResult, RunInfo
-from porestream.client.records import QC_FAIL, UNMAPPED, header, read_group
+from porestream.client.records import QC_FAIL, UNMAPPED, read_group
 from porestream.client.remade import is_primary, read_id_of, result_of
 from porestream.client.sources import ReadFacts, ReadIds, files_within
 from porestream.client.text import shown
@@ -114,7 +114,7 @@ class Partial:
             The records were made by another caller, or to another reference, than these outputs are for; or they are a
             FASTQ's, and the outputs are not.
         """
-        here = header((), settings.identity, settings.sequences, settings.command_line, settings.choices)
+        here = settings.header(self.runs.values())
         for file in self.files:
             if _form(file) is Format.FASTQ:
                 if settings.form is not Format.FASTQ:
@@ -126,7 +126,7 @@ class Partial:
                     next(opened.fetch(until_eof=True))
             except (OSError, ValueError, StopIteration):  # cut before its first record: there is nothing to take
                 continue
-            _check(file, there, here)
+            _check(file, there, here, self._run_of_group)
 
     def take_over(self, outputs: Outputs, runs: Mapping[str, RunInfo]) -> int:
         """Copy the records of all complete reads; returns how many reads that is.
@@ -231,8 +231,9 @@ class Partial:
             return False
 
     def _runs_by_group(self, outputs: Outputs, runs: Mapping[str, RunInfo]) -> dict[str, RunInfo]:
-        model = outputs.settings.identity.model
-        return self._run_of_group | {read_group(run, model): run for run in (self.runs | dict(runs)).values()}
+        identity_of = outputs.settings.identity_of
+        all_runs = (self.runs | dict(runs)).values()
+        return self._run_of_group | {read_group(run, identity_of(run).model): run for run in all_runs}
 
     def _groups(self, file: Path) -> list[dict[str, str]]:
         if _form(file) is Format.FASTQ:
@@ -318,23 +319,34 @@ def _fastq_reads(file: Path, outputs: Outputs) -> Iterator[tuple[UUID, str, list
         yield before
 
 
-def _check(file: Path, there: pysam.AlignmentHeader, here: pysam.AlignmentHeader) -> None:
-    """The same caller, and the same reference, or CannotResume."""
-    for program in ("basecaller", "aligner"):
-        before, now = (_program(head, program) for head in (there, here))
-        for key in sorted(before.keys() | now.keys()):
-            if before.get(key) != now.get(key):
-                was = shown(before.get(key, "none"), 80)
-                raise CannotResume(
-                    f"{file} was made with {key}={was}, this call has {now.get(key, 'none')}: "
-                    "one file cannot hold both; call as before, or anew without --resume-from"
-                )
+def _check(file: Path, there: pysam.AlignmentHeader, here: pysam.AlignmentHeader, runs: Mapping[str, RunInfo]) -> None:
+    """The same caller of each run, and the same reference, or CannotResume."""
+    callers = {run.key: group.get("PG", "") for group, run in _groups_of(here)}
+    for group in there.to_dict().get("RG", [{}]):
+        run = runs.get(group.get("ID", ""))
+        now_by = callers.get(run.key, "") if run else ""
+        for program in ("basecaller", "aligner"):
+            before, now = _program(there, program, group.get("PG", "")), _program(here, program, now_by)
+            for key in sorted(before.keys() | now.keys()):
+                if before.get(key) != now.get(key):
+                    was = shown(before.get(key, "none"), 80)
+                    raise CannotResume(
+                        f"{file} was made with {key}={was}, this call has {now.get(key, 'none')}: "
+                        "one file cannot hold both; call as before, or anew without --resume-from"
+                    )
     if (there.references, there.lengths) != (here.references, here.lengths):
         raise CannotResume(f"{file} has other reference sequences than this call")
 
 
-def _program(head: pysam.AlignmentHeader, name: str) -> dict[str, str]:
-    line: dict[str, str] = next((program for program in head.to_dict().get("PG", []) if program["ID"] == name), {})
+def _groups_of(head: pysam.AlignmentHeader) -> Iterator[tuple[dict[str, str], RunInfo]]:
+    for group in head.to_dict().get("RG", []):
+        yield group, _run_of(group)
+
+
+def _program(head: pysam.AlignmentHeader, name: str, caller: str) -> dict[str, str]:
+    """What decides a read's bytes, of the program of this name that goes with this caller's @PG."""
+    wanted = name + caller.removeprefix("basecaller")
+    line: dict[str, str] = next((program for program in head.to_dict().get("PG", []) if program["ID"] == wanted), {})
     words = dict(word.split("=", 1) for word in line.get("DS", "").split() if "=" in word)
     return words | {key.lower(): line[key] for key in ("PN",) if key in line}
 

@@ -1,7 +1,7 @@
 """Results as SAM records, with dorado's tags as far as POD5 and the caller know them."""
 
 import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
 from importlib.metadata import version
 from typing import Any
@@ -31,14 +31,35 @@ def header(
     sequences: Sequence[ReferenceSequence] = (),
     command_line: str = "",
     choices: str = "",
+    identity_of: Callable[[RunInfo], CallerIdentity] | None = None,
 ) -> pysam.AlignmentHeader:
-    """The header: @HD, an @SQ for each reference sequence, an @RG for each run, an @PG for caller and aligner.
+    """The header: @HD, an @SQ for each reference sequence, an @RG for each run, an @PG for each caller and aligner.
 
-    Fields are those of ONT's output specification for BAM. In the caller's @PG, DS has all that decides a read's bytes:
-    `identity`, and `choices`, what was asked for of filtering and trimming ("min_qscore=10 trim=adapters").
+    Fields are those of ONT's output specification for BAM. In a caller's @PG, DS has all that decides a read's bytes:
+    its identity, and `choices`, what was asked for of filtering and trimming ("min_qscore=10 trim=adapters"). The @RG
+    names its caller's @PG. `identity` is every run's where `identity_of` is None.
     """
+    callers = {run: identity_of(run) if identity_of else identity for run in runs}
+    suffixes = {caller: f".{number}" if number else "" for number, caller in enumerate(dict.fromkeys(callers.values()))}
+    programs = [
+        program
+        for caller, suffix in (suffixes or {identity: ""}).items()
+        for program in _program_lines(caller, suffix, command_line, choices)
+    ]
+    return pysam.AlignmentHeader.from_dict(
+        {
+            "HD": {"VN": "1.6", "SO": "unknown"},
+            "SQ": [_sequence_line(sequence) for sequence in sequences],
+            "RG": [_group_line(run, caller, f"basecaller{suffixes[caller]}") for run, caller in callers.items()],
+            "PG": programs,
+        }
+    )
+
+
+def _program_lines(identity: CallerIdentity, suffix: str, command_line: str, choices: str) -> Iterator[dict[str, str]]:
+    """The caller's @PG, and the aligner's after it."""
     caller = {
-        "ID": "basecaller",
+        "ID": f"basecaller{suffix}",
         "PN": "porestream",
         "VN": identity.version,
         "DS": _clean(
@@ -49,27 +70,15 @@ def header(
     }
     if command_line:
         caller["CL"] = _clean(command_line)
-    programs = [caller]
+    yield caller
     if identity.reference:
-        programs.append(
-            {
-                "ID": "aligner",
-                "PP": "basecaller",
-                "PN": "minimap2",
-                "VN": version("mappy"),
-                "DS": _clean(
-                    f"preset={identity.preset} reference={identity.reference} sha256={identity.reference_sha256}"
-                ),
-            }
-        )
-    return pysam.AlignmentHeader.from_dict(
-        {
-            "HD": {"VN": "1.6", "SO": "unknown"},
-            "SQ": [_sequence_line(sequence) for sequence in sequences],
-            "RG": [_group_line(run, identity) for run in runs],
-            "PG": programs,
+        yield {
+            "ID": f"aligner{suffix}",
+            "PP": f"basecaller{suffix}",
+            "PN": "minimap2",
+            "VN": version("mappy"),
+            "DS": _clean(f"preset={identity.preset} reference={identity.reference} sha256={identity.reference_sha256}"),
         }
-    )
 
 
 def _sequence_line(sequence: ReferenceSequence) -> dict[str, str | int]:
@@ -79,10 +88,11 @@ def _sequence_line(sequence: ReferenceSequence) -> dict[str, str | int]:
     return line
 
 
-def _group_line(run: RunInfo, identity: CallerIdentity) -> dict[str, str]:
+def _group_line(run: RunInfo, identity: CallerIdentity, program: str) -> dict[str, str]:
     return {
         "ID": read_group(run, identity.model),
         "PL": "ONT",
+        "PG": program,
         "DS": printable(f"runid={run.run_id} basecall_model={identity.model}"),
     } | instrument_fields(run)
 

@@ -29,6 +29,7 @@ log = structlog.get_logger()
 
 _MESSAGE_BYTES = 256 << 10
 _BATCH_BYTES = 64  # of a message with chunks, without these
+_IDENTITY_BYTES = 300  # more than a caller's takes, but for the names that are asked for
 _MAX_RUN_ID_LENGTH = 256  # what servers take
 _MIN_WINDOW_SAMPLES = 1024  # of the window for a read, however short: so their number is bounded, too
 _FIRST_BACKOFF_S, _MAX_BACKOFF_S = 0.2, 5.0
@@ -44,6 +45,9 @@ FINAL = {
 }
 """What a server says that will not say otherwise when it is asked again."""
 
+
+_FINAL_HERE = {grpc.StatusCode.NOT_FOUND, grpc.StatusCode.FAILED_PRECONDITION}
+"""Of those what another server may not say, where one has served the stream already: it has a model that this lacks."""
 
 PRIORITIES = {"live": pb.PRIORITY_LIVE, "standard": pb.PRIORITY_STANDARD, "bulk": pb.PRIORITY_BULK}
 """Scheduling classes by name."""
@@ -112,17 +116,7 @@ def open_message(
         open=pb.OpenStream(
             run=encode_run(run),
             purpose=pb.STREAM_PURPOSE_RESULTS,
-            options=pb.CallOptions(
-                model=options.model,
-                reference=options.reference,
-                preset=options.preset,
-                priority=options.priority,  # type: ignore[arg-type]
-                min_mean_qscore=options.min_mean_qscore,
-                emit_moves=options.emit_moves,
-                emit_md=options.emit_md,
-                no_trim=options.no_trim,
-                allow_chemistry_mismatch=options.allow_chemistry_mismatch,
-            ),
+            options=_call_options(options),
             expected=expected,
             heartbeat_interval=heartbeat,
             reconnects=reconnects,
@@ -130,7 +124,25 @@ def open_message(
     )
 
 
-def run_fault(run: RunInfo, options: StreamOptions, expected: pb.CallerIdentity, max_message_bytes: int) -> str:
+class _AnotherCaller(Exception):
+    """The run was begun by another caller than would go on with it here."""
+
+
+def _call_options(options: StreamOptions) -> pb.CallOptions:
+    return pb.CallOptions(
+        model=options.model,
+        reference=options.reference,
+        preset=options.preset,
+        priority=options.priority,  # type: ignore[arg-type]
+        min_mean_qscore=options.min_mean_qscore,
+        emit_moves=options.emit_moves,
+        emit_md=options.emit_md,
+        no_trim=options.no_trim,
+        allow_chemistry_mismatch=options.allow_chemistry_mismatch,
+    )
+
+
+def run_fault(run: RunInfo, options: StreamOptions, max_message_bytes: int) -> str:
     """Why no server would open a stream for this run, whatever of the others; empty: it may.
 
     Looked at before anything is sent: of a server's refusal nobody can say whom else it concerns, and what is larger
@@ -143,7 +155,8 @@ def run_fault(run: RunInfo, options: StreamOptions, expected: pb.CallerIdentity,
         why = f"its id has {len(run.run_id):,} characters, a server takes {_MAX_RUN_ID_LENGTH}"
     else:
         try:
-            size = open_message(run, options, expected, reconnects=(1 << 32) - 1).ByteSize()
+            size = open_message(run, options, None, reconnects=(1 << 32) - 1).ByteSize()
+            size += _IDENTITY_BYTES + len(options.model + options.reference + options.preset)
         except (ValueError, TypeError, ArithmeticError) as error:
             why = f"{type(error).__name__}: {error}"
         else:
@@ -162,8 +175,8 @@ def read_fault(read: EncodedRead, max_message_bytes: int) -> str:
     return f"too large to send: {size:,} bytes with what its file says of it, the server takes {max_message_bytes:,}"
 
 
-async def identify(target: str, options: StreamOptions) -> pb.CallerIdentity:
-    """Who calls with these options on this server: opens a stream, and leaves.
+async def resolve_caller(target: str, options: StreamOptions, run: RunInfo) -> pb.CallerIdentity:
+    """Who would call this run with these options on this server.
 
     Raises
     ------
@@ -171,26 +184,24 @@ async def identify(target: str, options: StreamOptions) -> pb.CallerIdentity:
         The server does not have what is asked for, or does not answer.
     """
     async with open_channel(target, options.credentials) as channel:
-        call = service(channel).StreamReads()
+        request = pb.ResolveCallerRequest(run=encode_run(run), options=_call_options(options))
         try:
-            await call.write(open_message(RunInfo("identify", 0), options, None))
-            response = await _next_response(call, 4 * options.heartbeat_s)
-            if response is grpc.aio.EOF:
-                raise ServerLost(f"{target} ended the stream before it began")
-            if response is None or response.WhichOneof("message") != "opened":
-                raise _breach(target, "it does not say first that the stream is open")
-            await call.write(pb.StreamReadsRequest(half_close=pb.HalfClose()))
-            caller: pb.CallerIdentity = response.opened.caller
+            response = await service(channel).ResolveCaller(request, timeout=4 * options.heartbeat_s)
         except grpc.aio.AioRpcError as error:
             kind = ServerRefused if error.code() in FINAL else ServerLost
             raise kind(f"{error.code().name}: {error.details()}") from error
-        except TimeoutError as error:
-            raise ServerLost(f"{target} is silent") from error
+    if response is None:
+        raise _breach(target, "it sends what is no message")
+    caller: pb.CallerIdentity = response.caller
+    _check_asked(target, caller, options)
+    return caller
+
+
+def _check_asked(target: str, caller: pb.CallerIdentity, options: StreamOptions) -> None:
     for name in ("model", "reference", "preset"):
         asked, said = getattr(options, name), getattr(caller, name)
         if asked not in ("", "auto", said):
             raise _breach(target, f"{name} {asked!r} was asked for, it has {shown(said)!r}")
-    return caller
 
 
 def _breach(target: str, what: str) -> ServerRefused:
@@ -241,14 +252,18 @@ class RunStream:
     min_chunk_credit_samples
         What a chunk counts at least (the server's Limits).
     expected
-        Who must call: any other caller is refused, also after a break.
+        Who must call; None: whoever calls first. Where another would, after a break, it is tried again elsewhere.
     max_message_bytes
         The most that a message may have (the server's Limits); 0: not known.
     lengths
         Bases of each sequence of the reference: results are held against them. None: not known.
+    opened
+        Told who calls, before the first result.
 
     Attributes
     ----------
+    caller
+        Who calls; None: no stream has been open yet.
     reconnects
         Connections after the first.
     resent
@@ -264,13 +279,14 @@ class RunStream:
         options: StreamOptions,
         deliver: Callable[[Delivery], None],
         min_chunk_credit_samples: int,
-        expected: pb.CallerIdentity,
+        expected: pb.CallerIdentity | None,
         max_message_bytes: int = 0,
         lengths: Mapping[str, int] | None = None,
+        opened: Callable[[pb.CallerIdentity], object] = lambda _: None,
     ) -> None:
         self._target, self._run_info, self._options, self._deliver = target, run, options, deliver
         self._min_chunk_samples = min_chunk_credit_samples
-        self._expected = expected
+        self.caller, self._opened = expected, opened
         self._max_message_bytes, self._lengths = max_message_bytes, lengths
         self._pending: OrderedDict[bytes, EncodedRead] = OrderedDict()  # without a result
         self._window_used = 0  # samples of reads without a stored result
@@ -324,9 +340,12 @@ class RunStream:
             try:
                 await self._connect()
             except grpc.aio.AioRpcError as error:
-                if error.code() in FINAL or _is_too_large(error):
+                is_final = error.code() in FINAL and (self.caller is None or error.code() not in _FINAL_HERE)
+                if is_final or _is_too_large(error):
                     raise ServerRefused(f"{error.code().name}: {error.details()}") from error
                 reason = f"{error.code().name}: {error.details()}"
+            except _AnotherCaller as error:
+                reason = str(error)
             except TimeoutError:
                 reason = f"silent for {4 * self._options.heartbeat_s:g} s"
             if self._is_done():  # whatever ended the connection, nothing is missing
@@ -350,7 +369,7 @@ class RunStream:
         async with open_channel(self._target, self._options.credentials) as channel:
             call = service(channel).StreamReads()
             connection = _Connection()
-            await call.write(open_message(self._run_info, self._options, self._expected, self.reconnects))
+            await call.write(open_message(self._run_info, self._options, self.caller, self.reconnects))
             sender: asyncio.Task[None] | None = None
             patience_s = 4 * self._options.heartbeat_s
             try:
@@ -375,7 +394,11 @@ class RunStream:
     def _open(self, opened: pb.StreamOpened, connection: _Connection) -> None:
         if connection.is_open:
             raise _breach(self._target, "it says twice that the stream is open")
-        _check_caller(opened.caller, self._expected)
+        if self.caller is None:
+            _check_asked(self._target, opened.caller, self._options)
+            self.caller = opened.caller
+            self._opened(opened.caller)
+        _check_caller(opened.caller, self.caller)
         connection.is_open = True
         connection.credit = opened.credit.max_total_samples
         connection.to_send = deque(self._pending.values())
@@ -539,7 +562,7 @@ def _check_caller(caller: pb.CallerIdentity, expected: pb.CallerIdentity) -> Non
             before, here = (shown(str(v.hex() if isinstance(v, bytes) else v), 80) for v in (mine, theirs))
             if name == "calling_revision" and not theirs:
                 here = "none, of a server from before there was one"
-            raise ServerRefused(f"another caller than expected: {name} {before}, here it is {here}")
+            raise _AnotherCaller(f"another caller than expected: {name} {before}, here it is {here}")
 
 
 def _is_too_large(error: grpc.aio.AioRpcError) -> bool:

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
@@ -101,6 +101,8 @@ class OutputSettings:
     ----------
     identity, sequences, command_line, choices
         For the header: see `records.header`.
+    run_identity
+        Who calls which run, as far as it is known (KeyError: it is not); None: `identity` calls all.
     form
         None: by the output's name.
     reference
@@ -119,6 +121,18 @@ class OutputSettings:
     reference: Path | None = None
     sort: bool = False
     continued: Path | None = None
+    run_identity: Callable[[RunInfo], CallerIdentity] | None = None
+
+    def identity_of(self, run: RunInfo) -> CallerIdentity:
+        """Who calls this run."""
+        try:
+            return self.run_identity(run) if self.run_identity else self.identity
+        except KeyError:
+            return self.identity
+
+    def header(self, runs: Iterable[RunInfo]) -> pysam.AlignmentHeader:
+        """Of a file of these runs."""
+        return header(runs, self.identity, self.sequences, self.command_line, self.choices, self.identity_of)
 
 
 class _Sink(Protocol):
@@ -159,10 +173,7 @@ class RecordWriter:
     ) -> None:
         self.settings, self._keeps_failed = settings, keeps_failed
         self.form = format_of(output, settings.form)
-        self._model = settings.identity.model
-        self.header = header(
-            runs.values(), settings.identity, settings.sequences, settings.command_line, settings.choices
-        )
+        self.header = settings.header(runs.values())
         self.path = None if output == "-" else Path(output)
         self.left_out = 0
         self._is_closed = False
@@ -199,7 +210,9 @@ class RecordWriter:
         if self.form is Format.FASTQ and result.status is ReadStatus.FILTERED and not self._keeps_failed:
             self.left_out += 1
             return
-        self.copy(list(records(result, self.header, self._model)))  # all of them or none
+        self.copy(
+            list(records(result, self.header, self.settings.identity_of(result.info.run).model))
+        )  # all of them or none
 
     def write_all(self, results: Iterable[ReadResult]) -> None:
         """Write the records of several results."""
@@ -373,9 +386,7 @@ class Outputs(ABC):
     def __init__(self, runs: Mapping[str, RunInfo], settings: OutputSettings) -> None:
         self.settings = settings
         self.form = settings.form or Format.BAM
-        self.header = header(
-            runs.values(), settings.identity, settings.sequences, settings.command_line, settings.choices
-        )
+        self.header = settings.header(runs.values())
         self._writers: dict[tuple[str, bool], RecordWriter] = {}
 
     @abstractmethod

@@ -161,12 +161,11 @@ class BasecallService(pb_grpc.BasecallServiceServicer):
                 first = await anext(aiter(request_iterator), None)
             if first is None:
                 raise StreamFault("INVALID_ARGUMENT", "the stream ended before its first message")
-            session = self._open(first)
+            session, opened = self._open(first)
             self._sessions[session] = caller.get()  # from here on whatever happens, it is closed below
             self._pace.enter(session.client)
             TOKEN_STREAMS.labels(caller.get().token_name).inc()
             self._empty.clear()
-            opened = pb.StreamOpened(caller=self._identity(first.open))
             self._note_opened(first.open, session)
             del first  # or all that came with it stays as long as the stream
             receiver = asyncio.create_task(self._receive(session, request_iterator))
@@ -193,7 +192,7 @@ class BasecallService(pb_grpc.BasecallServiceServicer):
                 if not self._sessions:
                     self._empty.set()
 
-    def _open(self, request: pb.StreamReadsRequest) -> Session:
+    def _open(self, request: pb.StreamReadsRequest) -> tuple[Session, pb.StreamOpened]:
         if request.WhichOneof("message") != "open":
             raise StreamFault("INVALID_ARGUMENT", "the first message of a stream must be `open`")
         opening = request.open
@@ -212,12 +211,12 @@ class BasecallService(pb_grpc.BasecallServiceServicer):
             raise StreamFault("INVALID_ARGUMENT", "open.run.run_id is empty: results are told apart by it")
         if len(opening.run.run_id) > _MAX_RUN_ID_LENGTH:
             raise StreamFault("INVALID_ARGUMENT", f"open.run.run_id is longer than {_MAX_RUN_ID_LENGTH} characters")
-        settings = self._settings(opening)
-        _check_expected(opening.expected, self._identity(opening))
+        settings, identity = self._resolve(opening.run, opening.options)
+        _check_expected(opening.expected, identity)
         heartbeat_s = seconds(opening.heartbeat_interval) or _DEFAULT_HEARTBEAT_S
         if not 1 <= heartbeat_s <= 30:
             raise StreamFault("INVALID_ARGUMENT", f"heartbeat_interval is {heartbeat_s:g} s; it must be 1-30 s")
-        return Session(
+        session = Session(
             settings,
             self._engine.pipeline,
             self._engine.budget,
@@ -228,6 +227,7 @@ class BasecallService(pb_grpc.BasecallServiceServicer):
             heartbeat_s=heartbeat_s,
             client=caller.get().identity,
         )
+        return session, pb.StreamOpened(caller=identity)
 
     def _note_opened(self, opening: pb.OpenStream, session: Session) -> None:
         settings = session.settings
@@ -242,14 +242,15 @@ class BasecallService(pb_grpc.BasecallServiceServicer):
             token=caller.get().token_name,
         )
 
-    def _settings(self, opening: pb.OpenStream) -> reads.CallSettings:
-        engine, options = self._engine, opening.options
-        model = options.model
+    def _resolve(self, run: pb.RunInfo, options: pb.CallOptions) -> tuple[reads.CallSettings, pb.CallerIdentity]:
+        """How a run is called with these options, and by whom."""
+        engine, model = self._engine, options.model
         if model in ("", "auto"):
-            model = self._model_for(opening.run, options.allow_chemistry_mismatch)
+            model = self._model_for(run, options.allow_chemistry_mismatch)
         if model not in engine.basecallers:
             raise StreamFault("NOT_FOUND", f"no model {model!r} here; there are {', '.join(engine.basecallers)}")
-        self._check_chemistry(model, opening)
+        if not options.allow_chemistry_mismatch:
+            self._check_chemistry(model, run)
         preset = ""
         if options.reference:
             presets = [preset for name, preset in engine.aligners if name == options.reference]
@@ -272,7 +273,7 @@ class BasecallService(pb_grpc.BasecallServiceServicer):
             raise StreamFault("PERMISSION_DENIED", f"this token may not ask for priority {asked}; it may for {allowed}")
         if not math.isfinite(options.min_mean_qscore):
             raise StreamFault("INVALID_ARGUMENT", f"min_mean_qscore is {options.min_mean_qscore}")
-        return reads.CallSettings(
+        settings = reads.CallSettings(
             model,
             options.reference,
             preset,
@@ -280,11 +281,12 @@ class BasecallService(pb_grpc.BasecallServiceServicer):
             options.min_mean_qscore,
             options.emit_moves,
             options.emit_md,
-            opening.run.sample_rate_hz,
-            opening.run.flow_cell_product_code,
-            opening.run.sequencing_kit,
+            run.sample_rate_hz,
+            run.flow_cell_product_code,
+            run.sequencing_kit,
             options.no_trim,
         )
+        return settings, self._identity(settings)
 
     def _model_for(self, run: pb.RunInfo, any_chemistry: bool) -> str:
         """The model for a stream that names none: the only one, or the only one that is for the run's chemistry."""
@@ -304,11 +306,10 @@ class BasecallService(pb_grpc.BasecallServiceServicer):
             raise StreamFault("INVALID_ARGUMENT", f"name a model: there are {', '.join(models)}")
         return next(iter(models))
 
-    def _check_chemistry(self, model: str, opening: pb.OpenStream) -> None:
-        run = opening.run
+    def _check_chemistry(self, model: str, run: pb.RunInfo) -> None:
         chemistry = chemistry_of_run(run.flow_cell_product_code, run.sequencing_kit, run.sample_rate_hz)
         made_for = {name: caller.bundle.chemistry for name, caller in self._engine.basecallers.items()}
-        if opening.options.allow_chemistry_mismatch or not made_for[model].disagrees(chemistry):
+        if not made_for[model].disagrees(chemistry):
             return
         fitting = ", ".join(name for name, chemistries in made_for.items() if chemistries.fits(chemistry))
         raise StreamFault(
@@ -317,8 +318,7 @@ class BasecallService(pb_grpc.BasecallServiceServicer):
             "here; allow_chemistry_mismatch has it called all the same",
         )
 
-    def _identity(self, opening: pb.OpenStream) -> pb.CallerIdentity:
-        settings = self._settings(opening)
+    def _identity(self, settings: reads.CallSettings) -> pb.CallerIdentity:
         basecaller = self._engine.basecallers[settings.model]
         aligner = self._engine.aligners.get((settings.reference, settings.preset))
         return pb.CallerIdentity(
@@ -371,7 +371,19 @@ class BasecallService(pb_grpc.BasecallServiceServicer):
             log.exception("stream failed")
             session.fail(StreamFault("INTERNAL", f"{type(error).__name__}: {error}"))
 
-    # GetServerInfo, WatchStats
+    # ResolveCaller, GetServerInfo, WatchStats
+
+    async def ResolveCaller(  # noqa: N802
+        self,
+        request: pb.ResolveCallerRequest,
+        context: grpc.aio.ServicerContext[pb.ResolveCallerRequest, pb.ResolveCallerResponse],
+    ) -> pb.ResolveCallerResponse:
+        """Who would call this run."""
+        try:
+            return pb.ResolveCallerResponse(caller=self._resolve(request.run, request.options)[1])
+        except StreamFault as fault:
+            await context.abort(grpc.StatusCode[fault.code], _cut(str(fault)))
+            raise AssertionError("abort does not return") from fault
 
     async def GetServerInfo(  # noqa: N802
         self,

@@ -67,13 +67,18 @@ class FakeServer:
     answer: Callable[[pb.ReadResult, int], Iterable[pb.StreamReadsResponse | bytes]] | None = None
     opened: list[pb.OpenStream] = field(default_factory=list)
 
+    def _resolve(self, request: pb.ResolveCallerRequest, _: grpc.ServicerContext) -> pb.ResolveCallerResponse:
+        answer = pb.ResolveCallerResponse(caller=self.caller)
+        answer.caller.reference = request.options.reference or self.caller.reference
+        return answer
+
     def _stream(self, requests: Iterator[pb.StreamReadsRequest], _: grpc.ServicerContext) -> Iterator[Any]:
         self.opened.append(next(requests).open)
         options, seq, acknowledged, half_closed = self.opened[-1].options, 0, 0, False
         opened = pb.StreamReadsResponse(opened=pb.StreamOpened(caller=self.caller))
         opened.opened.caller.reference = options.reference or self.caller.reference
         opened.opened.credit.max_total_samples = 1 << 40
-        yield from [opened] if self.first is None or self.opened[-1].run.run_id == "identify" else self.first
+        yield from [opened] if self.first is None else self.first
         for request in requests:
             for chunk in request.signal.chunks:
                 if chunk.end_of_read:
@@ -102,6 +107,9 @@ def serving(fake: FakeServer) -> Iterator[str]:
 
     handlers = {
         "StreamReads": grpc.stream_stream_rpc_method_handler(fake._stream, pb.StreamReadsRequest.FromString, encoded),
+        "ResolveCaller": grpc.unary_unary_rpc_method_handler(
+            fake._resolve, pb.ResolveCallerRequest.FromString, encoded
+        ),
         "GetServerInfo": grpc.unary_unary_rpc_method_handler(lambda *_: fake.info, None, encoded),
     }
     limit = [("grpc.max_receive_message_length", 1 << 20)]

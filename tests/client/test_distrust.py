@@ -12,7 +12,7 @@ from fake_server import MODEL, REFERENCE, FakeServer, batch, honest_result, serv
 
 from porestream.client.client import BasecallClient
 from porestream.client.reads import ReadInfo, ReadResult, ReadStatus, RunInfo, SignalRead
-from porestream.client.stream import _MAX_RUN_ID_LENGTH, ServerRefused, StreamOptions
+from porestream.client.stream import _MAX_RUN_ID_LENGTH, ServerLost, ServerRefused, StreamOptions
 from porestream.client.wire import chunk_bytes, encode_read
 from porestream.server.rpc import _MAX_RUN_ID_LENGTH as TAKEN
 from porestream.v1 import porestream_pb2 as pb
@@ -283,8 +283,22 @@ def test_another_caller_than_the_stream_began_with() -> None:
     other = pb.StreamReadsResponse()
     other.opened.caller.CopyFrom(FakeServer().caller)
     other.opened.caller.reference, other.opened.caller.model_sha256 = REFERENCE, b"n" * 32
-    with serving(FakeServer(first=[other])) as target, pytest.raises(ServerRefused) as caught:
-        call(target, [read(1)])
+    fake = FakeServer(answer=lambda result, seq: [])
+
+    def run() -> None:
+        with serving(fake) as target:
+            asyncio.run(go(target))
+
+    async def go(target: str) -> None:
+        client = BasecallClient(target, replace(OPTIONS, give_up_s=1.0))
+        await client.identify(RUN)
+        fake.first = [other]
+        async for _ in client.call([read(1)]):
+            pass
+
+    with pytest.raises(ServerLost) as caught:
+        run()
+    assert len(fake.opened) > 1, "it is tried again: another server may be the one"
     assert f"another caller than expected: model_sha256 {'6d' * 32}, here it is {'6e' * 32}" in str(caught.value)
 
 

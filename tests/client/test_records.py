@@ -54,7 +54,7 @@ _TAG = re.compile(
 _HEADER_KEYS = {
     "HD": {"VN", "SO", "GO", "SS"},
     "SQ": {"SN", "LN", "M5", "AS", "SP", "UR"},
-    "RG": {"ID", "DS", "DT", "LB", "PL", "PM", "PU", "SM"},
+    "RG": {"ID", "DS", "DT", "LB", "PG", "PL", "PM", "PU", "SM"},
     "PG": {"ID", "PN", "CL", "PP", "DS", "VN"},
 }
 
@@ -127,6 +127,7 @@ def _check_header(header: dict[str, list[dict[str, str]]], references: dict[str,
         assert line["PL"] == "ONT"
         assert "basecall_model=" in line["DS"]
         assert "runid=" in line["DS"]
+        assert line["PG"] in [program["ID"] for program in header["PG"]]
         if "DT" in line:
             datetime.fromisoformat(line["DT"])
         assert all(line.values()), "an empty value"
@@ -499,6 +500,7 @@ def test_values_of_tags(tmp_path: Path) -> None:
             "LB": "patient 7",
             "DT": "2024-05-06T07:08:09.000000+00:00",
             "PL": "ONT",
+            "PG": "basecaller",
             "DS": "runid=1a2b basecall_model=dna_r9.4.1_fast@v3.4",
         }
     ]

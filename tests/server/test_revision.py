@@ -14,7 +14,7 @@ from calling_revision import check_digest
 from porestream.client.client import SyncBasecallClient
 from porestream.client.reads import ReadInfo, RunInfo, SignalRead
 from porestream.client.records import header, records
-from porestream.client.stream import ServerRefused, StreamOptions
+from porestream.client.stream import ServerLost, StreamOptions
 from porestream.models.adapters import BOTTOM, TOP
 from porestream.models.runner import CpuRunner
 from porestream.v1 import porestream_pb2 as pb
@@ -147,9 +147,9 @@ def test_a_client_does_not_go_over_to_a_server_that_knows_no_revision(
     server = start_server()
     run = RunInfo("run", 4000)
     reads = [SignalRead(ReadInfo(UUID(int=n + 1), run, 10.0, 0.2), signal) for n, signal in enumerate(signals[:3])]
-    with SyncBasecallClient(server.address) as client:
-        client._run(client._client.identify())
+    with SyncBasecallClient(server.address, StreamOptions(give_up_s=1.0)) as client:
+        client._run(client._client.identify(run))
         monkeypatch.setattr("porestream.server.rpc.CALLING_REVISION", 0)
         monkeypatch.setattr("porestream.server.rpc._check_expected", lambda *_: None)
-        with pytest.raises(ServerRefused, match=r"calling_revision \d+, here it is none, of a server from before"):
+        with pytest.raises(ServerLost, match=r"calling_revision \d+, here it is none, of a server from before"):
             list(client.call(reads))

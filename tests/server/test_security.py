@@ -206,21 +206,30 @@ def test_tokens_whose_file_is_emptied_or_lost(tmp_path: Path) -> None:
     assert SECRETS_STALE._value.get() == before
 
 
+READ = SignalRead(ReadInfo(UUID(int=1), RunInfo("run", 4000), 10.0, 0.2, 1), np.zeros(3000, np.int16))
+
+
+def call_one(address: str, options: StreamOptions) -> None:
+    with SyncBasecallClient(address, options) as client:
+        assert len(list(client.call([READ]))) == 1
+
+
 def test_what_a_token_may(start_server, secrets, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     secrets["token_file"].write_text(f"{'a' * 16} name=ops role=watcher\n{TOKEN} name=lab priorities=bulk\n")
     given = {name: secrets[name] for name in ("tls_certificate", "tls_key", "token_file")}
     server = start_server(**given, listen="localhost:0")
     bulk = StreamOptions(credentials=Credentials(True, secrets["ca"], secrets["token"]), priority=pb.PRIORITY_BULK)
     with capture_logs() as logs:
-        asyncio.run(BasecallClient(server.address, bulk).identify())
+        call_one(server.address, bulk)
     assert "lab" in [line.get("token") for line in logs if line["event"] == "stream opened"]
     with pytest.raises(ServerRefused, match="may not ask for priority live; it may for bulk"):
         asyncio.run(BasecallClient(server.address, replace(bulk, priority=pb.PRIORITY_LIVE)).identify())
     secrets["token"].write_text("a" * 16)
     watcher = BasecallClient(server.address, StreamOptions(credentials=bulk.credentials))
     asyncio.run(watcher.server_info())
+    asyncio.run(watcher.identify())
     with pytest.raises(ServerRefused, match="is a watcher's"):
-        asyncio.run(watcher.identify())
+        call_one(server.address, watcher.options)
 
 
 def test_metrics_name_the_token(start_server, secrets) -> None:  # type: ignore[no-untyped-def]
@@ -229,9 +238,8 @@ def test_metrics_name_the_token(start_server, secrets) -> None:  # type: ignore[
     server = start_server(**given, listen="localhost:0")
     credentials = Credentials(True, secrets["ca"], secrets["token"])
     streams, samples = TOKEN_STREAMS.labels("metered"), TOKEN_SAMPLES_RECEIVED.labels("metered")
-    read = SignalRead(ReadInfo(UUID(int=1), RunInfo("run", 4000), 10.0, 0.2, 1), np.zeros(3000, np.int16))
     with SyncBasecallClient(server.address, StreamOptions(credentials=credentials)) as client:
-        for result in client.call([read]):
+        for result in client.call([READ]):
             assert result.signal_samples == samples._value.get() == 3000
             assert streams._value.get() == 1
     assert streams._value.get() == 0

@@ -414,6 +414,20 @@ class Heartbeat(_message.Message):
     sent_at: _timestamp_pb2.Timestamp
     def __init__(self, sent_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
+class ResolveCallerRequest(_message.Message):
+    __slots__ = ("run", "options")
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    OPTIONS_FIELD_NUMBER: _ClassVar[int]
+    run: RunInfo
+    options: CallOptions
+    def __init__(self, run: _Optional[_Union[RunInfo, _Mapping]] = ..., options: _Optional[_Union[CallOptions, _Mapping]] = ...) -> None: ...
+
+class ResolveCallerResponse(_message.Message):
+    __slots__ = ("caller",)
+    CALLER_FIELD_NUMBER: _ClassVar[int]
+    caller: CallerIdentity
+    def __init__(self, caller: _Optional[_Union[CallerIdentity, _Mapping]] = ...) -> None: ...
+
 class GetServerInfoRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...

@@ -45,6 +45,11 @@ class BasecallServiceStub(object):
                 request_serializer=porestream_dot_v1_dot_porestream__pb2.GetServerInfoRequest.SerializeToString,
                 response_deserializer=porestream_dot_v1_dot_porestream__pb2.GetServerInfoResponse.FromString,
                 _registered_method=True)
+        self.ResolveCaller = channel.unary_unary(
+                '/porestream.v1.BasecallService/ResolveCaller',
+                request_serializer=porestream_dot_v1_dot_porestream__pb2.ResolveCallerRequest.SerializeToString,
+                response_deserializer=porestream_dot_v1_dot_porestream__pb2.ResolveCallerResponse.FromString,
+                _registered_method=True)
         self.WatchStats = channel.unary_stream(
                 '/porestream.v1.BasecallService/WatchStats',
                 request_serializer=porestream_dot_v1_dot_porestream__pb2.WatchStatsRequest.SerializeToString,
@@ -70,6 +75,14 @@ class BasecallServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ResolveCaller(self, request, context):
+        """Who would call a run with these options. Opens nothing; fails as a stream would. A file's header is written before its
+        first record, and wants to know.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def WatchStats(self, request, context):
         """Throughput of this server or of one run, at a fixed interval, until the caller cancels.
         """
@@ -89,6 +102,11 @@ def add_BasecallServiceServicer_to_server(servicer, server):
                     servicer.GetServerInfo,
                     request_deserializer=porestream_dot_v1_dot_porestream__pb2.GetServerInfoRequest.FromString,
                     response_serializer=porestream_dot_v1_dot_porestream__pb2.GetServerInfoResponse.SerializeToString,
+            ),
+            'ResolveCaller': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResolveCaller,
+                    request_deserializer=porestream_dot_v1_dot_porestream__pb2.ResolveCallerRequest.FromString,
+                    response_serializer=porestream_dot_v1_dot_porestream__pb2.ResolveCallerResponse.SerializeToString,
             ),
             'WatchStats': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchStats,
@@ -151,6 +169,33 @@ class BasecallService(object):
             '/porestream.v1.BasecallService/GetServerInfo',
             porestream_dot_v1_dot_porestream__pb2.GetServerInfoRequest.SerializeToString,
             porestream_dot_v1_dot_porestream__pb2.GetServerInfoResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResolveCaller(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/porestream.v1.BasecallService/ResolveCaller',
+            porestream_dot_v1_dot_porestream__pb2.ResolveCallerRequest.SerializeToString,
+            porestream_dot_v1_dot_porestream__pb2.ResolveCallerResponse.FromString,
             options,
             channel_credentials,
             insecure,
