@@ -116,7 +116,7 @@ def in_process_speed(data: Path) -> Callable[[], float]:
                 for chunk in read.chunks
             ]
             open_read = OpenRead(read.info.read_id.bytes, 1, Calibration(0.0, 0.2), pieces=pieces, samples=read.samples)
-            engine.pipeline.submit(Job("bench", settings, open_read, deliver))
+            engine.scheduler.submit(Job("bench", settings, open_read, deliver))
         finished.wait()
         return sum(read.samples for read in reads) / (time.perf_counter() - began)
 

@@ -32,13 +32,14 @@ from porestream.server.collector import ServerCollector
 from porestream.server.device_use import DeviceUse
 from porestream.server.devices import batch_decoder, keep_device_code, kernel_devices, open_card
 from porestream.server.energy import find_meters
+from porestream.server.engine import Engine
 from porestream.server.front import Front, Limits, connection_limit
 from porestream.server.guard import CallGuard, CallLimit
 from porestream.server.messages import parse_request
 from porestream.server.monitor import Monitor
 from porestream.server.pipeline import Pipeline
 from porestream.server.references import load_references, plan_references
-from porestream.server.rpc import MAX_MESSAGE_BYTES, BasecallService, Engine
+from porestream.server.rpc import MAX_MESSAGE_BYTES, BasecallService
 from porestream.server.scheduler import Scheduler
 from porestream.server.security import Certificate, Tokens
 from porestream.server.settings import Settings, SettingsError
@@ -358,7 +359,7 @@ def _start_page(settings: Settings) -> StatusServer | None:
 
 def _describe(engine: Engine, monitor: Monitor, certificate: Certificate | None) -> None:
     """Have the page and Prometheus know the server."""
-    network = engine.pipeline.devices[-1].name
+    network = engine.pipeline.network_device.name
     meters = find_meters(int(network.partition(":")[2] or 0) if network.startswith("cuda") else None)
     REGISTRY.register(ServerCollector(engine, monitor, meters, certificate.expiry_s if certificate else lambda: None))
 

@@ -16,10 +16,10 @@ from porestream.models.runner import host_memory_bytes
 from porestream.server import metrics
 from porestream.server.books import ENDS
 from porestream.server.energy import Meter, Reading
+from porestream.server.engine import Engine
 from porestream.server.metrics import Definition
 from porestream.server.monitor import Monitor
 from porestream.server.reads import Priority, Reason, Stage
-from porestream.server.rpc import Engine
 
 log = structlog.get_logger()
 
@@ -137,8 +137,8 @@ class ServerCollector(Collector):
         yield _family(metrics.WORKERS, [((), devices[0].slots)])
         yield _family(metrics.DEVICE_BUSY_SECONDS, (((use.name,), use.clock.seconds()) for use in devices))
         yield _family(metrics.DEVICE_SLOTS, (((use.name,), use.slots) for use in devices))
-        networks_on = devices[-1]
-        yield _family(metrics.DEVICE_UP, [((networks_on.name,), float(networks_on.is_up))])
+        network = self._engine.pipeline.network_device
+        yield _family(metrics.DEVICE_UP, [((network.name,), float(network.is_up))])
         readings = {device: reading for device, meter in self._meters.items() if (reading := _read(meter))}
         for definition, field in (
             (metrics.DEVICE_ENERGY_JOULES, "energy_joules"),
@@ -166,7 +166,7 @@ class ServerCollector(Collector):
             (((name, preset, aligner.reference.sha256), 1) for (name, preset), aligner in engine.aligners.items()),
         )
         name = next(iter(engine.basecallers.values())).runner.device_name
-        yield _family(metrics.DEVICE_INFO, [((engine.pipeline.devices[-1].name, name), 1)])
+        yield _family(metrics.DEVICE_INFO, [((engine.pipeline.network_device.name, name), 1)])
         expiry_s = self._certificate_expiry_s()
         yield _family(metrics.CERTIFICATE_EXPIRY, [((), expiry_s)] if expiry_s is not None else [])
 

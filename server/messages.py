@@ -8,7 +8,7 @@ from google.protobuf.message import DecodeError
 from porestream.models.basecaller import Basecaller
 from porestream.server import reads
 from porestream.server.books import Books
-from porestream.server.session import Beat, CreditGrant, Drain, Output, Results, StreamFault
+from porestream.server.session import Beat, CreditGrant, Drain, Output, Results
 from porestream.v1 import porestream_pb2 as pb
 
 ENCODINGS = {
@@ -92,10 +92,10 @@ def _varint(data: bytes, position: int, end: int) -> tuple[int, int]:
 def decode_chunk(chunk: pb.ReadChunk) -> reads.Chunk:
     """A chunk, its signal not yet decompressed; StreamFault if it has no read's id or an unknown encoding."""
     if len(chunk.read_id) != 16:
-        raise StreamFault("INVALID_ARGUMENT", f"read_id has {len(chunk.read_id)} bytes; a UUID has 16")
+        raise reads.StreamFault("INVALID_ARGUMENT", f"read_id has {len(chunk.read_id)} bytes; a UUID has 16")
     encoding = ENCODINGS.get(chunk.encoding)
     if encoding is None:
-        raise StreamFault("INVALID_ARGUMENT", f"unknown signal encoding {chunk.encoding}")
+        raise reads.StreamFault("INVALID_ARGUMENT", f"unknown signal encoding {chunk.encoding}")
     calibration = chunk.calibration
     return reads.Chunk(
         chunk.read_id,

@@ -5,9 +5,10 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from porestream.server.books import Books
+from porestream.server.engine import Engine
 from porestream.server.metrics import EVENT_LOOP_LAG_SECONDS
 from porestream.server.reads import Priority
-from porestream.server.rpc import BasecallService, Engine
+from porestream.server.rpc import BasecallService
 
 _INTERVAL_S = 1.0
 
@@ -46,7 +47,7 @@ class Monitor:
         loop = asyncio.get_running_loop()
         while True:
             self.look()
-            is_up = self._engine.pipeline.devices[-1].is_up
+            is_up = self._engine.pipeline.network_device.is_up
             if is_up != self._was_up:
                 self._was_up = is_up
                 await self._device_changed(is_up)

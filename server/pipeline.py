@@ -7,7 +7,7 @@ wait for each other, and small batches stay in the core's own cache. On a card t
 import math
 import threading
 import time
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
 
 import structlog
@@ -57,7 +57,9 @@ class Pipeline:
     Attributes
     ----------
     devices
-        How each device is used; the last one is that of the networks.
+        How each device is used.
+    network_device
+        The one of them that networks run on.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class Pipeline:
         self._failure: Exception | None = None  # the first worker's that could not warm up
         self._cpu, self._card = DeviceUse("cpu", workers), card
         self.devices = [self._cpu, *([card] if card else [])]
+        self.network_device = card or self._cpu
         self.align_queues = {
             key: AlignQueue(aligner, scheduler.is_wanted, self._aligned, card)
             for key, aligner in aligners.items()
@@ -102,14 +105,6 @@ class Pipeline:
             raise ModelError(f"a worker could not call a first batch: {type(error).__name__}: {error}") from error
         for queue in self.align_queues.values():
             queue.start()
-
-    def submit(self, job: Job) -> None:
-        """Queue a complete read."""
-        self._scheduler.submit(job)
-
-    def cancel(self, stream: Hashable) -> None:
-        """Forget a stream's reads."""
-        self._scheduler.cancel(stream)
 
     def close(self) -> None:
         """Stop the workers after what they are doing."""
@@ -183,7 +178,7 @@ class Pipeline:
             BATCH_FILL.labels(batch.model).observe(len(group) / rows)
             started_s = time.monotonic()
             results = self._call_group(batch, group)
-            self.devices[-1].computed(results)
+            self.network_device.computed(results)
             STAGE_SECONDS.labels("basecall").observe(time.monotonic() - started_s)
             for task, result in zip(group, results, strict=True):
                 job = task.job

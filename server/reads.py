@@ -71,6 +71,14 @@ class Stage(Enum):
     ALIGN = "align"
 
 
+class StreamFault(Exception):
+    """The stream is to end with this status (a name of grpc.StatusCode) and message."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
 class InputFault(Exception):
     """The input's fault: the read is REJECTED with this message, the stream goes on."""
 

@@ -4,19 +4,18 @@ import asyncio
 import math
 import time
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
 from importlib.metadata import version
 
 import grpc
 import structlog
 from google.protobuf.message import DecodeError
 
-from porestream.kernels.aligner import Aligner, preset_for_model
-from porestream.models.basecaller import Basecaller
+from porestream.kernels.aligner import preset_for_model
 from porestream.models.chemistry import chemistry_of_run
 from porestream.server import reads
-from porestream.server.books import Ledger, StreamBooks
-from porestream.server.budget import MAX_CHUNK_SAMPLES, MIN_CHUNK_CREDIT_SAMPLES, MemoryBudget
+from porestream.server.books import StreamBooks
+from porestream.server.budget import MAX_CHUNK_SAMPLES, MIN_CHUNK_CREDIT_SAMPLES
+from porestream.server.engine import Engine
 from porestream.server.guard import FIRST_REQUEST_TIMEOUT_S, Caller, caller
 from porestream.server.messages import (
     ENCODINGS,
@@ -29,14 +28,12 @@ from porestream.server.messages import (
 )
 from porestream.server.metrics import STREAMS_ENDED, STREAMS_OPENED, STREAMS_RECONNECTED, TOKEN_STREAMS
 from porestream.server.pace import Pace
-from porestream.server.pipeline import Pipeline
+from porestream.server.reads import StreamFault
 from porestream.server.revision import CALLING_REVISION
-from porestream.server.scheduler import Scheduler
 from porestream.server.security import Tokens
 from porestream.server.session import (
     MAX_OPEN_READS,
     Session,
-    StreamFault,
     called_samples,
 )
 from porestream.v1 import porestream_pb2 as pb
@@ -51,21 +48,6 @@ _MAX_RUN_ID_LENGTH = 256
 _MAX_DETAIL_BYTES = 2000  # three times as many where they are not ASCII; a client takes 8 KiB of status and headers
 _DEFAULT_HEARTBEAT_S = 5.0
 _DEFAULT_STATS_INTERVAL_S = 5.0
-
-
-@dataclass(frozen=True)
-class Engine:
-    """What all streams share."""
-
-    basecallers: dict[str, Basecaller]
-    aligners: dict[tuple[str, str], Aligner]
-    pipeline: Pipeline
-    budget: MemoryBudget
-    ledger: Ledger
-    max_streams: int
-    max_read_samples: int
-    scheduler: Scheduler
-    max_streams_per_peer: int = 1 << 30
 
 
 class BasecallService(pb_grpc.BasecallServiceServicer):
@@ -218,7 +200,7 @@ class BasecallService(pb_grpc.BasecallServiceServicer):
             raise StreamFault("INVALID_ARGUMENT", f"heartbeat_interval is {heartbeat_s:g} s; it must be 1-30 s")
         session = Session(
             settings,
-            self._engine.pipeline,
+            self._engine.scheduler,
             self._engine.budget,
             StreamBooks(
                 self._engine.ledger, opening.run.run_id, settings.model, settings.priority, caller.get().token_name

@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Hashable
 from dataclasses import dataclass
+from typing import Protocol
 
 import structlog
 
@@ -30,7 +31,6 @@ from porestream.server.metrics import (
     READS_REJECTED,
     STAGE_WAIT_SECONDS,
 )
-from porestream.server.pipeline import Pipeline
 from porestream.server.reads import (
     CallSettings,
     Chunk,
@@ -39,6 +39,7 @@ from porestream.server.reads import (
     ReadResult,
     Reason,
     Status,
+    StreamFault,
     max_encoded_bytes,
 )
 from porestream.server.scheduler import Job
@@ -55,12 +56,14 @@ RETRY_S = 1.0
 GATHER_S = 0.01  # least time between two messages of results, while more are under way
 
 
-class StreamFault(Exception):
-    """The stream is to end with this status (a name of grpc.StatusCode) and message."""
+class Orders(Protocol):
+    """Where complete reads go to be called: the scheduler."""
 
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
+    def submit(self, job: Job) -> None:
+        """Have a read called; its result is delivered from any thread."""
+
+    def cancel(self, stream: Hashable) -> None:
+        """Forget a stream's reads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +109,7 @@ class Session:
     ----------
     settings
         What the stream asked for.
-    pipeline, budget, books
+    orders, budget, books
         Shared with the other streams, but for the books.
     max_read_samples
         Longer reads are rejected.
@@ -119,7 +122,7 @@ class Session:
     def __init__(
         self,
         settings: CallSettings,
-        pipeline: Pipeline,
+        orders: Orders,
         budget: MemoryBudget,
         books: StreamBooks,
         *,
@@ -127,7 +130,7 @@ class Session:
         heartbeat_s: float,
         client: Hashable = None,
     ) -> None:
-        self.settings, self._pipeline, self._budget, self._books = settings, pipeline, budget, books
+        self.settings, self._orders, self._budget, self._books = settings, orders, budget, books
         self._max_read_samples, self._heartbeat_s = max_read_samples, heartbeat_s
         self.client = client or self
         self._loop = asyncio.get_running_loop()
@@ -353,7 +356,7 @@ class Session:
     def close(self) -> None:
         """The stream is over, however it ended: reads without an acknowledged result are abandoned."""
         self._closed = True
-        self._pipeline.cancel(self)
+        self._orders.cancel(self)
         self._books.abandon(self.held_reads)
         self._books.stalled(False)
         self._open.clear()
@@ -369,7 +372,7 @@ class Session:
         job = Job(self, self.settings, read, self._deliver, client=self.client)
         self._running[job] = read.held_bytes
         self._running_samples += read.samples
-        self._pipeline.submit(job)
+        self._orders.submit(job)
 
     def _deliver(self, job: Job, result: ReadResult) -> None:
         """Called from a worker's thread."""

@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 from porestream.cli.main import main
 from porestream.models.bundle import load_bundle
 from porestream.models.catalog import BUNDLED
-from porestream.server.rpc import Engine
+from porestream.server.engine import Engine
 from porestream.server.settings import Settings, SettingsError, load_settings
 
 MakeBundle = Callable[..., Path]

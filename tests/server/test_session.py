@@ -1,4 +1,4 @@
-"""Sessions under a memory budget, with a pipeline that answers when the test says so: no stall, no overrun, no loss."""
+"""Sessions under a memory budget, with reads that are called when the test says so: no stall, no overrun, no loss."""
 
 import asyncio
 from collections.abc import Callable
@@ -29,16 +29,17 @@ from porestream.server.reads import (
     ReadResult,
     SignalPiece,
     Status,
+    StreamFault,
 )
 from porestream.server.scheduler import Job
-from porestream.server.session import GATHER_S, MAX_OPEN_READS, Beat, CreditGrant, Drain, Results, Session, StreamFault
+from porestream.server.session import GATHER_S, MAX_OPEN_READS, Beat, CreditGrant, Drain, Results, Session
 
 SETTINGS = CallSettings("model", "", "", Priority.STANDARD, 0.0, False, False, 4000)
 MIB = 1 << 20
 
 
-class HeldPipeline:
-    """Holds jobs until they are finished by hand."""
+class HeldReads:
+    """Takes the scheduler's place, and holds jobs until they are finished by hand."""
 
     def __init__(self) -> None:
         self.jobs: list[Job] = []
@@ -131,13 +132,13 @@ def chunk(read: int, first: int, count: int, *, end: bool = False, signal: bytes
     return Chunk(UUID(int=read).bytes, 1, first, SignalPiece(Encoding.INT16_LE, signal, count, 0), calibration, end)
 
 
-async def go_on(client: Client, pipeline: HeldPipeline, turns: int) -> None:
+async def go_on(client: Client, held: HeldReads, turns: int) -> None:
     """The client sends what it can, and what is complete is called."""
     for _ in range(turns):
         await settle()
         client.send()
-        if pipeline.jobs:
-            pipeline.finish()
+        if held.jobs:
+            held.finish()
 
 
 async def settle() -> None:
@@ -151,11 +152,11 @@ def balanced(books: Books) -> bool:
 
 
 def make_session(
-    budget: MemoryBudget, pipeline: HeldPipeline, ledger: Ledger, limit: int = 50_000_000, client: str | None = None
+    budget: MemoryBudget, held: HeldReads, ledger: Ledger, limit: int = 50_000_000, client: str | None = None
 ) -> Session:
     return Session(
         SETTINGS,
-        pipeline,  # type: ignore[arg-type]
+        held,
         budget,
         StreamBooks(ledger, "run", SETTINGS.model, SETTINGS.priority),
         max_read_samples=limit,
@@ -181,19 +182,17 @@ streams = st.lists(
 def test_no_legal_stream_stalls_and_memory_stays_in_budget(plans, random) -> None:  # type: ignore[no-untyped-def]
     async def simulate() -> None:
         budget = MemoryBudget(12 * MIB, 3)
-        pipeline, ledger = HeldPipeline(), Ledger()
+        held, ledger = HeldReads(), Ledger()
         clients = [
-            Client(
-                make_session(budget, pipeline, ledger), reads, at_once, samples, acknowledging, pause=random.randrange
-            )
+            Client(make_session(budget, held, ledger), reads, at_once, samples, acknowledging, pause=random.randrange)
             for reads, at_once, samples, acknowledging in plans
         ]
         listeners = [asyncio.create_task(client.listen()) for client in clients]
         while any(len(client.results) < len(client.reads) for client in clients):
             await settle()
             actions = [client.send for client in clients]
-            if pipeline.jobs:
-                actions.append(lambda: pipeline.finish(random.randrange(8)) is None)
+            if held.jobs:
+                actions.append(lambda: held.finish(random.randrange(8)) is None)
             random.shuffle(actions)
             progressed = any(action() for action in actions)
             if not progressed:
@@ -228,17 +227,17 @@ def test_no_legal_stream_stalls_and_memory_stays_in_budget(plans, random) -> Non
         asyncio.run(simulate())
 
 
-def run(scenario: Callable[[MemoryBudget, HeldPipeline, Ledger], object], budget_mib: int = 12) -> None:
+def run(scenario: Callable[[MemoryBudget, HeldReads, Ledger], object], budget_mib: int = 12) -> None:
     async def main() -> None:
-        await scenario(MemoryBudget(budget_mib * MIB, 3), HeldPipeline(), Ledger())  # type: ignore[misc]
+        await scenario(MemoryBudget(budget_mib * MIB, 3), HeldReads(), Ledger())  # type: ignore[misc]
 
     asyncio.run(main())
 
 
 def test_a_greedy_stream_leaves_room_for_others() -> None:
-    async def scenario(budget: MemoryBudget, pipeline: HeldPipeline, ledger: Ledger) -> None:
-        hog = Client(make_session(budget, pipeline, ledger), [100_000] * 200, acknowledging=False)
-        small = Client(make_session(budget, pipeline, ledger), [900_000])  # 1.8 MB: more than its guaranteed share
+    async def scenario(budget: MemoryBudget, held: HeldReads, ledger: Ledger) -> None:
+        hog = Client(make_session(budget, held, ledger), [100_000] * 200, acknowledging=False)
+        small = Client(make_session(budget, held, ledger), [900_000])  # 1.8 MB: more than its guaranteed share
         for client in (hog, small):
             client.task = asyncio.create_task(client.listen())  # type: ignore[attr-defined]
         await settle()
@@ -246,17 +245,17 @@ def test_a_greedy_stream_leaves_room_for_others() -> None:
             await settle()
         while small.send():
             await settle()
-        assert len(pipeline.jobs) > 1
-        assert any(job.stream is small.session for job in pipeline.jobs), "the greedy stream starved the other"
+        assert len(held.jobs) > 1
+        assert any(job.stream is small.session for job in held.jobs), "the greedy stream starved the other"
 
     run(scenario)
 
 
 def test_the_longest_open_read_is_rejected_by_name_when_nothing_else_helps() -> None:
-    async def scenario(budget: MemoryBudget, pipeline: HeldPipeline, ledger: Ledger) -> None:
-        client = Client(make_session(budget, pipeline, ledger), [9_000_000, 50_000], open_at_once=2)
+    async def scenario(budget: MemoryBudget, held: HeldReads, ledger: Ledger) -> None:
+        client = Client(make_session(budget, held, ledger), [9_000_000, 50_000], open_at_once=2)
         client.task = asyncio.create_task(client.listen())  # type: ignore[attr-defined]
-        await go_on(client, pipeline, 300)
+        await go_on(client, held, 300)
         assert client.results[0].status is Status.REJECTED
         assert str(budget.total_bytes) in client.results[0].detail
         assert client.results[1].status is Status.CALLED
@@ -268,16 +267,16 @@ def test_reads_that_never_end_do_not_cost_anothers_long_read(monkeypatch: pytest
     """Two streams of one client leave reads open, each smaller than the honest one; no clock helps."""
     monkeypatch.setattr("porestream.server.budget.BUSY_PATIENCE_S", 0.0)
 
-    async def scenario(budget: MemoryBudget, pipeline: HeldPipeline, ledger: Ledger) -> None:
-        hostile = [make_session(budget, pipeline, ledger, client="hostile") for _ in range(2)]
+    async def scenario(budget: MemoryBudget, held: HeldReads, ledger: Ledger) -> None:
+        hostile = [make_session(budget, held, ledger, client="hostile") for _ in range(2)]
         clients = [Client(session, [10**9], acknowledging=True) for session in hostile]
-        honest = Client(make_session(budget, pipeline, ledger, client="honest"), [4_000_000])
+        honest = Client(make_session(budget, held, ledger, client="honest"), [4_000_000])
         tasks = [asyncio.create_task(client.listen()) for client in (*clients, honest)]
         for _ in range(30):  # they are first, and take what they get
             await settle()
             for client in clients:
                 client.send()
-        await go_on(honest, pipeline, 400)
+        await go_on(honest, held, 400)
         assert honest.results[0].status is Status.CALLED
         assert not honest.sent_back
         assert any(client.sent_back for client in clients)
@@ -289,9 +288,9 @@ def test_reads_that_never_end_do_not_cost_anothers_long_read(monkeypatch: pytest
 
 
 def test_a_read_of_which_nothing_comes_goes_first_and_may_come_again() -> None:
-    async def scenario(budget: MemoryBudget, pipeline: HeldPipeline, ledger: Ledger) -> None:
-        idle = Client(make_session(budget, pipeline, ledger, client="idle"), [10**9])
-        long = Client(make_session(budget, pipeline, ledger, client="long"), [4_000_000])
+    async def scenario(budget: MemoryBudget, held: HeldReads, ledger: Ledger) -> None:
+        idle = Client(make_session(budget, held, ledger, client="idle"), [10**9])
+        long = Client(make_session(budget, held, ledger, client="long"), [4_000_000])
         tasks = [asyncio.create_task(client.listen()) for client in (idle, long)]
         while not budget._borrowers or idle.credit - idle.used < MAX_CHUNK_SAMPLES:
             await settle()
@@ -299,11 +298,11 @@ def test_a_read_of_which_nothing_comes_goes_first_and_may_come_again() -> None:
             await settle()
         for read in idle.session._open.values():
             read.grown_s = idle.session._credited_s = -1e9
-        await go_on(long, pipeline, 300)
+        await go_on(long, held, 300)
         assert long.results[0].status is Status.CALLED
         assert idle.sent_back == [0]
         idle.reads = [50_000]
-        await go_on(idle, pipeline, 60)
+        await go_on(idle, held, 60)
         assert idle.results[0].status is Status.CALLED
         for task in tasks:
             task.cancel()
@@ -324,13 +323,13 @@ def test_a_read_of_which_nothing_comes_goes_first_and_may_come_again() -> None:
     ],
 )
 def test_bad_reads_are_rejected_and_the_stream_goes_on(chunks: list[Chunk], reason: str) -> None:
-    async def scenario(budget: MemoryBudget, pipeline: HeldPipeline, ledger: Ledger) -> None:
-        client = Client(make_session(budget, pipeline, ledger, limit=100_000), [])
+    async def scenario(budget: MemoryBudget, held: HeldReads, ledger: Ledger) -> None:
+        client = Client(make_session(budget, held, ledger, limit=100_000), [])
         client.task = asyncio.create_task(client.listen())  # type: ignore[attr-defined]
         for piece in chunks:
             client.session.receive(piece)
         client.session.receive(chunk(8, 0, 5_000, end=True))
-        pipeline.finish()
+        held.finish()
         await settle()
         assert client.results[7].status is Status.REJECTED
         assert reason in client.results[7].detail
@@ -345,8 +344,8 @@ def test_bad_reads_are_rejected_and_the_stream_goes_on(chunks: list[Chunk], reas
     [(None, "missing"), (Calibration(float("nan"), 1.0), "unusable"), (Calibration(0.0, 0.0), "unusable")],
 )
 def test_calibration_is_checked(calibration: Calibration | None, reason: str) -> None:
-    async def scenario(budget: MemoryBudget, pipeline: HeldPipeline, ledger: Ledger) -> None:
-        session = make_session(budget, pipeline, ledger)
+    async def scenario(budget: MemoryBudget, held: HeldReads, ledger: Ledger) -> None:
+        session = make_session(budget, held, ledger)
         client = Client(session, [])
         client.task = asyncio.create_task(client.listen())  # type: ignore[attr-defined]
         good = chunk(7, 0, 100, end=True)
@@ -358,8 +357,8 @@ def test_calibration_is_checked(calibration: Calibration | None, reason: str) ->
 
 
 def test_breaking_the_contract_ends_the_stream() -> None:
-    async def scenario(budget: MemoryBudget, pipeline: HeldPipeline, ledger: Ledger) -> None:
-        session = make_session(budget, pipeline, ledger)
+    async def scenario(budget: MemoryBudget, held: HeldReads, ledger: Ledger) -> None:
+        session = make_session(budget, held, ledger)
         with pytest.raises(StreamFault, match="credit exceeded"):
             for number in range(1000):
                 session.receive(chunk(number, 0, 100_000, end=True))  # complete reads that nobody calls
@@ -376,8 +375,8 @@ def test_breaking_the_contract_ends_the_stream() -> None:
 
 
 def test_open_reads_are_bounded() -> None:
-    async def scenario(budget: MemoryBudget, pipeline: HeldPipeline, ledger: Ledger) -> None:
-        session = make_session(budget, pipeline, ledger)
+    async def scenario(budget: MemoryBudget, held: HeldReads, ledger: Ledger) -> None:
+        session = make_session(budget, held, ledger)
         with pytest.raises(StreamFault, match=f"more than {MAX_OPEN_READS}|credit exceeded"):
             for number in range(MAX_OPEN_READS + 1):
                 session.receive(chunk(number, 0, 0))
@@ -386,9 +385,9 @@ def test_open_reads_are_bounded() -> None:
 
 
 def test_half_close_rejects_open_reads_but_a_drain_abandons_them() -> None:
-    async def scenario(budget: MemoryBudget, pipeline: HeldPipeline, ledger: Ledger) -> None:
-        closing = Client(make_session(budget, pipeline, ledger), [])
-        drained = Client(make_session(budget, pipeline, ledger), [])
+    async def scenario(budget: MemoryBudget, held: HeldReads, ledger: Ledger) -> None:
+        closing = Client(make_session(budget, held, ledger), [])
+        drained = Client(make_session(budget, held, ledger), [])
         tasks = [asyncio.create_task(client.listen()) for client in (closing, drained)]
         for client in (closing, drained):
             client.session.receive(chunk(1, 0, 100))
@@ -397,8 +396,8 @@ def test_half_close_rejects_open_reads_but_a_drain_abandons_them() -> None:
         await settle()
         for client in (closing, drained):
             client.session.half_close()
-        pipeline.finish()
-        pipeline.finish()
+        held.finish()
+        held.finish()
         async with asyncio.timeout(5):
             await asyncio.gather(*tasks)
         assert closing.ended
@@ -415,10 +414,10 @@ def test_half_close_rejects_open_reads_but_a_drain_abandons_them() -> None:
 
 
 def test_a_silent_client_is_dropped_and_an_idle_one_gets_heartbeats() -> None:
-    async def scenario(budget: MemoryBudget, pipeline: HeldPipeline, ledger: Ledger) -> None:
+    async def scenario(budget: MemoryBudget, held: HeldReads, ledger: Ledger) -> None:
         session = Session(
             SETTINGS,
-            pipeline,  # type: ignore[arg-type]
+            held,
             budget,
             StreamBooks(ledger, "run", SETTINGS.model, SETTINGS.priority),
             max_read_samples=1000,
@@ -434,13 +433,13 @@ def test_a_silent_client_is_dropped_and_an_idle_one_gets_heartbeats() -> None:
 
 
 def test_results_of_a_closed_stream_are_dropped() -> None:
-    async def scenario(budget: MemoryBudget, pipeline: HeldPipeline, ledger: Ledger) -> None:
-        session = make_session(budget, pipeline, ledger)
+    async def scenario(budget: MemoryBudget, held: HeldReads, ledger: Ledger) -> None:
+        session = make_session(budget, held, ledger)
         session.receive(chunk(1, 0, 1000, end=True))
-        job = pipeline.jobs[0]
+        job = held.jobs[0]
         session.close()
-        pipeline.jobs = [job]
-        pipeline.finish()
+        held.jobs = [job]
+        held.finish()
         await settle()
         assert ledger.server.abandoned == 1
         assert budget.charged_bytes() == 0
