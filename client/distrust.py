@@ -48,6 +48,8 @@ def result_fault(message: pb.ReadResult, samples: int | None, lengths: Mapping[s
 
 def _part_fault(part: pb.CalledRead, signal_samples: int) -> str:
     bases = len(part.sequence)
+    if part.status not in (pb.READ_STATUS_UNSPECIFIED, pb.READ_STATUS_CALLED, pb.READ_STATUS_FILTERED):
+        return f"a part of status {part.status}"
     if len(part.read_id) != 16:
         return f"a read id of {len(part.read_id)} bytes"
     if part.sequence.strip("ACGT"):  # of letters within as well: those before them are stripped, they are left

@@ -111,6 +111,8 @@ class CalledPart:
         One byte a time step (0 or 1); empty unless asked for.
     alignments
         Primary first; empty: unmapped, or no reference.
+    status
+        CALLED or FILTERED; of a read that was split parts may differ.
     """
 
     read_id: UUID
@@ -122,6 +124,7 @@ class CalledPart:
     stride_samples: int
     moves: bytes
     alignments: tuple[Alignment, ...]
+    status: ReadStatus = ReadStatus.CALLED
 
 
 @dataclass(frozen=True, slots=True)

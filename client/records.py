@@ -122,7 +122,7 @@ def records(result: ReadResult, head: pysam.AlignmentHeader, model: str) -> Iter
     for part in result.parts:
         common = _tags(result, part, model)
         clip_free = [alignment for alignment in part.alignments if not alignment.flag & SECONDARY]
-        qc_fail = QC_FAIL if result.status is ReadStatus.FILTERED else 0
+        qc_fail = QC_FAIL if ReadStatus.FILTERED in (result.status, part.status) else 0
         for alignment in part.alignments or (None,):
             record = pysam.AlignedSegment(head)
             record.query_name = str(part.read_id)

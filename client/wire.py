@@ -112,7 +112,7 @@ def decode_result(
     if status is None:
         status, detail = ReadStatus.FAILED, f"the server says status {message.status}, which is none"
     elif status in (ReadStatus.CALLED, ReadStatus.FILTERED):
-        if not message.parts:
+        if not message.parts and not (status is ReadStatus.FILTERED and detail):
             status, detail = ReadStatus.FAILED, f"the server says {status.value}, and sends no sequence"
         elif fault := result_fault(message, samples, lengths):
             status, detail = ReadStatus.FAILED, f"the server's result cannot be: {fault}"
@@ -154,6 +154,7 @@ def _parts(message: pb.ReadResult) -> Iterator[CalledPart]:
                 )
                 for alignment in part.alignments
             ),
+            status=_STATUSES[part.status or message.status],
         )
 
 

@@ -12,7 +12,6 @@ import structlog
 
 from porestream.kernels.aligner import Alignment
 from porestream.kernels.device_aligner import DeviceAligner
-from porestream.models.basecaller import CalledRead
 from porestream.server.device_use import DeviceUse
 from porestream.server.metrics import STAGE_SECONDS, STAGE_WAIT_SECONDS
 from porestream.server.scheduler import Job
@@ -22,10 +21,11 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ToAlign:
-    """A called read."""
+    """A called read's part, the `index`th."""
 
     job: Job
-    called: CalledRead
+    index: int
+    sequence: str
     stitched_s: float
 
 
@@ -96,12 +96,12 @@ class AlignQueue:
             while not batch and not self._closed:
                 while self._waiting:
                     read = self._waiting[0][2]
-                    if batch and bases + len(read.called.sequence) > self._aligner.batch_bases:
+                    if batch and bases + len(read.sequence) > self._aligner.batch_bases:
                         break
                     heapq.heappop(self._waiting)
                     if self._is_wanted(read.job):
                         batch.append(read)
-                        bases += len(read.called.sequence)
+                        bases += len(read.sequence)
                 if not batch and not self._closed:
                     self._changed.wait()
             return batch
@@ -139,7 +139,7 @@ class AlignQueue:
                 result: Result
                 try:
                     md = read.job.settings.emit_md
-                    result = self._aligner.align_elsewhere(read.job.read.name, read.called.sequence, md=md)
+                    result = self._aligner.align_elsewhere(read.job.read.name, read.sequence, md=md)
                 except Exception as error:  # one read's failure must not end the thread
                     log.exception("read failed", stage="align", read_id=read.job.read.name)
                     result = error
@@ -157,7 +157,7 @@ class AlignQueue:
     def _align(self, batch: list[ToAlign]) -> list[Result | None]:
         """None: the device cannot take that read."""
         wants_md = [read.job.settings.emit_md for read in batch]
-        reads = [(read.job.read.name, read.called.sequence) for read in batch]
+        reads = [(read.job.read.name, read.sequence) for read in batch]
         found: list[list[Alignment] | None] = []
         failure: Exception | None = None
         try:

@@ -117,7 +117,7 @@ class StreamBooks:
         """A result was made; its samples and bases count at once, the read when it is acknowledged."""
         for books in self._books:
             books.samples_finished += result.signal_samples
-            books.bases += len(result.part.sequence) if result.part else 0
+            books.bases += sum(len(part.sequence) for part in result.parts)
 
     def close(self, status: Status, *, to_align: bool, aligned: bool) -> None:
         """A result was acknowledged."""

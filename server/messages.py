@@ -145,9 +145,11 @@ def _encode_result(result: reads.ReadResult, settings: reads.CallSettings) -> pb
             total=_duration(timings.total_s),
         ),
     )
-    if (part := result.part) is not None:
+    for part in result.parts:
         message.parts.add(
-            read_id=result.read_id,
+            read_id=part.read_id or result.read_id,
+            split_start_sample=part.first_sample,
+            status=_STATUSES[part.status] if part.status is not result.status else pb.READ_STATUS_UNSPECIFIED,
             sequence=part.sequence,
             qualities=part.qualities_B.tobytes(),
             mean_qscore=part.mean_qscore,

@@ -15,13 +15,12 @@ import torch
 
 from porestream.kernels.aligner import Aligner, Alignment
 from porestream.kernels.device_aligner import DeviceAligner
-from porestream.models.adapters import trim_adapters
 from porestream.models.basecaller import Basecaller, finish
 from porestream.models.config import ModelError
 from porestream.models.decode import Decoded
 from porestream.models.prepare import PreparedRead
-from porestream.models.quality import mean_qscore
 from porestream.models.scale import Measurement
+from porestream.server.after_calling import after_calling, rate
 from porestream.server.align_queue import AlignQueue, ToAlign
 from porestream.server.device_use import DeviceUse
 from porestream.server.metrics import (
@@ -148,25 +147,24 @@ class Pipeline:
 
     def _prepare(self, job: Job) -> None:
         """Decode the signal, scale it, plan its chunks."""
-        job.started_s = time.monotonic()
-        STAGE_WAIT_SECONDS.labels("prepare").observe(job.started_s - job.submitted_s)
+        job.work.started_s = time.monotonic()
+        STAGE_WAIT_SECONDS.labels("prepare").observe(job.work.started_s - job.submitted_s)
         try:
             signal_S = job.read.take_signal()
             basecaller = self._basecallers[job.settings.model]
             try:
-                job.prepared = basecaller.prepare(signal_S, _measurement(job))
+                prepared = job.work.prepared = basecaller.prepare(signal_S, _measurement(job))
             except ValueError as error:
                 raise InputFault(Reason.SIGNAL, str(error)) from error
-            job.missing = len(job.prepared.plan.pieces)
-            job.decoded = [None] * job.missing
+            job.work.decoded = [None] * len(prepared.plan.pieces)
         except InputFault as fault:
             self._end(job, Status.REJECTED, str(fault), fault.reason)
         except Exception as error:  # one read's failure must not end the worker
             log.exception("read failed", stage="prepare", read_id=job.read.name)
             self._fail(job, Stage.PREPARE, error)
         else:
-            STAGE_SECONDS.labels("prepare").observe(time.monotonic() - job.started_s)
-            self._scheduler.prepared(job)
+            STAGE_SECONDS.labels("prepare").observe(time.monotonic() - job.work.started_s)
+            self._scheduler.prepared(job, prepared.plan.pieces)
 
     def _call(self, batch: Batch) -> None:
         """Basecall one batch; finish the reads whose last chunk it held."""
@@ -185,8 +183,8 @@ class Pipeline:
                 if isinstance(result, Exception):
                     self._fail(job, Stage.BASECALL, result)
                     continue
-                job.decoded[task.index] = result
-                if self._scheduler.called_one(job):
+                job.work.decoded[task.index] = result
+                if self._scheduler.did_one(job):
                     self._finish(job)
 
     def _call_group(self, batch: Batch, tasks: list[Task]) -> list[Decoded | Exception]:
@@ -203,78 +201,102 @@ class Pipeline:
             return [result for task in tasks for result in self._call_group(batch, [task])]
 
     def _finish(self, job: Job) -> None:
-        """Stitch the chunks, trim adapters; have the bases aligned, here or in batches on a device."""
-        called_s = time.monotonic()
-        assert job.prepared is not None
+        """Stitch the chunks and make parts of them; have each aligned, here or in batches on a device."""
+        work, called_s = job.work, time.monotonic()
+        assert work.prepared is not None
         try:
             config = self._basecallers[job.settings.model].bundle.config
-            called = finish(job.prepared, [chunk for chunk in job.decoded if chunk is not None])
-            if not (job.settings.no_trim or config.is_rna):  # RNA's adapter was trimmed off the signal
-                called = trim_adapters(called, job.settings.sequencing_kit)
+            called = finish(work.prepared, [chunk for chunk in work.decoded if chunk is not None])
+            work.parts = after_calling(called, job.settings, config)
         except Exception as error:  # one read's failure must not end the worker
             log.exception("read failed", stage="stitch", read_id=job.read.name)
             self._fail(job, Stage.STITCH, error)
             return
-        read = ToAlign(job, called, time.monotonic())
-        STAGE_SECONDS.labels("stitch").observe(read.stitched_s - called_s)
-        key = (job.settings.reference, job.settings.preset)
-        if queue := self.align_queues.get(key):
-            queue.put(read)
+        work.stitched_s = time.monotonic()
+        STAGE_SECONDS.labels("stitch").observe(work.stitched_s - called_s)
+        work.alignments = [[] for _ in work.parts]
+        aligner = self._aligners.get((job.settings.reference, job.settings.preset))
+        if aligner is None or not work.parts:
+            self._deliver(job)
             return
-        alignments: list[Alignment] | Exception = []
-        if aligner := self._aligners.get(key):
-            try:
-                alignments = aligner.align(job.read.name, called.sequence, md=job.settings.emit_md)
-            except Exception as error:  # nor this one
-                log.exception("read failed", stage="align", read_id=job.read.name)
-                alignments = error
-            STAGE_SECONDS.labels("align").observe(time.monotonic() - read.stitched_s)
-        self._aligned(read, alignments)
+        self._scheduler.expect(job, len(work.parts))
+        for index, part in enumerate(work.parts):
+            self._align(ToAlign(job, index, part.called.sequence, work.stitched_s), aligner)
 
-    def _aligned(self, read: ToAlign, alignments: list[Alignment] | Exception) -> None:
-        """Deliver a read's result."""
-        job, called = read.job, read.called
-        if isinstance(alignments, Exception):
-            self._fail(job, Stage.ALIGN, alignments)
+    def _align(self, part: ToAlign, aligner: Aligner) -> None:
+        job = part.job
+        if queue := self.align_queues.get((job.settings.reference, job.settings.preset)):
+            queue.put(part)
             return
-        assert job.prepared is not None
-        assert job.read.calibration is not None
-        model, aligned_s = job.settings.model, time.monotonic()
-        config = self._basecallers[model].bundle.config
-        quality = mean_qscore(called.qualities_B, config.mean_qscore_start)
-        scaling = job.prepared.scaling
-        offset_adc, scale_pa, _ = job.read.calibration
-        filtered = quality < job.settings.min_mean_qscore
+        began_s = time.monotonic()
+        alignments: list[Alignment] | Exception
+        try:
+            alignments = aligner.align(job.read.name, part.sequence, md=job.settings.emit_md)
+        except Exception as error:  # nor one part's
+            log.exception("read failed", stage="align", read_id=job.read.name)
+            alignments = error
+        STAGE_SECONDS.labels("align").observe(time.monotonic() - began_s)
+        self._aligned(part, alignments)
+
+    def _aligned(self, part: ToAlign, alignments: list[Alignment] | Exception) -> None:
+        """One part is done; its read, with the last."""
+        if isinstance(alignments, Exception):
+            self._fail(part.job, Stage.ALIGN, alignments)
+            return
+        part.job.work.alignments[part.index] = alignments
+        if self._scheduler.did_one(part.job):
+            self._deliver(part.job)
+
+    def _deliver(self, job: Job) -> None:
+        """Deliver a read's result."""
+        work, read, settings, done_s = job.work, job.read, job.settings, time.monotonic()
+        assert work.prepared is not None
+        assert read.calibration is not None
+        config = self._basecallers[settings.model].bundle.config
+        scaling = work.prepared.scaling
+        offset_adc, scale_pa, _ = read.calibration
+        rated = [rate(part, settings, config) for part in work.parts]
+        # A read is called if any part is; what else became of its signal is why it is not.
+        called = [one for one in rated if one[1] is Status.CALLED]
+        _, status, detail = next(iter(called or rated), (0.0, Status.FILTERED, "nothing of it is left to be called"))
+        parts = tuple(
+            CalledPart(
+                part.called.sequence,
+                part.called.qualities_B,
+                part.called.moves_T,
+                quality,
+                part.called.trimmed_samples,
+                part.called.stride,
+                alignments,
+                status_of_part,
+                part.read_id or read.read_id,
+                part.first_sample,
+            )
+            for part, alignments, (quality, status_of_part, _) in zip(work.parts, work.alignments, rated, strict=True)
+        )
         result = ReadResult(
-            job.read.read_id,
-            job.read.channel,
-            Status.FILTERED if filtered else Status.CALLED,
-            f"mean Q {quality:.2f} is below {job.settings.min_mean_qscore:g}" if filtered else "",
-            job.read.samples,
+            read.read_id,
+            read.channel,
+            status,
+            detail,
+            read.samples,
             scaling_midpoint_pa=(scaling.shift + offset_adc) * scale_pa,
             scaling_dispersion_pa=scaling.scale * scale_pa,
             scaling_strategy=config.scaling,
-            part=CalledPart(
-                called.sequence,
-                called.qualities_B,
-                called.moves_T,
-                quality,
-                called.trimmed_samples,
-                called.stride,
-                alignments,
-            ),
+            parts=parts,
             timings=Timings(
-                queue_s=job.started_s - job.submitted_s,
-                basecall_s=read.stitched_s - job.started_s,
-                align_s=aligned_s - read.stitched_s,
-                total_s=aligned_s - job.submitted_s,
+                queue_s=work.started_s - job.submitted_s,
+                basecall_s=work.stitched_s - work.started_s,
+                align_s=done_s - work.stitched_s,
+                total_s=done_s - job.submitted_s,
             ),
         )
         if self._scheduler.done(job):
-            READ_MEAN_QSCORE.labels(model).observe(quality)
-            READ_LENGTH_BASES.labels(model).observe(len(called.sequence))
-            if alignments:
-                ALIGNMENT_IDENTITY.labels(model).observe(_identity(alignments[0]))
+            for part in parts:
+                READ_MEAN_QSCORE.labels(settings.model).observe(part.mean_qscore)
+                READ_LENGTH_BASES.labels(settings.model).observe(len(part.sequence))
+                if part.alignments:
+                    ALIGNMENT_IDENTITY.labels(settings.model).observe(_identity(part.alignments[0]))
             job.deliver(job, result)
 
     def _fail(self, job: Job, stage: Stage, error: Exception) -> None:
@@ -304,6 +326,6 @@ def _measurement(job: Job) -> Measurement:
 
 
 def _chunk_of(task: Task) -> tuple[PreparedRead, int]:
-    prepared = task.job.prepared
+    prepared = task.job.work.prepared
     assert prepared is not None
     return prepared, prepared.plan.pieces[task.index].start

@@ -243,6 +243,15 @@ class CalledPart:
     trimmed_samples: int
     stride: int
     alignments: list[Alignment]
+    status: Status = Status.CALLED
+    read_id: bytes = b""
+    first_sample: int = 0
+
+    @property
+    def size_bytes(self) -> int:
+        """Roughly what it takes in memory."""
+        cigars = sum(alignment.cigar.nbytes + len(alignment.md) + 256 for alignment in self.alignments)
+        return 2 * len(self.sequence) + self.moves_T.nbytes + cigars
 
     def samples_of(self, signal_samples: int) -> int:
         """Samples of the signal up to the part's end (tag ns): all of them, unless bases were cut off there.
@@ -265,17 +274,14 @@ class ReadResult:
     scaling_midpoint_pa: float = 0.0
     scaling_dispersion_pa: float = 0.0
     scaling_strategy: str = ""
-    part: CalledPart | None = None
+    parts: tuple[CalledPart, ...] = ()
     timings: Timings = Timings()
     cause: Reason | Stage | None = None  # of REJECTED why, of FAILED where
 
     @property
     def size_bytes(self) -> int:
         """Roughly what it takes in memory."""
-        if self.part is None:
-            return 512
-        cigars = sum(alignment.cigar.nbytes + len(alignment.md) + 256 for alignment in self.part.alignments)
-        return 512 + 2 * len(self.part.sequence) + self.part.moves_T.nbytes + cigars
+        return 512 + sum(part.size_bytes for part in self.parts)
 
 
 @dataclass(frozen=True, slots=True)

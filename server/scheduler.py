@@ -18,13 +18,13 @@ import itertools
 import threading
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from porestream.models.decode import Decoded
-from porestream.models.prepare import PreparedRead
+from porestream.models.chunk import Piece
 from porestream.server.reads import CallSettings, OpenRead, Priority, ReadResult
+from porestream.server.work import Work
 
 _MAX_OVERTAKEN_S = 2.0
 _LIVE_LEAD_SAMPLES = 200_000  # by which LIVE may be before its share at any time
@@ -110,21 +110,19 @@ class _Lanes(Generic[_T]):
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """One complete read on its way through the pipeline."""
+    """One complete read that is to be called, as the scheduler knows it; `work` is the pipeline's."""
 
     stream: Hashable
     settings: CallSettings
     read: OpenRead
     deliver: Callable[["Job", ReadResult], None]
     submitted_s: float = field(default_factory=time.monotonic)
-    started_s: float = 0.0
+    work: Work = field(default_factory=Work)
     client: Hashable = None  # whose stream it is; None: one that has no other
     is_live: bool = False  # whether it goes with LIVE work
     tag: float = 0.0
     pace: int = 1  # tag per sample
-    prepared: PreparedRead | None = None
-    decoded: list[Decoded | None] = field(default_factory=list)
-    missing: int = 0
+    missing: int = 0  # chunks that are not called yet, then parts that are not aligned
     number: int = 0
     ready: dict[int, tuple[str, int]] = field(default_factory=dict)  # chunks that wait, and among which
 
@@ -290,14 +288,14 @@ class Scheduler:
         with self._changed:
             return None if self._closed else self._next()
 
-    def prepared(self, job: Job) -> None:
-        """The read's plan is made: its chunks are ready to be called."""
-        assert job.prepared is not None
+    def prepared(self, job: Job, pieces: Sequence[Piece]) -> None:
+        """The read's plan is made: these chunks are ready to be called."""
         with self._changed:
+            job.missing = len(pieces)
             if job not in self._active:  # cancelled meanwhile
                 return
             model, ready_s = job.settings.model, self._clock()
-            for index, piece in enumerate(job.prepared.plan.pieces):
+            for index, piece in enumerate(pieces):
                 place = (model, piece.samples)
                 if place not in self._ready:
                     self._ready[place] = _ReadyClass(*place, self._batch_rows[model])
@@ -307,8 +305,13 @@ class Scheduler:
                 job.ready[task.number] = place
             self._changed.notify_all()
 
-    def called_one(self, job: Job) -> bool:
-        """One more chunk of the read was called. True for the last, to whoever called it."""
+    def expect(self, job: Job, parts: int) -> None:
+        """So many parts of the read are to be aligned: `did_one` tells the last."""
+        with self._changed:
+            job.missing = parts
+
+    def did_one(self, job: Job) -> bool:
+        """One more chunk of the read was called, or part aligned. True for the last, to whoever did it."""
         with self._changed:
             job.missing -= 1
             return job.missing == 0

@@ -316,7 +316,7 @@ class Session:
                 STAGE_WAIT_SECONDS.labels("deliver").observe(max(0.0, latency_s - result.timings.total_s))
             size += charged
             results.append(result)
-            aligned = bool(result.part and result.part.alignments)
+            aligned = any(part.alignments for part in result.parts)
             self._unacknowledged.append((result.status, aligned))
             self._budget.charge(self, CHUNK_OVERHEAD_BYTES - charged)
         first = self._sent_seq + 1

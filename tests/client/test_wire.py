@@ -179,6 +179,7 @@ def encode(result: ReadResult) -> bytes:
     )
     for part in result.parts:
         encoded = message.parts.add(
+            status=pb.ReadStatus.Value(f"READ_STATUS_{part.status.name}"),
             read_id=part.read_id.bytes,
             sequence=part.sequence,
             qualities=part.qualities,

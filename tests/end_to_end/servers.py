@@ -32,7 +32,7 @@ def _start(log: Path, *arguments: object) -> BaseProcess:
 
 def serving(*flags: object, **options: Any) -> subprocess.Popen[str]:
     """`porestream serve` as a user starts it, once it serves; what more it logs is to be read from its `stderr`."""
-    command = [Path(sys.executable).with_name("porestream"), "serve", "--threads", "1", "--log-format", "json"]
+    command = [str(Path(sys.executable).with_name("porestream")), "serve", "--threads", "1", "--log-format", "json"]
     process = subprocess.Popen([*command, *map(str, flags)], stderr=subprocess.PIPE, text=True, **options)
     assert process.stderr is not None
     for line in process.stderr:

@@ -47,7 +47,7 @@ def read(name: str, bases: int = 10, *, md: bool = True, priority: Priority = Pr
     settings = SimpleNamespace(emit_md=md, priority=priority)
     job: Any = SimpleNamespace(read=SimpleNamespace(name=name), settings=settings)
     called: Any = SimpleNamespace(sequence="A" * bases)
-    return ToAlign(job, called, 0.0)
+    return ToAlign(job, 0, called.sequence, 0.0)
 
 
 Results = dict[str, list[Alignment] | Exception]

@@ -32,9 +32,8 @@ def job(stream: str, samples: int, priority: Priority = Priority.STANDARD, model
 
 def prepare(scheduler: Scheduler, work: Job) -> None:
     plan = CHUNKER.plan(work.read.samples)
-    work.prepared = PreparedRead(np.zeros(work.read.samples, np.int16), Scaling(0.0, 1.0), 0, plan)
-    work.missing = len(plan.pieces)
-    scheduler.prepared(work)
+    work.work.prepared = PreparedRead(np.zeros(work.read.samples, np.int16), Scaling(0.0, 1.0), 0, plan)
+    scheduler.prepared(work, plan.pieces)
 
 
 def drain(scheduler: Scheduler, count: int) -> list[Batch]:
@@ -48,7 +47,7 @@ def drain(scheduler: Scheduler, count: int) -> list[Batch]:
             continue
         batches.append(work)
         for task in work.tasks:
-            if scheduler.called_one(task.job):
+            if scheduler.did_one(task.job):
                 assert scheduler.done(task.job)
                 count -= 1
     return batches
@@ -65,7 +64,7 @@ def serve(scheduler: Scheduler) -> tuple[dict[object, int], list[Job]]:
     finished = []
     for task in work.tasks:
         served[task.job.stream] += work.samples
-        if scheduler.called_one(task.job):
+        if scheduler.did_one(task.job):
             scheduler.done(task.job)
             finished.append(task.job)
     return dict(served), finished
@@ -88,12 +87,12 @@ def test_every_chunk_is_called_once_in_batches_of_one_shape(plans, rows, limit) 
     batches = drain(scheduler, len(submitted))
     seen = [(id(task.job), task.index) for batch in batches for task in batch.tasks]
     assert len(seen) == len(set(seen))
-    assert len(seen) == sum(len(work.prepared.plan.pieces) for work in submitted if work.prepared)
+    assert len(seen) == sum(len(work.work.prepared.plan.pieces) for work in submitted if work.work.prepared)
     for batch in batches:
         assert 1 <= len(batch.tasks) <= rows
         for task in batch.tasks:
-            assert task.job.prepared
-            assert (task.job.settings.model, task.job.prepared.plan.pieces[task.index].samples) == (
+            assert task.job.work.prepared
+            assert (task.job.settings.model, task.job.work.prepared.plan.pieces[task.index].samples) == (
                 batch.model,
                 batch.samples,
             )
@@ -255,7 +254,7 @@ def test_running_totals_are_the_sums(plan: list[tuple[str, int, int]]) -> None:
                 in_batches.append(work)
         elif action == "b" and in_batches:
             for task in in_batches.pop(number % len(in_batches)).tasks:
-                if scheduler.called_one(task.job) and scheduler.done(task.job):
+                if scheduler.did_one(task.job) and scheduler.done(task.job):
                     active.remove(task.job)
         elif action == "x" and active:
             assert scheduler.done(active.pop(number % len(active)))

@@ -54,7 +54,7 @@ class HeldReads:
         job = self.jobs.pop(index % len(self.jobs))
         bases = job.read.samples // 10
         part = CalledPart("A" * bases, np.zeros(bases, np.uint8), np.zeros(bases * 2, np.uint8), 9.0, 10, 6, [])
-        job.deliver(job, ReadResult(job.read.read_id, 1, Status.CALLED, "", job.read.samples, part=part))
+        job.deliver(job, ReadResult(job.read.read_id, 1, Status.CALLED, "", job.read.samples, parts=(part,)))
 
 
 @dataclass

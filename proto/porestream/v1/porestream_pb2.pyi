@@ -313,7 +313,7 @@ class ReadResult(_message.Message):
     def __init__(self, read_id: _Optional[bytes] = ..., channel: _Optional[int] = ..., status: _Optional[_Union[ReadStatus, str]] = ..., detail: _Optional[str] = ..., signal_samples: _Optional[int] = ..., scaling_midpoint: _Optional[float] = ..., scaling_dispersion: _Optional[float] = ..., parts: _Optional[_Iterable[_Union[CalledRead, _Mapping]]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., scaling_strategy: _Optional[str] = ...) -> None: ...
 
 class CalledRead(_message.Message):
-    __slots__ = ("read_id", "split_start_sample", "sequence", "qualities", "mean_qscore", "samples", "trimmed_samples", "model_stride", "moves", "alignments")
+    __slots__ = ("read_id", "split_start_sample", "sequence", "qualities", "mean_qscore", "samples", "trimmed_samples", "model_stride", "moves", "alignments", "status")
     READ_ID_FIELD_NUMBER: _ClassVar[int]
     SPLIT_START_SAMPLE_FIELD_NUMBER: _ClassVar[int]
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
@@ -324,6 +324,7 @@ class CalledRead(_message.Message):
     MODEL_STRIDE_FIELD_NUMBER: _ClassVar[int]
     MOVES_FIELD_NUMBER: _ClassVar[int]
     ALIGNMENTS_FIELD_NUMBER: _ClassVar[int]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
     read_id: bytes
     split_start_sample: int
     sequence: str
@@ -334,7 +335,8 @@ class CalledRead(_message.Message):
     model_stride: int
     moves: bytes
     alignments: _containers.RepeatedCompositeFieldContainer[Alignment]
-    def __init__(self, read_id: _Optional[bytes] = ..., split_start_sample: _Optional[int] = ..., sequence: _Optional[str] = ..., qualities: _Optional[bytes] = ..., mean_qscore: _Optional[float] = ..., samples: _Optional[int] = ..., trimmed_samples: _Optional[int] = ..., model_stride: _Optional[int] = ..., moves: _Optional[bytes] = ..., alignments: _Optional[_Iterable[_Union[Alignment, _Mapping]]] = ...) -> None: ...
+    status: ReadStatus
+    def __init__(self, read_id: _Optional[bytes] = ..., split_start_sample: _Optional[int] = ..., sequence: _Optional[str] = ..., qualities: _Optional[bytes] = ..., mean_qscore: _Optional[float] = ..., samples: _Optional[int] = ..., trimmed_samples: _Optional[int] = ..., model_stride: _Optional[int] = ..., moves: _Optional[bytes] = ..., alignments: _Optional[_Iterable[_Union[Alignment, _Mapping]]] = ..., status: _Optional[_Union[ReadStatus, str]] = ...) -> None: ...
 
 class Alignment(_message.Message):
     __slots__ = ("flag", "reference_name", "reference_start", "reference_end", "mapping_quality", "cigar", "score", "edit_distance", "md", "divergence")
