@@ -219,7 +219,7 @@ def table(found: list[Figures]) -> str:
         ("Mbase/s", lambda f: f"{f.device_speed:,.3f}"),
         ("minimap2, Mbase/s", lambda f: f"{f.minimap2_speed:,.2f} ({f.cores} cores)"),
         *(
-            (f"time in {name}", lambda f, name=name: f"{f.shares.get(name, 0):.1%}")  # type: ignore[misc]
+            (f"time in {name}", lambda f, name=name: f"{f.shares.get(name, 0):.1%}")
             for name in dict.fromkeys(name for f in found for name in f.shares)
         ),
     ]

@@ -196,7 +196,7 @@ class Field:
             "--threads": 1,
             "--log-format": "json",
         }
-        command = [Path(sys.executable).with_name("porestream"), "serve"]
+        command = [str(Path(sys.executable).with_name("porestream")), "serve"]
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, cores[:1])
         with open("/dev/full" if log == "full disk" else os.devnull, "w") as sink:

@@ -278,7 +278,7 @@ def unopened_streams(victim: Victim, token: str, stop: Event) -> str:
     )
 
 
-def _opening(priority: int = pb.PRIORITY_STANDARD, run: str = "attack") -> pb.StreamReadsRequest:
+def _opening(priority: pb.Priority = pb.PRIORITY_STANDARD, run: str = "attack") -> pb.StreamReadsRequest:
     options = pb.CallOptions(priority=priority)
     return pb.StreamReadsRequest(open=pb.OpenStream(run=pb.RunInfo(run_id=run, sample_rate_hz=4000), options=options))
 
@@ -391,7 +391,7 @@ def rejected_reads(victim: Victim, token: str, stop: Event) -> str:
 # streams that take what they can get
 
 
-def _stream(victim: Victim, token: str, stop: Event, priority: int, samples: int, *, ends: bool) -> None:
+def _stream(victim: Victim, token: str, stop: Event, priority: pb.Priority, samples: int, *, ends: bool) -> None:
     """Send reads of so many samples within the credit; of those that never end ten grow in turns."""
     template = list(encode_read(read_of(steps(samples), "attack")).chunks)
     credit, done, opened = [0], [0], threading.Event()
@@ -445,7 +445,7 @@ def _stream(victim: Victim, token: str, stop: Event, priority: int, samples: int
 
 
 def _streams(
-    victim: Victim, token: str, stop: Event, priority: int, samples: int = 40_000, *, ends: bool = True
+    victim: Victim, token: str, stop: Event, priority: pb.Priority, samples: int = 40_000, *, ends: bool = True
 ) -> str:
     opened = itertools.count()
 

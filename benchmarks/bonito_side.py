@@ -53,9 +53,10 @@ def load_model(directory: Path) -> Any:
     else:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)
+            modules = {file: torch.jit.load(file) for file in directory.glob("*.tensor")}  # type: ignore[no-untyped-call]
             weights = {
-                f"encoder.{file.name.removesuffix('.tensor')}": next(iter(torch.jit.load(file).parameters())).detach()
-                for file in directory.glob("*.tensor")
+                f"encoder.{file.name.removesuffix('.tensor')}": next(iter(module.parameters())).detach()
+                for file, module in modules.items()
             }
     model.load_state_dict(weights)  # strict: every parameter of bonito's, and no other
     return model.eval()
@@ -81,7 +82,7 @@ def measure(model: Any, chunks_N1S: torch.Tensor, size: int, threads: int, runs:
     Threads that wait for each other at every step become many times slower when something else takes one of their
     cores. Such a pass says nothing of bonito: it shows in the processor time, which falls below threads x wall time.
     """
-    parts = chunks_N1S.split(size)
+    parts = torch.split(chunks_N1S, size)
     model(parts[0])
     rates: list[float] = []
     for _ in range(4 * runs):
@@ -114,7 +115,9 @@ def main() -> None:
     batches = [int(size) for size in options.batches.split(",") if size]
     with torch.inference_mode():
         scores_TNC = drop_blanks(model(chunks_N1S[: options.scored]), model).contiguous().numpy()
-        alone_TNC = torch.cat([drop_blanks(model(chunk), model) for chunk in chunks_N1S[: options.scored].split(1)], 1)
+        alone_TNC = torch.cat(
+            [drop_blanks(model(chunk), model) for chunk in torch.split(chunks_N1S[: options.scored], 1)], 1
+        )
         exact_TNC = drop_blanks(exact(chunks_N1S[: options.scored].double()), exact).numpy()
         speeds = [measure(model, chunks_N1S, size, options.threads, options.runs) for size in batches]
     versions = [f"{name} {importlib.metadata.version(name)}" for name in ("ont-bonito", "ont-koi", "torch")]

@@ -83,7 +83,7 @@ def ensure_environment(folder: Path = ROOT / ".bonito-venv") -> Path:
     if ready.is_file():
         return python
     subprocess.run([os.environ.get("PYTHON") or sys.executable, "-m", "venv", "--clear", folder], check=True)
-    pip = [python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
+    pip = [str(python), "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
     version = os.environ.get("TORCH_VERSION") or torch.__version__.split("+")[0]
     attempts = (
         [f"torch=={version}+cpu"],
@@ -144,14 +144,14 @@ def run_bonito(
                 dict(zip(found["batches"].tolist(), found[name].tolist(), strict=True))
                 for name in ("samples_per_s", "passes")
             )
-            scores = (found[name] for name in ("scores_TNC", "alone_TNC", "exact_TNC"))
-            return BonitoResult(*scores, speeds, passes, str(found["versions"]))
+            scores_TNC, alone_TNC, exact_TNC = (found[name] for name in ("scores_TNC", "alone_TNC", "exact_TNC"))
+            return BonitoResult(scores_TNC, alone_TNC, exact_TNC, speeds, passes, str(found["versions"]))
 
 
 def our_speed(network: Network, chunks_NS: npt.NDArray[np.float32]) -> float:
     """Samples a second of one core, in batches of ROWS: the median of RUNS passes over all chunks."""
     torch.set_num_threads(1)
-    batches = torch.from_numpy(chunks_NS).split(ROWS)
+    batches = torch.split(torch.from_numpy(chunks_NS), ROWS)
     network(batches[0])
     speeds = []
     for _ in range(RUNS):
@@ -166,7 +166,7 @@ def compare(name: str, network: Network, chunks_NS: npt.NDArray[np.float32], bon
     """Print a row of how far the scores are apart; whether ours are near enough to bonito's."""
     torch.set_num_threads(1)
     scored_NS = chunks_NS[: bonito.scores_TNC.shape[1]]
-    ours_TNC = torch.cat([network(batch) for batch in torch.from_numpy(scored_NS).split(ROWS)], dim=1).numpy()
+    ours_TNC = torch.cat([network(batch) for batch in torch.split(torch.from_numpy(scored_NS), ROWS)], dim=1).numpy()
     if ours_TNC.shape != bonito.scores_TNC.shape:
         raise SystemExit(f"{name}: our scores are {ours_TNC.shape}, bonito's {bonito.scores_TNC.shape}")
     pairs = (
@@ -186,7 +186,18 @@ def simulated_run(folder: Path, samples: int) -> Path:
     reference, run = folder / "reference.fasta", folder / "run.pod5"
     reference.write_text(f">made_up\n{decode(random_bases(500_000, np.random.default_rng(1)))}\n")
     lengths = ["--reads", str(max(1, samples // 127_000)), "--length-mean", "10000", "--length-sd", "0"]
-    command = [sys.executable, "-m", "porestream.cli.main", "simulate", reference, "-o", run, "--seed", "1", *lengths]
+    command = [
+        sys.executable,
+        "-m",
+        "porestream.cli.main",
+        "simulate",
+        str(reference),
+        "-o",
+        str(run),
+        "--seed",
+        "1",
+        *lengths,
+    ]
     subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
     return run
 
@@ -196,8 +207,8 @@ def call_speed(model: Path, run: Path, folder: Path, threads: int) -> tuple[floa
     processor time, start and warm-up included, comes to with `threads` cores at it all the time.
     """
     summary = folder / "summary.json"
-    command = [sys.executable, "-m", "porestream.cli.main", "call", run, "--model", model, "-t", str(threads)]
-    command += ["-o", folder / "calls.bam", "--summary-json", summary]
+    command = [sys.executable, "-m", "porestream.cli.main", "call", str(run), "--model", str(model), "-t", str(threads)]
+    command += ["-o", str(folder / "calls.bam"), "--summary-json", str(summary)]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)

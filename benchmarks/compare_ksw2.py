@@ -112,9 +112,9 @@ def pieces(made: list[tuple[U8, U8]], *, backwards: bool = False) -> tuple[Piece
 
 def compare(
     found: Alignments, theirs: list[tuple[Extension, list[int]]], made: list[tuple[U8, U8]], kind: str
-) -> Counter:
+) -> Counter[str]:
     """Of how many tasks what is equal."""
-    counts: Counter = Counter(tasks=len(made))
+    counts: Counter[str] = Counter(tasks=len(made))
     for task, ((query, target), (extension, cigar)) in enumerate(zip(made, theirs, strict=True)):
         score = extension.score if kind == "fill" else extension.max_and_dropped & 0x7FFFFFFF
         ours = found.cigar_of(task).tolist()

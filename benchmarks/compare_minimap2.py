@@ -160,7 +160,7 @@ def simulate(reference: Path, seed: int = 1) -> dict[str, str]:
     """Reads of 0.2-10 kb at 1-12% error; a tenth is chimeric, a tenth has an insertion or deletion of 50-800 bases."""
     rng = np.random.default_rng(seed)
     with pysam.FastxFile(str(reference)) as file:
-        genome = max((entry.sequence.upper() for entry in file), key=len).encode()
+        genome = max(((entry.sequence or "").upper() for entry in file), key=len).encode()
     reads = {}
     for number in range(SIMULATED_READS):
         pieces = [_piece(genome, rng, int(rng.integers(200, 10_000)))]

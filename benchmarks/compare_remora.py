@@ -42,7 +42,7 @@ def ensure_environment(folder: Path = ROOT / ".remora-venv") -> Path:
         subprocess.run([os.environ.get("PYTHON", sys.executable), "-m", "venv", folder], check=True)
         torch = f"torch=={os.environ['TORCH_VERSION']}+cpu"
         index = os.environ.get("TORCH_INDEX", "https://download.pytorch.org/whl/cpu")
-        pip = [python, "-m", "pip", "install", "-q"]
+        pip = [str(python), "-m", "pip", "install", "-q"]
         if subprocess.run([*pip, torch], stderr=subprocess.DEVNULL, check=False).returncode:
             subprocess.run([*pip, "--extra-index-url", index, torch], check=True)
         subprocess.run([*pip, REMORA], check=True)
@@ -59,7 +59,9 @@ def runs(folder: Path, data: Path | None) -> Iterator[tuple[str, Path, list[str]
         simulate = ["simulate", reference, "-o", run, "--reads", "60", "--sample-rate", str(rate_hz)]
         porestream(*simulate)
         yield f"simulated, {rate_hz} Hz", run, []
-    for name, flags in REAL.items() if data else ():
+    if data is None:
+        return
+    for name, flags in REAL.items():
         yield name, data / name / "reads.pod5", [str(data / flag) if flag == V3 else flag for flag in flags]
 
 

@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import networkx
 from cuda.bindings import nvrtc
@@ -79,7 +80,7 @@ def compile_cubin(
         _checked(nvrtc.nvrtcDestroyProgram(program))
 
 
-def _checked(result: tuple) -> object:
+def _checked(result: tuple[Any, ...]) -> Any:
     status, *values = result
     if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:
         raise CompileError(f"NVRTC: {status.name}")
@@ -300,11 +301,11 @@ def _ways(graph: networkx.DiGraph, header: int, latches: set[int], counted: set[
     ends = [latch for latch in latches if latch in longest]
     if not ends:
         return None
-    node: int | None = max(ends, key=lambda latch: longest[latch][0])
+    step: int | None = max(ends, key=lambda latch: longest[latch][0])
     path = set()
-    while node is not None:
-        path.add(node)
-        node = longest[node][1]
+    while step is not None:
+        path.add(step)
+        step = longest[step][1]
     return path & counted, min(shortest[latch] for latch in ends)
 
 
@@ -358,7 +359,7 @@ def find_main_loop(
     SassError
         Marked lines are in the kernel, but in no loop.
     """
-    graded = []
+    graded: list[tuple[tuple[bool, float], Loop | None]] = [((False, 0.0), None)]  # where there are no loops
     marked = False
     for mark in marks:
         lines = {(mark.file, line) for line in range(mark.first, mark.last + 1)}
@@ -369,10 +370,10 @@ def find_main_loop(
             graded.append(((back, len(of_mark & body) / len(of_mark | body)), loop))
     if not marked:
         return None
-    (back, share), loop = max(graded, key=lambda pair: pair[0], default=((False, 0.0), None))
-    if loop is None or not (back or share >= 0.5):
+    (back, share), best = max(graded, key=lambda pair: pair[0])
+    if best is None or not (back or share >= 0.5):
         raise SassError(f"no loop in the machine code is that of {', '.join(map(str, marks))}")
-    return loop
+    return best
 
 
 @dataclass(frozen=True, slots=True)
@@ -765,7 +766,9 @@ def _print_tables(configurations: Sequence[Configuration], architectures: Sequen
         print(f"| {' | '.join(map(str, _row(configuration, one)))} |")
     print("\nEstimates, not measurements: upper bounds from the longest way through an iteration of the main loop.\n")
     for configuration, one in found:
-        for card in CARDS if one.main_loop and configuration.units else ():
+        if one.main_loop is None or configuration.units is None:
+            continue
+        for card in CARDS:
             if card.arch == one.arch:
                 working = estimate(one.main_loop.path, configuration.units, configuration.unit, card).working
                 print(f"- {configuration.name}, {card.name} (estimate): {working}")

@@ -247,7 +247,7 @@ def environment(device: torch.device) -> dict[str, str]:
         except (OSError, subprocess.CalledProcessError) as error:
             driver = f"unknown ({error})"
         facts |= {"card": f"{card.name}, {card.total_memory / 2**30:.0f} GiB, sm_{card.major}{card.minor}"}
-        facts |= {"driver": driver, "CUDA": str(torch.version.cuda), "cuDNN": str(torch.backends.cudnn.version())}
+        facts |= {"driver": driver, "CUDA": str(torch.version.cuda), "cuDNN": str(torch.backends.cudnn.version())}  # type: ignore[no-untyped-call]
     for package in ("porestream", "torch", "numpy", "cupy-cuda12x", "cupy-cuda13x"):
         try:
             facts[package] = version(package)

@@ -41,6 +41,7 @@ STRIDE = 6  # samples to a time step, of the figures of decoding
 BATCH_BYTES = 4 << 30
 RUNS = 5
 U8 = npt.NDArray[np.uint8]
+Arrays = list[npt.NDArray[np.generic]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,7 @@ class Case:
     """Something to compute on a device."""
 
     name: str
-    compute: Callable[[Device], list[npt.NDArray[np.generic]]]
+    compute: Callable[[Device], Arrays]
     tolerance: int = 0  # of the last array
 
 
@@ -79,7 +80,7 @@ def pairs(count: int, bases: int, errors: float, seed: int) -> tuple[Pieces, Pie
     return Pieces.of(queries), Pieces.of(targets)
 
 
-def arrays(found: Alignments) -> list[npt.NDArray[np.generic]]:
+def arrays(found: Alignments) -> Arrays:
     """All that alignments hold."""
     return [getattr(found, field.name) for field in fields(found)]
 
@@ -89,7 +90,7 @@ def cases(small: bool) -> Iterator[Case]:
     for state_len in (3, 4, 5):
         scores_TNC = made_up_scores(40 if small else 600, 5 if small else 33, state_len)
 
-        def decode(device: Device, state_len: int = state_len, scores: npt.NDArray[np.float32] = scores_TNC) -> list:
+        def decode(device: Device, state_len: int = state_len, scores: npt.NDArray[np.float32] = scores_TNC) -> Arrays:
             with device.in_order():
                 on_device = device.xp.asarray(scores)
             calls = CrfDecoder(device, state_len, STAY_SCORE)(on_device)
@@ -112,7 +113,7 @@ def cases(small: bool) -> Iterator[Case]:
                     band: int = band,
                     to_ends: bool = to_ends,
                     packed: bool = packed,
-                ) -> list:
+                ) -> Arrays:
                     extender = Extender(device, BATCH_BYTES, packed=packed)
                     return arrays(extender(query, target, band=band, zdrop=400, end_bonus=10, to_ends=to_ends))
 
@@ -120,19 +121,19 @@ def cases(small: bool) -> Iterator[Case]:
         for bases in (100, 300) if small else (200, 1000, 4000):
             query, target = pairs(3 if bases > 500 or small else 64, bases, 0.1, bases)
 
-            def fill(device: Device, query: Pieces = query, target: Pieces = target, packed: bool = packed) -> list:
+            def fill(device: Device, query: Pieces = query, target: Pieces = target, packed: bool = packed) -> Arrays:
                 return arrays(Filler(device, BATCH_BYTES, packed=packed)(query, target))
 
             yield Case(f"fill, up to {bases} bases, {form}", fill)
     for preset in PRESETS.values():
 
-        def align(device: Device, preset: Preset = preset) -> list:
+        def align(device: Device, preset: Preset = preset) -> Arrays:
             return aligned(device, preset, 8 if small else 100)
 
         yield Case(f"align, {preset.name}", align, tolerance=1)
 
 
-def aligned(device: Device, preset: Preset, count: int) -> list[npt.NDArray[np.generic]]:
+def aligned(device: Device, preset: Preset, count: int) -> Arrays:
     """All of the way from reads to alignments (reads of a made-up genome); mapping qualities last."""
     rng = np.random.default_rng(1)
     sequences = simulated_reads.genome(rng, 60_000)

@@ -33,7 +33,7 @@ def verdict(read: Any, record: pysam.AlignedSegment) -> str:
 def of_files(pod5_path: str, bam_path: str) -> dict[str, str]:
     """Verdicts on the records of a file, by read id."""
     with pysam.AlignmentFile(bam_path, check_sq=False) as bam:
-        records = {record.query_name: record for record in bam.fetch(until_eof=True) if not record.flag & 0x900}
+        records = {str(record.query_name): record for record in bam.fetch(until_eof=True) if not record.flag & 0x900}
     verdicts = {}
     with pod5.Reader(pod5_path) as reader:
         for read in reader.reads():

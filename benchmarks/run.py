@@ -1,6 +1,7 @@
 """Speed and memory of the whole, as ratios within one run, in Markdown (benchmarks/RESULTS.md): `make bench`.
 
-Everything is measured on the real Klebsiella set (48 reads, 9.0 M samples), medians of `--repeats` runs.
+Everything is measured on the real Klebsiella set (48 reads, 9.0 M samples), medians of `--repeats` runs. `--quick`
+takes a few made-up reads and a tiny model, once each, without bonito: that the tables come out, not what they say.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from uuid import uuid4
 import pod5
 import torch
 from compare_bonito import real_chunks, run_bonito
+from sets import ReadSet, klebsiella, made_up
 
 from porestream.client.sources import Pod5Source
 from porestream.client.wire import encode_read
@@ -32,22 +34,21 @@ from porestream.server.reads import Calibration, CallSettings, Encoding, OpenRea
 from porestream.server.scheduler import Job
 from porestream.server.settings import Settings
 
-MODEL = "models/dna_r9.4.1_e8.1_fast@v3.4"
 PORESTREAM = [sys.executable, "-m", "porestream.cli.main"]
 
 
 class Stages:
     """Network and decoder by themselves on real chunks, one core; bonito's forward pass on the same chunks, two."""
 
-    def __init__(self, data: Path) -> None:
+    def __init__(self, used: ReadSet) -> None:
         tune_allocator()
         torch.set_num_threads(1)
-        bundle = load_bundle(data / MODEL)
-        self._chunks_NS = real_chunks(bundle, data / "klebsiella_r94/reads.pod5", 4 * ROWS)
-        self._model = data / MODEL
+        bundle = load_bundle(used.model)
+        self._chunks_NS = real_chunks(bundle, used.reads, 4 * ROWS)
+        self._model = used.model
         basecaller = Basecaller(bundle)
         self._network = basecaller.network
-        self._batches = torch.from_numpy(self._chunks_NS).split(ROWS)
+        self._batches = torch.split(torch.from_numpy(self._chunks_NS), ROWS)
         self._scores = [self._network(batch).numpy() for batch in self._batches]
         self._decoder = Decoder(bundle.config.state_len, basecaller.decode_settings)
 
@@ -71,7 +72,7 @@ class Stages:
         return self._chunks_NS.size / (time.perf_counter() - began)
 
 
-def call_speed(data: Path, folder: Path, *extra: str) -> tuple[float, float]:
+def call_speed(used: ReadSet, folder: Path, *extra: str) -> tuple[float, float]:
     """Samples a second of one `porestream call`, first read to last result, and of the whole process."""
     summary = folder / "summary.json"
     began = time.perf_counter()
@@ -79,7 +80,7 @@ def call_speed(data: Path, folder: Path, *extra: str) -> tuple[float, float]:
         [
             *PORESTREAM,
             "call",
-            str(data / "klebsiella_r94/reads.pod5"),
+            str(used.reads),
             *("-o", str(folder / "calls.bam"), "--summary-json", str(summary)),
             *extra,
         ],
@@ -90,12 +91,20 @@ def call_speed(data: Path, folder: Path, *extra: str) -> tuple[float, float]:
     return figures["samples_per_second"], figures["samples"] / (time.perf_counter() - began)
 
 
-def in_process_speed(data: Path) -> Callable[[], float]:
+def in_process_speed(used: ReadSet) -> Callable[[], float]:
     """Samples a second of the engine itself: complete reads into the pipeline, results out, no transport."""
-    reference = data / "klebsiella_r94/HS11286.fna.gz"
-    engine = build_engine(Settings(model=[data / MODEL], reference=[reference]))
-    settings = CallSettings(MODEL.split("/")[1], reference.name, "map-ont", Priority.STANDARD, 0.0, False, False)
-    reads = [encode_read(read) for read in Pod5Source([data / "klebsiella_r94/reads.pod5"])]
+    engine = build_engine(Settings(model=[str(used.model)], reference=[used.reference]))
+    reads = [encode_read(read) for read in Pod5Source([used.reads])]
+    settings = CallSettings(
+        model=used.model.name,
+        reference=used.reference.name,
+        preset="map-ont",
+        priority=Priority.STANDARD,
+        min_mean_qscore=0.0,
+        emit_moves=False,
+        emit_md=False,
+        sample_rate_hz=reads[0].info.run.sample_rate_hz,
+    )
 
     def measure() -> float:
         left = len(reads)
@@ -126,12 +135,14 @@ def in_process_speed(data: Path) -> Callable[[], float]:
 class Server:
     """`porestream serve` on a Unix socket, its memory watched."""
 
-    def __init__(self, data: Path, folder: Path) -> None:
+    def __init__(self, used: ReadSet, folder: Path) -> None:
         self.address = f"unix:{folder / 'socket'}"
-        command = [*PORESTREAM, "serve", "--model", str(data / MODEL), "--listen", self.address]
-        command += ["--reference", str(data / "klebsiella_r94/HS11286.fna.gz")]
+        command = [*PORESTREAM, "serve", "--model", str(used.model), "--listen", self.address]
+        command += ["--reference", str(used.reference)]
         self._process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
         while not (folder / "socket").exists():
+            if self._process.poll() is not None:
+                raise SystemExit(f"the server did not start: {' '.join(command)}")
             time.sleep(0.05)
 
     def peak_bytes(self) -> int:
@@ -156,16 +167,16 @@ def copies(source: Path, folder: Path, count: int) -> Path:
     return folder
 
 
-def memory(data: Path, folder: Path, times: int) -> list[tuple[int, int, int]]:
+def memory(used: ReadSet, folder: Path, times: int) -> list[tuple[int, int, int]]:
     """Peak bytes of server and client for the set once, and for it `times` times over."""
     rows = []
     for count in (1, times):
-        server = Server(data, folder)
-        reads = copies(data / "klebsiella_r94/reads.pod5", folder / f"reads-{count}", count)
+        server = Server(used, folder)
+        reads = copies(used.reads, folder / f"reads-{count}", count)
         done = subprocess.run(
             [
                 *("/usr/bin/env", "python3", "-c", _PEAK_OF_CHILD),
-                *(*PORESTREAM, "call", str(reads), "--server", server.address, "--reference", "HS11286.fna.gz"),
+                *(*PORESTREAM, "call", str(reads), "--server", server.address, "--reference", used.reference.name),
                 *("-o", str(folder / "calls.bam")),
             ],
             check=True,
@@ -186,31 +197,34 @@ _PEAK_OF_CHILD = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, required=True, help="folder of real reads and the R9.4.1 model")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--data", type=Path, help="folder of real reads and the R9.4.1 model")
+    what.add_argument("--quick", action="store_true", help="once with a few made-up reads, without bonito")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--copies", type=int, default=20, help="how often the set is streamed in the memory test")
     arguments = parser.parse_args()
-    data, repeats = arguments.data.resolve(), arguments.repeats
+    repeats, times = (1, 2) if arguments.quick else (arguments.repeats, arguments.copies)
     configure_logging("text")
-    reference = str(data / "klebsiella_r94/HS11286.fna.gz")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        stages = Stages(data)
-        bonito = stages.bonito()
+        used = made_up(folder) if arguments.quick else klebsiella(arguments.data.resolve())
+        flags = ("--model", str(used.model), "--reference", str(used.reference))
+        stages = Stages(used)
+        bonito = None if arguments.quick else stages.bonito()
         turns = []  # each with its own speeds of the stages, for the machine's drifts
         for _ in range(repeats):
             network, decoder = stages.network(), stages.decoder()
-            streaming, process = call_speed(data, folder, "--model", str(data / MODEL), "--reference", reference)
+            streaming, process = call_speed(used, folder, *flags)
             turns.append((network, decoder, 2 / (1 / network + 1 / decoder), streaming, process))
         network, decoder, ideal, speed, whole = (statistics.median(column) for column in zip(*turns, strict=True))
         share, whole_share = (statistics.median(turn[k] / turn[2] for turn in turns) for k in (3, 4))
-        engine = in_process_speed(data)
+        engine = in_process_speed(used)
         engine()
-        server = Server(data, folder)
+        server = Server(used, folder)
         pairs = []
         for _ in range(repeats):
             direct = engine()
-            served, _ = call_speed(data, folder, "--server", server.address, "--reference", "HS11286.fna.gz")
+            served, _ = call_speed(used, folder, "--server", server.address, "--reference", used.reference.name)
             pairs.append((direct, served))
         server.stop()
         (folder / "socket").unlink(missing_ok=True)
@@ -222,15 +236,16 @@ def main() -> None:
         print(f"| 2 / (1/f + 1/d) | {ideal / 1e3:,.0f} | | |")
         print(f"| `call`, first read to last result | {speed / 1e3:,.0f} | {share:.2f} of that | at least 0.80 |")
         print(f"| `call`, whole process | {whole / 1e3:,.0f} | {whole_share:.2f} of that | |")
-        print(f"| bonito's forward pass alone, fp32, 2 threads | {bonito / 1e3:,.0f} | | |")
-        for label, value in (("first read to last result", speed), ("whole process", whole)):
-            print(f"| `call`, {label}, against it | | {value / bonito:.2f} | at least 1.30 |")
+        if bonito is not None:
+            print(f"| bonito's forward pass alone, fp32, 2 threads | {bonito / 1e3:,.0f} | | |")
+            for label, value in (("first read to last result", speed), ("whole process", whole)):
+                print(f"| `call`, {label}, against it | | {value / bonito:.2f} | at least 1.30 |")
         print(f"| engine in this process | {statistics.median(d for d, _ in pairs) / 1e3:,.0f} | | |")
         print(
             f"| through gRPC | {statistics.median(s for _, s in pairs) / 1e3:,.0f} "
             f"| {served_ratio:.2f} of that | at least 0.90 |"
         )
-        rows = memory(data, folder, arguments.copies)
+        rows = memory(used, folder, times)
         print("\n| set streamed | server peak, MiB | client peak, MiB |")
         print("| --- | --- | --- |")
         for count, server_bytes, client_bytes in rows:

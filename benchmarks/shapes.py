@@ -186,18 +186,19 @@ def write_torchscript(file: Path, tensor: npt.NDArray[np.float32]) -> None:
     module.register_parameter("0", torch.nn.Parameter(torch.from_numpy(tensor), requires_grad=False))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)
-        torch.jit.script(module).save(str(file))
+        torch.jit.script(module).save(str(file))  # type: ignore[no-untyped-call]
 
 
 def _convolution_sizes(shape: Shape) -> list[tuple[int, int, int, int]]:
     """Inputs, outputs, window and stride of each convolution."""
+    F = shape.features
     if shape.release == "v5":
-        F = shape.features
-        widths, winlens, strides = (1, F // 8, F // 8, F // 4, F // 4, F), (5, 5, 9, 9, 5), (1, 1, 3, 2, 2)
+        widths, winlens, strides = [1, F // 8, F // 8, F // 4, F // 4, F], [5, 5, 9, 9, 5], [1, 1, 3, 2, 2]
     else:
-        widths = (1, 4 if shape.release == "v3" else 16, 16, shape.features)
-        winlens, strides = (5, 5, shape.winlen), (1, 1, shape.stride)
-    return [(*sizes, *rest) for sizes, *rest in zip(pairwise(widths), winlens, strides, strict=True)]
+        first = 4 if shape.release == "v3" else 16
+        widths, winlens, strides = [1, first, 16, F], [5, 5, shape.winlen], [1, 1, shape.stride]
+    pairs = zip(pairwise(widths), winlens, strides, strict=True)
+    return [(ins, outs, winlen, stride) for (ins, outs), winlen, stride in pairs]
 
 
 def _convolutions(shape: Shape) -> list[dict[str, Any]]:

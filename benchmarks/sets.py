@@ -1,0 +1,31 @@
+"""What benchmarks of whole calls are run on: a model, reads and their reference; real ones, or small made-up ones."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from compare_bonito import simulated_run
+from shapes import write_shape
+
+MODEL = "models/dna_r9.4.1_e8.1_fast@v3.4"
+QUICK_SAMPLES = 300_000
+
+
+@dataclass(frozen=True, slots=True)
+class ReadSet:
+    """A model directory, a POD5 file and a FASTA file."""
+
+    model: Path
+    reads: Path
+    reference: Path
+
+
+def klebsiella(data: Path) -> ReadSet:
+    """The real set in a folder of data: 48 reads, 9.0 M samples."""
+    return ReadSet(data / MODEL, data / "klebsiella_r94/reads.pod5", data / "klebsiella_r94/HS11286.fna.gz")
+
+
+def made_up(folder: Path) -> ReadSet:
+    """A few simulated reads and a tiny model, which calls nonsense of them: to see that a benchmark works."""
+    model = write_shape("tiny v3", folder / "tiny_fast@v1")
+    reads = simulated_run(folder, QUICK_SAMPLES)
+    return ReadSet(model, reads, folder / "reference.fasta")
