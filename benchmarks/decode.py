@@ -5,14 +5,13 @@ out at each block of a random path, and the rest lower and varying smoothly. How
 the beam is, and so the speed. It is chosen to match real scores of a fast model, which had 30 hypotheses and 41
 candidates above the cut at a step: here 30 and 48 at 64 states, 27 and 38 at 1,024.
 
-Prints the median of five runs, in thousand samples per core-second.
+Prints, as Markdown, the median of five runs, in thousand samples per core-second.
 """
 
 import argparse
 import math
 import os
 import statistics
-import tempfile
 import time
 from pathlib import Path
 
@@ -48,7 +47,7 @@ def measure(scores_TNC: npt.NDArray[np.float32], decoder: Decoder, stride: int) 
     """Thousand samples decoded in a second of the thread's processor time: the median of RUNS runs over all rows."""
     T, N, _ = scores_TNC.shape
     decoder(scores_TNC, 0)
-    speeds = []
+    speeds: list[float] = []
     for _ in range(RUNS):
         start_s = time.thread_time()
         for row in range(N):
@@ -69,17 +68,17 @@ def main() -> None:
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     settings = DecodeSettings(beam_width=arguments.beam_width)
-    with tempfile.TemporaryDirectory() as cache:
-        if arguments.scores:
-            scores_TNC = np.ascontiguousarray(np.load(arguments.scores, mmap_mode="r")[:, : arguments.rows], np.float32)
-            state_len = round(math.log(scores_TNC.shape[2], 4)) - 1
-            batches = {4**state_len: scores_TNC}
-        else:
-            batches = {S: made_up_scores(arguments.steps, arguments.rows, L) for S, L in STATE_LENS.items()}
-        for states, scores_TNC in batches.items():
-            decoder = Decoder(round(math.log(states, 4)), settings, Path(cache))
-            speed = measure(scores_TNC, decoder, arguments.stride)
-            print(f"{states:5d} states  {speed:8.0f} k samples/core-s  {scores_TNC.shape} scores")
+    if arguments.scores:
+        scores_TNC = np.ascontiguousarray(np.load(arguments.scores, mmap_mode="r")[:, : arguments.rows], np.float32)
+        state_len = round(math.log(scores_TNC.shape[2], 4)) - 1
+        batches = {4**state_len: scores_TNC}
+    else:
+        batches = {S: made_up_scores(arguments.steps, arguments.rows, L) for S, L in STATE_LENS.items()}
+    print("| states | k samples/core-s | scores |\n| --- | --- | --- |")
+    for states, scores_TNC in batches.items():
+        decoder = Decoder(round(math.log(states, 4)), settings)
+        speed = measure(scores_TNC, decoder, arguments.stride)
+        print(f"| {states:,} | {speed:,.0f} | {scores_TNC.shape} |")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,13 +45,13 @@ class Speeds:
     scores_TNC: torch.Tensor
 
 
-def gemm_peak(precision: str) -> float:
+def gemm_peak(precision: str, sizes: Sequence[int] = (512, 1024, 2048)) -> float:
     """Floating point operations a second of the best of square matrix products: a multiplication and an addition are 2.
 
     The median of RUNS products of each size, of the sizes the best.
     """
     rates = []
-    for size in (512, 1024, 2048):
+    for size in sizes:
         left, right = (torch.randn(size, size).to(PRECISIONS[precision]) for _ in range(2))
         rates.append(2 * size**3 / median_seconds(lambda a=left, b=right: torch.mm(a, b)))  # type: ignore[misc]
     return max(rates)
@@ -77,12 +77,12 @@ def flops_a_sample(layers: Layers, score_count: int) -> dict[str, float]:
     }
 
 
-def measure(bundle: ModelBundle, precision: str, batch_NS: torch.Tensor, cache: Path) -> Speeds:
+def measure(bundle: ModelBundle, precision: str, batch_NS: torch.Tensor) -> Speeds:
     """Medians of RUNS passes of each stage, after one that does not count."""
     network = Network(bundle, precision)
     config = bundle.config
     settings = DecodeSettings(config.stay_score, config.quality_scale, config.quality_bias)
-    decoder = Decoder(config.state_len, settings, cache)
+    decoder = Decoder(config.state_len, settings)
     with torch.inference_mode():
         x_NCT = network.convolved(batch_NS)
         x_TNC = network.encoded(x_NCT)
@@ -124,11 +124,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("shapes", nargs="*", default=NAMES, metavar="SHAPE", help=f"of: {', '.join(SHAPES)}")
     parser.add_argument("--rows", type=int, default=16, help="rows of a batch (default 16)")
+    parser.add_argument("--gemm", type=int, nargs="+", default=(512, 1024, 2048), help="sizes of the matrix products")
     options = parser.parse_args()
     tune_allocator()
     torch.set_num_threads(1)
     precisions = ("fp32", "bf16") if processor_has_bf16() else ("fp32",)
-    peaks = {precision: gemm_peak(precision) for precision in precisions}
+    peaks = {precision: gemm_peak(precision, options.gemm) for precision in precisions}
     speeds: dict[tuple[str, str], Speeds] = {}
     bundles: dict[str, ModelBundle] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -136,8 +137,8 @@ def main() -> None:
             bundle = load_bundle(write_shape(name, Path(folder) / str(number)))
             batch_NS = batch_of(bundle, options.rows)
             for precision in precisions:
-                speeds[name, precision] = measure(bundle, precision, batch_NS, Path(folder))
-                peaks[precision] = max(peaks[precision], gemm_peak(precision))
+                speeds[name, precision] = measure(bundle, precision, batch_NS)
+                peaks[precision] = max(peaks[precision], gemm_peak(precision, options.gemm))
             bundles[name] = bundle
 
     said = ", ".join(f"{peak / 1e9:,.0f} GFLOP/s in {precision}" for precision, peak in peaks.items())

@@ -6,6 +6,7 @@ second are from the first read to the last result. Processor time is of all proc
 (a call of one read of 1,000 samples); other work on the machine hardly changes it.
 
     python benchmarks/reads.py --csv docs/performance/reads.csv --plot docs/performance/reads.png
+    python benchmarks/reads.py --quick         few samples, once, start and stop not taken off: that the table comes out
 """
 
 import argparse
@@ -169,6 +170,11 @@ async def stream_cost(server: Server, signals: Sequence[npt.NDArray[np.int16]], 
     return Cost(sum(signal_S.size for signal_S in signals) / seconds, used_s)
 
 
+def run_streams(server: Server, signals: Sequence[npt.NDArray[np.int16]], streams: int) -> Cost:
+    """`stream_cost`, in an event loop of its own."""
+    return asyncio.run(stream_cost(server, signals, streams))
+
+
 def _encoded(number: int, run: RunInfo, signal_S: npt.NDArray[np.int16]) -> EncodedRead:
     return encode_read(SignalRead(ReadInfo(UUID(int=number + 1), run, 0.0, 0.17, 1), signal_S))
 
@@ -193,25 +199,33 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples", type=int, default=10_000_000)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument(
+        "--quick", action="store_true", help="two lengths and 1 and 3 streams, of 200,000 samples, once"
+    )
     parser.add_argument("--csv", type=Path)
     parser.add_argument("--plot", type=Path)
     arguments = parser.parse_args()
+    lengths: tuple[int, ...] = LENGTHS
+    streamed: tuple[int, ...] = STREAMS
+    if arguments.quick:
+        lengths, streamed, arguments.samples, arguments.repeats = (1_000, LONG), (1, 3), 200_000, 1
     if arguments.plot:
         import matplotlib  # noqa: F401 - known now that it is missing, not when all is measured
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         run = Simulated(folder, arguments.samples)
-        files = {length: run.cut(length) for length in LENGTHS}
+        files = {length: run.cut(length) for length in lengths}
         signals = run.pieces(STREAM_READ_SAMPLES)
         server = Server(folder)
         cases: dict[tuple[str, int], Callable[[], Cost]] = {}
-        for name, extra in (("call", ()), ("call, aligned", ("--reference", str(run.reference)))):
-            for length in (START, *LENGTHS):
+        calls: dict[str, tuple[str, ...]] = {"call": (), "call, aligned": ("--reference", str(run.reference))}
+        for name, extra in list(calls.items())[: 1 if arguments.quick else None]:
+            for length in lengths if arguments.quick else (START, *lengths):
                 limit = ("-n", "1") if length == START else ()
-                path = files[length or LENGTHS[0]]
+                path = files[length or lengths[0]]
                 cases[name, length] = partial(call_cost, path, folder, *extra, *limit)
-        for streams in STREAMS:
-            cases["streams", streams] = lambda streams=streams: asyncio.run(stream_cost(server, signals, streams))
+        for streams in streamed:
+            cases["streams", streams] = partial(run_streams, server, signals, streams)
         turns = []
         for turn in range(arguments.repeats):
             turns.append({case: measure() for case, measure in cases.items()})
@@ -238,7 +252,7 @@ def main() -> None:
     print("| | samples a read, or open streams | k samples/s | times as slow | processor s | times as dear |")
     print("| --- | --- | --- | --- | --- | --- |")
     for name, size, speed, slower, used_s, dearer in rows:
-        limit_text = f" (limit {SHORT_LIMIT})" if (name, size) == ("call", LENGTHS[0]) else ""
+        limit_text = f" (limit {SHORT_LIMIT})" if (name, size) == ("call", lengths[0]) else ""
         print(f"| {name} | {size:,} | {speed / 1e3:,.0f} | {slower:.2f}{limit_text} | {used_s:.1f} | {dearer:.2f} |")
     if arguments.csv:
         with arguments.csv.open("w", newline="") as file:
