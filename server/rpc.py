@@ -29,13 +29,9 @@ from porestream.server.messages import (
 from porestream.server.metrics import STREAMS_ENDED, STREAMS_OPENED, STREAMS_RECONNECTED, TOKEN_STREAMS
 from porestream.server.pace import Pace
 from porestream.server.reads import StreamFault
+from porestream.server.results import MAX_OPEN_READS, ResultsSession, called_samples
 from porestream.server.revision import CALLING_REVISION
 from porestream.server.security import Tokens
-from porestream.server.session import (
-    MAX_OPEN_READS,
-    Session,
-    called_samples,
-)
 from porestream.v1 import porestream_pb2 as pb
 from porestream.v1 import porestream_pb2_grpc as pb_grpc
 
@@ -55,7 +51,7 @@ class BasecallService(pb_grpc.BasecallServiceServicer):
 
     def __init__(self, engine: Engine, called: Callable[[str, int], None]) -> None:
         self._engine, self._called = engine, called
-        self._sessions: dict[Session, Caller] = {}
+        self._sessions: dict[ResultsSession, Caller] = {}
         self._pace = Pace()
         self._draining = False
         self._empty = asyncio.Event()
@@ -75,7 +71,7 @@ class BasecallService(pb_grpc.BasecallServiceServicer):
     async def end_revoked(self, tokens: Tokens) -> None:
         """Send streams away whose token is valid no longer; what is called of them is delivered meanwhile."""
         loop = asyncio.get_running_loop()
-        leaving: set[Session] = set()
+        leaving: set[ResultsSession] = set()
         while True:
             valid = {token.secret for token in tokens.valid()}
             leaving &= self._sessions.keys()
@@ -89,7 +85,7 @@ class BasecallService(pb_grpc.BasecallServiceServicer):
             await asyncio.sleep(_REVOKED_CHECK_S)
 
     @property
-    def sessions(self) -> list[Session]:
+    def sessions(self) -> list[ResultsSession]:
         """The streams being served."""
         return list(self._sessions)
 
@@ -136,7 +132,7 @@ class BasecallService(pb_grpc.BasecallServiceServicer):
         request_iterator: AsyncIterator[pb.StreamReadsRequest],
         context: grpc.aio.ServicerContext[pb.StreamReadsRequest, pb.StreamReadsResponse],
     ) -> None:
-        session: Session | None = None
+        session: ResultsSession | None = None
         receiver: asyncio.Task[None] | None = None
         try:
             async with asyncio.timeout(FIRST_REQUEST_TIMEOUT_S):
@@ -174,7 +170,7 @@ class BasecallService(pb_grpc.BasecallServiceServicer):
                 if not self._sessions:
                     self._empty.set()
 
-    def _open(self, request: pb.StreamReadsRequest) -> tuple[Session, pb.StreamOpened]:
+    def _open(self, request: pb.StreamReadsRequest) -> tuple[ResultsSession, pb.StreamOpened]:
         if request.WhichOneof("message") != "open":
             raise StreamFault("INVALID_ARGUMENT", "the first message of a stream must be `open`")
         opening = request.open
@@ -198,7 +194,7 @@ class BasecallService(pb_grpc.BasecallServiceServicer):
         heartbeat_s = seconds(opening.heartbeat_interval) or _DEFAULT_HEARTBEAT_S
         if not 1 <= heartbeat_s <= 30:
             raise StreamFault("INVALID_ARGUMENT", f"heartbeat_interval is {heartbeat_s:g} s; it must be 1-30 s")
-        session = Session(
+        session = ResultsSession(
             settings,
             self._engine.scheduler,
             self._engine.budget,
@@ -211,7 +207,7 @@ class BasecallService(pb_grpc.BasecallServiceServicer):
         )
         return session, pb.StreamOpened(caller=identity)
 
-    def _note_opened(self, opening: pb.OpenStream, session: Session) -> None:
+    def _note_opened(self, opening: pb.OpenStream, session: ResultsSession) -> None:
         settings = session.settings
         STREAMS_OPENED.labels(settings.priority.name.lower()).inc()
         if opening.reconnects:
@@ -315,7 +311,7 @@ class BasecallService(pb_grpc.BasecallServiceServicer):
             calling_revision=CALLING_REVISION,
         )
 
-    async def _receive(self, session: Session, requests: AsyncIterator[pb.StreamReadsRequest]) -> None:
+    async def _receive(self, session: ResultsSession, requests: AsyncIterator[pb.StreamReadsRequest]) -> None:
         """Feed the session until the client has no more to say. Whatever goes wrong ends the stream with a status."""
         next_batch = 1
         try:
@@ -431,7 +427,7 @@ class BasecallService(pb_grpc.BasecallServiceServicer):
         return max(self._engine.scheduler.load().oldest_s.values())
 
 
-def _take_signal(session: Session, batch: pb.SignalBatch) -> None:
+def _take_signal(session: ResultsSession, batch: pb.SignalBatch) -> None:
     """A function of its own, so that no chunk, and with it all its message, is held until the next one comes."""
     for chunk in batch.chunks:
         session.receive(decode_chunk(chunk))

@@ -1,69 +1,26 @@
-"""One stream: its order, open reads, credit, results, acknowledgements, drain and end.
+"""What every stream has: its credit and memory, heartbeat, drain and end. What it is for is a subclass's: results.py.
 
-Lives on the event loop; only `_deliver` is called from the workers' threads. Knows neither protobuf nor gRPC: it takes
-values, and its outputs are values.
+Lives on the event loop. Knows neither protobuf nor gRPC: it takes values, and its outputs are values.
 """
 
 import asyncio
 import contextlib
 import time
-from collections import deque
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Hashable
 from dataclasses import dataclass
-from typing import Protocol
 
-import structlog
-
-from porestream.server import budget
 from porestream.server.books import StreamBooks
 from porestream.server.budget import (
     BYTES_PER_CREDIT_SAMPLE,
-    CHUNK_OVERHEAD_BYTES,
     MAX_CHUNK_SAMPLES,
     MIN_CHUNK_CREDIT_SAMPLES,
-    READ_OVERHEAD_BYTES,
     MemoryBudget,
 )
-from porestream.server.metrics import (
-    READ_LATENCY_SECONDS,
-    READS_DEFERRED,
-    READS_FAILED,
-    READS_REJECTED,
-    STAGE_WAIT_SECONDS,
-)
-from porestream.server.reads import (
-    CallSettings,
-    Chunk,
-    InputFault,
-    OpenRead,
-    ReadResult,
-    Reason,
-    Status,
-    StreamFault,
-    max_encoded_bytes,
-)
-from porestream.server.scheduler import Job
+from porestream.server.reads import Chunk, ReadResult, StreamFault
 
-log = structlog.get_logger()
-
-MAX_OPEN_READS = 16_384
 _WINDOW_SAMPLES = 2_000_000  # credit that a stream is given ahead, memory permitting
-_BACKLOG_SAMPLES = 8_000_000  # complete reads of a stream beyond which its credit waits
-_RESULTS_A_MESSAGE = 64
-_RESULT_MESSAGE_BYTES = 1 << 20
-_CALLED = (Status.CALLED, Status.FILTERED)
 RETRY_S = 1.0
-GATHER_S = 0.01  # least time between two messages of results, while more are under way
-
-
-class Orders(Protocol):
-    """Where complete reads go to be called: the scheduler."""
-
-    def submit(self, job: Job) -> None:
-        """Have a read called; its result is delivered from any thread."""
-
-    def cancel(self, stream: Hashable) -> None:
-        """Forget a stream's reads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,23 +53,13 @@ class Beat:
 Output = CreditGrant | Results | Drain | Beat
 
 
-def called_samples(output: Output) -> int:
-    """Of the reads among it that were called."""
-    results = output.results if isinstance(output, Results) else ()
-    return sum(result.signal_samples for result in results if result.status in _CALLED)
-
-
-class Session:
-    """One RESULTS stream.
+class Session(ABC):
+    """One stream; `budget.Account` of its memory.
 
     Parameters
     ----------
-    settings
-        What the stream asked for.
-    orders, budget, books
+    budget, books
         Shared with the other streams, but for the books.
-    max_read_samples
-        Longer reads are rejected.
     client
         Whose stream it is; None: one of its own.
     heartbeat_s
@@ -120,38 +67,19 @@ class Session:
     """
 
     def __init__(
-        self,
-        settings: CallSettings,
-        orders: Orders,
-        budget: MemoryBudget,
-        books: StreamBooks,
-        *,
-        max_read_samples: int,
-        heartbeat_s: float,
-        client: Hashable = None,
+        self, budget: MemoryBudget, books: StreamBooks, *, heartbeat_s: float, client: Hashable = None
     ) -> None:
-        self.settings, self._orders, self._budget, self._books = settings, orders, budget, books
-        self._max_read_samples, self._heartbeat_s = max_read_samples, heartbeat_s
+        self._budget, self._books, self._heartbeat_s = budget, books, heartbeat_s
         self.client = client or self
         self._loop = asyncio.get_running_loop()
         self._credited_s = time.monotonic()  # since when the client may send
         self._starving_s: float | None = None  # since when there is no memory for the next chunk
         self._changed = asyncio.Event()
-        self._open: dict[bytes, OpenRead] = {}
-        self._refused: set[bytes] = set()  # already rejected, their end not yet received
-        self._sent_back: set[bytes] = set()  # those of them that may come again
-        self._running: dict[Job, int] = {}  # complete reads and the bytes they are charged for
-        self._running_samples = 0
-        self._unsent: deque[tuple[ReadResult, int, float]] = deque()  # with bytes charged, and when it was complete
-        self._unacknowledged: deque[tuple[Status, bool]] = deque()
-        self._sent_seq = self._acknowledged_seq = 0
         self._granted = self._used = self._announced = 0
         self._half_closed = self._requests_ended = self._closed = self._is_retrying = False
         self._drain: Drain | None = None
         self._fault: StreamFault | None = None
         self._heard_s = time.monotonic()
-        self._aligns = bool(settings.reference)
-        self._priority = settings.priority.name.lower()
         budget.open(self)
         self.extend_credit()
 
@@ -182,68 +110,18 @@ class Session:
         finally:
             self.extend_credit()
 
-    def _take(self, chunk: Chunk) -> None:
-        if chunk.first_sample == 0 and chunk.read_id in self._sent_back:  # it comes again
-            self._sent_back.discard(chunk.read_id)
-            self._refused.discard(chunk.read_id)
-        if chunk.read_id in self._refused:
-            if chunk.end_of_read:
-                self._refused.discard(chunk.read_id)
-                self._sent_back.discard(chunk.read_id)
-            return
-        read = self._open.get(chunk.read_id)
-        if read is None:
-            if len(self._open) + len(self._refused) >= MAX_OPEN_READS:
-                raise StreamFault("RESOURCE_EXHAUSTED", f"more than {MAX_OPEN_READS} reads are open")
-            read = self._open[chunk.read_id] = OpenRead(chunk.read_id, chunk.channel, chunk.calibration)
-            self._hold(read, READ_OVERHEAD_BYTES)
-            self._books.receive()
-        try:
-            _check_size(chunk)
-            read.append(chunk)
-            read.grown_s = time.monotonic()
-            self._books.samples(chunk.piece.sample_count)
-            self._hold(read, len(chunk.piece.signal) + CHUNK_OVERHEAD_BYTES)
-            if read.samples > self._max_read_samples:
-                raise InputFault(Reason.TOO_LONG, f"too long: more than {self._max_read_samples} samples")
-            if chunk.end_of_read:
-                read.check_complete()
-                self._run(read)
-        except InputFault as fault:
-            self._reject(read, fault.reason, str(fault))
-            if not chunk.end_of_read:
-                self._refused.add(chunk.read_id)
-
-    def acknowledge(self, seq: int) -> None:
-        """The client has stored the results up to `seq`."""
-        if not self._acknowledged_seq <= seq <= self._sent_seq:
-            raise StreamFault("INVALID_ARGUMENT", f"result_ack {seq}: {self._sent_seq} results were sent")
-        while self._acknowledged_seq < seq:
-            self._acknowledged_seq += 1
-            status, aligned = self._unacknowledged.popleft()
-            self._books.close(status, to_align=self._aligns and status in _CALLED, aligned=aligned)
-            self._budget.charge(self, -CHUNK_OVERHEAD_BYTES)
-        self._changed.set()
-
     def half_close(self) -> None:
-        """No more signal will come. Reads still open are rejected, or abandoned where this server asked to leave."""
+        """No more signal will come."""
         self._half_closed = True
-        for read in list(self._open.values()):
-            if self._drain:
-                self._drop(read)
-                self._books.abandon(1)
-            else:
-                self._reject(read, Reason.INCOMPLETE, "incomplete: the stream was half-closed before the read's end")
+        self._signal_ended(was_said=True)
         self._changed.set()
 
     def requests_ended(self) -> None:
-        """The client closed its side: no acknowledgement will come either."""
+        """The client closed its side: nothing more will come of it."""
         self._requests_ended = True
         if not self._half_closed:
-            for read in list(self._open.values()):
-                self._drop(read)
-                self._books.abandon(1)
             self._half_closed = True
+            self._signal_ended(was_said=False)
         self._changed.set()
 
     def heard(self) -> None:
@@ -267,31 +145,30 @@ class Session:
         """
         draining = False
         sent_s = time.monotonic()
-        results_s = 0.0
         while True:
             now_s = time.monotonic()
             wait_s = sent_s + self._heartbeat_s - now_s
-            gather_s = results_s + GATHER_S - now_s
+            ready_in_s = self._ready_in_s(now_s)
             if self._fault:
                 raise self._fault
             if self._drain and not draining:
                 draining = True
                 yield self._drain
                 sent_s = time.monotonic()
-            elif self._unsent and (gather_s <= 0 or not self._running or len(self._unsent) >= _RESULTS_A_MESSAGE):
-                yield self._next_results()
-                sent_s = results_s = time.monotonic()
+            elif ready_in_s == 0:
+                yield self._take_output()
+                sent_s = time.monotonic()
                 self.extend_credit()
             elif self._granted > self._announced and not self._half_closed:
                 self._announced = self._granted
                 yield CreditGrant(self._granted)
                 sent_s = time.monotonic()
-            elif self._is_finished():
+            elif self._half_closed and self._holds_nothing():
                 if draining:
                     raise StreamFault("UNAVAILABLE", "drained: go on with another server")
                 return
-            elif self._unsent:
-                await asyncio.sleep(gather_s)
+            elif ready_in_s is not None:
+                await asyncio.sleep(ready_in_s)
             elif wait_s <= 0:
                 yield Beat()
                 sent_s = time.monotonic()
@@ -304,30 +181,6 @@ class Session:
             if silent_s > 4 * self._heartbeat_s and not self._requests_ended:
                 raise StreamFault("DEADLINE_EXCEEDED", f"the client was silent for {silent_s:.0f} s")
 
-    def _next_results(self) -> Results:
-        results: list[ReadResult] = []
-        size = 0
-        now_s = time.monotonic()
-        while self._unsent and len(results) < _RESULTS_A_MESSAGE and size < _RESULT_MESSAGE_BYTES:
-            result, charged, complete_s = self._unsent.popleft()
-            if complete_s:
-                latency_s = now_s - complete_s
-                READ_LATENCY_SECONDS.labels(self._priority).observe(latency_s)
-                STAGE_WAIT_SECONDS.labels("deliver").observe(max(0.0, latency_s - result.timings.total_s))
-            size += charged
-            results.append(result)
-            aligned = any(part.alignments for part in result.parts)
-            self._unacknowledged.append((result.status, aligned))
-            self._budget.charge(self, CHUNK_OVERHEAD_BYTES - charged)
-        first = self._sent_seq + 1
-        self._sent_seq += len(results)
-        return Results(first, results)
-
-    def _is_finished(self) -> bool:
-        if self._open or self._running or self._unsent:
-            return False
-        return self._half_closed and (self._requests_ended or not self._unacknowledged)
-
     def drain(self, grace_s: float) -> None:
         """Tell the client to go on elsewhere; complete reads are finished."""
         self._drain = Drain(grace_s)
@@ -338,121 +191,70 @@ class Session:
         self._fault = self._fault or fault
         self._changed.set()
 
-    @property
-    def held_reads(self) -> int:
-        """Reads without an acknowledged result."""
-        return len(self._open) + len(self._running) + self.unsent_results + self.unacknowledged_results
-
-    @property
-    def unsent_results(self) -> int:
-        """Results that wait to be sent."""
-        return len(self._unsent)
-
-    @property
-    def unacknowledged_results(self) -> int:
-        """Results that were sent and wait to be stored by the client."""
-        return len(self._unacknowledged)
-
     def close(self) -> None:
-        """The stream is over, however it ended: reads without an acknowledged result are abandoned."""
+        """The stream is over, however it ended."""
         self._closed = True
-        self._orders.cancel(self)
-        self._books.abandon(self.held_reads)
         self._books.stalled(False)
-        self._open.clear()
-        self._running.clear()
-        self._unsent.clear()
-        self._unacknowledged.clear()
         self._budget.close(self)
 
-    # reads
+    # what it is for
 
-    def _run(self, read: OpenRead) -> None:
-        del self._open[read.read_id]
-        job = Job(self, self.settings, read, self._deliver, client=self.client)
-        self._running[job] = read.held_bytes
-        self._running_samples += read.samples
-        self._orders.submit(job)
+    @abstractmethod
+    def _take(self, chunk: Chunk) -> None:
+        """A chunk came, within the credit."""
 
-    def _deliver(self, job: Job, result: ReadResult) -> None:
-        """Called from a worker's thread."""
-        self._loop.call_soon_threadsafe(self._finished, job, result)
+    @abstractmethod
+    def _signal_ended(self, *, was_said: bool) -> None:
+        """No more will come: the client said so, or was gone."""
 
-    def _finished(self, job: Job, result: ReadResult) -> None:
-        held = self._running.pop(job, None)
-        if held is None:  # the stream ended meanwhile
-            return
-        self._running_samples -= job.read.samples
-        self._books.finish(result)
-        self._emit(result, held, job.submitted_s)
-        self.extend_credit()
+    @abstractmethod
+    def _ready_in_s(self, now_s: float) -> float | None:
+        """In how many seconds there is something to be sent; None: nothing."""
 
-    def _reject(self, read: OpenRead, reason: Reason, detail: str) -> None:
-        log.info("read rejected", read_id=read.name, reason=reason.value, detail=detail)
-        result = ReadResult(read.read_id, read.channel, Status.REJECTED, detail, read.samples, cause=reason)
-        self._end_open(read, result)
+    @abstractmethod
+    def _take_output(self) -> Output:
+        """What is ready."""
 
-    def _end_open(self, read: OpenRead, result: ReadResult) -> None:
-        held = read.held_bytes
-        read.pieces.clear()
-        self._open.pop(read.read_id, None)
-        self._books.finish(result)
-        self._emit(result, held, 0.0)
+    @abstractmethod
+    def _holds_nothing(self) -> bool:
+        """Whether all is done that the client has asked for."""
 
-    def _emit(self, result: ReadResult, held_bytes: int, complete_s: float) -> None:
-        if result.cause:
-            counter = READS_REJECTED if result.status is Status.REJECTED else READS_FAILED
-            counter.labels(result.cause.value).inc()
-        charged = result.size_bytes
-        self._budget.charge(self, charged - held_bytes)
-        self._unsent.append((result, charged, complete_s))
-        self._changed.set()
+    @abstractmethod
+    def _has_enough(self) -> bool:
+        """Whether there is so much to do already that credit can wait."""
 
-    def _hold(self, read: OpenRead, size: int) -> None:
-        read.held_bytes += size
-        self._budget.charge(self, size)
+    @property
+    @abstractmethod
+    def held_reads(self) -> int:
+        """Reads that the books have as open."""
 
-    def _drop(self, read: OpenRead) -> None:
-        del self._open[read.read_id]
-        self._budget.charge(self, -read.held_bytes)
+    @property
+    @abstractmethod
+    def unsent_results(self) -> int:
+        """Results that wait to be sent."""
 
-    # memory: the Account of server/budget.py
+    @property
+    @abstractmethod
+    def unacknowledged_results(self) -> int:
+        """Results that were sent and wait to be stored by the client."""
 
+    @abstractmethod
     def longest_open_read(self) -> int:
         """Bytes held by the largest open read; 0: none."""
-        return max((read.held_bytes for read in self._open.values()), default=0)
 
+    @abstractmethod
     def give_up_longest_open_read(self, detail: str, *, for_others: bool) -> None:
         """Make room: that read ends, and what still comes of it is dropped."""
-        read = max(self._open.values(), key=lambda open_read: open_read.held_bytes)
-        if for_others:
-            self._send_back(read, "others", "its memory was needed for other clients' reads")
-        else:
-            self._reject(read, Reason.MEMORY, detail)
-            self._refused.add(read.read_id)
 
+    @abstractmethod
     def give_up_idle_read(self) -> bool:
-        """Send back the largest open read that has not grown for long, though the client had credit; False: none."""
-        if not self._open or self._granted - self._used < MAX_CHUNK_SAMPLES:
-            return False
-        before_s = time.monotonic() - budget.IDLE_READ_S
-        idle = [read for read in self._open.values() if max(read.grown_s, self._credited_s) < before_s]
-        if not idle:
-            return False
-        largest = max(idle, key=lambda read: read.held_bytes)
-        self._send_back(largest, "idle", f"nothing came of it for {budget.IDLE_READ_S:g} s, and its memory was needed")
-        return True
+        """Make room: send back the largest open read that has not grown for long; False: none."""
 
-    def _send_back(self, read: OpenRead, reason: str, detail: str) -> None:
-        READS_DEFERRED.labels(reason).inc()
-        log.info("read sent back", read_id=read.name, reason=reason)
-        self._refused.add(read.read_id)
-        self._sent_back.add(read.read_id)
-        self._end_open(read, ReadResult(read.read_id, read.channel, Status.TRY_AGAIN, detail, read.samples))
-
+    @abstractmethod
     def is_busy(self) -> bool:
-        """Whether complete reads or unsent results are held, which give their memory back by themselves."""
-        return bool(self._running or self._unsent)
+        """Whether something is held that gives its memory back by itself."""
+
+    # memory: the Account of server/budget.py
 
     def memory_was_freed(self) -> None:
         """Try again to extend the credit, soon."""
@@ -467,7 +269,7 @@ class Session:
         if self._closed or self._half_closed or self._drain:
             self._books.stalled(False)
             return
-        if self._running_samples <= _BACKLOG_SAMPLES:
+        if not self._has_enough():
             self._extend()
         self._books.stalled(self._granted - self._used < MAX_CHUNK_SAMPLES)
 
@@ -510,16 +312,3 @@ class Session:
         self._granted += samples
         self._budget.charge(self, samples * BYTES_PER_CREDIT_SAMPLE)
         self._changed.set()
-
-
-def _check_size(chunk: Chunk) -> None:
-    piece = chunk.piece
-    if piece.sample_count > MAX_CHUNK_SAMPLES:
-        raise InputFault(
-            Reason.CHUNK_SIZE,
-            f"a chunk claims {piece.sample_count} samples; at most {MAX_CHUNK_SAMPLES} may come at once",
-        )
-    if len(piece.signal) > max_encoded_bytes(piece.sample_count):
-        raise InputFault(
-            Reason.CHUNK_SIZE, f"a chunk of {piece.sample_count} samples has {len(piece.signal)} bytes of signal"
-        )

@@ -17,7 +17,7 @@ from porestream.client.client import BasecallClient, SyncBasecallClient
 from porestream.client.reads import ReadInfo, ReadResult, ReadStatus, RunInfo, SignalRead
 from porestream.client.stream import StreamOptions, _next_response
 from porestream.server.reads import Chunk
-from porestream.server.session import Session
+from porestream.server.results import ResultsSession
 from porestream.v1 import porestream_pb2 as pb
 
 
@@ -170,15 +170,15 @@ def test_a_read_that_is_sent_back_comes_again(start_server, monkeypatch: pytest.
     ]
     with SyncBasecallClient(address) as client:
         expected = {result.info.read_id: result.parts for result in client.call(sent)}
-    take, sent_back = Session._take, Counter[bytes]()
+    take, sent_back = ResultsSession._take, Counter[bytes]()
 
-    def take_and_send_back(session: Session, chunk: Chunk) -> None:
+    def take_and_send_back(session: ResultsSession, chunk: Chunk) -> None:
         take(session, chunk)
         if chunk.first_sample == 0 and chunk.read_id in session._open and sent_back[chunk.read_id] < 2:
             sent_back[chunk.read_id] += 1
             session._send_back(session._open[chunk.read_id], "others", "for the test")
 
-    monkeypatch.setattr(Session, "_take", take_and_send_back)
+    monkeypatch.setattr(ResultsSession, "_take", take_and_send_back)
     with SyncBasecallClient(address) as client:
         results = list(client.call(sent))
     assert {result.info.read_id: result.parts for result in results} == expected

@@ -31,8 +31,9 @@ from porestream.server.reads import (
     Status,
     StreamFault,
 )
+from porestream.server.results import GATHER_S, MAX_OPEN_READS, ResultsSession
 from porestream.server.scheduler import Job
-from porestream.server.session import GATHER_S, MAX_OPEN_READS, Beat, CreditGrant, Drain, Results, Session
+from porestream.server.session import Beat, CreditGrant, Drain, Results
 
 SETTINGS = CallSettings("model", "", "", Priority.STANDARD, 0.0, False, False, 4000)
 MIB = 1 << 20
@@ -61,7 +62,7 @@ class HeldReads:
 class Client:
     """Sends reads within the credit and notes what comes back."""
 
-    session: Session
+    session: ResultsSession
     reads: list[int]  # samples of each, by read id
     open_at_once: int = 1
     chunk_samples: int = MAX_CHUNK_SAMPLES
@@ -153,8 +154,8 @@ def balanced(books: Books) -> bool:
 
 def make_session(
     budget: MemoryBudget, held: HeldReads, ledger: Ledger, limit: int = 50_000_000, client: str | None = None
-) -> Session:
-    return Session(
+) -> ResultsSession:
+    return ResultsSession(
         SETTINGS,
         held,
         budget,
@@ -223,7 +224,7 @@ def test_no_legal_stream_stalls_and_memory_stays_in_budget(plans, random) -> Non
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("porestream.server.budget.IDLE_READ_S", -10.0)  # patience is over at once
-        patch.setattr(Session, "give_up_idle_read", lambda _: False)
+        patch.setattr(ResultsSession, "give_up_idle_read", lambda _: False)
         asyncio.run(simulate())
 
 
@@ -415,7 +416,7 @@ def test_half_close_rejects_open_reads_but_a_drain_abandons_them() -> None:
 
 def test_a_silent_client_is_dropped_and_an_idle_one_gets_heartbeats() -> None:
     async def scenario(budget: MemoryBudget, held: HeldReads, ledger: Ledger) -> None:
-        session = Session(
+        session = ResultsSession(
             SETTINGS,
             held,
             budget,
