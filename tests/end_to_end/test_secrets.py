@@ -44,11 +44,11 @@ READ_IDS = ["5ec7e75e", base64.b64encode(UUID(int=FIRST_ID).bytes).decode()[:12]
 # What nobody can provoke from outside: exceptions at reads whose adapters are to go, and at streams with this channel.
 SABOTAGED = f"""
 from porestream.cli.main import main
-from porestream.server import pipeline, session
+from porestream.server import after_calling, session
 def fail(*_):
     raise RuntimeError("sabotage")
 receive = session.Session.receive
-pipeline.trim_adapters = fail
+after_calling.trim_adapters = fail
 session.Session.receive = lambda self, chunk: fail() if chunk.channel == {SABOTAGED_CHANNEL} else receive(self, chunk)
 main()
 """
