@@ -197,14 +197,14 @@ class Field:
             "--log-format": "json",
         }
         command = [str(Path(sys.executable).with_name("porestream")), "serve"]
-        cores = sorted(os.sched_getaffinity(0))
-        os.sched_setaffinity(0, cores[:1])
+        self._cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, self._cores[:1])
         with open("/dev/full" if log == "full disk" else os.devnull, "w") as sink:
             self._server = subprocess.Popen(
                 [*command, *(str(word) for flag in flags.items() for word in flag)],
                 stderr=subprocess.PIPE if log == "full pipe" else sink,  # which nobody reads: it holds 64 KB
             )
-        os.sched_setaffinity(0, cores[1:2] or cores)
+        os.sched_setaffinity(0, self._cores[1:2] or self._cores)
         relay_port = _spawn.Value("i", 0)
         self._relay = _spawn.Process(target=_relay, args=(port, relay_port), daemon=True)
         self._relay.start()
@@ -231,6 +231,7 @@ class Field:
         self._relay.kill()
         self._server.kill()
         self._server.wait()
+        os.sched_setaffinity(0, self._cores)
         return int(lost)
 
     def attack(self, name: str, seconds: float) -> Outcome:
