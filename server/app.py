@@ -213,11 +213,11 @@ def build_server(
     parsers = {f"/{_SERVICE}/StreamReads": parse_request}
     server = _server(CallGuard(calls, peer_of, tokens, parsers), 2 * streams)
 
-    def called(peer: str, samples: int) -> None:
+    def took(peer: str, samples: int) -> None:
         for front in fronts:
-            front.called(peer, samples)
+            front.took(peer, samples)
 
-    service = BasecallService(engine, called)
+    service = BasecallService(engine, took)
     pb_grpc.add_BasecallServiceServicer_to_server(service, server)
     health_service = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health_service, server)

@@ -35,12 +35,12 @@ _FIRST_CALL_TIMEOUT_S = 30.0
 _BUFFER_BYTES = 256 << 10
 _BACKLOG = 512
 _LAST_BYTES_S = 2.0
-_LONGEST_HOLD_S = 10.0  # for bytes: then it is looked again whether anybody else is there
+_LONGEST_HOLD_S = 1.0  # for bytes: a stream whose client speaks is never silent for longer
 _HANDSHAKES_PER_S, _HANDSHAKES_AT_ONCE = 50.0, 200.0
 _LEFT_OWING_HANDSHAKES = 100.0  # of a connection that ends while it is made to wait: the next one waits in its place
-# What a peer may send beside others: bytes of no use cost as much of the machine as those of signal. Called signal
-# earns it more than it took.
-_BYTES_PER_S, _BYTES_AT_ONCE, _BYTES_PER_CALLED_SAMPLE = 2e6, 16e6, 2.0
+# What a peer may send beside others: bytes of no use cost as much of the machine as those of signal. Signal within its
+# credit earns it more than it took.
+_BYTES_PER_S, _BYTES_AT_ONCE, _BYTES_PER_SAMPLE = 2e6, 16e6, 2.5
 _TLS_BUFFER_BYTES = 32 << 10  # of each connection; asyncio's own are 256 KiB, which as many silent ones would fill
 _DESCRIPTORS_A_CONNECTION = 3  # here two, in gRPC one
 _OTHER_DESCRIPTORS = 192
@@ -161,10 +161,10 @@ class Front:
         """Who is behind the connection that gRPC calls so; None: not known."""
         return self._peers.get(name.removeprefix("unix-abstract:"))
 
-    def called(self, peer: str, samples: int) -> None:
-        """So much signal of this peer was called. From any thread."""
+    def took(self, peer: str, samples: int) -> None:
+        """So much signal came from this peer, within its credit; less than 0: it was rejected. From any thread."""
         with contextlib.suppress(RuntimeError):  # closed meanwhile
-            self._loop.call_soon_threadsafe(self._allow_bytes, peer, -samples * _BYTES_PER_CALLED_SAMPLE)
+            self._loop.call_soon_threadsafe(self._allow_bytes, peer, -samples * _BYTES_PER_SAMPLE)
 
     def _allow_bytes(self, peer: str, count: float) -> float:
         """Take so many bytes off what this peer may send; for how many seconds to read nothing more of it."""

@@ -1,8 +1,8 @@
 """How fast the messages of one client are taken while others have streams too.
 
 All streams share one event loop, and its time is not shared by signal: a thousand reads of garbage take as much of it
-as hours of honest signal do. So a client's messages may take a tenth of the loop's time, and what the signal is worth
-that was called of them; what is beyond is read later, as from a slow connection. Who is alone may have it all.
+as hours of honest signal do. So a client's messages may take a tenth of the loop's time, and what the signal in them is
+worth, unless it is rejected; what is beyond is read later, as from a slow connection. Who is alone may have it all.
 """
 
 import time
@@ -13,7 +13,7 @@ from porestream.server.http2 import Allowance
 
 _SHARE, _AT_ONCE_S = 0.1, 0.2
 _MESSAGE_S = 0.0002  # gRPC's own work for one message, both ways
-_SAMPLE_S = 10e-9  # what called signal is worth: a second of 5 kHz 50 us, about what its chunk and its result take
+_SAMPLE_S = 10e-9  # what signal is worth: a second of 5 kHz 50 us, about what its chunk and its result take
 _LONGEST_S = 1.0  # a stream whose client speaks is never silent for longer
 
 
@@ -43,11 +43,11 @@ class Pace:
         if not self._streams[client]:
             del self._streams[client], self._allowances[client]
 
-    def wait_s(self, client: Hashable, handled_s: float) -> float:
-        """For how many seconds to read nothing more of a stream, whose message took so long to handle."""
-        wait_s = self._allowances[client].take(handled_s + _MESSAGE_S)
+    def wait_s(self, client: Hashable, handled_s: float, samples: int = 0) -> float:
+        """For how many seconds to read nothing more of a stream, whose message took so long and had so much signal."""
+        wait_s = self._allowances[client].take(handled_s + _MESSAGE_S - samples * _SAMPLE_S)
         return min(wait_s, _LONGEST_S) if len(self._streams) > 1 else 0.0
 
-    def answered(self, client: Hashable, made_s: float, called_samples: int) -> None:
-        """An answer took so long to make, and so much signal was called for it."""
-        self._allowances[client].take(made_s - called_samples * _SAMPLE_S)
+    def answered(self, client: Hashable, made_s: float, rejected_samples: int) -> None:
+        """An answer took so long to make, and says that so much signal was worth nothing."""
+        self._allowances[client].take(made_s + rejected_samples * _SAMPLE_S)

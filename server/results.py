@@ -54,10 +54,10 @@ class Orders(Protocol):
         """Forget a stream's reads."""
 
 
-def called_samples(output: Output) -> int:
-    """Of the reads among it that were called."""
+def rejected_samples(output: Output) -> int:
+    """Of the reads among it that are rejected."""
     results = output.results if isinstance(output, Results) else ()
-    return sum(result.signal_samples for result in results if result.status in _CALLED)
+    return sum(result.signal_samples for result in results if result.status is Status.REJECTED)
 
 
 class ResultsSession(Session):

@@ -29,7 +29,7 @@ from porestream.server.messages import (
 from porestream.server.metrics import STREAMS_ENDED, STREAMS_OPENED, STREAMS_RECONNECTED, TOKEN_STREAMS
 from porestream.server.pace import Pace
 from porestream.server.reads import StreamFault
-from porestream.server.results import MAX_OPEN_READS, ResultsSession, called_samples
+from porestream.server.results import MAX_OPEN_READS, ResultsSession, rejected_samples
 from porestream.server.revision import CALLING_REVISION
 from porestream.server.security import Tokens
 from porestream.v1 import porestream_pb2 as pb
@@ -41,16 +41,17 @@ MAX_MESSAGE_BYTES = 1 << 20
 _WRITE_TIMEOUT_S = 60.0
 _REVOKED_CHECK_S, _REVOKED_GRACE_S = 5.0, 20.0  # with ten seconds for an emptied file less than a minute
 _MAX_RUN_ID_LENGTH = 256
+_TELL_SAMPLES = 100_000  # of a stream, before who counts its bytes is told
 _MAX_DETAIL_BYTES = 2000  # three times as many where they are not ASCII; a client takes 8 KiB of status and headers
 _DEFAULT_HEARTBEAT_S = 5.0
 _DEFAULT_STATS_INTERVAL_S = 5.0
 
 
 class BasecallService(pb_grpc.BasecallServiceServicer):
-    """porestream.v1.BasecallService on an engine; `called` is told how much of each peer's signal was called."""
+    """porestream.v1.BasecallService on an engine; `took` is told how much signal each peer's streams took."""
 
-    def __init__(self, engine: Engine, called: Callable[[str, int], None]) -> None:
-        self._engine, self._called = engine, called
+    def __init__(self, engine: Engine, took: Callable[[str, int], None]) -> None:
+        self._engine, self._took = engine, took
         self._sessions: dict[ResultsSession, Caller] = {}
         self._pace = Pace()
         self._draining = False
@@ -153,10 +154,10 @@ class BasecallService(pb_grpc.BasecallServiceServicer):
             async for output in session.outputs():
                 began_s = time.perf_counter()
                 response = encode_output(output, session.settings)
-                samples = called_samples(output)
-                self._pace.answered(session.client, time.perf_counter() - began_s, samples)
-                if samples and (peer := caller.get().peer):
-                    self._called(peer, samples)
+                rejected = rejected_samples(output)
+                self._pace.answered(session.client, time.perf_counter() - began_s, rejected)
+                if rejected and (peer := caller.get().peer):
+                    self._took(peer, -rejected)
                 async with asyncio.timeout(_WRITE_TIMEOUT_S):
                     await context.write(response)
         finally:
@@ -313,7 +314,7 @@ class BasecallService(pb_grpc.BasecallServiceServicer):
 
     async def _receive(self, session: ResultsSession, requests: AsyncIterator[pb.StreamReadsRequest]) -> None:
         """Feed the session until the client has no more to say. Whatever goes wrong ends the stream with a status."""
-        next_batch = 1
+        next_batch, used, told, peer = 1, 0, 0, caller.get().peer
         try:
             async for request in requests:
                 began_s = time.perf_counter()
@@ -335,7 +336,12 @@ class BasecallService(pb_grpc.BasecallServiceServicer):
                 elif kind is None:
                     raise StreamFault("INVALID_ARGUMENT", "a message of a kind that this server does not know")
                 del request  # not until the next one comes
-                if wait_s := self._pace.wait_s(session.client, time.perf_counter() - began_s):
+                wait_s = self._pace.wait_s(session.client, time.perf_counter() - began_s, session.used_samples - used)
+                used = session.used_samples
+                if peer and used - told >= _TELL_SAMPLES:
+                    self._took(peer, used - told)
+                    told = used
+                if wait_s:
                     await asyncio.sleep(wait_s)
             session.requests_ended()
         except StreamFault as fault:

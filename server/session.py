@@ -110,6 +110,11 @@ class Session(ABC):
         finally:
             self.extend_credit()
 
+    @property
+    def used_samples(self) -> int:
+        """Credit that the client has used so far."""
+        return self._used
+
     def half_close(self) -> None:
         """No more signal will come."""
         self._half_closed = True

@@ -126,14 +126,14 @@ def test_bytes_of_no_use_are_bounded_beside_others(front: Front) -> None:
     front._limits.enter("greedy")
     assert not any(front._allow_bytes("greedy", 10_000_000) for _ in range(20)), "it is alone"
     front._limits.enter("honest")
-    assert front._allow_bytes("greedy", 10_000_000) > 1
+    assert front._allow_bytes("greedy", 10_000_000) == 1.0
     assert front._allow_bytes("honest", 10_000_000) == 0
     for _ in range(20):
-        front.called("honest", 9_000_000)
+        front.took("honest", 9_000_000)
         deadline_s = time.monotonic() + 10
         while front._bytes["honest"]._left < 8e6 and time.monotonic() < deadline_s:
             time.sleep(0.001)  # the front's thread has it
-        assert front._allow_bytes("honest", 8_000_000) == 0, "what was called earns more than it took"
+        assert front._allow_bytes("honest", 8_000_000) == 0, "signal earns more than it takes"
 
 
 def test_who_floods_and_leaves_waits_at_the_door(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,19 +47,29 @@ def test_who_is_alone_has_it_all(clock: Clock) -> None:
     assert handled_in(pace, clock, 10) > 6
 
 
-def test_called_signal_is_worth_its_messages(clock: Clock) -> None:
-    """Three thousand channels of 5 kHz, a chunk a second each."""
+def test_signal_is_worth_its_messages_long_before_its_reads_end(clock: Clock) -> None:
+    """Three thousand channels of 5 kHz, a chunk a second each, reads of a minute."""
     pace = Pace(clock)
     for client in ["instrument", "other"]:
         pace.enter(client)
     waits = []
     for _second in range(20):
         for _message in range(300):
-            waits.append(pace.wait_s("instrument", 10 * 30e-6))
+            waits.append(pace.wait_s("instrument", 10 * 30e-6, 10 * 5000))
             clock.now_s += 1 / 300
-        for _ in range(30):
-            pace.answered("instrument", 100 * 30e-6, 500_000)
     assert not any(waits)
+
+
+def test_rejected_signal_is_worth_nothing(clock: Clock) -> None:
+    pace = Pace(clock)
+    for client in ["greedy", "other"]:
+        pace.enter(client)
+    waits = 0.0
+    for _message in range(100):
+        clock.now_s += 0.002
+        waits += pace.wait_s("greedy", 0.002, 10 * 65_536)
+        pace.answered("greedy", 0.001, 10 * 65_536)
+    assert waits > 10
 
 
 def test_no_wait_is_long_and_nothing_stays_of_who_left(clock: Clock) -> None:
