@@ -223,6 +223,7 @@ class _Call:
         )
         check = self._check_chemistry(last_part(model), info)
         callers = {run.key: await client.identify(run) for run in runs}
+        first = next(iter(callers.values()), None) or await client.identify()
         used = list(dict.fromkeys(caller.model for caller in callers.values()))
         if unknown := [name for name in used if name not in info.models]:
             known = shown(", ".join(info.models), 500)
@@ -232,9 +233,7 @@ class _Call:
         elif len(used) > 1:
             say(f"models: {shown(', '.join(used), 500)}, each for its runs")
         partial = self.partial
-        settings = self._output_settings(
-            next(iter(callers.values())), info, lambda run: callers.get(run.key) or client.caller_of(run)
-        )
+        settings = self._output_settings(first, info, lambda run: callers.get(run.key) or client.caller_of(run))
         if partial is not None:
             partial.check(settings)
         all_runs = (partial.runs if partial else {}) | self.source.runs

@@ -29,6 +29,7 @@ log = structlog.get_logger()
 
 _MESSAGE_BYTES = 256 << 10
 _BATCH_BYTES = 64  # of a message with chunks, without these
+_FACT_CHARACTERS = 100  # more than any product's code has
 _IDENTITY_BYTES = 300  # more than a caller's takes, but for the names that are asked for
 _MAX_RUN_ID_LENGTH = 256  # what servers take
 _MIN_WINDOW_SAMPLES = 1024  # of the window for a read, however short: so their number is bounded, too
@@ -176,7 +177,7 @@ def read_fault(read: EncodedRead, max_message_bytes: int) -> str:
 
 
 async def resolve_caller(target: str, options: StreamOptions, run: RunInfo) -> pb.CallerIdentity:
-    """Who would call this run with these options on this server.
+    """Who would call this run with these options on this server. No more of the run is told than decides that.
 
     Raises
     ------
@@ -184,7 +185,12 @@ async def resolve_caller(target: str, options: StreamOptions, run: RunInfo) -> p
         The server does not have what is asked for, or does not answer.
     """
     async with open_channel(target, options.credentials) as channel:
-        request = pb.ResolveCallerRequest(run=encode_run(run), options=_call_options(options))
+        facts = pb.RunInfo(
+            flow_cell_product_code=run.flow_cell_product_code[:_FACT_CHARACTERS],
+            sequencing_kit=run.sequencing_kit[:_FACT_CHARACTERS],
+            sample_rate_hz=run.sample_rate_hz,
+        )
+        request = pb.ResolveCallerRequest(run=facts, options=_call_options(options))
         try:
             response = await service(channel).ResolveCaller(request, timeout=4 * options.heartbeat_s)
         except grpc.aio.AioRpcError as error:

@@ -211,7 +211,7 @@ class Scheduler:
         Of each model the chunks of a full batch.
     max_delay_s
         How long a chunk may wait for its batch to fill while the workers have nothing else to do. Where full batches
-        of another length or model keep them busy, it is two seconds; for LIVE reads never longer than this.
+        of another length or model keep them busy, it is two seconds; for LIVE reads within their share never longer.
     decoded_bytes
         Bound of the decoded signal of all reads that are being called; one read is always allowed.
     live_share
@@ -422,7 +422,7 @@ class Scheduler:
 
     def _start(self, live_first: bool) -> Job:
         job = self._waiting.next(live_first).pop()
-        self._serve(*((_READ_SAMPLES, 0) if job.is_live else (0, _READ_SAMPLES)))
+        self._serve(_READ_SAMPLES * job.is_live, _READ_SAMPLES * (not job.is_live))
         self._active.add(job)
         self._decoded_bytes += job.decoded_bytes
         return job
@@ -437,9 +437,8 @@ class Scheduler:
             live_samples += is_live * ready.samples
         rest_samples = len(taken) * ready.samples - live_samples
         if live_samples:
-            live_samples += (
-                ready.rows - len(taken)
-            ) * ready.samples  # a batch that did not wait costs what a full one does
+            # A batch that did not wait costs what a full one does.
+            live_samples += (ready.rows - len(taken)) * ready.samples
         self._serve(live_samples, rest_samples)
         return Batch(ready.model, ready.samples, taken)
 

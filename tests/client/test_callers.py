@@ -10,7 +10,10 @@ from click.testing import CliRunner
 
 from porestream.cli.main import main
 from porestream.client import Pod5Source, ReadStatus, SyncBasecallClient
+from porestream.server import rpc
 from porestream.server.metrics import STREAMS_OPENED
+from porestream.server.reads import StreamFault
+from porestream.v1 import porestream_pb2 as pb
 
 OLD, NEW = "dna_r9.4.1_e8.1_fast@v9", "dna_r10.4.1_e8.2_400bps_fast@v4.1.0"
 READS = 3
@@ -31,6 +34,49 @@ def runs(write_pod5: Callable[..., Path], tmp_path: Path) -> Path:
     new = {"flow_cell_product_code": "FLO-MIN114", "sequencing_kit": "SQK-LSK114"}
     write_pod5(tmp_path / "reads/new.pod5", signals, ["run-new"], READS + 1, **new)
     return tmp_path / "reads"
+
+
+def test_another_caller_after_a_break_is_tried_again(  # type: ignore[no-untyped-def]
+    server, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As behind a balancer, where the next server may be the one of before."""
+    check, refused = rpc._check_expected, []
+
+    def refuse_twice(expected: pb.CallerIdentity, actual: pb.CallerIdentity) -> None:
+        if expected.model and len(refused) < 2:
+            refused.append(expected.model)
+            raise StreamFault("FAILED_PRECONDITION", "another caller than expected")
+        check(expected, actual)
+
+    monkeypatch.setattr(rpc, "_check_expected", refuse_twice)
+    source = Pod5Source([runs / "old.pod5"])
+    with SyncBasecallClient(server.address) as client:
+        for run in source.runs.values():
+            client._run(client._client.identify(run))
+        assert len(list(client.call(source))) == READS
+    assert refused == [OLD, OLD]
+
+
+def test_no_reads_have_a_caller_too(server, write_pod5: Callable[..., Path], tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    empty, output = write_pod5(tmp_path / "empty.pod5", []), tmp_path / "calls.bam"
+    called = CliRunner().invoke(
+        main, ["call", str(empty), "--server", server.address, "--model", OLD, "-o", str(output)]
+    )
+    assert called.exit_code == 0, called.output
+    with pysam.AlignmentFile(str(output), check_sq=False) as sam:
+        assert f"basecall_model={OLD} " in sam.header.to_dict()["PG"][0]["DS"]
+
+
+def test_a_run_of_endless_facts_is_refused_by_name_and_the_others_are_called(  # type: ignore[no-untyped-def]
+    server, runs: Path, write_pod5: Callable[..., Path], tmp_path: Path
+) -> None:
+    signals = [np.random.default_rng(1).normal(500, 60, 4000).astype(np.int16)]
+    write_pod5(runs / "odd.pod5", signals, ["run-odd"], 100, sample_id="x" * (2 << 20))
+    output = tmp_path / "calls.sam"
+    called = CliRunner().invoke(main, ["call", str(runs), "--server", server.address, "-o", str(output)])
+    assert "run not taken: what its file says of it takes" in called.stderr
+    assert "(run run-odd" in called.stderr
+    assert sum(not line.startswith("@") for line in output.read_text().splitlines()) == 2 * READS
 
 
 def opened() -> float:
