@@ -45,7 +45,7 @@ _LONG_SAMPLES, _SHORT_SAMPLES = 500_000, 50_000
 _spawn = multiprocessing.get_context("spawn")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
     """Of one attack."""
 
@@ -209,7 +209,13 @@ class Field:
         self._relay = _spawn.Process(target=_relay, args=(port, relay_port), daemon=True)
         self._relay.start()
         _wait_until(lambda: bool(relay_port.value) and _takes(port))
-        self._victim = Victim(port, health_port, metrics_port, folder / "ca.crt", relay_port.value)
+        self._victim = Victim(
+            port=port,
+            health_port=health_port,
+            metrics_port=metrics_port,
+            authority=folder / "ca.crt",
+            relay_port=relay_port.value,
+        )
         time.sleep(1)
         self._idle_bytes = self._resident("VmRSS")
         self._samples, self._lost = _spawn.Value("q", 0), _spawn.Value("q", 0)
@@ -259,15 +265,15 @@ class Field:
         attacker.join(10)
         attacker.kill()
         return Outcome(
-            name,
-            did,
-            before,
-            speed,
-            self._resident("VmHWM") - self._idle_bytes if self._server.poll() is None else 0,
-            checks.slowest_s,
-            checks.failed,
-            self._lost.value - lost,
-            self._server.poll() is None and self._honest.is_alive(),
+            name=name,
+            did=did,
+            speed_before=before,
+            speed=speed,
+            memory_bytes=self._resident("VmHWM") - self._idle_bytes if self._server.poll() is None else 0,
+            slowest_check_s=checks.slowest_s,
+            failed_checks=checks.failed,
+            lost_reads=self._lost.value - lost,
+            alive=self._server.poll() is None and self._honest.is_alive(),
         )
 
     def _rotate(self, seconds: float) -> None:

@@ -35,7 +35,7 @@ _POST = b"\x83\x86\x84"  # of HPACK's table: POST, http, /
 _FIRST_OF_OWN_TABLE = b"\xbe"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Victim:
     """Where the server is."""
 
@@ -100,7 +100,16 @@ def steps(samples: int) -> np.ndarray[tuple[int], np.dtype[np.int16]]:
 
 def read_of(signal_S: np.ndarray[tuple[int], np.dtype[np.int16]], run: str) -> SignalRead:
     """A read that nobody has sent before."""
-    return SignalRead(ReadInfo(uuid4(), RunInfo(run, 4000), 10.0, 0.2, 1), signal_S)
+    return SignalRead(
+        ReadInfo(
+            read_id=uuid4(),
+            run=RunInfo(run_id=run, sample_rate_hz=4000),
+            offset_adc=10.0,
+            scale_pa_per_adc=0.2,
+            channel=1,
+        ),
+        signal_S,
+    )
 
 
 # connections

@@ -79,7 +79,7 @@ class Called:
         return cls(reads, Counter(row["read_id"] for row in rows), texts)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Job:
     """What is called, into which formats (with flags), and what an undisturbed call makes of it."""
 
@@ -327,7 +327,7 @@ def simulated_job(folder: Path) -> Job:
     aligned = ("--reference", reference.name)
     formats = {"calls.bam": aligned, "sorted.bam": (*aligned, "--sort"), "calls.sam": aligned}
     flags = ("--reference", reference, "--threads", 1, "--grace-s", 2, "--max-read-samples", 25_000)
-    return Job(folder, run, flags, formats | {"calls.fastq": (), "calls.fastq.gz": ()})
+    return Job(folder=folder, pod5=run, server_flags=flags, formats=formats | {"calls.fastq": (), "calls.fastq.gz": ()})
 
 
 def table(runs: list[Run]) -> str:

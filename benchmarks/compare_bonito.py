@@ -39,8 +39,9 @@ from shapes import write_shape
 
 from porestream.models.basecaller import Basecaller
 from porestream.models.bundle import ModelBundle, load_bundle
+from porestream.models.cpu_runner import ROWS
+from porestream.models.host import processor_has_bf16
 from porestream.models.network import Network
-from porestream.models.runner import ROWS, processor_has_bf16
 from porestream.models.simulate.sequence import decode, random_bases
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -58,7 +59,7 @@ SHAPE_SAMPLES = {f"{kind} {release}": 3000 for release in ("v3", "v4", "v4.2", "
 """Shapes compared, and the samples of a chunk."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BonitoResult:
     """What bonito's side measured.
 
@@ -145,7 +146,14 @@ def run_bonito(
                 for name in ("samples_per_s", "passes")
             )
             scores_TNC, alone_TNC, exact_TNC = (found[name] for name in ("scores_TNC", "alone_TNC", "exact_TNC"))
-            return BonitoResult(scores_TNC, alone_TNC, exact_TNC, speeds, passes, str(found["versions"]))
+            return BonitoResult(
+                scores_TNC=scores_TNC,
+                alone_TNC=alone_TNC,
+                exact_TNC=exact_TNC,
+                samples_per_s=speeds,
+                passes=passes,
+                versions=str(found["versions"]),
+            )
 
 
 def our_speed(network: Network, chunks_NS: npt.NDArray[np.float32]) -> float:

@@ -45,7 +45,7 @@ _DE_STEP = 1e-4
 _COMPLEMENT = bytes.maketrans(b"ACGT", b"TGCA")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
     """What is compared of a record; `end` is exclusive, `tags` are those that both write."""
 
@@ -130,14 +130,14 @@ def records_of(path: Path) -> Iterator[Record]:
         for record in file.fetch(until_eof=True):
             tags = tuple((tag, record.get_tag(tag)) for tag in ("NM", "AS", "de", "MD") if record.has_tag(tag))
             yield Record(
-                str(record.query_name),
-                record.flag,
-                record.reference_name or "*",
-                record.reference_start,
-                record.reference_end or 0,
-                record.mapping_quality,
-                record.cigarstring or "*",
-                tags,
+                name=str(record.query_name),
+                flag=record.flag,
+                contig=record.reference_name or "*",
+                start=record.reference_start,
+                end=record.reference_end or 0,
+                mapq=record.mapping_quality,
+                cigar=record.cigarstring or "*",
+                tags=tags,
             )
 
 
@@ -199,29 +199,57 @@ def align_here(reads: dict[str, str], reference: Path, preset: str, sam: Path, c
     """Records as the service and its client make them, without a basecaller."""
     aligner = load_reference(reference, preset=preset, cache_dir=cache_dir, threads=2)
     sequences = tuple(ReferenceSequence(s.name, s.length, s.md5 or "") for s in aligner.reference.sequences)
-    identity = CallerIdentity("m", "", reference.name, "", preset, "", "", "")
-    run = RunInfo("r", 4000)
+    identity = CallerIdentity(
+        model="m",
+        model_sha256="",
+        reference=reference.name,
+        reference_sha256="",
+        preset=preset,
+        precision="",
+        device_class="",
+        version="",
+    )
+    run = RunInfo(run_id="r", sample_rate_hz=4000)
     head = header([run], identity, sequences)
     with pysam.AlignmentFile(str(sam), "w", header=head) as file:
         for name, bases in reads.items():
             alignments = tuple(
                 ClientAlignment(
-                    a.flag,
-                    a.reference_name,
-                    a.reference_start,
-                    a.reference_end,
-                    a.mapping_quality,
-                    tuple(a.cigar.tolist()),
-                    a.score,
-                    a.edit_distance,
-                    a.md,
-                    a.divergence,
+                    flag=a.flag,
+                    reference_name=a.reference_name,
+                    reference_start=a.reference_start,
+                    reference_end=a.reference_end,
+                    mapping_quality=a.mapping_quality,
+                    cigar=tuple(a.cigar.tolist()),
+                    score=a.score,
+                    edit_distance=a.edit_distance,
+                    md=a.md,
+                    divergence=a.divergence,
                 )
                 for a in aligner.align(name, bases, md=True)
             )
             read_id = UUID(name)
-            part = CalledPart(read_id, bases, bytes(len(bases)), 9.0, 0, 0, 5, b"", alignments)
-            result = ReadResult(ReadInfo(read_id, run, 0.0, 1.0), ReadStatus.CALLED, "", 0, 0.0, 0.0, "", (part,))
+            part = CalledPart(
+                read_id=read_id,
+                sequence=bases,
+                qualities=bytes(len(bases)),
+                mean_qscore=9.0,
+                samples=0,
+                trimmed_samples=0,
+                stride_samples=5,
+                moves=b"",
+                alignments=alignments,
+            )
+            result = ReadResult(
+                info=ReadInfo(read_id=read_id, run=run, offset_adc=0.0, scale_pa_per_adc=1.0),
+                status=ReadStatus.CALLED,
+                detail="",
+                signal_samples=0,
+                scaling_midpoint_pa=0.0,
+                scaling_dispersion_pa=0.0,
+                scaling_strategy="",
+                parts=(part,),
+            )
             for record in records(result, head, "m"):
                 file.write(record)
 

@@ -120,7 +120,7 @@ def find_marks(text: str, file: str) -> list[Mark]:
     return marks
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Instruction:
     """One instruction of SASS.
 
@@ -188,7 +188,9 @@ def disassemble(cubin: bytes, kernel: str) -> list[Instruction]:
     for address, guard, opcode, operands, lines in found:
         names = [name for one, many in _TARGET.findall(operands) for name in (one, *many.split(",")) if name]
         targets = tuple(labels[name] for name in names if name in labels)
-        instructions.append(Instruction(address, guard, opcode, operands, targets, lines))
+        instructions.append(
+            Instruction(address=address, guard=guard, opcode=opcode, operands=operands, targets=targets, lines=lines)
+        )
     return instructions
 
 
@@ -206,7 +208,7 @@ def _run(tool: str, options: Sequence[str], cubin: bytes) -> str:
     return done.stdout
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Loop:
     """A natural loop: what a branch back encloses, and a function's calls not.
 
@@ -376,7 +378,7 @@ def find_main_loop(
     return best
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class KernelReport:
     """What a cubin says of a kernel.
 
@@ -475,7 +477,7 @@ def _access_bytes(instructions: Iterable[Instruction], kind: str) -> int:
     return sum(next((widths[part] for part in parts if part in widths), 4) for parts in found)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     """What an SM has for blocks at a time."""
 
@@ -486,10 +488,10 @@ class Limits:
 
 
 LIMITS = {
-    80: Limits(64, 32, 164 * 1024, 163 * 1024),
-    90: Limits(64, 32, 228 * 1024, 227 * 1024),
-    100: Limits(64, 32, 228 * 1024, 227 * 1024),
-    120: Limits(48, 24, 100 * 1024, 99 * 1024),
+    80: Limits(warps=64, blocks=32, shared_bytes=164 * 1024, block_shared_bytes=163 * 1024),
+    90: Limits(warps=64, blocks=32, shared_bytes=228 * 1024, block_shared_bytes=227 * 1024),
+    100: Limits(warps=64, blocks=32, shared_bytes=228 * 1024, block_shared_bytes=227 * 1024),
+    120: Limits(warps=48, blocks=24, shared_bytes=100 * 1024, block_shared_bytes=99 * 1024),
 }
 """CUDA C++ Programming Guide 13, "Technical Specifications per Compute Capability" (Table 27).
 
@@ -507,7 +509,7 @@ SHARED_RESERVED = 1024
 """Bytes of each block that the system keeps (Hopper Tuning Guide, 1.4.2.2; 8.0 and later)."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Occupancy:
     """Blocks and warps that an SM can hold, the most that it could, and what sets the limit."""
 
@@ -540,7 +542,7 @@ def occupancy(arch: int, registers: int, block_threads: int, shared_bytes: int =
         "blocks": limits.blocks,
     }
     least = min(blocks, key=blocks.__getitem__)
-    return Occupancy(blocks[least], blocks[least] * block_warps, limits.warps, least)
+    return Occupancy(blocks=blocks[least], warps=blocks[least] * block_warps, max_warps=limits.warps, limited_by=least)
 
 
 ISSUE_LANES = 4 * WARP
@@ -585,7 +587,7 @@ def pipe(opcode: str, arch: int) -> str:
     return "alu" if name == "add" and "add" not in LANES[arch] else name
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Card:
     """A card: its SMs, and the clock that it boosts to."""
 
@@ -596,16 +598,16 @@ class Card:
 
 
 CARDS = (
-    Card("A100 SXM", 80, 108, 1.410),
-    Card("H100 SXM", 90, 132, 1.980),
-    Card("B200", 100, 148, 1.965),
-    Card("RTX 5090", 120, 170, 2.407),
-    Card("RTX PRO 6000 Blackwell", 120, 188, 2.617),
+    Card(name="A100 SXM", arch=80, sms=108, clock_ghz=1.410),
+    Card(name="H100 SXM", arch=90, sms=132, clock_ghz=1.980),
+    Card(name="B200", arch=100, sms=148, clock_ghz=1.965),
+    Card(name="RTX 5090", arch=120, sms=170, clock_ghz=2.407),
+    Card(name="RTX PRO 6000 Blackwell", arch=120, sms=188, clock_ghz=2.617),
 )
 """NVIDIA's whitepapers of A100, H100 (v1.04, Table 3) and RTX Blackwell; B200 and RTX PRO 6000: as users report."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
     """An upper bound of a card's speed.
 
@@ -644,10 +646,10 @@ def estimate(path: Counter[str], units: float, unit: str, card: Card) -> Estimat
         f"{card.sms} SMs x {card.clock_ghz} GHz x {WARP} lanes x {units:g} {unit}s / {clocks[bound]:.1f} clocks "
         f"({bound}: {counts[bound]} instructions x {WARP} / {width} lanes; {others}) = {shown} G{unit}s/s"
     )
-    return Estimate(card, clocks, speed, working)
+    return Estimate(card=card, clocks=clocks, giga_units_per_s=speed, working=working)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Configuration:
     """A kernel as it is built and launched.
 
@@ -698,19 +700,36 @@ def _compiled(path: Path, defines: tuple[str, ...], arch: int) -> bytes:
 
 KERNELS: list[Configuration] = [
     *(
-        Configuration("extend.cu", "extend", (f"GROUPS={groups}", f"PACKED={packed}"), 128, units=16 * groups)
+        Configuration(
+            source="extend.cu",
+            kernel="extend",
+            defines=(f"GROUPS={groups}", f"PACKED={packed}"),
+            block_threads=128,
+            units=16 * groups,
+        )
         for groups, packed in ((1, 1), (2, 1), (3, 1), (1, 0), (2, 0))
     ),
     *(
-        Configuration("fill.cu", "fill", (f"MANY={many}", f"PACKED={packed}"), threads, units=16)
+        Configuration(
+            source="fill.cu",
+            kernel="fill",
+            defines=(f"MANY={many}", f"PACKED={packed}"),
+            block_threads=threads,
+            units=16,
+        )
         for many, packed, threads in ((0, 1, 128), (1, 1, 512), (0, 0, 128), (1, 0, 512))
     ),
-    Configuration("extend.cu", "extend_traceback", ("GROUPS=1", "PACKED=1"), 64),
-    Configuration("fill.cu", "fill_traceback", ("MANY=0", "PACKED=1"), 64),
-    Configuration("pack.cu", "pack_bases", (), 128),
+    Configuration(source="extend.cu", kernel="extend_traceback", defines=("GROUPS=1", "PACKED=1"), block_threads=64),
+    Configuration(source="fill.cu", kernel="fill_traceback", defines=("MANY=0", "PACKED=1"), block_threads=64),
+    Configuration(source="pack.cu", kernel="pack_bases", defines=(), block_threads=128),
     *(
         Configuration(
-            "crf.cu", kernel, (f"STATE_LEN={state_len}",), threads, units=rows and rows / threads, unit="step"
+            source="crf.cu",
+            kernel=kernel,
+            defines=(f"STATE_LEN={state_len}",),
+            block_threads=threads,
+            units=rows and rows / threads,
+            unit="step",
         )
         for state_len in (3, 4, 5)
         for kernel, threads, rows in (  # rows of a batch that a block takes through a time step
@@ -721,17 +740,20 @@ KERNELS: list[Configuration] = [
         )
     ),
     *(
-        Configuration("sketch.cu", kernel, (f"K={k}", f"W={w}"), threads)
+        Configuration(source="sketch.cu", kernel=kernel, defines=(f"K={k}", f"W={w}"), block_threads=threads)
         for k, w in ((15, 10), (19, 19))
         for kernel, threads in (("sketch", 256), ("describe_minimizers", 128))
     ),
-    *(Configuration("seeds.cu", kernel, ("KEY=u16",), 128) for kernel in ("look_up", "select_seeds", "expand")),
     *(
-        Configuration("chain.cu", kernel, (), threads)
+        Configuration(source="seeds.cu", kernel=kernel, defines=("KEY=u16",), block_threads=128)
+        for kernel in ("look_up", "select_seeds", "expand")
+    ),
+    *(
+        Configuration(source="chain.cu", kernel=kernel, defines=(), block_threads=threads)
         for kernel, threads in (("chain", 32), ("chain_far", 32), ("backtrack", 128))
     ),
     *(
-        Configuration("hits.cu", kernel, (), 64)
+        Configuration(source="hits.cu", kernel=kernel, defines=(), block_threads=64)
         for kernel in ("choose_chains", "plan_hits", "list_fills", "unpack", "join_hits", "choose_hits")
     ),
 ]

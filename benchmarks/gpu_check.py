@@ -27,6 +27,7 @@ import kernel_check
 import mappy
 import numpy as np
 import torch
+from host_card import HostCard
 from shapes import SHAPES, write_shape
 
 from porestream.client.reads import SignalRead
@@ -35,10 +36,11 @@ from porestream.kernels.aligner import PRESETS
 from porestream.kernels.device import Device, find_kernel_device
 from porestream.models.basecaller import Basecaller
 from porestream.models.bundle import load_bundle
+from porestream.models.card import Card, find_device
 from porestream.models.catalog import BUNDLED
 from porestream.models.config import ModelError
+from porestream.models.cuda_runner import CudaRunner
 from porestream.models.memory import device_bytes
-from porestream.models.runner import Card, CudaRunner, find_device
 from porestream.models.scale import Measurement
 from porestream.models.simulate.sequence import decode, random_bases
 from porestream.server.devices import batch_decoder, kernel_device
@@ -55,7 +57,7 @@ REAL_SETS = {
 """Folders of reads.pod5, and the model that fits them; None: the one that ships."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
     """What two devices called of the same reads.
 
@@ -86,11 +88,11 @@ def sequence(caller: Basecaller, read: SignalRead) -> str:
     """A read's bases; none where it is refused."""
     info = read.info
     measured = Measurement(
-        info.run.sample_rate_hz,
-        info.offset_adc,
-        info.scale_pa_per_adc,
-        info.open_pore_level_pa or float("nan"),
-        info.run.flow_cell_product_code,
+        sample_rate_hz=info.run.sample_rate_hz,
+        offset_adc=info.offset_adc,
+        scale_pa=info.scale_pa_per_adc,
+        open_pore_pa=info.open_pore_level_pa or float("nan"),
+        flow_cell_product_code=info.run.flow_cell_product_code,
     )
     try:
         return caller.call_read(read.signal_S, measured).sequence
@@ -98,9 +100,14 @@ def sequence(caller: Basecaller, read: SignalRead) -> str:
         return ""
 
 
+def open_card(device: torch.device, threads: int = 1) -> Card:
+    """The card, or the CPU in its place."""
+    return HostCard(threads) if device.type == "cpu" else Card(device, threads)
+
+
 def kernels_of(card: Card) -> Device:
     """The device of kernels: the card's own, or the emulator where the CPU stands in for it."""
-    found = kernel_device("emulated" if card.stream is None else str(card.device), card)
+    found = kernel_device("emulated" if isinstance(card, HostCard) else str(card.device), card)
     assert found is not None
     return found
 
@@ -120,7 +127,7 @@ def compare(name: str, model: Path, reads: Iterable[SignalRead], card: Card) -> 
         longer = max(len(ours), len(theirs))
         count, equal, bases = count + 1, equal + (ours == theirs), bases + longer
         matching += longer * agreement(ours, theirs)
-    return Comparison(name, count, bases, matching / bases if bases else 0.0, equal)
+    return Comparison(name=name, reads=count, bases=bases, agreement=matching / bases if bases else 0.0, equal=equal)
 
 
 def simulated_reads(folder: Path, count: int) -> Path:
@@ -143,7 +150,7 @@ def compare_all(data: Path, folder: Path, card: Card, max_reads: int, run: Path 
     return [*found, compare("simulated", BUNDLED, source, card)]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Speed:
     """Of one model shape.
 
@@ -170,7 +177,7 @@ def speed(name: str, model: Path, device: torch.device, threads: int, rows: int 
     """Batches of the longest chunks, in the middle of RUNS times."""
     bundle = load_bundle(model)
     chunker = Basecaller(bundle, "fp32").chunker
-    card = Card(device, threads)
+    card = open_card(device, threads)
     before = card.free_bytes()
     runner = CudaRunner(bundle, chunker.lengths, "auto", card, rows)
     taken = max(0, before - card.free_bytes())
@@ -178,13 +185,13 @@ def speed(name: str, model: Path, device: torch.device, threads: int, rows: int 
     chunks_M = [*np.random.default_rng(1).standard_normal((runner.rows, samples), np.float32)]
     in_batch = runner.rows * samples
     return Speed(
-        name,
-        runner.rows,
-        samples,
-        in_batch / median_seconds(lambda: runner.compute_only(samples)),
-        threads * in_batch / median_seconds(lambda: in_threads(threads, lambda: runner(chunks_M, samples))),
-        device_bytes(bundle.config, samples, runner.precision, runner.rows),
-        taken,
+        name=name,
+        rows=runner.rows,
+        samples=samples,
+        network=in_batch / median_seconds(lambda: runner.compute_only(samples)),
+        scores=threads * in_batch / median_seconds(lambda: in_threads(threads, lambda: runner(chunks_M, samples))),
+        planned_bytes=device_bytes(bundle.config, samples, runner.precision, runner.rows),
+        taken_bytes=taken,
     )
 
 
@@ -363,7 +370,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         max_reads = 1 if options.quick else 50
-        card = Card(device)
+        card = open_card(device)
         on = kernels_of(card)
         kernels = Kernels(
             kernel_check.differences(on, options.quick),

@@ -26,9 +26,9 @@ from shapes import SHAPES, write_shape
 
 from porestream.models.bundle import ModelBundle, load_bundle
 from porestream.models.decode import Decoder, DecodeSettings
+from porestream.models.host import processor_has_bf16
 from porestream.models.layers import Layers
 from porestream.models.network import PRECISIONS, Network
-from porestream.models.runner import processor_has_bf16
 from porestream.server.app import tune_allocator
 
 RUNS = 5
@@ -62,17 +62,12 @@ def flops_a_sample(layers: Layers, score_count: int) -> dict[str, float]:
     strides = itertools.accumulate((layer.stride for layer in layers.convolutions), lambda a, b: a * b)
     pairs = zip(layers.convolutions, strides, strict=True)
     convolutions = sum(2 * layer.ins * layer.outs * layer.winlen / stride for layer, stride in pairs)
-    width, ins = layers.width, layers.bottleneck or layers.width
+    width = layers.encoder.width
+    ins = layers.bottleneck or width
     linear = 2 * ins * score_count + (2 * width * ins if layers.bottleneck else 0)
-    encoder = len(layers.reverse) * 2 * 8 * width**2  # four gates of input and hidden state
-    if transformer := layers.transformer:
-        seen = sum(transformer.window) + 1
-        attention = 4 * width**2 + 2 * width * seen  # projections; products with keys and with values
-        encoder = transformer.depth * 2 * (attention + 3 * width * transformer.hidden)
-        encoder += 2 * transformer.upsampling * width**2
     return {
         "convolutions": convolutions,
-        "LSTMs or transformer": encoder / layers.coarse_stride,
+        "LSTMs or transformer": layers.encoder.operations() / layers.coarse_stride,
         "linear layers": linear / layers.stride,
     }
 
@@ -81,7 +76,9 @@ def measure(bundle: ModelBundle, precision: str, batch_NS: torch.Tensor) -> Spee
     """Medians of RUNS passes of each stage, after one that does not count."""
     network = Network(bundle, precision)
     config = bundle.config
-    settings = DecodeSettings(config.stay_score, config.quality_scale, config.quality_bias)
+    settings = DecodeSettings(
+        stay_score=config.stay_score, quality_scale=config.quality_scale, quality_bias=config.quality_bias
+    )
     decoder = Decoder(config.state_len, settings)
     with torch.inference_mode():
         x_NCT = network.convolved(batch_NS)
@@ -113,7 +110,7 @@ def median_seconds(run: Callable[[], object]) -> float:
 def batch_of(bundle: ModelBundle, rows: int) -> torch.Tensor:
     """Made-up chunks of the model's own length, but of a sup model's fewer or shorter ones."""
     unit, samples = bundle.config.chunk_unit, bundle.config.chunk_size
-    if bundle.config.state_len == 5 and bundle.config.kind == "transformer":
+    if bundle.config.state_len == 5 and bundle.config.layers.encoder.kind == "transformer":
         rows = LARGE_SAMPLES // samples  # these go through it one by one
     elif bundle.config.state_len == 5:
         samples = LARGE_SAMPLES // rows

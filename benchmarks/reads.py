@@ -134,7 +134,7 @@ class Server:
 async def stream_cost(server: Server, signals: Sequence[npt.NDArray[np.int16]], streams: int) -> Cost:
     """So many streams open at once, each a connection and a run of its own, the signals shared out among them."""
     options = StreamOptions()
-    expected = await resolve_caller(server.address, options, RunInfo("run-0", 5000))
+    expected = await resolve_caller(server.address, options, RunInfo(run_id="run-0", sample_rate_hz=5000))
     left = streams
     done = asyncio.Event()
 
@@ -145,7 +145,7 @@ async def stream_cost(server: Server, signals: Sequence[npt.NDArray[np.int16]], 
         if not left:
             done.set()
 
-    runs = [RunInfo(f"run-{number}", 5000) for number in range(streams)]
+    runs = [RunInfo(run_id=f"run-{number}", sample_rate_hz=5000) for number in range(streams)]
     opened = [RunStream(server.address, run, options, deliver, MIN_CHUNK_SAMPLES, expected) for run in runs]
     tasks = [asyncio.create_task(stream.run()) for stream in opened]
     for number, stream in enumerate(opened):  # a first read each, so that all are open
@@ -176,7 +176,11 @@ def run_streams(server: Server, signals: Sequence[npt.NDArray[np.int16]], stream
 
 
 def _encoded(number: int, run: RunInfo, signal_S: npt.NDArray[np.int16]) -> EncodedRead:
-    return encode_read(SignalRead(ReadInfo(UUID(int=number + 1), run, 0.0, 0.17, 1), signal_S))
+    return encode_read(
+        SignalRead(
+            ReadInfo(read_id=UUID(int=number + 1), run=run, offset_adc=0.0, scale_pa_per_adc=0.17, channel=1), signal_S
+        )
+    )
 
 
 def plot(path: Path, columns: dict[str, dict[int, float]]) -> None:

@@ -26,8 +26,8 @@ from porestream.client.sources import Pod5Source
 from porestream.client.wire import encode_read
 from porestream.models.basecaller import Basecaller
 from porestream.models.bundle import load_bundle
+from porestream.models.cpu_runner import ROWS
 from porestream.models.decode import Decoder
-from porestream.models.runner import ROWS
 from porestream.server.app import build_engine, tune_allocator
 from porestream.server.logs import configure_logging
 from porestream.server.reads import Calibration, CallSettings, Encoding, OpenRead, Priority, ReadResult, SignalPiece
@@ -124,8 +124,14 @@ def in_process_speed(used: ReadSet) -> Callable[[], float]:
                 SignalPiece(Encoding.VBZ, chunk.signal, chunk.sample_count, chunk.signal_crc32c)
                 for chunk in read.chunks
             ]
-            open_read = OpenRead(read.info.read_id.bytes, 1, Calibration(0.0, 0.2), pieces=pieces, samples=read.samples)
-            engine.scheduler.submit(Job("bench", settings, open_read, deliver))
+            open_read = OpenRead(
+                read_id=read.info.read_id.bytes,
+                channel=1,
+                calibration=Calibration(0.0, 0.2),
+                pieces=pieces,
+                samples=read.samples,
+            )
+            engine.scheduler.submit(Job(stream="bench", settings=settings, read=open_read, deliver=deliver))
         finished.wait()
         return sum(read.samples for read in reads) / (time.perf_counter() - began)
 

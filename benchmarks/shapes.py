@@ -24,7 +24,7 @@ _LSTMS = 5
 _NORM_EPSILON = 1e-5
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
     """Format and sizes of a network; `depth` and what follows it are a transformer's.
 
@@ -55,22 +55,24 @@ class Shape:
 
 
 SHAPES = {
-    "fast v3": Shape("v3", 96, 3, stride=5),
-    "hac v3": Shape("v3", 384, 4, stride=5),
-    "fast v4": Shape("v4", 96, 3, stride=5),
-    "hac v4": Shape("v4", 384, 4, stride=5),
-    "fast v4.2": Shape("v4.2", 96, 3),
-    "hac v4.2": Shape("v4.2", 384, 4),
-    "fast v4.3": Shape("v4.3", 96, 3),
-    "hac v4.3": Shape("v4.3", 384, 4),
-    "sup v4": Shape("v4.2", 1024, 5, stride=5, bottleneck=256),
-    "sup v5": Shape("v5", 512, 5),
-    "tiny v3": Shape("v3", 16, 2, stride=5, chunk_size=1200, overlap=120),
-    "tiny v4": Shape("v4", 16, 3, stride=5, winlen=9, chunk_size=1200, overlap=120),
-    "tiny v4.2": Shape("v4.2", 24, 2, chunk_size=1200, overlap=120),
-    "tiny v4.3": Shape("v4.3", 16, 2, chunk_size=1200, overlap=120),
-    "tiny sup v4": Shape("v4.2", 16, 2, bottleneck=8, chunk_size=1200, overlap=120),
-    "tiny sup v5": Shape("v5", 32, 2, depth=2, heads=4, window=(7, 8), chunk_size=1920, overlap=192),
+    "fast v3": Shape(release="v3", features=96, state_len=3, stride=5),
+    "hac v3": Shape(release="v3", features=384, state_len=4, stride=5),
+    "fast v4": Shape(release="v4", features=96, state_len=3, stride=5),
+    "hac v4": Shape(release="v4", features=384, state_len=4, stride=5),
+    "fast v4.2": Shape(release="v4.2", features=96, state_len=3),
+    "hac v4.2": Shape(release="v4.2", features=384, state_len=4),
+    "fast v4.3": Shape(release="v4.3", features=96, state_len=3),
+    "hac v4.3": Shape(release="v4.3", features=384, state_len=4),
+    "sup v4": Shape(release="v4.2", features=1024, state_len=5, stride=5, bottleneck=256),
+    "sup v5": Shape(release="v5", features=512, state_len=5),
+    "tiny v3": Shape(release="v3", features=16, state_len=2, stride=5, chunk_size=1200, overlap=120),
+    "tiny v4": Shape(release="v4", features=16, state_len=3, stride=5, winlen=9, chunk_size=1200, overlap=120),
+    "tiny v4.2": Shape(release="v4.2", features=24, state_len=2, chunk_size=1200, overlap=120),
+    "tiny v4.3": Shape(release="v4.3", features=16, state_len=2, chunk_size=1200, overlap=120),
+    "tiny sup v4": Shape(release="v4.2", features=16, state_len=2, bottleneck=8, chunk_size=1200, overlap=120),
+    "tiny sup v5": Shape(
+        release="v5", features=32, state_len=2, depth=2, heads=4, window=(7, 8), chunk_size=1920, overlap=192
+    ),
 }
 
 

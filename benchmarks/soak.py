@@ -41,7 +41,7 @@ SHORTEST_S, LONGEST_S = 2.0, 8.0  # between cuts
 LIMIT = 0.02  # of memory's growth
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Sample:
     """The server at one moment."""
 
@@ -107,7 +107,14 @@ def sample(pid: int, connections: int, began_s: float) -> Sample:
     status = dict(re.findall(r"(\w+):\s+(\d+)", Path(f"/proc/{pid}/status").read_text()))
     anonymous_mb, resident_mb = (int(status[name]) / 1024 for name in ("RssAnon", "VmRSS"))
     at_s, threads = time.monotonic() - began_s, int(status["Threads"])
-    return Sample(at_s, connections, anonymous_mb, resident_mb, descriptors, threads)
+    return Sample(
+        at_s=at_s,
+        connections=connections,
+        anonymous_mb=anonymous_mb,
+        resident_mb=resident_mb,
+        descriptors=descriptors,
+        threads=threads,
+    )
 
 
 def cut_often(proxy: Proxy, over: threading.Event) -> None:

@@ -22,10 +22,21 @@ def main(records: int) -> None:
     """Write, sort, report."""
     rng = np.random.default_rng(1)
     sequence = "".join(rng.choice(list("ACGT"), BASES))
-    identity = CallerIdentity("model", "", "reference", "", "map-ont", "", "", "")
-    settings = OutputSettings(identity, (ReferenceSequence("c", REFERENCE_BASES, ""),), sort=True)
+    identity = CallerIdentity(
+        model="model",
+        model_sha256="",
+        reference="reference",
+        reference_sha256="",
+        preset="map-ont",
+        precision="",
+        device_class="",
+        version="",
+    )
+    settings = OutputSettings(identity=identity, sequences=(ReferenceSequence("c", REFERENCE_BASES, ""),), sort=True)
     with tempfile.TemporaryDirectory() as folder:
-        writer = RecordWriter(str(Path(folder) / "sorted.bam"), {"run": RunInfo("run", 4000)}, settings)
+        writer = RecordWriter(
+            str(Path(folder) / "sorted.bam"), {"run": RunInfo(run_id="run", sample_rate_hz=4000)}, settings
+        )
         for number in range(records):
             record = pysam.AlignedSegment(writer.header)
             record.query_name, record.reference_id, record.mapping_quality = str(number), 0, 60

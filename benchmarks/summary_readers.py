@@ -26,7 +26,7 @@ from pathlib import Path
 ENVIRONMENTS = Path(__file__).resolve().parent.parent / "build" / "summary-readers"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Figures:
     """What a tool counted, or ought to."""
 
@@ -41,7 +41,7 @@ class Figures:
         return same and math.isclose(self.qscore, other.qscore, rel_tol=0, abs_tol=qscore_error)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Tool:
     """A reader of summaries: what to install, how to run it, and where it leaves its figures.
 
@@ -62,10 +62,10 @@ def nanoplot_figures(folder: Path) -> Figures:
     """NanoStats.txt."""
     rows = dict(line.split("\t") for line in (folder / "NanoStats.txt").read_text().splitlines())
     return Figures(
-        int(rows["number_of_reads"]),
-        round(float(rows["number_of_bases"])),
-        float(rows["n50"]),
-        float(rows["mean_qual"]),
+        reads=int(rows["number_of_reads"]),
+        bases=round(float(rows["number_of_bases"])),
+        n50=float(rows["n50"]),
+        qscore=float(rows["mean_qual"]),
     )
 
 
@@ -73,7 +73,10 @@ def pycoqc_figures(folder: Path) -> Figures:
     """The JSON report; the fiftieth percentile of Q is the median."""
     figures = json.loads((folder / "report.json").read_text())["All Reads"]["basecall"]
     return Figures(
-        figures["reads_number"], figures["bases_number"], figures["N50"], figures["qual_score_percentiles"][50]
+        reads=figures["reads_number"],
+        bases=figures["bases_number"],
+        n50=figures["N50"],
+        qscore=figures["qual_score_percentiles"][50],
     )
 
 
@@ -82,7 +85,12 @@ def toulligqc_figures(folder: Path) -> Figures:
     prefix = "basecaller.sequencing.summary.1d.extractor."
     lines = (folder / "report.data").read_text().splitlines()
     rows = dict(line.removeprefix(prefix).split("=", 1) for line in lines if line.startswith(prefix))
-    return Figures(int(rows["read.count"]), int(rows["yield"]), float(rows["n50"]), float(rows["all.read.qscore.mean"]))
+    return Figures(
+        reads=int(rows["read.count"]),
+        bases=int(rows["yield"]),
+        n50=float(rows["n50"]),
+        qscore=float(rows["all.read.qscore.mean"]),
+    )
 
 
 def mean_error_qscore(qscores: list[float]) -> float:
@@ -92,34 +100,34 @@ def mean_error_qscore(qscores: list[float]) -> float:
 
 TOOLS = (
     Tool(
-        "NanoPlot",
-        ("NanoPlot==1.48.0",),
-        lambda summary, folder: ["NanoPlot", "--summary", summary, "-o", folder, "--tsv_stats", "--no_static"],
-        nanoplot_figures,
-        mean_error_qscore,
-        0.051,
+        name="NanoPlot",
+        packages=("NanoPlot==1.48.0",),
+        command=lambda summary, folder: ["NanoPlot", "--summary", summary, "-o", folder, "--tsv_stats", "--no_static"],
+        figures=nanoplot_figures,
+        expected_qscore=mean_error_qscore,
+        qscore_error=0.051,
     ),
     Tool(
-        "pycoQC",
-        ("pycoQC==2.5.2", "numpy<1.24", "pandas<2", "scipy<1.11", "setuptools<70"),
-        lambda summary, folder: [
+        name="pycoQC",
+        packages=("pycoQC==2.5.2", "numpy<1.24", "pandas<2", "scipy<1.11", "setuptools<70"),
+        command=lambda summary, folder: [
             "pycoQC",
             *("-f", summary, "-o", folder / "report.html", "-j", folder / "report.json"),
         ],
-        pycoqc_figures,
-        statistics.median,
-        1e-4,
+        figures=pycoqc_figures,
+        expected_qscore=statistics.median,
+        qscore_error=1e-4,
     ),
     Tool(
-        "ToulligQC",
-        ("toulligqc==2.9.1",),
-        lambda summary, folder: [
+        name="ToulligQC",
+        packages=("toulligqc==2.9.1",),
+        command=lambda summary, folder: [
             "toulligqc",
             *("-a", summary, "-o", folder / "report.html", "--data-report-path", folder / "report.data", "--quiet"),
         ],
-        toulligqc_figures,
-        statistics.fmean,
-        1e-4,
+        figures=toulligqc_figures,
+        expected_qscore=statistics.fmean,
+        qscore_error=1e-4,
         counts_empty=True,
     ),
 )
@@ -149,7 +157,7 @@ def expected_figures(summary: Path, tool: Tool) -> Figures:
         if counted >= sum(lengths) / 2:
             break
     qscore = tool.expected_qscore([float(row["mean_qscore_template"]) for row in rows])
-    return Figures(len(rows), sum(lengths), n50, qscore)
+    return Figures(reads=len(rows), bases=sum(lengths), n50=n50, qscore=qscore)
 
 
 def compare(tool: Tool, summary: Path) -> bool:

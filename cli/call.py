@@ -3,13 +3,26 @@
 import re
 import shlex
 import sys
+from dataclasses import fields
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
-from porestream.cli.options import CallCommand, connection_options, models_directory_option, server_options
+from porestream.cli.options import (
+    CONNECTION_OPTIONS,
+    SERVER_OPTIONS,
+    CallCommand,
+    connection_options,
+    models_directory_option,
+    server_options,
+)
 
+if TYPE_CHECKING:
+    from porestream.cli.request import Request
+
+_FORMATS = ("sam", "cram", "fastq")
 _MODEL = re.compile(r"(auto|fast|hac|sup)(@[\w.]+)?(,.*)?$|(dna|rna)[\w.]*@v[\d.]+(,.*)?$")
 
 
@@ -53,9 +66,7 @@ _MODEL = re.compile(r"(auto|fast|hac|sup)(@[\w.]+)?(,.*)?$|(dna|rna)[\w.]*@v[\d.
     "models. Default: auto: the fastest kind's newest that fits the runs' chemistry, else the one that ships "
     "(R10.4.1 DNA); with --server: its model for that chemistry.",
 )
-@models_directory_option(
-    "models_dir", type=click.Path(path_type=Path, exists=True, file_okay=False), envvar="PORESTREAM_MODELS"
-)
+@models_directory_option(type=click.Path(path_type=Path, exists=True, file_okay=False), envvar="PORESTREAM_MODELS")
 @click.option(
     "--allow-chemistry-mismatch",
     is_flag=True,
@@ -73,6 +84,7 @@ _MODEL = re.compile(r"(auto|fast|hac|sup)(@[\w.]+)?(,.*)?$|(dna|rna)[\w.]*@v[\d.
 )
 @click.option(
     "--min-qscore",
+    "min_mean_qscore",
     type=click.FloatRange(0, 50),
     metavar="Q",
     help="Least mean Phred quality (qs tag). Reads below are flagged (0x200), lie in the fail folder of --output-dir, "
@@ -140,47 +152,7 @@ _MODEL = re.compile(r"(auto|fast|hac|sup)(@[\w.]+)?(,.*)?$|(dna|rna)[\w.]*@v[\d.
 )
 @server_options
 @click.pass_context
-def call(
-    ctx: click.Context,
-    reads: tuple[Path, ...],
-    recursive: bool,
-    read_ids: Path | None,
-    max_reads: int | None,
-    watch: Path | None,
-    watch_timeout_s: float | None,
-    resume_from: Path | None,
-    model: str | None,
-    models_dir: Path | None,
-    allow_chemistry_mismatch: bool,
-    reference: str | None,
-    preset: str | None,
-    min_qscore: float | None,
-    no_trim: bool,
-    output: str | None,
-    output_dir: Path | None,
-    emit_sam: bool,
-    emit_cram: bool,
-    emit_fastq: bool,
-    sort: bool,
-    emit_moves: bool,
-    emit_summary: bool,
-    summary_json: Path | None,
-    rejected_reads: Path | None,
-    server: str | None,
-    tls: bool,
-    tls_ca: Path | None,
-    token_file: Path | None,
-    proxy: str | None,
-    priority: str | None,
-    give_up_s: float | None,
-    device: str | None,
-    decoder: str | None,
-    aligner: str | None,
-    precision: str | None,
-    batch_size: int | None,
-    threads: int | None,
-    cache_dir: Path | None,
-) -> None:
+def call(ctx: click.Context, /, **given: Any) -> None:
     """Call and align the reads of POD5 files, or of folders of them, into a BAM, SAM, CRAM or FASTQ.
 
     \b
@@ -198,29 +170,25 @@ def call(
     usage, 3 an input could not be read, or not to its end, 4 the server was lost, 5 reads are missing, 6 reads failed
     on the server, 130 stopped by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP, 1 other errors.
     """
-    server_only = {
-        "--batch-size": batch_size,
-        "--threads": threads,
-        "--device": device,
-        "--decoder": decoder,
-        "--aligner": aligner,
-        "--precision": precision,
-        "--cache-dir": cache_dir,
-    }
-    if server is not None and (given := [flag for flag, value in server_only.items() if value is not None]):
-        raise click.UsageError(f"{given[0]} is the server's to choose; give it to `porestream serve`")
+    server_flags = {_flag(name): str(given[name]) for name in SERVER_OPTIONS if given[name] is not None}
+    _check(ctx, given, server_flags)
+    try:
+        from porestream.cli.caller import run_call
+    except KeyboardInterrupt:  # it takes a second
+        ctx.exit(130)
+    ctx.exit(run_call(_request(given, server_flags)))
+
+
+def _check(ctx: click.Context, given: dict[str, Any], server_flags: dict[str, str]) -> None:
+    """Refuse what does not go together, with the way out."""
+    reads, watch, server = given["reads"], given["watch"], given["server"]
+    if server is not None and server_flags:
+        raise click.UsageError(f"{next(iter(server_flags))} is the server's to choose; give it to `porestream serve`")
     if server is not None and ctx.get_parameter_source("models_dir") is ParameterSource.COMMANDLINE:
         raise click.UsageError("--models-dir is the server's to choose; give it to `porestream serve`")
-    only_with_server = {
-        "--tls": tls,
-        "--tls-ca": tls_ca,
-        "--token-file": token_file,
-        "--proxy": proxy,
-        "--priority": priority,
-        "--give-up-s": give_up_s,
-    }
-    if server is None and (given := [flag for flag, value in only_with_server.items() if value]):
-        raise click.UsageError(f"{given[0]} is about --server HOST:PORT, which is missing")
+    about_server = (*CONNECTION_OPTIONS, "priority", "give_up_s")
+    if server is None and (alone := [name for name in about_server if given[name]]):
+        raise click.UsageError(f"{_flag(alone[0])} is about --server HOST:PORT, which is missing")
     if bool(reads) is (watch is not None):
         raise click.UsageError("name what to call: READS (POD5 files or folders), or --watch FOLDER, not both")
     if reads and _MODEL.match(str(reads[0])) and not reads[0].exists():
@@ -229,58 +197,57 @@ def call(
             f"{reads[0]} is a model, and there is no file of that name; dorado takes the model first, here it is "
             f"porestream call {rest} --model {reads[0]}"
         )
-    if watch_timeout_s is not None and watch is None:
+    if given["watch_timeout_s"] is not None and watch is None:
         raise click.UsageError("--watch-timeout-s is about --watch FOLDER")
-    if reference is None and (preset is not None or sort):
-        raise click.UsageError(f"{'--sort' if sort else '--preset'} is about alignment, which needs --reference")
-    emitted = {"sam": emit_sam, "cram": emit_cram, "fastq": emit_fastq}
-    if sum(emitted.values()) > 1:
+    for flag, is_given in (("--sort", given["sort"]), ("--preset", given["preset"] is not None)):
+        if is_given and given["reference"] is None:
+            raise click.UsageError(f"{flag} is about alignment, which needs --reference")
+    if sum(given[f"emit_{form}"] for form in _FORMATS) > 1:
         raise click.UsageError("one of --emit-sam, --emit-cram and --emit-fastq, not several")
-    if output is not None and output_dir is not None:
+    if given["output"] is not None and given["output_dir"] is not None:
         raise click.UsageError("-o names one file, --output-dir a folder for several: give one of them")
-    is_stdout = output in (None, "-") and output_dir is None
-    for flag, is_given in (("--watch", watch is not None), ("--sort", sort), ("--emit-summary", emit_summary)):
-        if is_given and is_stdout:
-            way_out = "; to sort what goes to standard output: | samtools sort" if flag == "--sort" else ""
-            raise click.UsageError(f"{flag} needs a file or folder: -o FILE or --output-dir DIR{way_out}")
+    is_stdout = given["output"] in (None, "-") and given["output_dir"] is None
+    for name in ("watch", "sort", "emit_summary"):
+        if given[name] and is_stdout:
+            way_out = "; to sort what goes to standard output: | samtools sort" if name == "sort" else ""
+            raise click.UsageError(f"{_flag(name)} needs a file or folder: -o FILE or --output-dir DIR{way_out}")
 
-    try:
-        from porestream.cli.caller import run_call
-        from porestream.cli.options import credentials_of
-        from porestream.cli.request import Request
-    except KeyboardInterrupt:  # it takes a second
-        ctx.exit(130)
-    request = Request(
-        reads=reads,
-        recursive=recursive,
-        read_ids=read_ids,
-        max_reads=max_reads,
-        watch=watch,
-        watch_timeout_s=watch_timeout_s or 7200.0,
-        resume_from=resume_from,
-        model=model or ("" if server else "auto"),
-        models_directory=models_dir,
-        allow_chemistry_mismatch=allow_chemistry_mismatch,
-        reference=reference or "",
-        preset=preset or "",
-        min_qscore=min_qscore or 0.0,
-        no_trim=no_trim,
-        output=output or "-",
-        output_dir=output_dir,
-        emit=next((name for name, is_given in emitted.items() if is_given), ""),
-        sort=sort,
-        emit_moves=emit_moves,
-        emit_summary=emit_summary,
-        summary_json=summary_json,
-        rejected_reads=rejected_reads,
-        server=server,
-        credentials=credentials_of(server or "", tls, tls_ca, token_file, proxy),
-        priority=priority or ("standard" if watch else "bulk"),
-        give_up_s=give_up_s or (3600.0 if watch and server else 120.0),
-        server_flags={flag: str(value) for flag, value in server_only.items() if value is not None},
-        command_line=shlex.join(["porestream", *_without_password(sys.argv[1:], proxy)]),
+
+def _request(given: dict[str, Any], server_flags: dict[str, str]) -> "Request":
+    """One value of the command's parameters, defaults filled in: what `Request` does not name is a stream's option."""
+    from porestream.cli.options import credentials_of
+    from porestream.cli.request import Request
+    from porestream.client.stream import PRIORITIES, StreamOptions
+
+    server, watch = given["server"], given["watch"]
+    connection = {name: given.pop(name) for name in CONNECTION_OPTIONS}
+    for name in SERVER_OPTIONS:
+        del given[name]
+    forms = [form for form in _FORMATS if given.pop(f"emit_{form}")]
+    defaults = {
+        "watch_timeout_s": 7200.0,
+        "model": "" if server else "auto",
+        "output": "-",
+        "priority": "standard" if watch else "bulk",
+        "give_up_s": 3600.0 if watch and server else 120.0,
+    }
+    chosen = {name: value for name, value in given.items() if value is not None}
+    known = {field.name for field in fields(Request)}
+    own = {name: value for name, value in (defaults | chosen).items() if name in known}
+    options = {name: value for name, value in (defaults | chosen).items() if name not in known}
+    options["priority"] = PRIORITIES[options["priority"]]
+    options |= {"emit_md": "reference" in chosen, "credentials": credentials_of(server or "", **connection)}
+    return Request(
+        **own,
+        emit="".join(forms),
+        options=StreamOptions(**options),
+        server_flags=server_flags,
+        command_line=shlex.join(["porestream", *_without_password(sys.argv[1:], connection["proxy"])]),
     )
-    ctx.exit(run_call(request))
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _without_password(arguments: list[str], proxy: str | None) -> list[str]:

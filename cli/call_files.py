@@ -54,19 +54,19 @@ def check_files(request: Request, inputs: Iterable[Path], partial: Partial | Non
         )
         if path is not None
     ]
-    credentials = request.credentials
+    credentials = request.options.credentials
     read = [("a file to be called", path) for path in inputs]
     read += [
         (what, path)
         for what, path in (
             ("the list of --read-ids", request.read_ids),
-            ("the reference", Path(request.reference) if request.reference else None),
+            ("the reference", Path(request.options.reference) if request.options.reference else None),
             ("the certificate of --tls-ca", credentials.authority_file),
             ("the token", credentials.token_file),
         )
         if path is not None and path.is_file()
     ]
-    if request.server is None and (model := Path(request.model)).joinpath("config.toml").is_file():
+    if request.server is None and (model := Path(request.options.model)).joinpath("config.toml").is_file():
         read += [("a file of the model", path) for path in model.iterdir()]
     resumed: list[Path] = []
     if partial is not None:
@@ -93,7 +93,7 @@ def open_table(request: Request, partial: Partial | None) -> SummaryTable:
     """The sequencing summary, which goes on with that of what is resumed from."""
     path = request.beside_output(SUMMARY)
     assert path is not None
-    return SummaryTable(path, _summary_before(partial) if partial else None, aligned=bool(request.reference))
+    return SummaryTable(path, _summary_before(partial) if partial else None, aligned=bool(request.options.reference))
 
 
 def fill_table(table: SummaryTable, partial: Partial, outputs: Outputs, source: Pod5Source) -> None:
@@ -150,9 +150,9 @@ def check_reference(request: Request, info: ServerInfo) -> None:
     ValueError
         It does not.
     """
-    path = Path(request.reference)
-    theirs = info.references.get(last_part(request.reference))
-    if not request.reference or theirs is None or not path.is_file() or first_bytes(path, len(MAGIC)) == MAGIC:
+    path = Path(request.options.reference)
+    theirs = info.references.get(last_part(request.options.reference))
+    if not request.options.reference or theirs is None or not path.is_file() or first_bytes(path, len(MAGIC)) == MAGIC:
         return
     mine = read_fasta(path).sequences
     names = [[sequence.name for sequence in sequences] for sequences in (mine, theirs)]

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TextIO, cast
@@ -45,7 +46,7 @@ from porestream.client.reads import CallerIdentity, ReadResult, ReadStatus, RunI
 from porestream.client.rejected import RejectedReads
 from porestream.client.sequencing_summary import SummaryTable
 from porestream.client.sources import Pod5Source, ReadFault, load_read_ids
-from porestream.client.stream import PRIORITIES, ServerLost, ServerRefused, StreamOptions
+from porestream.client.stream import ServerLost, ServerRefused, StreamOptions
 from porestream.client.summary import Summary
 from porestream.client.text import counted, shown
 from porestream.client.watch import FolderWatch
@@ -93,7 +94,7 @@ def _check_outputs(request: Request) -> None:
         form = request.form if request.output_dir else format_of(request.output, request.form)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
-    if form is Format.FASTQ and request.reference:
+    if form is Format.FASTQ and request.options.reference:
         raise click.UsageError("a FASTQ holds no alignments: leave --reference out, or write a BAM")
     for path in (Path(request.output), request.summary_json, request.rejected_reads):
         if path is not None and not path.parent.is_dir():
@@ -161,9 +162,9 @@ class _Call:
     async def _serve_and_call(self) -> None:
         request = self.request
         async with AsyncExitStack() as stack:
-            address, model = request.server, request.model
+            address, model = request.server, request.options.model
             if address is None:
-                chosen = resolve_model(model, self.source.runs.values(), request.models_directory, say)
+                chosen = resolve_model(model, self.source.runs.values(), request.models_dir, say)
                 model = str(chosen.absolute())  # ./hac is a path, hac a kind
                 address = await stack.enter_async_context(embedded_server(self._server_flags(model)))
             await self._call(address, model)
@@ -198,7 +199,7 @@ class _Call:
 
     async def _call(self, address: str, model: str) -> None:
         request = self.request
-        info = await BasecallClient(address, StreamOptions(credentials=request.credentials)).server_info()
+        info = await BasecallClient(address, StreamOptions(credentials=request.options.credentials)).server_info()
         if info.version != version("porestream"):
             say(f"note: the server is porestream {shown(info.version)}, this is {version('porestream')}")
         runs = self.source.runs.values()
@@ -207,19 +208,7 @@ class _Call:
             model = model_on_server(model, runs, info.models, request.server)
         client = BasecallClient(
             address,
-            StreamOptions(
-                model=last_part(model),
-                reference=last_part(request.reference),
-                preset=request.preset,
-                min_mean_qscore=request.min_qscore,
-                emit_moves=request.emit_moves,
-                emit_md=bool(request.reference),
-                allow_chemistry_mismatch=request.allow_chemistry_mismatch,
-                no_trim=request.no_trim,
-                priority=PRIORITIES[request.priority],
-                credentials=request.credentials,
-                give_up_s=request.give_up_s,
-            ),
+            replace(request.options, model=last_part(model), reference=last_part(request.options.reference)),
         )
         check = self._check_chemistry(last_part(model), info)
         callers = {run.key: await client.identify(run) for run in runs}
@@ -228,7 +217,7 @@ class _Call:
         if unknown := [name for name in used if name not in info.models]:
             known = shown(", ".join(info.models), 500)
             raise ServerRefused(f"the server calls with {shown(unknown[0])!r}, and has only {known}")
-        if request.server and not request.model and used == [BUNDLED.name]:
+        if request.server and not request.options.model and used == [BUNDLED.name]:
             say(f"model: {BUNDLED.name}, {ABOUT_BUNDLED}.")
         elif len(used) > 1:
             say(f"models: {shown(', '.join(used), 500)}, each for its runs")
@@ -282,7 +271,7 @@ class _Call:
                 self.is_whole, self.resumable = True, [writer.path for writer in outputs.writers if writer.path]
             writing.shutdown(wait=False)
             if left_out := sum(writer.left_out for writer in outputs.writers):
-                below = f"{counted(left_out, 'read')} below Q {request.min_qscore:g}"
+                below = f"{counted(left_out, 'read')} below Q {request.options.min_mean_qscore:g}"
                 say(f"{below} left out of the FASTQ: --output-dir keeps them")
 
     async def _stream(
@@ -343,8 +332,8 @@ class _Call:
             yield read
 
     def _check_chemistry(self, model: str, info: ServerInfo) -> ChemistryCheck:
-        others = info.models if self.request.server else local_models(self.request.models_directory)
-        allowed = self.request.allow_chemistry_mismatch
+        others = info.models if self.request.server else local_models(self.request.models_dir)
+        allowed = self.request.options.allow_chemistry_mismatch
         check = ChemistryCheck(model, info.models, others, allowed=allowed)
         for run in self.source.runs.values():
             if reason := check.mismatch(run):
@@ -358,22 +347,26 @@ class _Call:
     def _output_settings(
         self, identity: CallerIdentity, info: ServerInfo, run_identity: Callable[[RunInfo], CallerIdentity]
     ) -> OutputSettings:
-        request = self.request
+        request, options = self.request, self.request.options
         form = (request.form or Format.BAM) if request.output_dir else format_of(request.output, request.form)
         return OutputSettings(
-            identity,
-            info.references.get(identity.reference, ()),
-            request.command_line,
-            f"min_qscore={request.min_qscore:g} trim={'none' if request.no_trim else 'adapters'}",
-            form,
-            cram_reference(request.reference) if form is Format.CRAM else None,
-            request.sort,
-            self.partial.path if self.partial else None,
-            run_identity,
+            identity=identity,
+            sequences=info.references.get(identity.reference, ()),
+            command_line=request.command_line,
+            choices=f"min_qscore={options.min_mean_qscore:g} trim={'none' if options.no_trim else 'adapters'}",
+            form=form,
+            reference=cram_reference(request.options.reference) if form is Format.CRAM else None,
+            sort=request.sort,
+            continued=self.partial.path if self.partial else None,
+            run_identity=run_identity,
         )
 
     def _server_flags(self, model: str) -> list[str]:
-        given = {"--model": model, "--reference": self.request.reference, "--preset": self.request.preset}
+        given = {
+            "--model": model,
+            "--reference": self.request.options.reference,
+            "--preset": self.request.options.preset,
+        }
         return [
             word for flag, value in (given | dict(self.request.server_flags)).items() if value for word in (flag, value)
         ]

@@ -48,7 +48,7 @@ class _Files:
         return self.folder / "calls.bam.bai"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Comparison:
     """What the records say of the truth.
 
@@ -181,6 +181,7 @@ def _call_and_sort(ctx: click.Context, files: _Files, folder: Path) -> tuple[Pat
     """
     from porestream.cli.caller import run_call
     from porestream.cli.request import Request
+    from porestream.client.stream import PRIORITIES, StreamOptions
     from porestream.models.catalog import BUNDLED
 
     _step(3, f"starting a server, streaming the reads to it; model {BUNDLED.name}")
@@ -190,12 +191,16 @@ def _call_and_sort(ctx: click.Context, files: _Files, folder: Path) -> tuple[Pat
         code = run_call(
             Request(
                 reads=(files.reads,),
-                model=str(BUNDLED),  # not auto: the user's own might take fifteen times as long
-                reference=str(files.reference),
                 output=str(calls),
                 sort=True,
                 summary_json=summary,
                 command_line=shlex.join(["porestream", *sys.argv[1:]]),
+                options=StreamOptions(
+                    model=str(BUNDLED),  # not auto: the user's own might take fifteen times as long
+                    reference=str(files.reference),
+                    emit_md=True,
+                    priority=PRIORITIES["bulk"],
+                ),
             )
         )
     finally:

@@ -28,9 +28,7 @@ _UNKNOWN = "unknown"
 @click.command(short_help="Show what is in POD5 files: runs, chemistry, reads, samples, end reasons.")
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="FILE...")
 @click.option("-r", "--recursive", is_flag=True, help="Look into folders within folders, too.")
-@models_directory_option(
-    "models_dir", type=click.Path(path_type=Path, exists=True, file_okay=False), envvar="PORESTREAM_MODELS"
-)
+@models_directory_option(type=click.Path(path_type=Path, exists=True, file_okay=False), envvar="PORESTREAM_MODELS")
 @click.option("--json", "as_json", is_flag=True, help="Write JSON: all figures of each run, and what is unreadable.")
 @click.pass_context
 def info(ctx: click.Context, files: tuple[Path, ...], recursive: bool, models_dir: Path | None, as_json: bool) -> None:
@@ -95,7 +93,7 @@ def _empty_histogram() -> "npt.NDArray[np.float64]":
     return np.zeros((2, _OCTAVES * _BINS_PER_OCTAVE))
 
 
-@dataclass
+@dataclass(kw_only=True)
 class _Run:
     """An acquisition: what its files say of it, and what their reads add up to.
 
@@ -285,7 +283,7 @@ def _read_file(path: Path, all_runs: "Runs") -> dict[str, _Run]:
         raise FileNotFoundError("no such file")
     with pod5.Reader(path) as reader:
         in_file = all_runs.of_file(reader)
-        runs = {run.key: _Run(run) for run in in_file.all}
+        runs = {run.key: _Run(said=run) for run in in_file.all}
         for index in range(reader.read_table.num_record_batches):
             _add_batch(reader.read_table.get_batch(index), in_file, runs)
     return runs
@@ -307,8 +305,8 @@ def _add_batch(batch: Any, in_file: "FileRuns", runs: dict[str, _Run]) -> None:
         counts = np.bincount(reason_R[of_run], minlength=len(reasons)).tolist()
         ended = Counter({name: count for name, count in zip(reasons, counts, strict=True) if count})
         found = of_batch[run_index]
-        run = found if isinstance(found, RunInfo) else RunInfo(_UNKNOWN, 0)
-        runs.setdefault(run.key, _Run(run)).add_reads(start_R[of_run], samples_R[of_run], channel_R[of_run], ended)
+        run = found if isinstance(found, RunInfo) else RunInfo(run_id=_UNKNOWN, sample_rate_hz=0)
+        runs.setdefault(run.key, _Run(said=run)).add_reads(start_R[of_run], samples_R[of_run], channel_R[of_run], ended)
 
 
 def _decoded(column: Any) -> "tuple[npt.NDArray[np.int64], list[str]]":

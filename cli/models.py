@@ -64,7 +64,7 @@ def models(directory: Path | None, as_json: bool, no_digest: bool) -> None:
         click.echo(_table([row.cells() for row in rows]))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Row:
     """A model directory. `kind`, `release` and `chemistry` are as its name says; of a companion, its basecaller's."""
 
@@ -163,7 +163,7 @@ def _row(directory: Path, digest: bool) -> _Row:
     try:
         size_bytes = weights_bytes(directory)
         config = load_config(directory)
-        network, rates_hz = config.kind, config.sample_rates_hz
+        network, rates_hz = config.layers.encoder.kind, config.sample_rates_hz
         if digest and not purpose:
             sha256 = load_bundle(directory).sha256.hex()
         elif not size_bytes:
@@ -174,7 +174,16 @@ def _row(directory: Path, digest: bool) -> _Row:
         problem = f"{purpose}, not a basecaller"
     name = parse_model_name(base or directory.absolute().name, rates_hz)
     name = name or ModelName(Chemistry(sample_rates_hz=rates_hz), "", ())
-    return _Row(directory, name.chemistry, name.kind, name.release, network, size_bytes, sha256, problem)
+    return _Row(
+        directory=directory,
+        chemistry=name.chemistry,
+        kind=name.kind,
+        release=name.release,
+        network=network,
+        weights_bytes=size_bytes,
+        sha256=sha256,
+        problem=problem,
+    )
 
 
 def _reason(error: Exception, directory: Path) -> str:

@@ -100,7 +100,12 @@ def credentials_of(
     for flag, path in (("--tls-ca", tls_ca), ("--token-file", token_file)):
         if path is not None and not path.is_file():
             raise click.UsageError(f"{flag} {path}: no such file")
-    return Credentials(tls or tls_ca is not None or token_file is not None, tls_ca, token_file, proxy or "")
+    return Credentials(
+        tls=tls or tls_ca is not None or token_file is not None,
+        authority_file=tls_ca,
+        token_file=token_file,
+        proxy=proxy or "",
+    )
 
 
 _CONNECTION_OPTIONS: Sequence[Callable[[Any], Any]] = (
@@ -182,12 +187,26 @@ _SERVER_OPTIONS: Sequence[Callable[[Any], Any]] = (
 )
 
 
-def models_directory_option(name: str, **attributes: Any) -> Callable[[_F], _F]:
-    """--models-dir, under the name that the command wants."""
+def _names(options: Sequence[Callable[[Any], Any]]) -> tuple[str, ...]:
+    """The parameters that these options become."""
+
+    def command() -> None:
+        pass
+
+    for option in reversed(options):
+        option(command)
+    return tuple(parameter.name for parameter in reversed(command.__click_params__))  # type: ignore[attr-defined]
+
+
+CONNECTION_OPTIONS, SERVER_OPTIONS = _names(_CONNECTION_OPTIONS), _names(_SERVER_OPTIONS)
+
+
+def models_directory_option(**attributes: Any) -> Callable[[_F], _F]:
+    """--models-dir."""
     return click.option(
         "--models-dir",
         "--models-directory",
-        name,
+        "models_dir",
         metavar="DIR",
         help="Folder of your models. Default: $PORESTREAM_MODELS or ~/.local/share/porestream/models.",
         **attributes,

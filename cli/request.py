@@ -4,13 +4,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from porestream.client.channel import PLAINTEXT, Credentials
+from porestream.client.stream import StreamOptions
 from porestream.client.writers import Format, beside
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """The command's arguments."""
+    """The command's parameters, under the names of its options; those that are a stream's are in `options`.
+
+    Attributes
+    ----------
+    options
+        What a stream is asked for. Its model and its reference may still be paths.
+    server_flags
+        Flags for the server that is started for this call.
+    command_line
+        As it may stand in an output's header.
+    """
 
     reads: tuple[Path, ...]
     command_line: str
@@ -20,25 +30,16 @@ class Request:
     watch: Path | None = None
     watch_timeout_s: float = 7200.0
     resume_from: Path | None = None
-    model: str = "auto"
-    models_directory: Path | None = None
-    allow_chemistry_mismatch: bool = False
-    reference: str = ""
-    preset: str = ""
-    min_qscore: float = 0.0
-    no_trim: bool = False
+    models_dir: Path | None = None
     output: str = "-"
     output_dir: Path | None = None
     emit: str = ""
     sort: bool = False
-    emit_moves: bool = False
     emit_summary: bool = False
     summary_json: Path | None = None
     rejected_reads: Path | None = None
     server: str | None = None
-    credentials: Credentials = PLAINTEXT
-    priority: str = "bulk"
-    give_up_s: float = 120.0
+    options: StreamOptions
     server_flags: Mapping[str, str] = field(default_factory=dict)
 
     @property

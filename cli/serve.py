@@ -21,7 +21,7 @@ from porestream.cli.options import CallCommand, models_directory_option, server_
     "one by its directory's name, or get the one that fits their run. Default: auto: the one that ships (R10.4.1 DNA; "
     "ONT's models call better).",
 )
-@models_directory_option("models", type=click.Path(path_type=Path))
+@models_directory_option(type=click.Path(path_type=Path))
 @click.option(
     "--reference",
     multiple=True,

@@ -192,7 +192,13 @@ def simulate(
         speed_bases_per_s=speed, speed_sd=speed_sd, drift_sd_units=drift / PA_PER_UNIT, stall_share=stalls / 1000
     )
     run = Run(
-        plan=Plan(1000 if reads is None and coverage is None else reads, coverage, length_mean, length_sd, strand),
+        plan=Plan(
+            reads=1000 if reads is None and coverage is None else reads,
+            coverage=coverage,
+            length_mean=length_mean,
+            length_sd=length_sd,
+            strand=strand,
+        ),
         settings=ReadSettings(natural.scaled(noise), int(sample_rate), not no_adapters),
         channels=channels,
         seed=secrets.randbits(32) if seed is None else seed,

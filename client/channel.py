@@ -18,7 +18,7 @@ _OPTIONS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Credentials:
     """How a server is met. Files are read for each connection, so that they may be rotated.
 

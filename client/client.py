@@ -42,7 +42,7 @@ _SILENT = {  # words of gRPC's errors, and what is to be done
     "CERTIFICATE_VERIFY_FAILED": "its certificate is of no authority that is known here (--tls-ca)",
     "handshake failed": "something is there, but does not speak TLS: do without --tls, --tls-ca and --token-file",
 }
-_UNKNOWN_RUN = RunInfo("", 0)
+_UNKNOWN_RUN = RunInfo(run_id="", sample_rate_hz=0)
 FIRST_CONTACT_S = 10.0
 """How long a server that never answered may take: a wrong address should not cost minutes."""
 
@@ -412,7 +412,16 @@ def _encoded(read: SignalRead, chunk_samples: int, max_message_bytes: int) -> En
 
 
 def _rejected(info: ReadInfo, reason: str, samples: int) -> ReadResult:
-    return ReadResult(info, ReadStatus.REJECTED, reason, samples, 0.0, 0.0, "", ())
+    return ReadResult(
+        info=info,
+        status=ReadStatus.REJECTED,
+        detail=reason,
+        signal_samples=samples,
+        scaling_midpoint_pa=0.0,
+        scaling_dispersion_pa=0.0,
+        scaling_strategy="",
+        parts=(),
+    )
 
 
 def _first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -21,7 +21,7 @@ class ReadStatus(Enum):
     FAILED = "failed"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunInfo:
     """One acquisition, as POD5 describes it.
 
@@ -53,7 +53,7 @@ class RunInfo:
         return chemistry_of_run(self.flow_cell_product_code, self.sequencing_kit, self.sample_rate_hz)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ReadInfo:
     """One read without its signal.
 
@@ -83,7 +83,7 @@ class SignalRead:
     signal_S: npt.NDArray[np.int16]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Alignment:
     """One alignment: the fields of a SAM record. `cigar` in BAM's encoding (length << 4 | operation)."""
 
@@ -99,7 +99,7 @@ class Alignment:
     divergence: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CalledPart:
     """One called sequence.
 
@@ -127,7 +127,7 @@ class CalledPart:
     status: ReadStatus = ReadStatus.CALLED
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ReadResult:
     """Everything that became of one read. `parts` is empty where it was rejected or failed; `detail` says why."""
 
@@ -146,7 +146,7 @@ class ReadResult:
         return any(part.alignments for part in self.parts)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CallerIdentity:
     """What decides a read's bytes: equal identities give equal results, whatever the version."""
 
@@ -170,7 +170,7 @@ class ReferenceSequence:
     md5: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServerInfo:
     """What a server has; `models` by name, with what they are for."""
 

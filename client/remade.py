@@ -60,7 +60,24 @@ def result_of(primary: pysam.AlignedSegment, others: Sequence[int], run: RunInfo
     said = replace(said, channel=_number(primary, "ch"), well=_number(primary, "mx"))
     alignments: tuple[Alignment, ...] = ()
     if not primary.flag & UNMAPPED:
-        alignments = (_alignment(primary), *(Alignment(flag, "", 0, 0, 0, (), 0, 0, "", 0.0) for flag in others))
+        alignments = (
+            _alignment(primary),
+            *(
+                Alignment(
+                    flag=flag,
+                    reference_name="",
+                    reference_start=0,
+                    reference_end=0,
+                    mapping_quality=0,
+                    cigar=(),
+                    score=0,
+                    edit_distance=0,
+                    md="",
+                    divergence=0.0,
+                )
+                for flag in others
+            ),
+        )
     part = CalledPart(
         read_id=UUID(str(primary.query_name)),
         sequence="N" * primary.query_length,
@@ -73,7 +90,16 @@ def result_of(primary: pysam.AlignedSegment, others: Sequence[int], run: RunInfo
         alignments=alignments,
     )
     status = ReadStatus.FILTERED if primary.flag & QC_FAIL else ReadStatus.CALLED
-    return ReadResult(said, status, "", samples, 0.0, 0.0, "", (part,))
+    return ReadResult(
+        info=said,
+        status=status,
+        detail="",
+        signal_samples=samples,
+        scaling_midpoint_pa=0.0,
+        scaling_dispersion_pa=0.0,
+        scaling_strategy="",
+        parts=(part,),
+    )
 
 
 def _alignment(record: pysam.AlignedSegment) -> Alignment:

@@ -11,7 +11,7 @@ import random
 import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 from uuid import UUID
 
@@ -65,7 +65,7 @@ class ServerLost(Exception):
     """No server could be reached for too long, or connections broke again and again without a result."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StreamOptions:
     """What is asked of the server, and how patient the client is.
 
@@ -130,17 +130,9 @@ class _AnotherCaller(Exception):
 
 
 def _call_options(options: StreamOptions) -> pb.CallOptions:
-    return pb.CallOptions(
-        model=options.model,
-        reference=options.reference,
-        preset=options.preset,
-        priority=options.priority,  # type: ignore[arg-type]
-        min_mean_qscore=options.min_mean_qscore,
-        emit_moves=options.emit_moves,
-        emit_md=options.emit_md,
-        no_trim=options.no_trim,
-        allow_chemistry_mismatch=options.allow_chemistry_mismatch,
-    )
+    """Each field is the option of its name."""
+    names = {one.name for one in fields(options)}.intersection(pb.CallOptions.DESCRIPTOR.fields_by_name)
+    return pb.CallOptions(**{name: getattr(options, name) for name in names})
 
 
 def run_fault(run: RunInfo, options: StreamOptions, max_message_bytes: int) -> str:
@@ -220,7 +212,7 @@ async def _next_response(call: grpc.aio.StreamStreamCall, patience_s: float) -> 
         return await call.read()
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, kw_only=True)
 class _Connection:
     """What is known of the current connection."""
 
@@ -582,4 +574,13 @@ def _window_cost(read: EncodedRead) -> int:
 
 def _duplicate(read: EncodedRead) -> ReadResult:
     reason = "duplicate: a read of this id is already under way"
-    return ReadResult(read.info, ReadStatus.REJECTED, reason, read.samples, 0.0, 0.0, "", ())
+    return ReadResult(
+        info=read.info,
+        status=ReadStatus.REJECTED,
+        detail=reason,
+        signal_samples=read.samples,
+        scaling_midpoint_pa=0.0,
+        scaling_dispersion_pa=0.0,
+        scaling_strategy="",
+        parts=(),
+    )

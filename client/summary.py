@@ -10,7 +10,7 @@ from porestream.client.reads import ReadResult, ReadStatus
 from porestream.client.text import counted
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Summary:
     """Counts of one call. The books balance when received = called + filtered + rejected + failed.
 

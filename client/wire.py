@@ -200,4 +200,10 @@ def decode_server_info(message: pb.GetServerInfoResponse) -> ServerInfo:
 
 def _chemistry(model: pb.Model) -> Chemistry:
     kit = chemistry_of_model(model.name).kit  # the contract has no field for it
-    return Chemistry(model.molecule, model.pore, model.bases_per_second, tuple(model.sample_rates_hz), kit)
+    return Chemistry(
+        molecule=model.molecule,
+        pore=model.pore,
+        bases_per_second=model.bases_per_second,
+        sample_rates_hz=tuple(model.sample_rates_hz),
+        kit=kit,
+    )

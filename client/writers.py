@@ -93,7 +93,7 @@ def beside(output: Path, word: str) -> Path:
     return output.with_name(f"{name.removesuffix(name[len(name) - len(suffix) :])}.{word}")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class OutputSettings:
     """What all files of one call share.
 

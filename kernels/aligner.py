@@ -35,7 +35,7 @@ class UnknownPresetError(ValueError):
         super().__init__(f"unknown preset {preset!r}; choose one of: {', '.join(PRESETS)}")
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Alignment:
     """The fields of one SAM record.
 

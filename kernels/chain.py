@@ -22,7 +22,7 @@ MAX_CHAINS = 4096
 """Of a read; they are compared with each other."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Chains:
     """On the device; each read's by the place of their first anchors.
 
@@ -140,10 +140,21 @@ def _chain(device: Device, x: Array, y: Array, read: Array, reads: int, preset: 
         several = ends - starts > 1  # an anchor alone is a chain of itself
         starts, ends = starts[several], ends[several]
         if len(starts):
-            reaches = (np.int32(reach), np.int32(_REACH_INNER)) if far else (np.int32(reach),)
-            more = (*reaches, np.int32(band), np.int32(_MOST_FAR if far else _MOST), gap_cost(preset))
-            kernel = load(device, "chain.cu", "chain_far" if far else "chain")
-            kernel((len(starts),), (_WARP,), (starts, ends, x, y, score, before, *more))
+            load(device, "chain.cu", "chain_far" if far else "chain")(
+                len(starts),
+                _WARP,
+                segment=starts,
+                segment_end=ends,
+                x=x,
+                y=y,
+                score=score,
+                before=before,
+                reach=reach,
+                band=band,
+                most=_MOST_FAR if far else _MOST,
+                gap_cost=gap_cost(preset),
+                **({"reach_inner": _REACH_INNER} if far else {}),
+            )
     return _backtracked(device, x, y, read, reads, score, before, band)
 
 
@@ -166,24 +177,22 @@ def _backtracked(
     )
     if len(last):
         load(device, "chain.cu", "backtrack")(
-            (-(-reads // _THREADS),),
-            (_THREADS,),
-            (
-                ends,
-                last,
-                anchors,
-                score,
-                before,
-                used,
-                chain_score,
-                chain_count,
-                taken,
-                chains,
-                np.int32(MIN_COUNT),
-                np.int32(MIN_SCORE),
-                np.int32(drop),
-                np.int32(reads),
-            ),
+            -(-reads // _THREADS),
+            _THREADS,
+            ends=ends,
+            last=last,
+            anchors=anchors,
+            score=score,
+            before=before,
+            used=used,
+            chain_score=chain_score,
+            chain_count=chain_count,
+            order=taken,
+            chains=chains,
+            least_count=MIN_COUNT,
+            least_score=MIN_SCORE,
+            drop=drop,
+            reads=reads,
         )
     # One after another: chain c of read r stands at ends[r] + c, its anchors follow those of the chains before it.
     total = int(chains.sum())
@@ -207,14 +216,14 @@ def _backtracked(
     source = taken[start_C[of] + from_end]
     read_A = read_C[of].astype(np.int32)
     return Chains(
-        x[source],
-        y[source],
-        read_A,
-        xp.searchsorted(read_A, numbers).astype(np.int64),
-        score_C.astype(np.int32),
-        count_C.astype(np.int32),
-        (ends_C - count_C).astype(np.int64),
-        read_C.astype(np.int32),
+        x_A=x[source],
+        y_A=y[source],
+        read_A=read_A,
+        anchors=xp.searchsorted(read_A, numbers).astype(np.int64),
+        score_C=score_C.astype(np.int32),
+        count_C=count_C.astype(np.int32),
+        first_C=(ends_C - count_C).astype(np.int64),
+        read_C=read_C.astype(np.int32),
     )
 
 
@@ -247,12 +256,12 @@ def _merged(device: Device, chains: Chains, far: Chains, again_R: Array) -> Chai
     count, read = count[order_C], read[order_A]
     ends = xp.cumsum(count.astype(np.int64))
     return Chains(
-        x[order_A],
-        y[order_A],
-        read,
-        xp.searchsorted(read, xp.arange(len(again_R) + 1)).astype(np.int64),
-        score[order_C],
-        count,
-        (ends - count).astype(np.int64),
-        read_C[order_C],
+        x_A=x[order_A],
+        y_A=y[order_A],
+        read_A=read,
+        anchors=xp.searchsorted(read, xp.arange(len(again_R) + 1)).astype(np.int64),
+        score_C=score[order_C],
+        count_C=count,
+        first_C=(ends - count).astype(np.int64),
+        read_C=read_C[order_C],
     )

@@ -19,7 +19,7 @@ U8 = npt.NDArray[np.uint8]
 Cigar = npt.NDArray[np.uint32]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Described:
     """The figures of an alignment; see `kernels.aligner.Alignment`."""
 
@@ -74,13 +74,13 @@ def describe(cigar: Cigar, query: U8, target: U8, scoring: Scoring = MINIMAP2, *
     mismatches = int(aligned_C.sum()) - matches - ambiguous
     events = int(aligned_C.sum()) + len(gaps)
     return Described(
-        matches * scoring.match
+        score=matches * scoring.match
         - mismatches * scoring.mismatch
         - ambiguous * scoring.ambiguous
         - int(scoring.gap_costs(gaps).sum()),
-        len(operations_C) - matches,
-        _md(cigar, query_C, target_C, operations_C) if md else "",
-        1 - matches / events if events else 0.0,
+        edit_distance=len(operations_C) - matches,
+        md=_md(cigar, query_C, target_C, operations_C) if md else "",
+        divergence=1 - matches / events if events else 0.0,
     )
 
 

@@ -64,9 +64,8 @@ class CrfDecoder:
         if not 1 <= beam_width <= MAX_BEAM_WIDTH:
             raise ValueError(f"beam_width must be 1 to {MAX_BEAM_WIDTH} for the kernels, not {beam_width}")
         self.device, self.states = device, 4**state_len
-        self._stay = np.float32(math.exp(stay_score))
-        self._width, self._cut = np.int32(beam_width), np.float32(1.0 / beam_cut)
-        self._scale, self._bias = np.float32(quality_scale), np.float32(quality_bias)
+        self._stay, self._width, self._cut = math.exp(stay_score), beam_width, 1.0 / beam_cut
+        self._scale, self._bias = quality_scale, quality_bias
         names = ("crf_backward", "crf_beam", "crf_errors", "crf_call")
         self._backward, self._beam, self._errors, self._call = (
             load(device, _FILE, name, STATE_LEN=state_len) for name in names
@@ -109,17 +108,27 @@ class CrfDecoder:
                     raise ValueError(
                         f"an array for results must be {dtype.__name__} {shape}, not {array.dtype} {array.shape}"
                     )
-            steps, rows = np.int32(T), np.int32(N)
             scan_threads, scan_rows = scan_block(self.states)
-            scan = (-(-N // scan_rows),), (scan_threads,)
-            warps = (-(-N // _BEAM_ROWS),), (_WARP * _BEAM_ROWS,)
-            self._backward(*scan, (scores_TNC, backward_TNS, status_N, steps, rows, self._stay))
-            search = self._width, self._stay, self._cut
-            self._beam(*warps, (scores_TNC, backward_TNS, status_N, back_TNW, path_NT, first_N, steps, rows, *search))
-            self._errors(
-                *scan, (scores_TNC, backward_TNS, status_N, path_NT, first_N, errors_NT, steps, rows, self._stay)
+            scan = -(-N // scan_rows), scan_threads
+            warps = -(-N // _BEAM_ROWS), _WARP * _BEAM_ROWS
+            sizes: dict[str, Any] = {"T": T, "N": N, "status": status_N}
+            scored = sizes | {"scores": scores_TNC, "backward": backward_TNS, "stay": self._stay}
+            found = {"path": path_NT, "first": first_N}
+            self._backward(*scan, **scored)
+            self._beam(*warps, **scored, **found, back=back_TNW, width=self._width, cut=self._cut)
+            self._errors(*scan, **scored, **found, errors=errors_NT)
+            self._call(
+                *warps,
+                **sizes,
+                **found,
+                errors=errors_NT,
+                letters=calls.letters_NT,
+                qualities=calls.qualities_NT,
+                moves=calls.moves_NT,
+                counts=calls.counts_N,
+                scale=self._scale,
+                bias=self._bias,
             )
-            self._call(*warps, (status_N, path_NT, first_N, errors_NT, *calls, steps, rows, self._scale, self._bias))
         return calls
 
     def device_bytes(self, steps: int, rows: int) -> int:

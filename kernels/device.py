@@ -110,7 +110,7 @@ class EmulatedDevice:
         return np.asarray(array)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CudaDevice:
     """A card, in one stream of its own or another library's.
 
@@ -212,7 +212,7 @@ def find_kernel_device(name: str, **cuda: Any) -> Device:
     count = cuda_count()
     if int(index or 0) >= count:
         raise DeviceError(f"device {name}: CuPy finds {count} cards; docs/gpu.md says how to install it")
-    device = CudaDevice(int(index or 0), **cuda)
+    device = CudaDevice(index=int(index or 0), **cuda)
     if device.arch < _LEAST_ARCH:
         raise CardTooOld(f"device {name}: it is an sm_{device.arch}, kernels need sm_{_LEAST_ARCH} (A100) or newer")
     return device

@@ -30,9 +30,6 @@ BYTES_A_BASE = 64
 """What a batch takes of the device beside its tasks, at the most, for each of its bases: minimizers (a fifth as many as
 bases, 55 bytes each), anchors (a quarter as many where few repeat, 130 bytes with what sorting and chaining take), and
 the bases themselves. A batch of more repetitive reads does not fit, and is halved."""
-FALLBACKS = ("size", "drops", "work", "memory")
-"""Why minimap2 aligns a read itself: `hits.Failure`, or it does not fit into the device's memory even alone."""
-
 U8 = npt.NDArray[np.uint8]
 
 
@@ -57,7 +54,7 @@ class DeviceAligner:
         self._on_device = IndexOnDevice(device, index)
         self._hits = HitAligner(device, self._on_device, MEMORY_BYTES)
         self._lock = threading.Lock()  # one batch at a time: its memory is planned
-        self.fallbacks: Counter[str] = Counter()  # reads that minimap2 aligned itself, by `FALLBACKS`
+        self.fallbacks: Counter[Failure] = Counter()  # reads that minimap2 aligned itself
 
     @property
     def reference(self) -> Reference:
@@ -119,7 +116,7 @@ class DeviceAligner:
         # Only now, as an exception that is being handled would hold all that the batch has taken of the device.
         if hits is None:
             if len(numbers) == 1:
-                self.fallbacks["memory"] += 1
+                self.fallbacks[Failure.MEMORY] += 1
                 return
             half = len(numbers) // 2
             self._batch(codes, hashes, numbers[:half], found, md)
@@ -127,7 +124,7 @@ class DeviceAligner:
             return
         for place, number in enumerate(numbers.tolist()):
             if hits.failed[place]:
-                self.fallbacks[Failure(hits.failed[place]).name.lower()] += 1
+                self.fallbacks[Failure(hits.failed[place])] += 1
             else:
                 found[number] = self._alignments(hits, place, codes[number], md)
 

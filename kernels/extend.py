@@ -122,12 +122,12 @@ class Extender:
         flags_N = np.where(target.backwards_N, RIGHT, FORWARD) | (GLOBAL if to_ends else 0)
         return (
             Layout(
-                query,
-                target,
-                np.zeros(len(rows), np.bool_),
-                steps_N * groups_N * STEP_WORDS,
-                first_N.astype(np.int32),
-                flags_N.astype(np.int32),
+                query=query,
+                target=target,
+                swapped_N=np.zeros(len(rows), np.bool_),
+                direction_words_N=steps_N * groups_N * STEP_WORDS,
+                first_diagonal_N=first_N.astype(np.int32),
+                flags_N=flags_N.astype(np.int32),
                 rows_reversed=True,
             ),
             groups_N,
@@ -148,8 +148,6 @@ class Extender:
         packed = self._packed and self.scoring.fits_packed(groups * _GROUP_DIAGONALS // 2)
         macros = self.scoring.macros() | {"GROUPS": groups, "PACKED": int(packed)}
         align, walk = (load(self.device, "extend.cu", name, **macros) for name in ("extend", "extend_traceback"))
-        number = np.int32(count)
-        blocks = (-(-count // _WARPS),), (_WARP * _WARPS,)
-        align(*blocks, (tasks, results, bases, directions, number, np.int32(zdrop)))
-        walkers = (-(-count // _WALKERS),), (_WALKERS,)
-        walk(*walkers, (tasks, results, directions, cigars, number, np.int32(end_bonus)))
+        both = {"tasks": tasks, "results": results, "directions": directions, "count": count}
+        align(-(-count // _WARPS), _WARP * _WARPS, **both, bases=bases, zdrop=zdrop)
+        walk(-(-count // _WALKERS), _WALKERS, **both, cigars=cigars, end_bonus=end_bonus)

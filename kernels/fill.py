@@ -57,12 +57,12 @@ class Filler:
             raise ValueError(f"two sequences of {longest:,} bases and more are too long to fill: at most {MAX_ROWS:,}")
         warps_N = rows_N // _WARP_ROWS + 1
         layout = Layout(
-            query,
-            target,
-            swapped_N,
-            warps_N * (_WARP_ROWS + columns_N) * STEP_WORDS,
-            np.zeros(len(rows_N), np.int32),
-            np.where(swapped_N, FORWARD | COLUMNS_ARE_QUERY, FORWARD).astype(np.int32),
+            query=query,
+            target=target,
+            swapped_N=swapped_N,
+            direction_words_N=warps_N * (_WARP_ROWS + columns_N) * STEP_WORDS,
+            first_diagonal_N=np.zeros(len(rows_N), np.int32),
+            flags_N=np.where(swapped_N, FORWARD | COLUMNS_ARE_QUERY, FORWARD).astype(np.int32),
             rows_reversed=False,
         )
         return align_all(self.device, layout, warps_N, lambda warps: partial(self._launch, warps), self.memory_bytes)
@@ -73,7 +73,7 @@ class Filler:
         packed = self._packed and self.scoring.fits_packed(warps * _WARP_ROWS)
         macros = self.scoring.macros() | {"MANY": int(warps > 1), "PACKED": int(packed)}
         align, walk = (load(self.device, "fill.cu", name, **macros) for name in ("fill", "fill_traceback"))
-        number = np.int32(count)
-        grid = (count,) if warps > 1 else (-(-count // _WARPS),)
-        align(grid, (_WARP * (warps if warps > 1 else _WARPS),), (tasks, results, bases, directions, number))
-        walk((-(-count // _WALKERS),), (_WALKERS,), (tasks, results, directions, cigars, number))
+        both = {"tasks": tasks, "results": results, "directions": directions, "count": count}
+        blocks = count if warps > 1 else -(-count // _WARPS)
+        align(blocks, _WARP * (warps if warps > 1 else _WARPS), **both, bases=bases)
+        walk(-(-count // _WALKERS), _WALKERS, **both, cigars=cigars)

@@ -1,6 +1,6 @@
 """Chains to alignments on a device, as minimap2 does it (hits.cu)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import IntEnum
 
 import numpy as np
@@ -13,25 +13,11 @@ from porestream.kernels.fill import MAX_ROWS, Filler
 from porestream.kernels.pack import Pieces
 from porestream.kernels.seeds import Anchors, IndexOnDevice
 from porestream.kernels.sketch import Reads
-from porestream.kernels.source import load
+from porestream.kernels.source import load, struct
 from porestream.kernels.tasks import Alignments
 
-HIT = np.dtype(
-    [("anchors", "i8"), ("cigar", "i8")]
-    + [
-        (name, "i4")
-        for name in ("id", "parent", "score", "score0", "count", "sequence", "qs", "qe", "rs", "re", "second")
-    ]
-    + [
-        (name, "i4")
-        for name in ("seconds", "matches", "columns", "flags", "operations", "dp", "dp2", "ambiguous", "mapq")
-    ]
-    + [("hash", "u4"), ("divergence", "f4")],
-    align=False,
-)
+HIT, PLAN = struct("hits.cu", "Hit"), struct("hits.cu", "Plan")
 REVERSE = 1
-PLAN = np.dtype([("anchors", "i8")] + [(name, "i4") for name in ("count", "fills", "qs", "rs", "qe", "re")]
-                 + [(name, "i4") for name in ("qs0", "rs0", "qe0", "re0")])  # fmt: skip
 _THREADS = 64
 _END_BAND, _ZDROP = 751, 400  # align.c: bw * 1.5 + 1; options.c: zdrop
 _MAX_CELLS = 100_000_000  # options.c: max_sw_mat
@@ -76,9 +62,10 @@ class Failure(IntEnum):
     SIZE = 1  # what lies between two anchors is too large
     DROPS = 2  # the score falls so far there that minimap2 may split, or look for an inversion
     WORK = 3  # too many anchors or chains
+    MEMORY = 4  # it does not fit into the device's, not even alone
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Hits:
     """Alignments of reads, in the host's memory.
 
@@ -123,7 +110,7 @@ class HitAligner:
     ) -> Hits:
         """Choose, align, and choose among the alignments. `failed`: reads that are left out; it is changed."""
         device, xp, preset = self._device, self._device.xp, self._on_device.index.preset
-        span, max_gap = np.int32(preset.k), np.int32(MAX_GAP[preset.name])
+        span, max_gap = preset.k, MAX_GAP[preset.name]
         count = len(reads)
         with device.in_order():
             length = xp.asarray(reads.length)
@@ -137,27 +124,26 @@ class HitAligner:
                 self._run(
                     "choose_chains",
                     count,
-                    (
-                        first,
-                        hit,
-                        chains.x_A,
-                        chains.y_A,
-                        length,
-                        self._sequence_length,
-                        anchors.seed_first,
-                        anchors.seed_position,
-                        xp.asarray(failed),
-                        covered,
-                        primaries,
-                        left,
-                        span,
-                        max_gap,
-                    ),
+                    hits=first,
+                    hit=hit,
+                    x=chains.x_A,
+                    y=chains.y_A,
+                    length=length,
+                    sequence_length=self._sequence_length,
+                    seeds=anchors.seed_first,
+                    seed_position=anchors.seed_position,
+                    failed=xp.asarray(failed),
+                    covered=covered,
+                    primaries=primaries,
+                    left=left,
+                    span=span,
+                    max_gap=max_gap,
+                    reads=count,
                 )
             table, read_of = _kept(device.to_host(hit).view(HIT), device.to_host(first), device.to_host(left))
             first_host = _starts(np.bincount(read_of, minlength=count))
             if len(table) == 0:
-                return Hits(table, first_host, np.zeros(0, np.uint32), failed)
+                return Hits(hit=table, first=first_host, cigars=np.zeros(0, np.uint32), failed=failed)
             x, y, anchor_first = self._squeezed(table, read_of, chains, count)
             plans = self._plan(table, read_of, anchor_first, x, y, length, span, max_gap)
             cigars = self._align(reads, table, read_of, plans, x, y, length, span, failed)
@@ -165,14 +151,28 @@ class HitAligner:
             self._run(
                 "choose_hits",
                 count,
-                (first, hit, length, cigars, covered, primaries, anchors.repetitive, left, span, max_gap),
+                hits=first,
+                hit=hit,
+                length=length,
+                cigars=cigars,
+                covered=covered,
+                primaries=primaries,
+                repetitive=anchors.repetitive,
+                left=left,
+                span=span,
+                max_gap=max_gap,
+                reads=count,
             )
             table, read_of = _kept(device.to_host(hit).view(HIT), first_host, device.to_host(left))
-            return Hits(table, _starts(np.bincount(read_of, minlength=count)), device.to_host(cigars), failed)
+            return Hits(
+                hit=table,
+                first=_starts(np.bincount(read_of, minlength=count)),
+                cigars=device.to_host(cigars),
+                failed=failed,
+            )
 
-    def _run(self, name: str, count: int, arguments: tuple[object, ...]) -> None:
-        kernel = load(self._device, "hits.cu", name)
-        kernel((-(-count // _THREADS),), (_THREADS,), (*arguments, np.int32(count)))
+    def _run(self, name: str, threads: int, **arguments: object) -> None:
+        load(self._device, "hits.cu", name)(-(-threads // _THREADS) or 1, _THREADS, **arguments)
 
     def _from_chains(self, hashes: npt.NDArray[np.uint32], chains: Chains, reads: int) -> tuple[Array, Array]:
         """A hit a chain, the best of each read first (hit.c, mm_gen_regs)."""
@@ -214,27 +214,26 @@ class HitAligner:
         x: Array,
         y: Array,
         length: Array,
-        span: np.int32,
-        max_gap: np.int32,
+        span: int,
+        max_gap: int,
     ) -> npt.NDArray[np.void]:
         xp, count = self._device.xp, len(table)
         plans, scratch = xp.zeros(count * PLAN.itemsize, np.uint8), xp.zeros(len(x), np.int32)
         self._run(
             "plan_hits",
             count,
-            (
-                xp.asarray(table.view(np.uint8)),
-                xp.asarray(read_of.astype(np.int32)),
-                anchor_first,
-                x,
-                y,
-                length,
-                self._sequence_length,
-                plans,
-                scratch,
-                np.int32(int(span) >> 1),
-                max_gap,
-            ),
+            hit=xp.asarray(table.view(np.uint8)),
+            read_of=xp.asarray(read_of.astype(np.int32)),
+            anchors=anchor_first,
+            x=x,
+            y=y,
+            length=length,
+            sequence_length=self._sequence_length,
+            plans=plans,
+            scratch=scratch,
+            half_span=span >> 1,
+            max_gap=max_gap,
+            count=count,
         )
         return self._device.to_host(plans).view(PLAN)
 
@@ -247,7 +246,7 @@ class HitAligner:
         x: Array,
         y: Array,
         length: Array,
-        span: np.int32,
+        span: int,
         failed: npt.NDArray[np.uint8],
     ) -> Array:
         """Fill, extend and join; `table` and `failed` are changed."""
@@ -256,11 +255,20 @@ class HitAligner:
         points = _starts(plans["fills"].astype(np.int64) + 1)
         query_P, target_P = xp.zeros(int(points[-1]), np.int32), xp.zeros(int(points[-1]), np.int32)
         self._run(
-            "list_fills", count, (of_device, x, y, xp.asarray(points), query_P, target_P, np.int32(int(span) >> 1))
+            "list_fills",
+            count,
+            plans=of_device,
+            x=x,
+            y=y,
+            first_point=xp.asarray(points),
+            query=query_P,
+            target=target_P,
+            half_span=span >> 1,
+            count=count,
         )
         windows = _starts((plans["re0"] - plans["rs0"]).astype(np.int64))
         target = self._unpacked(table, plans, windows)
-        side = _Sides(reads, table, read_of, plans, windows, target)
+        side = _Sides(reads=reads, table=table, read_of=read_of, plans=plans, windows=windows, codes=target)
         query, place = device.to_host(query_P).astype(np.int64), device.to_host(target_P).astype(np.int64)
         is_piece = np.ones(len(query), np.bool_)
         is_piece[points[1:] - 1] = False  # the last point of a hit begins nothing
@@ -291,28 +299,28 @@ class HitAligner:
         self._run(
             "join_hits",
             count,
-            (
-                hit,
-                xp.asarray(read_of.astype(np.int32)),
-                of_device,
-                reads.codes,
-                xp.asarray(reads.start),
-                length,
-                target,
-                xp.asarray(windows),
-                xp.asarray(end_task.reshape(-1)),
-                *tuple(xp.asarray(part) for part in (ends.query_N, ends.target_N)),
-                xp.asarray(np.concatenate([ends.cigar, some])),
-                xp.asarray(ends.offset_N),
-                xp.asarray(fill),
-                query_P,
-                target_P,
-                xp.asarray(np.concatenate([filled.cigar, some])),
-                xp.asarray(filled.offset_N),
-                xp.asarray(cigar_at),
-                cigars,
-                failed_device,
-            ),
+            hit=hit,
+            read_of=xp.asarray(read_of.astype(np.int32)),
+            plans=of_device,
+            codes=reads.codes,
+            read_start=xp.asarray(reads.start),
+            length=length,
+            target=target,
+            window=xp.asarray(windows),
+            end_task=xp.asarray(end_task.reshape(-1)),
+            end_query=xp.asarray(ends.query_N),
+            end_target=xp.asarray(ends.target_N),
+            end_cigar=xp.asarray(np.concatenate([ends.cigar, some])),
+            end_offset=xp.asarray(ends.offset_N),
+            fill=xp.asarray(fill),
+            point_query=query_P,
+            point_target=target_P,
+            fill_cigar=xp.asarray(np.concatenate([filled.cigar, some])),
+            fill_offset=xp.asarray(filled.offset_N),
+            cigar_at=xp.asarray(cigar_at),
+            cigars=cigars,
+            failed=failed_device,
+            count=count,
         )
         table[:] = device.to_host(hit).view(HIT)
         np.maximum(failed, device.to_host(failed_device), out=failed)
@@ -325,20 +333,17 @@ class HitAligner:
         xp, total = self._device.xp, int(windows[-1])
         first = self._on_device.index.offset[table["sequence"]] + plans["rs0"]
         codes = xp.zeros(max(total, 1), np.uint8)
-        kernel = load(self._device, "hits.cu", "unpack")
-        kernel(
-            (-(-total // _THREADS) or 1,),
-            (_THREADS,),
-            (
-                self._on_device.bases,
-                self._unknown,
-                xp.asarray(windows),
-                xp.asarray(first),
-                codes,
-                np.int32(len(table)),
-                np.int32(len(self._on_device.index.unknown)),
-                np.int64(total),
-            ),
+        self._run(
+            "unpack",
+            total,
+            bases=self._on_device.bases,
+            unknown=self._unknown,
+            window=xp.asarray(windows),
+            first=xp.asarray(first),
+            codes=codes,
+            windows=len(table),
+            unknowns=len(self._on_device.index.unknown),
+            count=total,
         )
         return codes
 
@@ -357,7 +362,7 @@ class HitAligner:
         return self._extender(query, target, band=_END_BAND, zdrop=_ZDROP)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Sides:
     """Pieces of the hits' reads and of their windows of the reference."""
 
@@ -381,7 +386,11 @@ class _Sides:
         other = (self.table["flags"][hits] & REVERSE) != 0
         forward = np.where(other, self.reads.length[read] - 1 - place, place)
         return Pieces(
-            self.reads.codes, self.reads.start[read] + forward, length.astype(np.int32), other ^ backwards, other
+            codes=self.reads.codes,
+            start_N=self.reads.start[read] + forward,
+            length_N=length.astype(np.int32),
+            backwards_N=other ^ backwards,
+            complement_N=other,
         )
 
     def target(
@@ -394,17 +403,19 @@ class _Sides:
     ) -> Pieces:
         start = self.windows[hits] + place - self.plans["rs0"][hits]
         never = np.zeros(len(hits), np.bool_)
-        return Pieces(self.codes, start, length.astype(np.int32), never | backwards, never)
+        return Pieces(
+            codes=self.codes,
+            start_N=start,
+            length_N=length.astype(np.int32),
+            backwards_N=never | backwards,
+            complement_N=never,
+        )
 
 
 def _both(one: Pieces, other: Pieces) -> Pieces:
-    return Pieces(
-        one.codes,
-        *(
-            np.concatenate([getattr(one, name), getattr(other, name)])
-            for name in ("start_N", "length_N", "backwards_N", "complement_N")
-        ),
-    )
+    names = [field.name for field in fields(Pieces) if field.name != "codes"]
+    joined = {name: np.concatenate([getattr(one, name), getattr(other, name)]) for name in names}
+    return Pieces(codes=one.codes, **joined)
 
 
 def _starts(sizes: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:

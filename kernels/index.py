@@ -58,7 +58,7 @@ _CHECKED_ENTRIES = 1 << 24  # at a time
 Progress = Callable[[str], None]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Index:
     """The arrays, mapped from the file.
 
@@ -335,9 +335,9 @@ def _index(path: Path, header: dict[str, Any], first: int, size: int) -> Index:
     if not least <= _whole(header["frequent"]) <= most:
         raise ValueError(f"frequent = {header['frequent']}, not {least} to {most}")
     return Index(
-        Reference(about["name"], reference.sequences, reference.sha256),
-        preset,
-        header["frequent"],
+        reference=Reference(about["name"], reference.sequences, reference.sha256),
+        preset=preset,
+        frequent=header["frequent"],
         offset=np.cumsum([0, *(sequence.length for sequence in reference.sequences)], dtype=np.int64),
         **{name: _map(path, name, header["arrays"][name], first, size) for name in _ARRAYS},
     )

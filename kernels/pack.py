@@ -6,15 +6,12 @@ import numpy as np
 import numpy.typing as npt
 
 from porestream.kernels.device import Array, Device
-from porestream.kernels.source import load
+from porestream.kernels.source import load, struct
 
 _ROWS_OUTSIDE, _COLUMNS_OUTSIDE = 8, 9  # dual_affine.cuh
 AMBIGUOUS_CODE = 4
 _THREADS = 128
-_PIECE = np.dtype(
-    [("start", "i8"), ("words", "i8")]
-    + [(name, "i4") for name in ("length", "step", "complement", "reversed", "outside", "unused")]
-)
+_PIECE = struct("pack.cu", "Piece")
 _CODES = np.full(256, AMBIGUOUS_CODE, np.uint8)
 for _code, _letters in enumerate(("Aa", "Cc", "Gg", "TtUu")):
     _CODES[list(_letters.encode())] = _code
@@ -25,7 +22,7 @@ def encode_bases(bases: str) -> npt.NDArray[np.uint8]:
     return _CODES[np.frombuffer(bases.encode("ascii", "replace"), np.uint8)]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Pieces:
     """One of each task's two sequences, in a pool of codes.
 
@@ -51,8 +48,13 @@ class Pieces:
 
     def take(self, tasks: npt.NDArray[np.integer]) -> "Pieces":
         """Those of some tasks."""
-        picked = (values[tasks] for values in (self.start_N, self.length_N, self.backwards_N, self.complement_N))
-        return Pieces(self.codes, *picked)
+        return Pieces(
+            codes=self.codes,
+            start_N=self.start_N[tasks],
+            length_N=self.length_N[tasks],
+            backwards_N=self.backwards_N[tasks],
+            complement_N=self.complement_N[tasks],
+        )
 
     @staticmethod
     def of(sequences: "list[npt.NDArray[np.uint8]]", *, backwards: bool = False) -> "Pieces":
@@ -63,7 +65,13 @@ class Pieces:
         if backwards:
             start_N = start_N + length_N - 1
         count = len(sequences)
-        return Pieces(codes, start_N, length_N, np.full(count, backwards), np.zeros(count, np.bool_))
+        return Pieces(
+            codes=codes,
+            start_N=start_N,
+            length_N=length_N,
+            backwards_N=np.full(count, backwards),
+            complement_N=np.zeros(count, np.bool_),
+        )
 
 
 def packed_words(length_N: npt.NDArray[np.int64], reversed_N: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
@@ -91,4 +99,4 @@ def pack_bases(
     table["reversed"] = reversed_N
     table["outside"] = np.where(is_columns_N, _COLUMNS_OUTSIDE, _ROWS_OUTSIDE)
     kernel = load(device, "pack.cu", "pack_bases")
-    kernel((count,), (_THREADS,), (xp.asarray(table.view(np.uint8)), xp.asarray(pieces.codes), words))
+    kernel(count, _THREADS, pieces=xp.asarray(table.view(np.uint8)), codes=xp.asarray(pieces.codes), words=words)

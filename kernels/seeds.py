@@ -42,7 +42,7 @@ def _copied(xp: ModuleType, array: npt.NDArray[Any]) -> Array:
     return copy
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Anchors:
     """Matches of reads and reference, sorted by read and `x`; on the device.
 
@@ -72,7 +72,7 @@ class Anchors:
 def find_anchors(device: Device, on_device: IndexOnDevice, reads: Reads, found: ReadMinimizers) -> Anchors:
     """Look the minimizers up, choose seeds, and match them with their positions."""
     xp, index, count = device.xp, on_device.index, len(found.hash_M)
-    span, frequent = np.int32(index.preset.k), np.int32(index.frequent)
+    span = index.preset.k
     with device.in_order():
         found = _without_frequent_in_read(device, found, index.frequent)
         count = len(found.hash_M)
@@ -83,38 +83,34 @@ def find_anchors(device: Device, on_device: IndexOnDevice, reads: Reads, found: 
         key = {1: "u8", 2: "u16", 4: "u32"}[on_device.key.dtype.itemsize]
         if count:
             load(device, "seeds.cu", "look_up", KEY=key)(
-                (-(-count // _THREADS),),
-                (_THREADS,),
-                (
-                    found.hash_M,
-                    on_device.bucket,
-                    on_device.key,
-                    on_device.start,
-                    at,
-                    times,
-                    np.int32(on_device.key_bits),
-                    np.int64(count),
-                ),
+                -(-count // _THREADS),
+                _THREADS,
+                hash=found.hash_M,
+                bucket=on_device.bucket,
+                key=on_device.key,
+                start=on_device.start,
+                first=at,
+                found=times,
+                key_bits=on_device.key_bits,
+                count=count,
             )
             load(device, "seeds.cu", "select_seeds", KEY=key)(
-                (-(-len(reads) // _THREADS),),
-                (_THREADS,),
-                (
-                    found.first,
-                    length,
-                    found.position_M,
-                    found.hash_M,
-                    times,
-                    kept,
-                    scratch,
-                    xp.zeros(count, np.uint64),
-                    repetitive,
-                    span,
-                    frequent,
-                    np.int32(_TOO_FREQUENT),
-                    np.int32(_APART_BASES),
-                    np.int32(len(reads)),
-                ),
+                -(-len(reads) // _THREADS),
+                _THREADS,
+                mini=found.first,
+                length=length,
+                position=found.position_M,
+                hash=found.hash_M,
+                found=times,
+                kept=kept,
+                scratch=scratch,
+                heaps=xp.zeros(count, np.uint64),
+                repetitive=repetitive,
+                span=span,
+                frequent=index.frequent,
+                too_frequent=_TOO_FREQUENT,
+                apart=_APART_BASES,
+                reads=len(reads),
             )
         seed = xp.flatnonzero(kept)
         ends = xp.cumsum(times[seed].astype(np.int64))
@@ -127,36 +123,34 @@ def find_anchors(device: Device, on_device: IndexOnDevice, reads: Reads, found: 
         x, y = xp.empty(total, np.uint64), xp.empty(total, np.uint64)
         if total:
             load(device, "seeds.cu", "expand", KEY=key)(
-                (-(-total // _THREADS),),
-                (_THREADS,),
-                (
-                    seed_of,
-                    in_seed.astype(np.int64),
-                    at,
-                    found.position_M,
-                    found.reverse_M,
-                    kept,
-                    length[found.read_M],
-                    on_device.position,
-                    on_device.strand,
-                    on_device.offset,
-                    x,
-                    y,
-                    span,
-                    np.int32(len(on_device.offset) - 1),
-                    np.int64(total),
-                ),
+                -(-total // _THREADS),
+                _THREADS,
+                seed_of=seed_of,
+                in_seed=in_seed.astype(np.int64),
+                first=at,
+                position=found.position_M,
+                reverse=found.reverse_M,
+                kept=kept,
+                length=length[found.read_M],
+                at=on_device.position,
+                strand=on_device.strand,
+                offset=on_device.offset,
+                x=x,
+                y=y,
+                span=span,
+                sequences=len(on_device.offset) - 1,
+                count=total,
             )
         order = xp.lexsort(xp.stack([x, read.astype(np.uint64)]))
         reads_there = xp.arange(len(reads) + 1)
         return Anchors(
-            x[order],
-            y[order],
-            read[order],
-            xp.searchsorted(read[order], reads_there).astype(np.int64),
-            repetitive,
-            found.position_M[seed],
-            xp.searchsorted(found.read_M[seed], reads_there).astype(np.int64),
+            x_A=x[order],
+            y_A=y[order],
+            read_A=read[order],
+            first=xp.searchsorted(read[order], reads_there).astype(np.int64),
+            repetitive=repetitive,
+            seed_position=found.position_M[seed],
+            seed_first=xp.searchsorted(found.read_M[seed], reads_there).astype(np.int64),
         )
 
 
@@ -178,9 +172,9 @@ def _without_frequent_in_read(device: Device, found: ReadMinimizers, frequent: i
     keep[order[dropped[run]]] = False
     read_M = found.read_M[keep]
     return ReadMinimizers(
-        read_M,
-        found.position_M[keep],
-        found.hash_M[keep],
-        found.reverse_M[keep],
-        xp.searchsorted(read_M, xp.arange(len(found.first))).astype(np.int64),
+        read_M=read_M,
+        position_M=found.position_M[keep],
+        hash_M=found.hash_M[keep],
+        reverse_M=found.reverse_M[keep],
+        first=xp.searchsorted(read_M, xp.arange(len(found.first))).astype(np.int64),
     )

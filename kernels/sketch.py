@@ -47,7 +47,7 @@ class Reads:
         return len(self.start) - 1
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ReadMinimizers:
     """On the device, in the order of reads and positions.
 
@@ -76,23 +76,29 @@ def sketch(device: Device, reads: Reads, k: int, w: int) -> ReadMinimizers:
     xp, steps = device.xp, int(reads.start[-1])
     with device.in_order():
         written = xp.zeros(steps // 32 + 1, np.uint32)
-        number = np.int64(steps)
         kernel = load(device, "sketch.cu", "sketch", K=k, W=w)
-        kernel((-(-steps // _TILE) or 1,), (_TILE,), (reads.codes, written, number))
+        kernel(-(-steps // _TILE) or 1, _TILE, codes=reads.codes, written=written, steps=steps)
         place = xp.flatnonzero(xp.unpackbits(written.view(np.uint8), bitorder="little")).astype(np.int64)
         del written
         count = len(place)
         hash_M, reverse_M = xp.empty(count, np.uint64), xp.empty(count, np.uint8)
         if count:
             describe = load(device, "sketch.cu", "describe_minimizers", K=k, W=w)
-            grid = (-(-count // _THREADS),)
-            describe(grid, (_THREADS,), (reads.codes, place, hash_M, reverse_M, np.int64(count)))
+            describe(
+                -(-count // _THREADS),
+                _THREADS,
+                codes=reads.codes,
+                place=place,
+                hash=hash_M,
+                reverse=reverse_M,
+                count=count,
+            )
         start = xp.asarray(reads.start)
         read = xp.searchsorted(start, place, side="right") - 1
         return ReadMinimizers(
-            read.astype(np.int32),
-            (place - start[read]).astype(np.int32),
-            hash_M,
-            reverse_M,
-            xp.searchsorted(place, start).astype(np.int64),
+            read_M=read.astype(np.int32),
+            position_M=(place - start[read]).astype(np.int32),
+            hash_M=hash_M,
+            reverse_M=reverse_M,
+            first=xp.searchsorted(place, start).astype(np.int64),
         )

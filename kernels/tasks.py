@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from porestream.kernels.device import Array, Device
 from porestream.kernels.pack import Pieces, pack_bases, packed_words
+from porestream.kernels.source import struct
 
 NOT_REACHED = np.iinfo(np.int32).min
 WORD_BYTES = 4
@@ -16,12 +17,7 @@ STEP_WORDS = 64
 
 RIGHT, GLOBAL, COLUMNS_ARE_QUERY, FORWARD = 1, 2, 4, 8  # dual_affine.cuh
 
-_TASK = np.dtype(
-    [(name, "i8") for name in ("row_words", "column_words", "directions", "cigar")]
-    + [(name, "i4") for name in ("rows", "columns", "first_diagonal", "flags")]
-)
-_RESULT_FIELDS = "score", "row", "column", "dropped", "row_end_score", "row_end_column", "corner_score", "operations"
-_RESULT = np.dtype([(name, "i4") for name in _RESULT_FIELDS])
+_TASK, _RESULT = struct("dual_affine.cuh", "Task"), struct("dual_affine.cuh", "Result")
 _FIXED_BYTES = _TASK.itemsize + _RESULT.itemsize + 2 * 40 + 6 * 8  # of a task, its pieces, and in compact_cigars
 _FLOOR, _TARGET, _INTERVAL, _LARGEST = 64, 20_000, 256, 0x7BFF
 """dual_affine.cuh: the floor but for costs; where scores are brought back to, each so many steps; the largest that is
@@ -29,7 +25,7 @@ ordered as a half float.
 """
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Scoring:
     """Dual affine scores, all positive: a gap of k bases costs the less of open + k * extend and the same of the long.
 
@@ -89,7 +85,7 @@ class Scoring:
 MINIMAP2 = Scoring()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Alignments:
     """What tasks gave, in the host's memory.
 
@@ -118,7 +114,7 @@ class Alignments:
         return self.cigar[self.offset_N[task] : self.offset_N[task + 1]]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
     """Tasks as a kernel has them.
 
@@ -174,13 +170,13 @@ class Layout:
     def take(self, tasks: npt.NDArray[np.integer]) -> "Layout":
         """Some of the tasks."""
         return Layout(
-            self.query.take(tasks),
-            self.target.take(tasks),
-            self.swapped_N[tasks],
-            self.direction_words_N[tasks],
-            self.first_diagonal_N[tasks],
-            self.flags_N[tasks],
-            self.rows_reversed,
+            query=self.query.take(tasks),
+            target=self.target.take(tasks),
+            swapped_N=self.swapped_N[tasks],
+            direction_words_N=self.direction_words_N[tasks],
+            first_diagonal_N=self.first_diagonal_N[tasks],
+            flags_N=self.flags_N[tasks],
+            rows_reversed=self.rows_reversed,
         )
 
 
@@ -248,12 +244,14 @@ def align_all(
             for place, task in enumerate(tasks.tolist()):
                 cigars[task] = cigar[offset_N[place] : offset_N[place + 1]]
     offset_N = _starts(np.array([len(cigar) for cigar in cigars], np.int64))
+    query_N, target_N = _consumed(layout, found_N["row"], found_N["column"])
     return Alignments(
-        found_N["score"].copy(),
-        *_consumed(layout, found_N["row"], found_N["column"]),
-        found_N["dropped"] != 0,
-        np.concatenate([*cigars, np.zeros(0, np.uint32)]),
-        offset_N,
+        score_N=found_N["score"].copy(),
+        query_N=query_N,
+        target_N=target_N,
+        dropped_N=found_N["dropped"] != 0,
+        cigar=np.concatenate([*cigars, np.zeros(0, np.uint32)]),
+        offset_N=offset_N,
     )
 
 

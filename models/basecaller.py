@@ -11,15 +11,18 @@ import numpy as np
 import numpy.typing as npt
 
 from porestream.models.bundle import ModelBundle
+from porestream.models.card import Card
 from porestream.models.chunk import Chunker, stitch
 from porestream.models.config import ModelConfig
+from porestream.models.cpu_runner import CpuRunner
+from porestream.models.cuda_runner import CudaRunner
 from porestream.models.decode import Decoded, Decoder, DecodeSettings
 from porestream.models.prepare import PreparedRead, prepare
-from porestream.models.runner import BatchDecoder, Card, CpuRunner, CudaRunner, Runner
+from porestream.models.runner import BatchDecoder, Runner
 from porestream.models.scale import UNKNOWN, Measurement
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CalledRead:
     """What a whole read says.
 
@@ -49,12 +52,20 @@ def finish(read: PreparedRead, decoded: Sequence[Decoded]) -> CalledRead:
     if read.is_rna:  # which goes through the pore from its 3' end; moves stay in the signal's order
         bases_B, qualities_B = bases_B[::-1], qualities_B[::-1]
     measured_T, stride = read.measured_moves(moves_T)
-    return CalledRead(bases_B.tobytes().decode("ascii"), qualities_B, measured_T, stride, read.trimmed_samples)
+    return CalledRead(
+        sequence=bases_B.tobytes().decode("ascii"),
+        qualities_B=qualities_B,
+        moves_T=measured_T,
+        stride=stride,
+        trimmed_samples=read.trimmed_samples,
+    )
 
 
 def decode_settings(config: ModelConfig) -> DecodeSettings:
     """How a model's scores are decoded."""
-    return DecodeSettings(config.stay_score, config.quality_scale, config.quality_bias)
+    return DecodeSettings(
+        stay_score=config.stay_score, quality_scale=config.quality_scale, quality_bias=config.quality_bias
+    )
 
 
 class Basecaller:

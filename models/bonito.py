@@ -99,22 +99,22 @@ def _fused(
 ) -> dict[str, torch.Tensor]:
     for index, layer in enumerate(layers.convolutions):
         if layer.batch_norm:
-            _fuse(found, f"{'conv.' if layers.transformer else ''}{index}")
+            _fuse(found, layers.encoder.convolution_name(index))
     return {name: found[name] for name in shapes}
 
 
 def _expected(layers: Layers, shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
     """The tensors of bonito's module in its order: batch norms, and a transformer's constants, among the others."""
     expected: dict[str, tuple[int, ...]] = {}
+    constants = {after: name for name, after in layers.encoder.constants().items()}
+    normed = [layers.encoder.convolution_name(i) for i, layer in enumerate(layers.convolutions) if layer.batch_norm]
     for name, shape in shapes.items():
-        if name.endswith(".self_attn.Wqkv.weight"):
-            expected[name.replace("self_attn.Wqkv.weight", "deepnorm_alpha")] = ()
+        if name in constants:
+            expected[constants[name]] = ()
         expected[name] = shape
-        if name.endswith(".conv.bias"):
-            convolution = name.removesuffix(".conv.bias")
-            if layers.convolutions[int(convolution.removeprefix("conv."))].batch_norm:
-                expected |= {f"{convolution}.norm.{part}": shape for part in _BATCH_NORM[:-1]}
-                expected[f"{convolution}.norm.{_BATCH_NORM[-1]}"] = ()
+        if name.endswith(".conv.bias") and (convolution := name.removesuffix(".conv.bias")) in normed:
+            expected |= {f"{convolution}.norm.{part}": shape for part in _BATCH_NORM[:-1]}
+            expected[f"{convolution}.norm.{_BATCH_NORM[-1]}"] = ()
     return expected
 
 

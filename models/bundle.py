@@ -9,7 +9,6 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,17 +18,17 @@ import torch
 from porestream.models.bonito import newest_weights, read_weights
 from porestream.models.chemistry import Chemistry, chemistry_of_model
 from porestream.models.config import ModelConfig, ModelError, load_config
+from porestream.models.tensors import tensor_shapes
 from porestream.models.torchscript import read_tensor
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _LEAST_BYTES, _MOST_BYTES = 2, 8  # of a number, in these
 _SPARE_BYTES, _SPARE_BYTES_A_TENSOR = 1 << 20, 16 << 10  # for names, code and alignment
 _MAX_HEADER_BYTES = 1 << 20
-_CONSTANT = ".deepnorm_alpha"  # dorado's transformers carry what their config says, too
 _SHOWN = 10
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ModelBundle:
     """A checked model: its name, configuration, float32 tensors and digest."""
 
@@ -62,7 +61,11 @@ def load_bundle(directory: Path) -> ModelBundle:
         digest.update(f"\0{name}\0{list(tensors[name].shape)}\0".encode())
         digest.update(tensors[name].numpy().tobytes())
     return ModelBundle(
-        directory.name, config, chemistry_of_model(directory.name, config.sample_rates_hz), tensors, digest.digest()
+        name=directory.name,
+        config=config,
+        chemistry=chemistry_of_model(directory.name, config.sample_rates_hz),
+        tensors=tensors,
+        sha256=digest.digest(),
     )
 
 
@@ -101,12 +104,13 @@ def _most_bytes(shapes: dict[str, tuple[int, ...]]) -> int:
 def _tensors(directory: Path, config: ModelConfig, shapes: dict[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
     bundle = directory / "model.safetensors"
     files = {file.name.removesuffix(".tensor"): file for file in directory.glob("*.tensor")}
+    constants = config.layers.encoder.constants().keys()  # which say once more what the config says
     try:
         if bundle.is_file():
-            _check_names(_names_in(bundle), shapes, directory)
+            _check_names(_names_in(bundle) - constants, shapes, directory)
             tensors = safetensors.torch.load_file(bundle)
         elif files:
-            _check_names(files, shapes, directory)
+            _check_names(files.keys() - constants, shapes, directory)
             tensors = {name: read_tensor(file) for name, file in files.items()}
         else:
             checkpoint = newest_weights(directory)
@@ -120,7 +124,7 @@ def _tensors(directory: Path, config: ModelConfig, shapes: dict[str, tuple[int, 
     for name, tensor in tensors.items():
         if tensor.dtype not in _DTYPES:
             raise ModelError(f"{directory}: {name} holds {tensor.dtype}, not floating point numbers")
-    weights = {name: tensor for name, tensor in tensors.items() if not name.endswith(_CONSTANT)}
+    weights = {name: tensor for name, tensor in tensors.items() if name not in constants}
     return {name: tensor.to(torch.float32).contiguous() for name, tensor in weights.items()}
 
 
@@ -134,8 +138,7 @@ def _names_in(bundle: Path) -> set[str]:
     return set(header) - {"__metadata__"}
 
 
-def _check_names(names: Iterable[str], shapes: dict[str, tuple[int, ...]], directory: Path) -> None:
-    found = {name for name in names if not name.endswith(_CONSTANT)}
+def _check_names(found: set[str], shapes: dict[str, tuple[int, ...]], directory: Path) -> None:
     if missing := sorted(shapes.keys() - found):
         raise ModelError(f"{directory}: tensors missing: {_listed(missing)}")
     if unknown := sorted(found - shapes.keys()):
@@ -145,48 +148,6 @@ def _check_names(names: Iterable[str], shapes: dict[str, tuple[int, ...]], direc
 def _listed(names: list[str]) -> str:
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + more
-
-
-def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor of a model, in the network's order."""
-    layers, shapes = config.layers, dict[str, tuple[int, ...]]()
-    convolutions, width = layers.convolutions, layers.width
-    prefix = "conv." if layers.transformer else ""
-    for index, layer in enumerate(convolutions):
-        shapes[f"{prefix}{index}.conv.weight"] = (layer.outs, layer.ins, layer.winlen)
-        shapes[f"{prefix}{index}.conv.bias"] = (layer.outs,)
-    if layers.transformer:
-        hidden, upsampling = layers.transformer.hidden, layers.transformer.upsampling
-        for index in range(layers.transformer.depth):
-            shapes |= {
-                f"transformer_encoder.{index}.{name}": shape
-                for name, shape in (
-                    ("self_attn.Wqkv.weight", (3 * width, width)),
-                    ("self_attn.out_proj.weight", (width, width)),
-                    ("self_attn.out_proj.bias", (width,)),
-                    ("ff.fc1.weight", (2 * hidden, width)),
-                    ("ff.fc2.weight", (width, hidden)),
-                    ("norm1.weight", (width,)),
-                    ("norm2.weight", (width,)),
-                )
-            }
-        shapes["upsample.linear.weight"] = (upsampling * width, width)
-        shapes["upsample.linear.bias"] = (upsampling * width,)
-        return shapes | _linear("crf", config.score_count, width, layers.linear_bias)
-    first = len(convolutions) + 1  # after the permutation
-    last = first + len(layers.reverse)
-    for index in range(first, last):
-        shapes |= {f"{index}.rnn.weight_{part}_l0": (4 * width, width) for part in ("ih", "hh")}
-        shapes |= {f"{index}.rnn.bias_{part}_l0": (4 * width,) for part in ("ih", "hh")}
-    if layers.bottleneck:
-        shapes |= _linear(str(last), layers.bottleneck, width, layers.bottleneck_bias)
-        last, width = last + 1, layers.bottleneck
-    return shapes | _linear(str(last), config.score_count, width, layers.linear_bias)
-
-
-def _linear(name: str, outs: int, ins: int, bias: bool) -> dict[str, tuple[int, ...]]:
-    shapes: dict[str, tuple[int, ...]] = {f"{name}.linear.weight": (outs, ins)}
-    return shapes | ({f"{name}.linear.bias": (outs,)} if bias else {})
 
 
 def _check_tensors(tensors: dict[str, torch.Tensor], shapes: dict[str, tuple[int, ...]], directory: Path) -> None:

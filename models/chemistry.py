@@ -25,7 +25,7 @@ _ENZYMES = {"110": "e8", "111": "e8.1", "112": "e8.1", "114": "e8.2"}
 _FIRST_5_KHZ = (4, 2)  # release of the R10.4.1 models from which on 400 bases/s are measured at 5 kHz
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Chemistry:
     """Molecule ("dna", "rna004"), pore ("r10.4.1") and speed of a run or a model; empty or 0: unknown.
 
@@ -99,7 +99,17 @@ def parse_model_name(name: str, sample_rates_hz: tuple[int, ...] = ()) -> ModelN
         sample_rates_hz = (4000,)  # of every R9.4.1 run
     if not sample_rates_hz and pore == "r10.4.1" and not name.startswith("porestream_"):  # which count from 1
         sample_rates_hz = (5000,) if speed != 260 and release >= _FIRST_5_KHZ else (4000,)
-    return ModelName(Chemistry(molecule, pore, speed, sample_rates_hz, match["kit"] or ""), match["kind"], release)
+    return ModelName(
+        Chemistry(
+            molecule=molecule,
+            pore=pore,
+            bases_per_second=speed,
+            sample_rates_hz=sample_rates_hz,
+            kit=match["kit"] or "",
+        ),
+        match["kind"],
+        release,
+    )
 
 
 def chemistry_of_model(name: str, sample_rates_hz: tuple[int, ...] = ()) -> Chemistry:
@@ -114,16 +124,16 @@ def chemistry_of_run(flow_cell_product_code: str, sequencing_kit: str, sample_ra
     match = _PRODUCT.match(product)
     rates = (sample_rate_hz,) if sample_rate_hz else ()
     if kit.startswith(("SQK-RNA004", "SQK-DRB004")) or (match and match["suffix"].endswith("RA")):
-        return Chemistry("rna004", "", _RNA_SPEEDS["rna004"], rates)
+        return Chemistry(molecule="rna004", pore="", bases_per_second=_RNA_SPEEDS["rna004"], sample_rates_hz=rates)
     if kit.startswith(("SQK-RNA001", "SQK-RNA002")):
-        return Chemistry("rna002", "", _RNA_SPEEDS["rna002"], rates)
+        return Chemistry(molecule="rna002", pore="", bases_per_second=_RNA_SPEEDS["rna002"], sample_rates_hz=rates)
     pore = _PORES.get(match["number"], "") if match else ""
     if not pore and re.search(r"114(\b|[-.])", kit):
         pore = "r10.4.1"
     if pore == "r10.4.1" and kit.startswith("SQK-APK114"):
-        return Chemistry("dna", pore, 0, rates, "apk")
+        return Chemistry(molecule="dna", pore=pore, bases_per_second=0, sample_rates_hz=rates, kit="apk")
     speed = 260 if pore == "r10.4.1" and kit.endswith("-260") else _SPEEDS.get(pore, 0)
-    return Chemistry("dna" if pore else "", pore, speed, rates)
+    return Chemistry(molecule="dna" if pore else "", pore=pore, bases_per_second=speed, sample_rates_hz=rates)
 
 
 def enzyme_warning(model: str, sequencing_kit: str) -> str:

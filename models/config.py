@@ -9,23 +9,14 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from porestream.models.layers import (
-    Layers,
-    finite,
-    listed_layers,
-    max_steps,
-    transformer_layers,
-    v3_layers,
-    whole,
-    within_limits,
-)
+from porestream.models.config_values import finite, whole, within_limits
+from porestream.models.layers import Layers, listed_layers, transformer_layers, v3_layers
 from porestream.models.scale import STRATEGIES, QuantileRule, Standardisation
 
 # Of fast v3 models, the only ones that were measured: docs/decisions/0002. dorado scales every v3 model by "quantile"
 # and takes its blank_score as it is; `[scaling] strategy = "quantile"` and `[decoder] stay_score = 2.0` do the same.
 _FAST_V3_SCALING, _FAST_V3_STAY_CORRECTION, _FAST_STATE_LEN = "med_mad", -0.5, 3
 
-_TRANSFORMER_STEPS = 16  # dorado's chunks of transformers are multiples of so many steps
 _ALPHABET = ["N", "A", "C", "G", "T"]
 _MAX_CHARACTERS, _MAX_LINE = 64 << 10, 2000  # of a config; published ones have 5,000
 _MAX_RESAMPLING = 10
@@ -35,7 +26,7 @@ class ModelError(ValueError):
     """A model directory cannot be used; the message names it, and why."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
     """What `config.toml` says of a CRF model. Sizes in samples unless named otherwise.
 
@@ -73,11 +64,6 @@ class ModelConfig:
     resample_from_hz: tuple[int, ...]
 
     @property
-    def kind(self) -> str:
-        """ "lstm" or "transformer"."""
-        return "transformer" if self.layers.transformer else "lstm"
-
-    @property
     def is_rna(self) -> bool:
         """Whether bases are called from the 3' end on."""
         return self.molecule.startswith("rna")
@@ -100,7 +86,7 @@ class ModelConfig:
     @property
     def chunk_unit(self) -> int:
         """Samples that the lengths of chunks are multiples of."""
-        return self.coarse_stride * (_TRANSFORMER_STEPS if self.layers.transformer else 1)
+        return self.coarse_stride * self.layers.encoder.chunk_steps
 
     @property
     def score_count(self) -> int:
@@ -147,7 +133,9 @@ def _text(file: Path) -> str:
 
 def _config(values: dict[str, Any], name: str) -> ModelConfig:
     layers = _layers(values)
-    state_len = _state_len(values, layers)
+    state_len = layers.state_len
+    if state_len is None:
+        state_len = whole(_table(values, "global_norm"), "state_len")
     is_fast_v3 = layers.is_v3 and state_len <= _FAST_STATE_LEN
     stay_score = layers.stay_score + (_FAST_V3_STAY_CORRECTION if is_fast_v3 else 0.0)
     basecaller, qscore, run_info = (_table(values, key) for key in ("basecaller", "qscore", "run_info"))
@@ -186,14 +174,6 @@ def _layers(values: dict[str, Any]) -> Layers:
     return v3_layers(encoder)
 
 
-def _state_len(values: dict[str, Any], layers: Layers) -> int:
-    if layers.transformer is None:
-        return whole(_table(values, "global_norm"), "state_len")  # goes before the last layer's, as in dorado
-    if layers.state_len is None:
-        raise KeyError("state_len")
-    return layers.state_len
-
-
 def _resampled_rates(values: dict[str, Any]) -> tuple[int, ...]:
     return tuple(within_limits("resample_from", rate) for rate in _table(values, "input").get("resample_from", []))
 
@@ -220,8 +200,8 @@ def _check_ranges(config: ModelConfig, values: dict[str, Any]) -> None:
     steps, overlap_steps = config.chunk_size // config.chunk_unit, config.overlap // config.chunk_unit
     if not 0 <= overlap_steps < steps or config.chunk_size < 4 * config.stride:
         raise ModelError(f"chunksize {config.chunk_size} and overlap {config.overlap} do not fit together")
-    if layers.transformer:
-        most = max_steps(values["model"]["encoder"]) * config.coarse_stride
+    if layers.encoder.max_steps is not None:
+        most = layers.encoder.max_steps * config.coarse_stride
         if config.chunk_size > most:
             raise ModelError(f"chunksize {config.chunk_size} is longer than max_seq_len allows ({most} samples)")
 

@@ -25,7 +25,7 @@ class NonFiniteScores(ValueError):
     """A row of scores holds NaN or an infinity."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DecodeSettings:
     """How scores become bases: the defaults of the published models.
 

@@ -9,46 +9,18 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from porestream.models.config_values import Unsupported, finite, whole
+from porestream.models.encoder import Encoder
+from porestream.models.lstm import Lstms
+from porestream.models.transformer import Transformer
+
 _ACTIVATIONS = ("swish", "tanh")
-_ROTARY_BASE, _MAX_SEQ_LEN = 10_000.0, 2048
 
-LIMITS = {
-    "first_conv_size": (1, 8192),
-    "features": (1, 8192),
-    "insize": (1, 8192),
-    "size": (1, 8192),
-    "in_features": (1, 8192),
-    "out_features": (1, 8192),
-    "d_model": (1, 8192),
-    "dim_feedforward": (1, 65_536),
-    "winlen": (1, 1001),
-    "padding": (0, 500),
-    "stride": (1, 1000),
-    "num_layers": (1, 64),
-    "depth": (1, 256),
-    "nhead": (1, 256),
-    "attn_window": (0, 65_536),
-    "max_seq_len": (1, 10_000_000),
-    "scale_factor": (1, 64),
-    "state_len": (1, 6),
-    "n_base": (4, 4),
-    "chunksize": (1, 200_000),
-    "overlap": (0, 200_000),
-    "mean_qscore_start_pos": (0, 1_000_000),
-    "sample_rate": (0, 1_000_000),
-    "resample_from": (1, 1_000_000),
-}
-"""Least and most of every whole number in config.toml. Published models use up to an eighth of each width, 18 layers,
-windows of 31 and chunks of some 12,000 samples."""
-
-_MOST = 1e12  # of a number that is not whole, with either sign
+LISTED = {"lstm": Lstms.listed}
+"""Encoders that v4 and later list layer by layer: of a layer's type, what makes one of such layers and their width."""
 
 
-class Unsupported(ValueError):
-    """A layer, or a property of one, that does not run here."""
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Convolution:
     """One convolution over time, zero-padded by half its window, then its activation, then a clamp where it has one.
 
@@ -65,42 +37,14 @@ class Convolution:
     """Whether it was trained with one; dorado's directories have it fused into the weights."""
 
 
-@dataclass(frozen=True, slots=True)
-class Transformer:
-    """The encoder of v5 sup models and the upsampling behind it.
-
-    Attributes
-    ----------
-    depth, width, heads, hidden
-        Layers; features; attention heads; features between the two linear layers of SwiGLU.
-    alpha
-        Of DeepNorm: x -> RMSNorm(f(x) + alpha x).
-    window
-        Steps back and ahead that a step attends to.
-    rotary_base
-        Of the rotary embedding's angles t base^(-2 i / D).
-    upsampling
-        Time steps that each one becomes.
-    """
-
-    depth: int
-    width: int
-    heads: int
-    hidden: int
-    alpha: float
-    window: tuple[int, int]
-    rotary_base: float
-    upsampling: int
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Layers:
     """A network's layers, first to last: convolutions; LSTMs or a transformer; linear layers of CRF scores.
 
     Attributes
     ----------
-    reverse
-        Of each LSTM, whether it runs against time; empty for a transformer.
+    encoder
+        The LSTMs, or the transformer.
     bottleneck, bottleneck_bias
         Width of a linear layer before the last one (0: none), and whether it has a bias.
     linear_bias
@@ -110,8 +54,7 @@ class Layers:
     """
 
     convolutions: tuple[Convolution, ...]
-    reverse: tuple[bool, ...] = ()
-    transformer: Transformer | None = None
+    encoder: Encoder
     bottleneck: int = 0
     bottleneck_bias: bool = False
     linear_bias: bool = False
@@ -123,19 +66,14 @@ class Layers:
     is_v3: bool = False
 
     @property
-    def width(self) -> int:
-        """Features of LSTMs or transformer."""
-        return self.convolutions[-1].outs
-
-    @property
     def coarse_stride(self) -> int:
-        """Samples a time step of LSTMs or transformer, before any upsampling."""
+        """Samples a time step of the encoder, before any upsampling."""
         return math.prod(layer.stride for layer in self.convolutions)
 
     @property
     def stride(self) -> int:
         """Samples a time step of the scores."""
-        return self.coarse_stride // (self.transformer.upsampling if self.transformer else 1)
+        return self.coarse_stride // self.encoder.upsampling
 
 
 def v3_layers(encoder: dict[str, Any]) -> Layers:
@@ -146,11 +84,16 @@ def v3_layers(encoder: dict[str, Any]) -> Layers:
     first, count = whole(encoder, "first_conv_size", 4), whole(encoder, "num_layers", 5)
     return Layers(
         convolutions=(
-            Convolution(1, first, 5),
-            Convolution(first, 16, 5),
-            Convolution(16, whole(encoder, "features"), whole(encoder, "winlen"), whole(encoder, "stride")),
+            Convolution(ins=1, outs=first, winlen=5),
+            Convolution(ins=first, outs=16, winlen=5),
+            Convolution(
+                ins=16,
+                outs=whole(encoder, "features"),
+                winlen=whole(encoder, "winlen"),
+                stride=whole(encoder, "stride"),
+            ),
         ),
-        reverse=tuple((count - index) % 2 == 1 for index in range(count)),
+        encoder=Lstms(whole(encoder, "features"), tuple((count - index) % 2 == 1 for index in range(count))),
         linear_bias=True,
         score_tanh=True,
         score_scale=finite(encoder, "scale", 5.0),
@@ -164,13 +107,13 @@ def listed_layers(tables: Any) -> Layers:
     left = _sublayers(tables)
     convolutions = _convolutions(left)
     _one(left, "permute")
-    reverse = []
-    width = convolutions[-1].outs
-    while left and left[0]["type"] == "lstm":
-        layer = left.pop(0)
-        if (whole(layer, "size"), whole(layer, "insize")) != (width, width) or not layer.get("bias", True):
-            raise Unsupported(f"an LSTM that is not {width} wide, as the last convolution is, or has no bias: {layer}")
-        reverse.append(bool(layer.get("reverse", False)))
+    width, kind = convolutions[-1].outs, left[0]["type"] if left else ""
+    if kind not in LISTED:
+        raise Unsupported(f"no {' or '.join(LISTED)} layers where they must be, but {left[0] if left else 'the end'}")
+    layers = []
+    while left and left[0]["type"] == kind:
+        layers.append(left.pop(0))
+    encoder = LISTED[kind](layers, width)
     bottleneck, bottleneck_bias = 0, False
     if left and left[0]["type"] == "linear":
         layer = left.pop(0)
@@ -187,15 +130,13 @@ def listed_layers(tables: Any) -> Layers:
         limit = high
     if left:
         raise Unsupported(f"a layer in a place where it is not supported: {left[0]}")
-    if not reverse:
-        raise Unsupported("no LSTM layers")
     return Layers(
         convolutions=convolutions,
-        reverse=tuple(reverse),
+        encoder=encoder,
         bottleneck=bottleneck,
         bottleneck_bias=bottleneck_bias,
         score_limit=limit,
-        **_crf(crf, bottleneck or width),
+        **_crf(crf, bottleneck or width) | {"state_len": None},  # [global_norm] says it, as in dorado
     )
 
 
@@ -209,51 +150,21 @@ def transformer_layers(encoder: dict[str, Any]) -> Layers:
         left.pop(0)
     if left:
         raise Unsupported(f"a layer in a place where it is not supported: {left[0]}")
-    stack, upsample, crf = encoder["transformer_encoder"], encoder["upsample"], encoder["crf"]
-    layer = stack["layer"]
-    width = whole(layer, "d_model")
-    for table, kind, ins in ((upsample, "linearupsample", "d_model"), (crf, "linearcrfencoder", "insize")):
-        if table.get("type", kind) != kind or whole(table, ins) != width:
-            raise Unsupported(f"not a {kind} of {width} features: {table}")
-    if convolutions[-1].outs != width or layer.get("type", "transformerencoderlayer") != "transformerencoderlayer":
-        raise Unsupported(f"a transformer layer that does not fit {convolutions[-1].outs} features: {layer}")
-    if "theta" in layer and "rotary_base" in layer:
-        raise Unsupported("theta and rotary_base both stand in the transformer's layer: they are the same")
-    back, ahead = layer["attn_window"]
-    transformer = Transformer(
-        depth=whole(stack, "depth"),
-        width=width,
-        heads=whole(layer, "nhead"),
-        hidden=whole(layer, "dim_feedforward"),
-        alpha=finite(layer, "deepnorm_alpha"),
-        window=(within_limits("attn_window", back), within_limits("attn_window", ahead)),
-        rotary_base=finite(layer, "theta" if "theta" in layer else "rotary_base", _ROTARY_BASE),
-        upsampling=whole(upsample, "scale_factor"),
-    )
-    found = Layers(convolutions=convolutions, transformer=transformer, **_crf(crf, width))
-    _check_transformer(transformer, found.coarse_stride)
-    return found
-
-
-def max_steps(encoder: dict[str, Any]) -> int:
-    """Most time steps that a transformer's config says that it was made for."""
-    return whole(encoder["transformer_encoder"]["layer"], "max_seq_len", _MAX_SEQ_LEN)
-
-
-def _check_transformer(transformer: Transformer, coarse_stride: int) -> None:
-    if transformer.rotary_base <= 0:
-        raise Unsupported(f"out of range: {transformer}")
-    if transformer.width % (2 * transformer.heads):
-        raise Unsupported(f"{transformer.width} features do not divide into {transformer.heads} heads of even width")
-    if coarse_stride % transformer.upsampling:
-        raise Unsupported(f"a stride of {coarse_stride} is not divisible by scale_factor = {transformer.upsampling}")
+    crf = encoder["crf"]
+    width, stride = convolutions[-1].outs, math.prod(layer.stride for layer in convolutions)
+    transformer = Transformer.of_config(encoder["transformer_encoder"], encoder["upsample"], width, stride)
+    if crf.get("type", "linearcrfencoder") != "linearcrfencoder":
+        raise Unsupported(f"not a linearcrfencoder of {width} features: {crf}")
+    if "state_len" not in crf:
+        raise KeyError("state_len")
+    return Layers(convolutions=convolutions, encoder=transformer, **_crf(crf, width))
 
 
 def _sublayers(tables: Any) -> list[dict[str, Any]]:
     """The listed layers, each of a known type."""
     if not isinstance(tables, list) or not all(isinstance(table, dict) and "type" in table for table in tables):
         raise Unsupported(f"sublayers = {tables!r} is not a list of tables with a type each")
-    known = ("convolution", "clamp", "permute", "lstm", "linear", "linearcrfencoder")
+    known = ("convolution", "clamp", "permute", *LISTED, "linear", "linearcrfencoder")
     for table in tables:
         if table["type"] == "flstm":
             raise Unsupported("layers of type flstm (factorised LSTMs) only run in dorado's own closed library")
@@ -283,7 +194,17 @@ def _convolutions(left: list[dict[str, Any]]) -> tuple[Convolution, ...]:
             raise Unsupported(f"{layer} is not supported; a convolution must have a bias, and batchnorm or no norm")
         limits = _limits(left.pop(0)) if left and left[0]["type"] == "clamp" else None
         ins, outs, stride = whole(layer, "insize"), whole(layer, "size"), whole(layer, "stride", 1)
-        found.append(Convolution(ins, outs, winlen, stride, activation, limits, norm is not None))
+        found.append(
+            Convolution(
+                ins=ins,
+                outs=outs,
+                winlen=winlen,
+                stride=stride,
+                activation=activation,
+                limits=limits,
+                batch_norm=norm is not None,
+            )
+        )
     if not found:
         raise Unsupported("no convolutions")
     if found[0].ins != 1:
@@ -316,36 +237,3 @@ def _crf(layer: dict[str, Any], width: int) -> dict[str, Any]:
         "stay_score": finite(layer, "blank_score"),
         "state_len": whole(layer, "state_len") if "state_len" in layer else None,
     }
-
-
-def whole(table: dict[str, Any], key: str, default: int | None = None) -> int:
-    """A table's whole number (TOML's true is none), within `LIMITS`.
-
-    Raises
-    ------
-    KeyError
-        It is missing, and there is no default.
-    ValueError
-        It is something else, or out of range; the message names key, value and range.
-    """
-    return within_limits(key, table[key] if default is None else table.get(key, default))
-
-
-def within_limits(key: str, value: object) -> int:
-    """The value if it is a whole number within the `LIMITS` of `key`; else a ValueError says what it is."""
-    least, most = LIMITS[key]
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise ValueError(f"{key} = {value!r} is not a whole number")
-    if not least <= value <= most:
-        raise ValueError(f"{key} = {value} is out of range: {least:,} to {most:,}")
-    return value
-
-
-def finite(table: dict[str, Any], key: str, default: float | None = None) -> float:
-    """A table's number as a float, finite and of a sane size; errors as of `whole`."""
-    value = table[key] if default is None else table.get(key, default)
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
-        raise ValueError(f"{key} = {value!r} is not a finite number")
-    if abs(value) > _MOST:
-        raise ValueError(f"{key} = {value:g} is out of range: {-_MOST:g} to {_MOST:g}")
-    return float(value)

@@ -9,16 +9,15 @@ Dimensions: N rows of a batch, S samples, T time steps, C channels or transition
 import math
 from collections.abc import Callable, Iterable
 
-from porestream.models.bundle import tensor_shapes
 from porestream.models.config import ModelConfig, ModelError
 from porestream.models.network import PRECISIONS, convolution_dtypes, slab_steps
-from porestream.models.transformer import BLOCK_STEPS
+from porestream.models.tensors import tensor_shapes
 
 MAX_ROWS = 1024
 _FEW_ROWS = (48, 32, 16)
 _ROW_STEP = 64
 
-_FLOAT32, _INT32, _INT64 = 4, 4, 8
+_FLOAT32, _INT32 = 4, 4
 _LIBRARIES_BYTES = 512 << 20  # kernels that CUDA, cuBLAS and cuDNN load when first used, and cuBLAS's workspaces
 _FRAGMENTATION = 1.1  # PyTorch's allocator rounds up, and leaves gaps
 
@@ -118,17 +117,13 @@ def weight_bytes(config: ModelConfig, precision: str) -> int:
 def tensor_bytes(config: ModelConfig, samples: int, precision: str, rows: int) -> int:
     """Most that the tensors of a batch take at a time, its signal and its scores included.
 
-    Follows models/network.py and models/transformer.py, all rows at once: a tensor lives until nothing names it.
+    Follows models/network.py and the encoder's module, all rows at once: a tensor lives until nothing names it.
     """
     T, size = _steps(config, samples), _size(precision)
     static = (samples + T * config.score_count) * _FLOAT32
-    if config.layers.transformer:
-        inner = _transformer_bytes(config, samples, size, rows)
-    else:
-        # The convolutions' features; an LSTM's input, as it is and turned round; its output. Its states, old and new.
-        inner = rows * 4 * config.layers.width * (_coarse_steps(config, samples) + 1) * size
+    inner = config.layers.encoder.tensor_bytes(_coarse_steps(config, samples), rows, size)
     steps = min(T, slab_steps(rows, config.score_count, "cuda"))
-    last = rows * (config.layers.width * T + steps * (config.score_count + config.layers.bottleneck)) * size
+    last = rows * (config.layers.encoder.width * T + steps * (config.score_count + config.layers.bottleneck)) * size
     return rows * static + max(rows * _convolution_bytes(config, samples, precision), inner, last)
 
 
@@ -147,45 +142,10 @@ def _convolution_bytes(config: ModelConfig, samples: int, precision: str) -> int
     return most
 
 
-def _transformer_bytes(config: ModelConfig, samples: int, size: int, rows: int) -> int:
-    """With the convolutions' features and a layer's input, which live as long as the layer."""
-    shape = config.layers.transformer
-    assert shape is not None
-    T = _coarse_steps(config, samples)
-    half, full = rows * shape.width * T * size, rows * shape.width * T * _FLOAT32  # features in either type
-    as_float = full if size < _FLOAT32 else 0  # a copy that is not made of what is float32 already
-    angles = 3 * T * shape.width // shape.heads * _FLOAT32  # in double precision, their cosines and sines
-    rotation = 4 * half + as_float + 2 * full + angles  # qkv, q when turned; k in float32; halves turned and joined
-    distances = 2 * _seen_pairs(config, samples) * _INT64  # a block's, and those of the one before
-    # qkv; q and k turned; what was attended to; then this joined and the layer's output, or before that the distances.
-    attention = 6 * half + max(2 * half, half + distances)
-    hidden = 3 * rows * shape.hidden * T * size  # fc1's two halves, and the gate's, which the product overwrites
-    norm = 2 * half + as_float + 3 * full  # what is added; sum, its square, the quotient
-    upsampled = (1 + 3 * shape.upsampling) * half  # with the parts, all rows, and these with time first
-    return 2 * half + max(rotation, attention, hidden + 2 * half, norm, upsampled)
-
-
-def _seen_pairs(config: ModelConfig, samples: int) -> int:
-    """Pairs of a step and one that it may attend to, of a block of steps."""
-    shape = config.layers.transformer
-    assert shape is not None
-    T = _coarse_steps(config, samples)
-    return min(T, BLOCK_STEPS) * min(T, BLOCK_STEPS + sum(shape.window))
-
-
 def _workspace_bytes(config: ModelConfig, samples: int, precision: str) -> int:
-    """Of a row, what libraries take beside the tensors; estimated from above, for no library says so beforehand.
-
-    An LSTM's four gates at all steps, in float32 (cuDNN computes them of the whole input first); for attention, scores
-    of a block of steps where no fused kernel takes a mask; as much as the largest convolution once more.
-    """
-    steps = _coarse_steps(config, samples)
-    shape = config.layers.transformer
-    if shape is None:
-        inner = 4 * config.layers.width * steps * _FLOAT32
-    else:
-        inner = 3 * shape.heads * _seen_pairs(config, samples) * _FLOAT32
-    return max(inner, _convolution_bytes(config, samples, precision))
+    """Of a row, what libraries take beside the tensors: the encoder's, or as much as the largest convolution again."""
+    encoder = config.layers.encoder.workspace_bytes(_coarse_steps(config, samples))
+    return max(encoder, _convolution_bytes(config, samples, precision))
 
 
 def _steps(config: ModelConfig, samples: int) -> int:

@@ -1,4 +1,4 @@
-"""The CRF network: convolutions, then LSTMs of alternating direction or a transformer, then linear layers of scores.
+"""The CRF network: convolutions, then an encoder (models/encoder.py: LSTMs, a transformer), then linear layers.
 
 Dimensions: N rows of a batch, S samples, T time steps (S / stride), C channels or transition scores.
 """
@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from porestream.models.bundle import ModelBundle
 from porestream.models.layers import Convolution, Layers
-from porestream.models.transformer import TransformerEncoder
+from porestream.models.tensors import tensor_places
 
 _SLAB_SCORES = 200 * 16 * 256  # a slab of scores stays in the core's cache
 _CUDA_SLAB_SCORES = 1 << 25  # fills a card; in half precision 64 MiB
@@ -30,26 +30,32 @@ class Network(nn.Module):
     precision
         "fp32", "bf16" or "fp16": of weights and activations from the last convolution on, and of convolutions of many
         channels. Small ones before it are always float32: they see the signal's full range and cost little.
-    transformer_rows
+    encoder_rows
         Rows that go through a transformer at once.
     """
 
-    def __init__(self, bundle: ModelBundle, precision: str = "fp32", transformer_rows: int = 1) -> None:
+    def __init__(self, bundle: ModelBundle, precision: str = "fp32", encoder_rows: int = 1) -> None:
         super().__init__()
         config, layers = bundle.config, bundle.config.layers
         self.stride, self._layers = config.stride, layers
         self.dtype = PRECISIONS[precision]
         # Over images one pixel high, for these can have their channels last: as the LSTMs want them, and faster.
         self.convs = nn.ModuleList(_conv(layer) for layer in layers.convolutions)
-        self.rnns = nn.ModuleList(nn.LSTM(layers.width, layers.width) for _ in layers.reverse)
-        self.encoder = TransformerEncoder(layers.transformer, transformer_rows) if layers.transformer else None
-        bottleneck = layers.bottleneck
-        self.bottleneck = nn.Linear(layers.width, bottleneck, layers.bottleneck_bias) if bottleneck else None
-        self.linear = nn.Linear(bottleneck or layers.width, config.score_count, layers.linear_bias)
-        self.load_state_dict(dict(self._our_tensor(name, tensor) for name, tensor in bundle.tensors.items()))
+        self.encoder = layers.encoder.build(encoder_rows)
+        width, bottleneck = layers.encoder.width, layers.bottleneck
+        self.bottleneck = nn.Linear(width, bottleneck, layers.bottleneck_bias) if bottleneck else None
+        self.linear = nn.Linear(bottleneck or width, config.score_count, layers.linear_bias)
+        places = tensor_places(config)
+        self.load_state_dict(
+            {
+                # Convolutions are over images one pixel high.
+                place.ours: bundle.tensors[name][:, :, None] if len(place.shape) == 3 else bundle.tensors[name]
+                for name, place in places.items()
+            }
+        )
         for conv in self.convs:
             conv.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing from torch's stubs
-        for module in (*self.rnns, self.encoder, self.bottleneck, self.linear):
+        for module in (self.encoder, self.bottleneck, self.linear):
             if module is not None:
                 module.to(self.dtype)
         for conv, dtype in zip(self.convs, convolution_dtypes(layers, self.dtype), strict=True):
@@ -85,13 +91,8 @@ class Network(nn.Module):
         return x_NC1S[:, :, 0]
 
     def encoded(self, x_NCT: torch.Tensor) -> torch.Tensor:
-        """The LSTMs' or the transformer's features, (T, N, C)."""
-        if self.encoder is not None:
-            return self.encoder(x_NCT.transpose(1, 2).to(self.dtype))  # type: ignore[no-any-return]
-        x_TNC = x_NCT.permute(2, 0, 1).contiguous()
-        for reverse, rnn in zip(self._layers.reverse, self.rnns, strict=True):
-            x_TNC = rnn(x_TNC.flip(0))[0].flip(0) if reverse else rnn(x_TNC)[0]
-        return x_TNC
+        """The encoder's features, (T, N, C)."""
+        return self.encoder(x_NCT)  # type: ignore[no-any-return]
 
     def scores(self, x_TNC: torch.Tensor, out_TNC: torch.Tensor | None = None) -> torch.Tensor:
         """The last layers, slab by slab."""
@@ -112,23 +113,6 @@ class Network(nn.Module):
             if math.isfinite(layers.score_limit):
                 slab.clamp_(-layers.score_limit, layers.score_limit)
         return scores_TNC
-
-    def _our_tensor(self, key: str, tensor: torch.Tensor) -> tuple[str, torch.Tensor]:
-        """`2.conv.bias` -> `convs.2.bias`, `4.rnn.x` -> `rnns.0.x` (3: the permutation), `9.linear.x` -> `linear.x`.
-
-        Of a transformer `conv.2.conv.bias` -> `convs.2.bias`, `crf.linear.x` -> `linear.x`; `encoder.` before the rest.
-        """
-        if self.encoder is not None:
-            if not key.startswith(("conv.", "crf.")):
-                return f"encoder.{key}", tensor
-            key = key.removeprefix("conv.")
-        index, kind, rest = key.split(".")
-        if kind == "conv":
-            return f"convs.{index}.{rest}", tensor.unsqueeze(2) if rest == "weight" else tensor
-        if kind == "rnn":
-            return f"rnns.{int(index) - len(self.convs) - 1}.{rest}", tensor
-        is_last = self.bottleneck is None or int(index) == len(self.convs) + 1 + len(self.rnns) + 1
-        return f"linear.{rest}" if is_last else f"bottleneck.{rest}", tensor
 
 
 def convolution_dtypes(layers: Layers, dtype: torch.dtype) -> list[torch.dtype]:

@@ -24,7 +24,7 @@ from porestream.models.scale import (
 _STANDARDISED_TRIM_SAMPLES = 10
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PreparedRead:
     """What the workers need of a read to call its chunks.
 
@@ -118,7 +118,14 @@ def prepare(
         raise ValueError(
             f"too short: {_samples(signal_S.size)}, {trimmed} of them leader; the model's stride is {config.stride}"
         )
-    return PreparedRead(kept_S, scaling, trimmed, chunker.plan(model_samples), step, config.is_rna)
+    return PreparedRead(
+        signal_S=kept_S,
+        scaling=scaling,
+        trimmed_samples=trimmed,
+        plan=chunker.plan(model_samples),
+        step=step,
+        is_rna=config.is_rna,
+    )
 
 
 def _samples(count: int) -> str:

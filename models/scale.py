@@ -34,7 +34,7 @@ class Scaling:
         return normalised_S
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class QuantileRule:
     """Which quantiles of a read give its shift and scale, and how; config.toml's [normalisation]. dorado's defaults.
 
@@ -96,7 +96,7 @@ class Standardisation:
     on: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
     """How a read was measured: current_pa = (adc + offset_adc) * scale_pa.
 

@@ -1,121 +1,148 @@
-"""The encoder of v5 sup models: windowed attention with rotary embedding, SwiGLU, RMSNorm, then upsampling.
+"""The transformer of v5 sup models and the upsampling behind it, as a config describes them.
 
-Dimensions: N rows, T time steps (before upsampling), F features, H heads, D features of a head, B steps of a block.
+Dimensions: T time steps before upsampling.
 """
 
-import torch
-from torch import nn
-from torch.nn import functional
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from porestream.models.layers import Transformer
+from porestream.models.config_values import Unsupported, finite, whole, within_limits
+from porestream.models.encoder import FLOAT32_BYTES, INT64_BYTES, Encoder, Table
+
+if TYPE_CHECKING:
+    from torch import nn
 
 BLOCK_STEPS = 128
-_RMS_EPSILON = 1e-5
+"""Queries whose attention is computed at once."""
+
+_ROTARY_BASE, _MAX_SEQ_LEN = 10_000.0, 2048
 
 
-class TransformerEncoder(nn.Module):
-    """`depth` layers and the upsampling; names of parameters are those of the published directories.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Transformer(Encoder):
+    """The encoder of v5 sup models and the upsampling behind it.
 
-    `rows_at_once` rows are computed together: one keeps a layer's activations in a core's cache.
+    Attributes
+    ----------
+    depth, width, heads, hidden
+        Layers; features; attention heads; features between the two linear layers of SwiGLU.
+    alpha
+        Of DeepNorm: x -> RMSNorm(f(x) + alpha x).
+    window
+        Steps back and ahead that a step attends to.
+    rotary_base
+        Of the rotary embedding's angles t base^(-2 i / D).
     """
 
-    def __init__(self, shape: Transformer, rows_at_once: int) -> None:
-        super().__init__()
-        self._rows, self._upsampling = rows_at_once, shape.upsampling
-        self.transformer_encoder = nn.ModuleList(TransformerLayer(shape) for _ in range(shape.depth))
-        self.upsample = nn.ModuleDict({"linear": nn.Linear(shape.width, shape.upsampling * shape.width)})
+    kind = "transformer"
+    chunk_steps = 16  # dorado's chunks of transformers are multiples of so many steps
+    cpu_rows = 1  # and one wastes nothing where a batch is not full
 
-    def forward(self, x_NTF: torch.Tensor) -> torch.Tensor:
-        """Features of each step; returns as many times more steps as upsampling says, (T, N, F), contiguous."""
-        done = []
-        for part_NTF in x_NTF.split(self._rows):  # type: ignore[no-untyped-call]
-            for layer in self.transformer_encoder:
-                part_NTF = layer(part_NTF)
-            wide_NTF = self.upsample["linear"](part_NTF)
-            done.append(wide_NTF.reshape(len(wide_NTF), -1, part_NTF.shape[2]))  # a step's features, then the next's
-        return torch.cat(done).transpose(0, 1).contiguous()
+    depth: int
+    width: int
+    heads: int
+    hidden: int
+    alpha: float
+    window: tuple[int, int]
+    rotary_base: float
+    upsampling: int
+    max_steps: int | None = _MAX_SEQ_LEN
 
+    @classmethod
+    def of_config(cls, stack: Table, upsample: Table, width: int, stride: int) -> "Transformer":
+        """As config.toml describes it, behind convolutions of `width` features and `stride` samples a step."""
+        layer = stack["layer"]
+        if upsample.get("type", "linearupsample") != "linearupsample" or whole(upsample, "d_model") != whole(
+            layer, "d_model"
+        ):
+            raise Unsupported(f"not a linearupsample of {layer['d_model']} features: {upsample}")
+        if width != layer["d_model"] or layer.get("type", "transformerencoderlayer") != "transformerencoderlayer":
+            raise Unsupported(f"a transformer layer that does not fit {width} features: {layer}")
+        if "theta" in layer and "rotary_base" in layer:
+            raise Unsupported("theta and rotary_base both stand in the transformer's layer: they are the same")
+        back, ahead = layer["attn_window"]
+        found = cls(
+            depth=whole(stack, "depth"),
+            width=width,
+            heads=whole(layer, "nhead"),
+            hidden=whole(layer, "dim_feedforward"),
+            alpha=finite(layer, "deepnorm_alpha"),
+            window=(within_limits("attn_window", back), within_limits("attn_window", ahead)),
+            rotary_base=finite(layer, "theta" if "theta" in layer else "rotary_base", _ROTARY_BASE),
+            upsampling=whole(upsample, "scale_factor"),
+            max_steps=whole(layer, "max_seq_len", _MAX_SEQ_LEN),
+        )
+        if found.rotary_base <= 0:
+            raise Unsupported(f"out of range: {found}")
+        if width % (2 * found.heads):
+            raise Unsupported(f"{width} features do not divide into {found.heads} heads of even width")
+        if stride % found.upsampling:
+            raise Unsupported(f"a stride of {stride} is not divisible by scale_factor = {found.upsampling}")
+        return found
 
-class TransformerLayer(nn.Module):
-    """x -> RMSNorm(attention(x) + alpha x) -> RMSNorm(SwiGLU(x) + alpha x); the sums are float32."""
+    @property
+    def layer_count(self) -> int:
+        return self.depth
 
-    def __init__(self, shape: Transformer) -> None:
-        super().__init__()
-        self._alpha, self._width = shape.alpha, shape.width
-        self.self_attn = WindowedAttention(shape)
-        self.ff = SwiGLU(shape.width, shape.hidden)
-        self.norm1 = _RMSNorm(shape.width)
-        self.norm2 = _RMSNorm(shape.width)
+    def convolution_name(self, index: int) -> str:
+        return f"conv.{index}"
 
-    def forward(self, x_NTF: torch.Tensor) -> torch.Tensor:
-        x_NTF = self.norm1(self.self_attn(x_NTF), x_NTF, self._alpha)
-        return self.norm2(self.ff(x_NTF), x_NTF, self._alpha)  # type: ignore[no-any-return]
+    def linear_name(self, number: int) -> str:
+        return "crf"
 
-
-class WindowedAttention(nn.Module):
-    """Attention of every step to those from `window[0]` before it to `window[1]` after it.
-
-    Computed in blocks of queries, each with the keys that any of them sees: T x window, not T x T.
-    """
-
-    def __init__(self, shape: Transformer) -> None:
-        super().__init__()
-        self._heads, self._window, self._base = shape.heads, shape.window, shape.rotary_base
-        self.Wqkv = nn.Linear(shape.width, 3 * shape.width, bias=False)
-        self.out_proj = nn.Linear(shape.width, shape.width)
-
-    def forward(self, x_NTF: torch.Tensor) -> torch.Tensor:
-        N, T, F = x_NTF.shape
-        q_NHTD, k_NHTD, v_NHTD = self.Wqkv(x_NTF).view(N, T, 3, self._heads, -1).permute(2, 0, 3, 1, 4)
-        q_NHTD, k_NHTD = (rotated(part, self._base) for part in (q_NHTD, k_NHTD))
-        back, ahead = self._window
-        steps = torch.arange(T, device=x_NTF.device)
-        out_NHTD = torch.empty_like(v_NHTD, memory_format=torch.contiguous_format)
-        for first in range(0, T, BLOCK_STEPS):
-            last = min(first + BLOCK_STEPS, T)
-            low, high = max(first - back, 0), min(last + ahead, T)
-            distance = steps[low:high] - steps[first:last, None]
-            out_NHTD[:, :, first:last] = functional.scaled_dot_product_attention(
-                q_NHTD[:, :, first:last],
-                k_NHTD[:, :, low:high],
-                v_NHTD[:, :, low:high],
-                attn_mask=(distance >= -back) & (distance <= ahead),
+    def tensors(self, first: int) -> dict[str, tuple[str, tuple[int, ...]]]:
+        width, hidden = self.width, self.hidden
+        shapes: dict[str, tuple[int, ...]] = {
+            f"transformer_encoder.{index}.{name}": shape
+            for index in range(self.depth)
+            for name, shape in (
+                ("self_attn.Wqkv.weight", (3 * width, width)),
+                ("self_attn.out_proj.weight", (width, width)),
+                ("self_attn.out_proj.bias", (width,)),
+                ("ff.fc1.weight", (2 * hidden, width)),
+                ("ff.fc2.weight", (width, hidden)),
+                ("norm1.weight", (width,)),
+                ("norm2.weight", (width,)),
             )
-        return self.out_proj(out_NHTD.transpose(1, 2).reshape(N, T, F))  # type: ignore[no-any-return]
+        }
+        shapes["upsample.linear.weight"] = (self.upsampling * width, width)
+        shapes["upsample.linear.bias"] = (self.upsampling * width,)
+        return {name: (name, shape) for name, shape in shapes.items()}
 
+    def constants(self) -> dict[str, str]:
+        names = (f"transformer_encoder.{index}" for index in range(self.depth))
+        return {f"{name}.deepnorm_alpha": f"{name}.self_attn.Wqkv.weight" for name in names}
 
-def rotated(x_NHTD: torch.Tensor, base: float) -> torch.Tensor:
-    """Rotary embedding (Su et al., 2021, arXiv:2104.09864) of the halves of each head's features.
+    def build(self, rows: int) -> "nn.Module":
+        from porestream.models.attention import TransformerEncoder
 
-    Features i and i + D / 2 of step t are a point, turned by t base^(-2 i / D); in float32, returned in x's type.
-    """
-    T, D = x_NHTD.shape[2:]
-    rates_D = base ** (-torch.arange(0, D, 2, dtype=torch.float64, device=x_NHTD.device) / D)
-    angles_TD = torch.arange(T, dtype=torch.float64, device=x_NHTD.device)[:, None] * rates_D
-    cos_TD, sin_TD = angles_TD.cos().float(), angles_TD.sin().float()
-    first, second = x_NHTD.float().chunk(2, dim=-1)
-    turned = torch.cat((first * cos_TD - second * sin_TD, first * sin_TD + second * cos_TD), dim=-1)
-    return turned.to(x_NHTD.dtype)
+        return TransformerEncoder(self, rows)
 
+    def tensor_bytes(self, steps: int, rows: int, item_bytes: int) -> int:
+        """With the convolutions' features and a layer's input, which live as long as the layer: models/attention.py."""
+        features = rows * self.width * steps
+        half, full = features * item_bytes, features * FLOAT32_BYTES  # features in either type
+        as_float = full if item_bytes < FLOAT32_BYTES else 0  # a copy that is not made of what is float32 already
+        angles = 3 * steps * self.width // self.heads * FLOAT32_BYTES  # in double precision, their cosines and sines
+        rotation = 4 * half + as_float + 2 * full + angles  # qkv, q when turned; k in float32; halves turned and joined
+        distances = 2 * self._seen_pairs(steps) * INT64_BYTES  # a block's, and those of the one before
+        # qkv; q and k turned; what was attended to; then this joined and the layer's output, or before the distances.
+        attention = 6 * half + max(2 * half, half + distances)
+        hidden = 3 * rows * self.hidden * steps * item_bytes  # fc1's two halves, and the gate's: the product overwrites
+        norm = 2 * half + as_float + 3 * full  # what is added; sum, its square, the quotient
+        upsampled = (1 + 3 * self.upsampling) * half  # with the parts, all rows, and these with time first
+        return 2 * half + max(rotation, attention, hidden + 2 * half, norm, upsampled)
 
-class SwiGLU(nn.Module):
-    """fc2(silu(gate) y), where y and gate are the halves of fc1(x) (Shazeer, 2020, arXiv:2002.05202)."""
+    def workspace_bytes(self, steps: int) -> int:
+        """Scores of a block of steps, where no fused kernel takes a mask."""
+        return 3 * self.heads * self._seen_pairs(steps) * FLOAT32_BYTES
 
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(width, 2 * hidden, bias=False)
-        self.fc2 = nn.Linear(hidden, width, bias=False)
+    def _seen_pairs(self, steps: int) -> int:
+        """Pairs of a step and one that it may attend to, of a block of steps."""
+        return min(steps, BLOCK_STEPS) * min(steps, BLOCK_STEPS + sum(self.window))
 
-    def forward(self, x_NTF: torch.Tensor) -> torch.Tensor:
-        y, gate = self.fc1(x_NTF).chunk(2, dim=-1)
-        return self.fc2(functional.silu(gate).mul_(y))  # type: ignore[no-any-return]
-
-
-class _RMSNorm(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(width))
-
-    def forward(self, added: torch.Tensor, x: torch.Tensor, alpha: float) -> torch.Tensor:
-        total = added.float().add_(x.float(), alpha=alpha)
-        return functional.rms_norm(total, total.shape[-1:], self.weight.float(), _RMS_EPSILON).to(x.dtype)
+    def operations(self) -> int:
+        """Of each layer: attention's projections, its products with keys and values, SwiGLU; then the upsampling."""
+        seen = sum(self.window) + 1
+        attention = 4 * self.width**2 + 2 * self.width * seen
+        return self.depth * 2 * (attention + 3 * self.width * self.hidden) + 2 * self.upsampling * self.width**2

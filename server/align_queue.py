@@ -19,7 +19,7 @@ from porestream.server.scheduler import Job
 log = structlog.get_logger()
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class ToAlign:
     """A called read's part, the `index`th."""
 

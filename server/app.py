@@ -23,9 +23,10 @@ from prometheus_client import REGISTRY
 from porestream.kernels.device import Device
 from porestream.models.basecaller import Basecaller
 from porestream.models.bundle import load_bundle
+from porestream.models.card import Card
 from porestream.models.catalog import models_to_serve
+from porestream.models.cuda_runner import CudaRunner
 from porestream.models.private_folder import default_cache_dir, private_cache_dir
-from porestream.models.runner import Card, CudaRunner
 from porestream.server.books import Ledger
 from porestream.server.budget import MemoryBudget
 from porestream.server.collector import ServerCollector
@@ -75,7 +76,7 @@ def build_engine(settings: Settings) -> Engine:
         keep_device_code(cache_dir)
     card = open_card(settings)
     decodes, aligns = kernel_devices(settings, card)
-    names = [directory.name for directory in models_to_serve(settings.model, settings.models_directory)[0]]
+    names = [directory.name for directory in models_to_serve(settings.model, settings.models_dir)[0]]
     plans = plan_references(settings, names, cache_dir, aligns, card)  # what they take, models do not get
     basecallers = load_models(settings, cache_dir, card, decodes)
     aligners = load_references(settings, plans, cache_dir, aligns)
@@ -89,11 +90,11 @@ def build_engine(settings: Settings) -> Engine:
     gc.collect()
     gc.freeze()  # a full collection over all that torch loads would stop every worker for a while
     return Engine(
-        basecallers,
-        aligners,
-        pipeline,
-        budget,
-        Ledger(),
+        basecallers=basecallers,
+        aligners=aligners,
+        pipeline=pipeline,
+        budget=budget,
+        ledger=Ledger(),
         max_streams=settings.max_streams,
         max_read_samples=min(settings.max_read_samples, budget.decoded_bytes // 4),
         scheduler=scheduler,
@@ -109,7 +110,7 @@ def load_models(
     On a card each may take an equal part of what is free for it and those after it.
     """
     basecallers: dict[str, Basecaller] = {}
-    directories, passed_over = models_to_serve(settings.model, settings.models_directory)
+    directories, passed_over = models_to_serve(settings.model, settings.models_dir)
     for reason in passed_over:
         log.warning("model passed over", reason=reason)
     for index, directory in enumerate(directories):
@@ -135,7 +136,7 @@ def load_models(
     return basecallers
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Serving:
     """A gRPC server on an engine, not yet started, and what belongs to it."""
 
@@ -228,7 +229,15 @@ def build_server(
         health_server = _server(CallGuard(calls, peer_of), 2 * streams)
         health_pb2_grpc.add_HealthServicer_to_server(health_service, health_server)
         _bind(health_server, health_inside)
-    return Serving(server, service, health_service, health_server, address, health_address, fronts)
+    return Serving(
+        server=server,
+        service=service,
+        health=health_service,
+        health_server=health_server,
+        address=address,
+        health_address=health_address,
+        fronts=fronts,
+    )
 
 
 def _place(listen: str, limits: Limits, certificate: Certificate | None, fronts: list[Front]) -> tuple[str, str]:

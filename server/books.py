@@ -13,7 +13,7 @@ ENDS = ("called", "filtered", "rejected", "failed", "abandoned")
 """How an attempt at a read ends."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class Books:
     """Attempts at reads. At every moment received = called + filtered + rejected + failed + abandoned + open.
 

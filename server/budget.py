@@ -6,6 +6,7 @@ signal memory. The other half is a pool: a stream may take from it as long as it
 (Choudhury and Hahne, dynamic thresholds, 1998), so one greedy stream can never take all of it from the others.
 """
 
+from collections import Counter
 from collections.abc import Hashable
 from typing import Protocol
 
@@ -66,7 +67,7 @@ class MemoryBudget:
         self._charged_bytes = 0  # of all
         self._borrowers: dict[Account, int] = {}  # what each has of the pool, where it has any
         self._lent_bytes = 0  # of the pool
-        self._waiting: set[Account] = set()
+        self._waiting: dict[Account, int] = {}  # how many bytes each needs
         needed = 2 * MAX_CHUNK_SAMPLES * BYTES_PER_CREDIT_SAMPLE
         if self.share_bytes < needed:
             fitting = total_bytes // (4 * needed)
@@ -81,7 +82,7 @@ class MemoryBudget:
 
     def close(self, account: Account) -> None:
         """Forget a stream; its memory is free for the others."""
-        self._waiting.discard(account)
+        self._waiting.pop(account, None)
         self.charge(account, -self._charges[account])
         del self._charges[account]
 
@@ -94,10 +95,30 @@ class MemoryBudget:
         if borrowed:
             self._borrowers[account] = borrowed
         self._lent_bytes += borrowed - before
-        if change_bytes < 0 and self._waiting:
-            waiting, self._waiting = self._waiting, set()
-            for other in waiting:
+        if change_bytes < 0:
+            self._tell_waiting()
+
+    def _tell_waiting(self) -> None:
+        """Have those try again for whom there is enough now, first those whose clients borrow least.
+
+        Not all: where many wait in a full pool, whatever anyone sends frees some memory for a moment, and what all of
+        them then did in vain would be most of what the server does.
+        """
+        fitting = [other for other, needed in self._waiting.items() if self.room_bytes(other, starving=True) >= needed]
+        if not fitting:
+            return
+        borrowed, promised = self._borrowed_by_client(), 0
+        for other in sorted(fitting, key=lambda one: borrowed[one.client]):
+            if self.room_bytes(other, starving=True) - promised >= self._waiting[other]:
+                own = max(0, self.share_bytes - self._charges[other])
+                promised += max(0, self._waiting.pop(other) - own)
                 other.memory_was_freed()
+
+    def _borrowed_by_client(self) -> Counter[Hashable]:
+        borrowed: Counter[Hashable] = Counter()
+        for account, size in self._borrowers.items():
+            borrowed[account.client] += size
+        return borrowed
 
     def charged_bytes(self, account: Account | None = None) -> int:
         """What one stream, or all of them, are charged for: signal, unsent results, credit not yet used."""
@@ -109,9 +130,9 @@ class MemoryBudget:
         own = max(0, self.share_bytes - self._charges[account])
         return own + max(0, free if starving else (free - self._borrowers.get(account, 0)) // 2)
 
-    def wait(self, account: Account) -> None:
-        """Have the stream told when memory is freed."""
-        self._waiting.add(account)
+    def wait(self, account: Account, needed_bytes: int) -> None:
+        """Have the stream told when there is so much room for it."""
+        self._waiting[account] = needed_bytes
 
     def evict_for(self, account: Account, starved_s: float) -> bool:
         """Make room for a stream that can only wait for signal, and has waited so long. Whether room was made.
@@ -126,9 +147,7 @@ class MemoryBudget:
             return True
         if starved_s < BUSY_PATIENCE_S and any(other.is_busy() for other in holders):
             return False
-        borrowed: dict[Hashable, int] = dict.fromkeys((other.client for other in holders), 0)
-        for other, size in self._borrowers.items():
-            borrowed[other.client] += size
+        borrowed = self._borrowed_by_client()
         owing = [other for other in holders if other.longest_open_read()]
         if not owing:
             return False

@@ -11,8 +11,9 @@ import torch
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from porestream.kernels.device_aligner import FALLBACKS, DeviceAligner
-from porestream.models.runner import host_memory_bytes
+from porestream.kernels.device_aligner import DeviceAligner
+from porestream.kernels.hits import Failure
+from porestream.models.host import host_memory_bytes
 from porestream.server import metrics
 from porestream.server.books import ENDS
 from porestream.server.energy import Meter, Reading
@@ -116,11 +117,13 @@ class ServerCollector(Collector):
                 (("acknowledge",), streams.unacknowledged_results),
             ),
         )
-        fallbacks: Counter[str] = Counter()
+        fallbacks: Counter[Failure] = Counter()
         for aligner in self._engine.aligners.values():
             if isinstance(aligner, DeviceAligner):
                 fallbacks.update(aligner.fallbacks)
-        yield _family(metrics.ALIGNMENT_FALLBACKS, (((reason,), fallbacks[reason]) for reason in FALLBACKS))
+        yield _family(
+            metrics.ALIGNMENT_FALLBACKS, (((reason.name.lower(),), fallbacks[reason]) for reason in Failure if reason)
+        )
         yield _family(metrics.BOOKS_IMBALANCE, [((), streams.imbalance)])
         yield _family(metrics.DRAINING, [((), float(streams.draining))])
 

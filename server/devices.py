@@ -8,9 +8,9 @@ import structlog
 from porestream.kernels.crf import MAX_STATE_LEN, CrfDecoder
 from porestream.kernels.device import CardTooOld, Device, find_kernel_device
 from porestream.models.basecaller import decode_settings
+from porestream.models.card import Card, find_device
 from porestream.models.config import ModelConfig
 from porestream.models.private_folder import private_cache_dir, private_subfolder
-from porestream.models.runner import Card, find_device
 from porestream.server.settings import Settings, SettingsError
 
 log = structlog.get_logger()
@@ -64,7 +64,7 @@ def kernel_device(device: str, card: Card | None) -> Device | None:
     """
     if device == "emulated":
         return find_kernel_device("emulated")
-    if card is None or card.stream is None:
+    if card is None:
         return None
     stream = {"stream": card.stream.cuda_stream, "allocate": card.allocate, "free": card.free}
     return find_kernel_device(f"cuda:{card.device.index or 0}", **stream)

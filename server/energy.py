@@ -18,7 +18,7 @@ log = structlog.get_logger()
 _POWERCAP = Path("/sys/class/powercap")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
     """What a device says; None: it does not tell."""
 
@@ -124,11 +124,11 @@ class CardMeter:
         memory = self._ask(lambda: nvml.nvmlDeviceGetMemoryInfo(handle))
         rates = self._ask(lambda: nvml.nvmlDeviceGetUtilizationRates(handle))
         return Reading(
-            None if energy_mj is None or self._first_mj is None else (energy_mj - self._first_mj) / 1e3,
-            None if memory is None else memory.used,
-            None if memory is None else memory.total,
-            None if rates is None else rates.gpu / 100,
-            self._ask(lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU)),
+            energy_joules=None if energy_mj is None or self._first_mj is None else (energy_mj - self._first_mj) / 1e3,
+            memory_used_bytes=None if memory is None else memory.used,
+            memory_total_bytes=None if memory is None else memory.total,
+            utilization_ratio=None if rates is None else rates.gpu / 100,
+            temperature_celsius=self._ask(lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU)),
         )
 
     def _ask(self, question: Callable[[], Any]) -> Any:

@@ -10,7 +10,7 @@ from porestream.server.pipeline import Pipeline
 from porestream.server.scheduler import Scheduler
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Engine:
     """What all streams share."""
 

@@ -25,7 +25,7 @@ import structlog
 
 from porestream.server.address import short_folder
 from porestream.server.http2 import Allowance, FrameMeter, Unwanted
-from porestream.server.metrics import CONNECTIONS, CONNECTIONS_REFUSED
+from porestream.server.metrics import CONNECTIONS, CONNECTIONS_REFUSED, Closed
 from porestream.server.settings import SettingsError
 
 log = structlog.get_logger()
@@ -55,16 +55,16 @@ class Limits:
         self._open: Counter[str] = Counter()
         self._lock = threading.Lock()
 
-    def enter(self, peer: str) -> str:
+    def enter(self, peer: str) -> Closed | None:
         """Count one more; returns why there may not be one."""
         with self._lock:
             if self._open.total() >= self.total:
-                return "total"
+                return Closed.TOTAL
             if self._open[peer] >= self.of_a_peer:
-                return "peer"
+                return Closed.PEER
             self._open[peer] += 1
         CONNECTIONS.inc()
-        return ""
+        return None
 
     @property
     def peers(self) -> int:
@@ -223,14 +223,14 @@ class Front:
                 async with asyncio.timeout(_FIRST_CALL_TIMEOUT_S):
                     await outside.has_called.wait()
             except TimeoutError:
-                _refuse("silent")
+                _refuse(Closed.SILENT)
                 return
             await outside.ended.wait()
         except TimeoutError:
-            _refuse("silent")
+            _refuse(Closed.SILENT)
         except (OSError, EOFError):  # of TLS, too
             if outside.transport is None:
-                _refuse("handshake")
+                _refuse(Closed.HANDSHAKE)
         except Exception:  # a defect of ours ends this connection only
             log.exception("connection failed")
         finally:
@@ -327,7 +327,7 @@ class _Outside(_End):
         try:
             wait_s = self._meter.feed(data)
         except Unwanted as unwanted:
-            _refuse(str(unwanted))
+            _refuse(unwanted.reason)
             self.has_spoken.set()
             self.ended.set()
             if self.transport is not None:
@@ -382,7 +382,7 @@ def peer_name(host: str) -> str:
     return str(ipaddress.ip_network((address, 64), strict=False))
 
 
-def _refuse(reason: str) -> None:
+def _refuse(reason: Closed) -> None:
     CONNECTIONS_REFUSED.labels(reason).inc()
 
 

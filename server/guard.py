@@ -17,7 +17,7 @@ import grpc
 import structlog
 from google.protobuf.message import DecodeError
 
-from porestream.server.metrics import CALLS_REFUSED, STREAMS_ENDED
+from porestream.server.metrics import CALLS_REFUSED, STREAMS_ENDED, Refused
 from porestream.server.security import Role, Token, Tokens
 
 log = structlog.get_logger()
@@ -106,7 +106,7 @@ class CallGuard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             token = await self._check_token(method, context)
             peer = self._peer_of(context.peer())
             if problem := self._no_room(kind, peer):
-                CALLS_REFUSED.labels("limit").inc()
+                CALLS_REFUSED.labels(Refused.LIMIT).inc()
                 if method == _STREAM:
                     STREAMS_ENDED.labels("RESOURCE_EXHAUSTED").inc()
                 log.info("call refused", method=method, reason=problem)
@@ -135,7 +135,7 @@ class CallGuard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         token = self._tokens.find(context.invocation_metadata())
         if token is not None and (method != _STREAM or token.role is Role.CALLER):
             return token
-        CALLS_REFUSED.labels("token").inc()
+        CALLS_REFUSED.labels(Refused.TOKEN).inc()
         status = grpc.StatusCode.PERMISSION_DENIED if token else grpc.StatusCode.UNAUTHENTICATED
         if method == _STREAM:
             STREAMS_ENDED.labels(status.name).inc()

@@ -7,6 +7,8 @@ kind has a rate, and who exceeds it is read from no faster. Nothing is decoded.
 import time
 from collections.abc import Callable
 
+from porestream.server.metrics import Closed
+
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _FRAME_HEADER_BYTES = 9
 _MAX_HEADER_BLOCK_BYTES = 16 << 10
@@ -32,7 +34,11 @@ _OTHERS = (10.0, 20.0)
 
 
 class Unwanted(Exception):
-    """The connection is to be closed; the message is the reason as the metrics count it."""
+    """The connection is to be closed."""
+
+    def __init__(self, reason: Closed) -> None:
+        super().__init__(reason)
+        self.reason = reason
 
 
 class Allowance:
@@ -81,7 +87,7 @@ class FrameMeter:
         if self._expected:
             position = min(len(self._expected), len(data))
             if data[:position] != self._expected[:position]:
-                raise Unwanted("preface")
+                raise Unwanted(Closed.PREFACE)
             self._expected = self._expected[position:]
             self.has_preface = not self._expected
         while position < len(data):
@@ -104,7 +110,7 @@ class FrameMeter:
             self.has_headers = True
             self._block_bytes += size
             if self._block_bytes > _MAX_HEADER_BLOCK_BYTES:
-                raise Unwanted("headers")
+                raise Unwanted(Closed.HEADERS)
             if flags & _END_HEADERS:
                 self._block_bytes = 0
         if kind == _DATA and size > _SMALL_BYTES:

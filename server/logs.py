@@ -17,7 +17,7 @@ from typing import Any
 
 import structlog
 
-from porestream.server.metrics import LOG_LINES_DROPPED
+from porestream.server.metrics import LOG_LINES_DROPPED, Dropped
 
 _QUEUED_LINES = 10_000
 _MAX_LINE_BYTES = 32 << 10
@@ -79,7 +79,7 @@ class RepeatLimit:
             allowed = min(_BURST_LINES, allowed + (now_s - since_s) * _LINES_PER_S)
             if allowed < 1:
                 self._states[name] = allowed, now_s, left_out + 1
-                LOG_LINES_DROPPED.labels("repeated").inc()
+                LOG_LINES_DROPPED.labels(Dropped.REPEATED).inc()
                 raise structlog.DropEvent
             self._states[name] = allowed - 1, now_s, 0
         if left_out:
@@ -104,7 +104,7 @@ class LineWriter:
         try:
             self._lines.put_nowait(line)
         except queue.Full:
-            LOG_LINES_DROPPED.labels("queue_full").inc()
+            LOG_LINES_DROPPED.labels(Dropped.QUEUE_FULL).inc()
 
     def flush(self) -> None:
         """Nothing: the thread is soon there."""
@@ -122,7 +122,7 @@ class LineWriter:
             try:
                 self._put(line)
             except (OSError, ValueError):  # a full disk, a reader that is gone: the next line may get through
-                LOG_LINES_DROPPED.labels("unwritable").inc()
+                LOG_LINES_DROPPED.labels(Dropped.UNWRITABLE).inc()
 
     def _put(self, line: bytes) -> None:
         while line:

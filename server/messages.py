@@ -98,14 +98,16 @@ def decode_chunk(chunk: pb.ReadChunk) -> reads.Chunk:
         raise reads.StreamFault("INVALID_ARGUMENT", f"unknown signal encoding {chunk.encoding}")
     calibration = chunk.calibration
     return reads.Chunk(
-        chunk.read_id,
-        chunk.channel,
-        chunk.first_sample,
-        reads.SignalPiece(encoding, chunk.signal, chunk.sample_count, chunk.signal_crc32c),
-        reads.Calibration(calibration.offset_adc, calibration.scale_pa_per_adc, calibration.open_pore_level_pa)
+        read_id=chunk.read_id,
+        channel=chunk.channel,
+        first_sample=chunk.first_sample,
+        piece=reads.SignalPiece(encoding, chunk.signal, chunk.sample_count, chunk.signal_crc32c),
+        calibration=reads.Calibration(
+            calibration.offset_adc, calibration.scale_pa_per_adc, calibration.open_pore_level_pa
+        )
         if chunk.HasField("calibration")
         else None,
-        chunk.end_of_read,
+        end_of_read=chunk.end_of_read,
     )
 
 

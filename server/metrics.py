@@ -7,9 +7,42 @@ read, sample or tenant ever becomes one.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import Enum
+from enum import Enum, StrEnum
 
 from prometheus_client import Counter, Gauge, Histogram, disable_created_metrics
+
+
+class Closed(StrEnum):
+    """Why a connection was closed from here."""
+
+    TOTAL = "total"
+    PEER = "peer"
+    SILENT = "silent"
+    HANDSHAKE = "handshake"
+    HEADERS = "headers"
+    PREFACE = "preface"
+
+
+class Refused(StrEnum):
+    """Why a call was turned away."""
+
+    TOKEN = "token"  # not one
+    LIMIT = "limit"
+
+
+class Deferred(StrEnum):
+    """Why an open read was sent back, to come again."""
+
+    IDLE = "idle"
+    OTHERS = "others"
+
+
+class Dropped(StrEnum):
+    """Why a line of the log was left out."""
+
+    REPEATED = "repeated"
+    QUEUE_FULL = "queue_full"
+    UNWRITABLE = "unwritable"
 
 
 class Question(Enum):
@@ -24,7 +57,7 @@ class Question(Enum):
     RUNNING = "What runs?"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Definition:
     """One metric, as docs/metrics.md shows it; `kind` is "counter", "gauge" or "histogram"."""
 
@@ -61,15 +94,30 @@ disable_created_metrics()  # type: ignore[no-untyped-call]
 
 def pulled(kind: str, name: str, unit: str, question: Question, text: str, labels: Sequence[str] = ()) -> Definition:
     """A metric whose value is asked for when Prometheus asks."""
-    definition = Definition(f"porestream_{name}", kind, unit, tuple(labels), question, text)
+    definition = Definition(
+        name=f"porestream_{name}", kind=kind, unit=unit, labels=tuple(labels), question=question, help=text
+    )
     DEFINITIONS.append(definition)
     return definition
 
 
-def counter(name: str, unit: str, question: Question, text: str, labels: Sequence[str] = ()) -> Counter:
-    """A counter; its name ends in _total."""
-    definition = pulled("counter", name, unit, question, text, labels)
-    return Counter(definition.name, text, definition.labels)
+def counter(
+    name: str,
+    unit: str,
+    question: Question,
+    text: str,
+    labels: Sequence[str] = (),
+    reasons: type[StrEnum] | None = None,
+) -> Counter:
+    """A counter; its name ends in _total. With `reasons`, its label is the reason.
+
+    Each reason is there from the beginning, for rate() does not see a counter that begins at 1.
+    """
+    definition = pulled("counter", name, unit, question, text, ["reason"] if reasons else labels)
+    made = Counter(definition.name, text, definition.labels)
+    for reason in reasons or ():
+        made.labels(reason)
+    return made
 
 
 def gauge(name: str, unit: str, question: Question, text: str, labels: Sequence[str] = ()) -> Gauge:
@@ -242,14 +290,14 @@ READS_DEFERRED = counter(
     _LOST,
     "Open reads that were sent back to their clients, to come again, for their memory was needed: nothing had come of "
     "them for long (idle), or their client borrowed most (others)",
-    ["reason"],
+    reasons=Deferred,
 )
 CALLS_REFUSED = counter(
     "calls_refused_total",
     "calls",
     _LOST,
     "Calls that were turned away before they were served: without a valid token, or beyond what a peer may have open",
-    ["reason"],
+    reasons=Refused,
 )
 CONNECTIONS = gauge("connections", "connections", _LOST, "Connections from outside, on all ports of gRPC")
 CONNECTIONS_REFUSED = counter(
@@ -258,7 +306,7 @@ CONNECTIONS_REFUSED = counter(
     _LOST,
     "Connections that were closed from here: all are taken, or all that a peer may have; silent for too long; no TLS "
     "or HTTP/2 spoken; headers beyond all measure",
-    ["reason"],
+    reasons=Closed,
 )
 SECRETS_STALE = gauge(
     "secrets_stale",
@@ -271,17 +319,8 @@ LOG_LINES_DROPPED = counter(
     "lines",
     _LOST,
     "Lines of the log that were left out: too many that say the same, or the disk is full, the reader gone or too slow",
-    ["reason"],
+    reasons=Dropped,
 )
-
-for _refusals, _reasons in (
-    (CONNECTIONS_REFUSED, ("total", "peer", "silent", "handshake", "headers", "preface")),
-    (CALLS_REFUSED, ("token", "limit")),
-    (READS_DEFERRED, ("idle", "others")),
-    (LOG_LINES_DROPPED, ("repeated", "queue_full", "unwritable")),
-):
-    for _reason in _reasons:
-        _refusals.labels(_reason)  # there from the beginning: rate() does not see a counter that begins at 1
 
 # Are the calls good?
 

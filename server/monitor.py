@@ -13,7 +13,7 @@ from porestream.server.rpc import BasecallService
 _INTERVAL_S = 1.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Streams:
     """All streams at one moment; `imbalance` is that of the books with what they hold, in reads."""
 
@@ -62,11 +62,11 @@ class Monitor:
         for session in sessions:
             count[session.settings.priority] += 1
         self.streams = Streams(
-            count,
-            sum(session.unsent_results for session in sessions),
-            sum(session.unacknowledged_results for session in sessions),
-            imbalance(self._engine.ledger.server, sum(session.held_reads for session in sessions)),
-            self._service.is_draining,
+            count=count,
+            unsent_results=sum(session.unsent_results for session in sessions),
+            unacknowledged_results=sum(session.unacknowledged_results for session in sessions),
+            imbalance=imbalance(self._engine.ledger.server, sum(session.held_reads for session in sessions)),
+            draining=self._service.is_draining,
         )
 
 

@@ -221,7 +221,9 @@ class Pipeline:
             return
         self._scheduler.expect(job, len(work.parts))
         for index, part in enumerate(work.parts):
-            self._align(ToAlign(job, index, part.called.sequence, work.stitched_s), aligner)
+            self._align(
+                ToAlign(job=job, index=index, sequence=part.called.sequence, stitched_s=work.stitched_s), aligner
+            )
 
     def _align(self, part: ToAlign, aligner: Aligner) -> None:
         job = part.job
@@ -261,25 +263,25 @@ class Pipeline:
         _, status, detail = next(iter(called or rated), (0.0, Status.FILTERED, "nothing of it is left to be called"))
         parts = tuple(
             CalledPart(
-                part.called.sequence,
-                part.called.qualities_B,
-                part.called.moves_T,
-                quality,
-                part.called.trimmed_samples,
-                part.called.stride,
-                alignments,
-                status_of_part,
-                part.read_id or read.read_id,
-                part.first_sample,
+                sequence=part.called.sequence,
+                qualities_B=part.called.qualities_B,
+                moves_T=part.called.moves_T,
+                mean_qscore=quality,
+                trimmed_samples=part.called.trimmed_samples,
+                stride=part.called.stride,
+                alignments=alignments,
+                status=status_of_part,
+                read_id=part.read_id or read.read_id,
+                first_sample=part.first_sample,
             )
             for part, alignments, (quality, status_of_part, _) in zip(work.parts, work.alignments, rated, strict=True)
         )
         result = ReadResult(
-            read.read_id,
-            read.channel,
-            status,
-            detail,
-            read.samples,
+            read_id=read.read_id,
+            channel=read.channel,
+            status=status,
+            detail=detail,
+            signal_samples=read.samples,
             scaling_midpoint_pa=(scaling.shift + offset_adc) * scale_pa,
             scaling_dispersion_pa=scaling.scale * scale_pa,
             scaling_strategy=config.scaling,
@@ -306,7 +308,15 @@ class Pipeline:
         if self._scheduler.done(job):
             timings = Timings(total_s=time.monotonic() - job.submitted_s)
             read = job.read
-            result = ReadResult(read.read_id, read.channel, status, detail, read.samples, timings=timings, cause=cause)
+            result = ReadResult(
+                read_id=read.read_id,
+                channel=read.channel,
+                status=status,
+                detail=detail,
+                signal_samples=read.samples,
+                timings=timings,
+                cause=cause,
+            )
             job.deliver(job, result)
 
 
@@ -321,7 +331,11 @@ def _measurement(job: Job) -> Measurement:
     offset_adc, scale_pa, open_pore_pa = job.read.calibration
     settings = job.settings
     return Measurement(
-        settings.sample_rate_hz, offset_adc, scale_pa, open_pore_pa or math.nan, settings.flow_cell_product_code
+        sample_rate_hz=settings.sample_rate_hz,
+        offset_adc=offset_adc,
+        scale_pa=scale_pa,
+        open_pore_pa=open_pore_pa or math.nan,
+        flow_cell_product_code=settings.flow_cell_product_code,
     )
 
 

@@ -146,7 +146,7 @@ def max_encoded_bytes(sample_count: int) -> int:
     return 2 * sample_count + sample_count // 8 + 512
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Chunk:
     """One message's share of a read."""
 
@@ -158,7 +158,7 @@ class Chunk:
     end_of_read: bool
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, kw_only=True)
 class OpenRead:
     """A read whose signal is still coming."""
 
@@ -222,7 +222,7 @@ class OpenRead:
             raise InputFault(Reason.CALIBRATION, f"calibration unusable: an open-pore level of {open_pore_pa:g} pA")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Timings:
     """Where a read's time went, in seconds."""
 
@@ -232,7 +232,7 @@ class Timings:
     total_s: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CalledPart:
     """One called sequence; B bases, T time steps."""
 
@@ -262,7 +262,7 @@ class CalledPart:
         return signal_samples if signal_samples - end_sample < self.stride else end_sample
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ReadResult:
     """Everything that became of one read."""
 
@@ -284,18 +284,21 @@ class ReadResult:
         return 512 + sum(part.size_bytes for part in self.parts)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CallSettings:
-    """What one stream asked for, resolved to what this server has."""
+    """What one stream asked for, resolved to what this server has.
+
+    Fields have the names that they have in the protocol's CallOptions and RunInfo, and what these say.
+    """
 
     model: str
-    reference: str
-    preset: str
-    priority: Priority
-    min_mean_qscore: float
-    emit_moves: bool
-    emit_md: bool
-    sample_rate_hz: int  # of the run; 0: unknown
+    reference: str = ""
+    preset: str = ""
+    priority: Priority = Priority.STANDARD
+    min_mean_qscore: float = 0.0
+    emit_moves: bool = False
+    emit_md: bool = False
+    no_trim: bool = False
+    sample_rate_hz: int = 0
     flow_cell_product_code: str = ""
     sequencing_kit: str = ""
-    no_trim: bool = False  # adapters are left in the sequence

@@ -19,7 +19,7 @@ from porestream.kernels.device_aligner import BATCH_BASES, BYTES_A_BASE, MEMORY_
 from porestream.kernels.index import Index, build_index, index_beside, index_name, load_index
 from porestream.kernels.mmi import MAGIC as MMI_MAGIC
 from porestream.kernels.reference import ReferenceFileError, first_bytes, read_fasta
-from porestream.models.runner import Card
+from porestream.models.card import Card
 from porestream.server.settings import Settings, SettingsError
 
 log = structlog.get_logger()
@@ -27,7 +27,7 @@ log = structlog.get_logger()
 _LEAST_BATCH_BASES = 1_000_000
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """One reference with one preset; `index`: it is aligned on the device, in batches of so many bases."""
 
@@ -70,12 +70,12 @@ def plan_references(
     """
     presets = settings.preset or sorted({preset_for_model(model) for model in models})
     plans = [
-        Plan(path, preset, _index(path, preset, settings, cache_dir) if device else None)
+        Plan(path=path, preset=preset, index=_index(path, preset, settings, cache_dir) if device else None)
         for path in settings.reference
         for preset in presets
     ]
     indexes = [plan.index for plan in plans if plan.index]
-    if card is None or card.stream is None or not indexes:
+    if card is None or not indexes:
         return plans
     free = int(torch.cuda.mem_get_info(card.device)[0])
     index_bytes = sum(index.device_bytes for index in indexes)
@@ -95,7 +95,7 @@ def plan_references(
         models_bytes=free - card.reserved_bytes,
         batch_bases=bases,
     )
-    return [Plan(plan.path, plan.preset, plan.index, bases) for plan in plans]
+    return [Plan(path=plan.path, preset=plan.preset, index=plan.index, batch_bases=bases) for plan in plans]
 
 
 def _index(path: Path, preset: str, settings: Settings, cache_dir: Path) -> Index | None:

@@ -19,6 +19,7 @@ from porestream.server.metrics import (
     READS_FAILED,
     READS_REJECTED,
     STAGE_WAIT_SECONDS,
+    Deferred,
 )
 from porestream.server.reads import (
     CallSettings,
@@ -103,7 +104,7 @@ class ResultsSession(Session):
 
     # what the client says
 
-    def _take(self, chunk: Chunk) -> None:
+    def _take(self, chunk: Chunk) -> bool:
         if chunk.first_sample == 0 and chunk.read_id in self._sent_back:  # it comes again
             self._sent_back.discard(chunk.read_id)
             self._refused.discard(chunk.read_id)
@@ -111,12 +112,14 @@ class ResultsSession(Session):
             if chunk.end_of_read:
                 self._refused.discard(chunk.read_id)
                 self._sent_back.discard(chunk.read_id)
-            return
+            return False
         read = self._open.get(chunk.read_id)
         if read is None:
             if len(self._open) + len(self._refused) >= MAX_OPEN_READS:
                 raise StreamFault("RESOURCE_EXHAUSTED", f"more than {MAX_OPEN_READS} reads are open")
-            read = self._open[chunk.read_id] = OpenRead(chunk.read_id, chunk.channel, chunk.calibration)
+            read = self._open[chunk.read_id] = OpenRead(
+                read_id=chunk.read_id, channel=chunk.channel, calibration=chunk.calibration
+            )
             self._hold(read, READ_OVERHEAD_BYTES)
             self._books.receive()
         try:
@@ -134,6 +137,7 @@ class ResultsSession(Session):
             self._reject(read, fault.reason, str(fault))
             if not chunk.end_of_read:
                 self._refused.add(chunk.read_id)
+        return True
 
     def acknowledge(self, seq: int) -> None:
         """The client has stored the results up to `seq`."""
@@ -220,7 +224,7 @@ class ResultsSession(Session):
 
     def _run(self, read: OpenRead) -> None:
         del self._open[read.read_id]
-        job = Job(self, self.settings, read, self._deliver, client=self.client)
+        job = Job(stream=self, settings=self.settings, read=read, deliver=self._deliver, client=self.client)
         self._running[job] = read.held_bytes
         self._running_samples += read.samples
         self._orders.submit(job)
@@ -240,7 +244,14 @@ class ResultsSession(Session):
 
     def _reject(self, read: OpenRead, reason: Reason, detail: str) -> None:
         log.info("read rejected", read_id=read.name, reason=reason.value, detail=detail)
-        result = ReadResult(read.read_id, read.channel, Status.REJECTED, detail, read.samples, cause=reason)
+        result = ReadResult(
+            read_id=read.read_id,
+            channel=read.channel,
+            status=Status.REJECTED,
+            detail=detail,
+            signal_samples=read.samples,
+            cause=reason,
+        )
         self._end_open(read, result)
 
     def _end_open(self, read: OpenRead, result: ReadResult) -> None:
@@ -277,7 +288,7 @@ class ResultsSession(Session):
         """Make room: that read ends, and what still comes of it is dropped."""
         read = max(self._open.values(), key=lambda open_read: open_read.held_bytes)
         if for_others:
-            self._send_back(read, "others", "its memory was needed for other clients' reads")
+            self._send_back(read, Deferred.OTHERS, "its memory was needed for other clients' reads")
         else:
             self._reject(read, Reason.MEMORY, detail)
             self._refused.add(read.read_id)
@@ -291,15 +302,26 @@ class ResultsSession(Session):
         if not idle:
             return False
         largest = max(idle, key=lambda read: read.held_bytes)
-        self._send_back(largest, "idle", f"nothing came of it for {budget.IDLE_READ_S:g} s, and its memory was needed")
+        self._send_back(
+            largest, Deferred.IDLE, f"nothing came of it for {budget.IDLE_READ_S:g} s, and its memory was needed"
+        )
         return True
 
-    def _send_back(self, read: OpenRead, reason: str, detail: str) -> None:
+    def _send_back(self, read: OpenRead, reason: Deferred, detail: str) -> None:
         READS_DEFERRED.labels(reason).inc()
         log.info("read sent back", read_id=read.name, reason=reason)
         self._refused.add(read.read_id)
         self._sent_back.add(read.read_id)
-        self._end_open(read, ReadResult(read.read_id, read.channel, Status.TRY_AGAIN, detail, read.samples))
+        self._end_open(
+            read,
+            ReadResult(
+                read_id=read.read_id,
+                channel=read.channel,
+                status=Status.TRY_AGAIN,
+                detail=detail,
+                signal_samples=read.samples,
+            ),
+        )
 
     def is_busy(self) -> bool:
         """Whether complete reads or unsent results are held, which give their memory back by themselves."""

@@ -4,6 +4,7 @@ import asyncio
 import math
 import time
 from collections.abc import AsyncIterator, Callable
+from dataclasses import fields
 from importlib.metadata import version
 
 import grpc
@@ -41,6 +42,7 @@ MAX_MESSAGE_BYTES = 1 << 20
 _WRITE_TIMEOUT_S = 60.0
 _REVOKED_CHECK_S, _REVOKED_GRACE_S = 5.0, 20.0  # with ten seconds for an emptied file less than a minute
 _MAX_RUN_ID_LENGTH = 256
+_SETTINGS = {field.name for field in fields(reads.CallSettings)}
 _TELL_SAMPLES = 100_000  # of a stream, before who counts its bytes is told
 _MAX_DETAIL_BYTES = 2000  # three times as many where they are not ASCII; a client takes 8 KiB of status and headers
 _DEFAULT_HEARTBEAT_S = 5.0
@@ -252,19 +254,13 @@ class BasecallService(pb_grpc.BasecallServiceServicer):
             raise StreamFault("PERMISSION_DENIED", f"this token may not ask for priority {asked}; it may for {allowed}")
         if not math.isfinite(options.min_mean_qscore):
             raise StreamFault("INVALID_ARGUMENT", f"min_mean_qscore is {options.min_mean_qscore}")
-        settings = reads.CallSettings(
-            model,
-            options.reference,
-            preset,
-            PRIORITIES[options.priority],
-            options.min_mean_qscore,
-            options.emit_moves,
-            options.emit_md,
-            run.sample_rate_hz,
-            run.flow_cell_product_code,
-            run.sequencing_kit,
-            options.no_trim,
-        )
+        said = {
+            name: getattr(message, name)
+            for message in (options, run)
+            for name in _SETTINGS.intersection(message.DESCRIPTOR.fields_by_name)
+        }
+        resolved = {"model": model, "preset": preset, "priority": PRIORITIES[options.priority]}
+        settings = reads.CallSettings(**said | resolved)
         return settings, self._identity(settings)
 
     def _model_for(self, run: pb.RunInfo, any_chemistry: bool) -> str:
@@ -336,8 +332,8 @@ class BasecallService(pb_grpc.BasecallServiceServicer):
                 elif kind is None:
                     raise StreamFault("INVALID_ARGUMENT", "a message of a kind that this server does not know")
                 del request  # not until the next one comes
-                wait_s = self._pace.wait_s(session.client, time.perf_counter() - began_s, session.used_samples - used)
-                used = session.used_samples
+                wait_s = self._pace.wait_s(session.client, time.perf_counter() - began_s, session.taken_samples - used)
+                used = session.taken_samples
                 if peer and used - told >= _TELL_SAMPLES:
                     self._took(peer, used - told)
                     told = used

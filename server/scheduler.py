@@ -108,7 +108,7 @@ class _Lanes(Generic[_T]):
         return (queue is not self.of(live_first), *queue.first())
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, kw_only=True)
 class Job:
     """One complete read that is to be called, as the scheduler knows it; `work` is the pipeline's."""
 
@@ -132,7 +132,7 @@ class Job:
         return 4 * self.read.samples
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Task:
     """One chunk of a prepared read."""
 
@@ -152,7 +152,7 @@ class Batch:
     tasks: list[Task]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class _ReadyClass:
     """The chunks of one model and length that wait for their batch."""
 
@@ -170,7 +170,7 @@ class _ReadyClass:
         return min(lane.oldest().ready_s for lane in (self.tasks.live, self.tasks.rest) if lane)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
     """What there is to do at one moment."""
 
@@ -188,7 +188,7 @@ class _Flow:
     jobs: set[Job] = field(default_factory=set)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class _Stream:
     filled_s: float
     live_samples: float  # that it may still send as LIVE
@@ -253,7 +253,9 @@ class Scheduler:
         with self._changed:
             stream = self._streams.get(job.stream)
             if stream is None:
-                stream = self._streams[job.stream] = _Stream(self._clock(), self._live_rate * _LIVE_BURST_S)
+                stream = self._streams[job.stream] = _Stream(
+                    filled_s=self._clock(), live_samples=self._live_rate * _LIVE_BURST_S
+                )
             job.is_live = job.settings.priority is Priority.LIVE and self._keeps_the_rate(stream, job.read.samples)
             flow, owner = stream.of(job.is_live), self._owner(job)
             if not flow.jobs:
@@ -298,9 +300,9 @@ class Scheduler:
             for index, piece in enumerate(pieces):
                 place = (model, piece.samples)
                 if place not in self._ready:
-                    self._ready[place] = _ReadyClass(*place, self._batch_rows[model])
+                    self._ready[place] = _ReadyClass(model=model, samples=piece.samples, rows=self._batch_rows[model])
                 key = job.tag + piece.start * job.pace + _handicap(job)
-                task = Task(key, next(self._numbers), index, job, ready_s)
+                task = Task(key=key, number=next(self._numbers), index=index, job=job, ready_s=ready_s)
                 self._ready[place].tasks.of(job.is_live).push(key, task.number, task)
                 job.ready[task.number] = place
             self._changed.notify_all()
@@ -362,10 +364,10 @@ class Scheduler:
             now_s = self._clock()
             oldest = {priority: next(iter(jobs.values()), None) for priority, jobs in self._unfinished.items()}
             return Load(
-                len(self._waiting),
-                sum(len(ready.tasks) for ready in self._ready.values()),
-                dict(self._queued_samples),
-                {priority: now_s - job.submitted_s if job else 0.0 for priority, job in oldest.items()},
+                reads_waiting=len(self._waiting),
+                chunks_waiting=sum(len(ready.tasks) for ready in self._ready.values()),
+                queued_samples=dict(self._queued_samples),
+                oldest_s={priority: now_s - job.submitted_s if job else 0.0 for priority, job in oldest.items()},
             )
 
     def _next(self) -> Job | Batch | float | None:

@@ -130,7 +130,7 @@ class Role(Enum):
     WATCHER = "watcher"  # may ask what the server has and does, but not have reads called
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Token:
     """One line of the token file."""
 
@@ -227,7 +227,7 @@ class Tokens:
                 f"{where}: no priority {error.args[0].lower()!r}; there are live, standard, bulk"
             ) from error
         for secret in secrets:
-            yield Token(secret, name, role, priorities)
+            yield Token(secret=secret, name=name, role=role, priorities=priorities)
 
 
 def _read_file(path: Path) -> bytes:

@@ -20,7 +20,7 @@ from porestream.server.budget import (
 from porestream.server.reads import Chunk, ReadResult, StreamFault
 
 _WINDOW_SAMPLES = 2_000_000  # credit that a stream is given ahead, memory permitting
-RETRY_S = 1.0
+RETRY_S = 0.2  # of a stream that waits for memory which others may have to give up
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +76,7 @@ class Session(ABC):
         self._starving_s: float | None = None  # since when there is no memory for the next chunk
         self._changed = asyncio.Event()
         self._granted = self._used = self._announced = 0
+        self.taken_samples = 0  # credit that was used for what is of use
         self._half_closed = self._requests_ended = self._closed = self._is_retrying = False
         self._drain: Drain | None = None
         self._fault: StreamFault | None = None
@@ -106,14 +107,10 @@ class Session(ABC):
         self._used += cost
         self._budget.charge(self, -cost * BYTES_PER_CREDIT_SAMPLE)
         try:
-            self._take(chunk)
+            if self._take(chunk):
+                self.taken_samples += cost
         finally:
             self.extend_credit()
-
-    @property
-    def used_samples(self) -> int:
-        """Credit that the client has used so far."""
-        return self._used
 
     def half_close(self) -> None:
         """No more signal will come."""
@@ -205,8 +202,8 @@ class Session(ABC):
     # what it is for
 
     @abstractmethod
-    def _take(self, chunk: Chunk) -> None:
-        """A chunk came, within the credit."""
+    def _take(self, chunk: Chunk) -> bool:
+        """A chunk came, within the credit. Whether it is of any use: those of reads that have ended are not."""
 
     @abstractmethod
     def _signal_ended(self, *, was_said: bool) -> None:
@@ -294,7 +291,7 @@ class Session(ABC):
             now_s = time.monotonic()
             self._starving_s = self._starving_s or now_s
             if not self._budget.evict_for(self, now_s - self._starving_s):
-                self._budget.wait(self)
+                self._budget.wait(self, needed * BYTES_PER_CREDIT_SAMPLE)
                 if not self._is_retrying:  # reads become idle without anybody's doing
                     self._is_retrying = True
                     self._loop.call_later(RETRY_S, self._retry)

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
+    InitSettingsSource,
     NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
@@ -19,7 +20,8 @@ from porestream.kernels.aligner import PRESETS
 from porestream.server.address import wrong_address
 
 _PREFIX = "PORESTREAM_"
-_NOT_SETTINGS = {"PORESTREAM_CONFIG"}
+_MODELS = "PORESTREAM_MODELS"
+_CONFIG = "PORESTREAM_CONFIG"
 _SIZE = re.compile(r"^\s*(?P<number>\d+(\.\d+)?)\s*(?P<unit>[KMGT]?)(i?B)?\s*$", re.IGNORECASE)
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
@@ -34,7 +36,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=_PREFIX, extra="forbid", frozen=True)
 
     model: Annotated[list[str], NoDecode] = ["auto"]
-    models: Path | None = None  # the folder: --models-dir, PORESTREAM_MODELS; models_dir and models_directory in TOML
+    models_dir: Path | None = None  # PORESTREAM_MODELS in the environment; models and models_directory, too, in a file
     reference: Annotated[list[Path], NoDecode] = []
     preset: Annotated[list[str], NoDecode] = []
     listen: str = "127.0.0.1:50051"
@@ -67,10 +69,10 @@ class Settings(BaseSettings):
     @model_validator(mode="before")
     @classmethod
     def _models_folder(cls, values: Any) -> Any:
-        for name in ("models_dir", "models_directory"):
+        for name in ("models", "models_directory"):
             if isinstance(values, dict) and name in values:
                 values = dict(values)
-                values.setdefault("models", values.pop(name))  # flag and environment say "models", and go before
+                values.setdefault("models_dir", values.pop(name))  # of flag and environment, which go before
         return values
 
     @field_validator("model", "reference", "preset", "metrics_allowed_hosts", mode="before")
@@ -93,7 +95,7 @@ class Settings(BaseSettings):
             raise ValueError(problem)
         return value
 
-    @field_validator("models", mode="before")
+    @field_validator("models_dir", mode="before")
     @classmethod
     def _folder(cls, value: Any) -> Any:
         if value in (None, ""):
@@ -125,11 +127,6 @@ class Settings(BaseSettings):
         return self
 
     @property
-    def models_directory(self) -> Path | None:
-        """Where models are looked for by name; None: the default."""
-        return self.models
-
-    @property
     def worker_count(self) -> int:
         """Workers to start."""
         return self.threads or len(os.sched_getaffinity(0))
@@ -144,10 +141,16 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Flags before environment before file."""
-        sources = [init_settings, env_settings]
-        if config := os.environ.get("PORESTREAM_CONFIG"):
+        folder = {"models_dir": os.environ[_MODELS]} if _MODELS in os.environ else {}
+        sources = [init_settings, InitSettingsSource(settings_cls, folder), env_settings]
+        if config := os.environ.get(_CONFIG):
             sources.append(TomlConfigSettingsSource(settings_cls, Path(config)))
         return tuple(sources)
+
+
+def environment_names() -> dict[str, str]:
+    """Of each setting, its variable."""
+    return {name: _PREFIX + name.upper() for name in Settings.model_fields} | {"models_dir": _MODELS}
 
 
 def load_settings(flags: dict[str, Any], config: Path | None) -> Settings:
@@ -161,8 +164,8 @@ def load_settings(flags: dict[str, Any], config: Path | None) -> Settings:
     if config is not None:
         if not config.is_file():
             raise SettingsError(f"{config}: no such file")
-        os.environ["PORESTREAM_CONFIG"] = str(config)
-    known = {_PREFIX + name.upper() for name in Settings.model_fields} | _NOT_SETTINGS
+        os.environ[_CONFIG] = str(config)
+    known = {*environment_names().values(), _CONFIG}
     if unknown := sorted(name for name in os.environ if name.startswith(_PREFIX) and name not in known):
         close = difflib.get_close_matches(unknown[0], sorted(known), n=1)
         meant = f"; did you mean {close[0]}?" if close else ""

@@ -8,7 +8,7 @@ from porestream.models.prepare import PreparedRead
 from porestream.server.after_calling import Part
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, kw_only=True)
 class Work:
     """Each stage adds its own.
 

@@ -6,7 +6,16 @@ from dataclasses import replace
 import pytest
 from compare_minimap2 import Record, classify, compare
 
-BASE = Record("r", 0, "c1", 100, 200, 60, "100M", (("NM", 1), ("AS", 180), ("de", 0.01), ("MD", "50A49")))
+BASE = Record(
+    name="r",
+    flag=0,
+    contig="c1",
+    start=100,
+    end=200,
+    mapq=60,
+    cigar="100M",
+    tags=(("NM", 1), ("AS", 180), ("de", 0.01), ("MD", "50A49")),
+)
 SECOND = replace(BASE, flag=0x100, contig="c2", mapq=0)
 
 

@@ -36,7 +36,7 @@ def draw_end_reason(rng: np.random.Generator) -> EndReasonEnum:
     return reasons[int(rng.choice(len(reasons), p=list(_END_REASONS.values())))]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
     """Where and when a read was taken.
 
@@ -62,7 +62,7 @@ class Place:
     open_pore_pa: float
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class _Channel:
     number: int
     well: int
@@ -89,7 +89,7 @@ class FlowCell:
         self._free: list[tuple[int, int, _Channel]] = []  # when, channel number (so that no channels are compared)
         for number in rng.permutation(CHANNELS)[:channels] + 1:
             offset_adc = int(rng.integers(-_MAX_OFFSET_ADC, _MAX_OFFSET_ADC + 1))
-            channel = _Channel(int(number), int(rng.integers(1, WELLS + 1)), offset_adc)
+            channel = _Channel(number=int(number), well=int(rng.integers(1, WELLS + 1)), offset_adc=offset_adc)
             heapq.heappush(self._free, (self._gap(), channel.number, channel))
 
     def place(self, samples: int, end_reason: EndReasonEnum) -> Place:
@@ -97,7 +97,14 @@ class FlowCell:
         start, number, channel = heapq.heappop(self._free)
         channel.read_number += int(self._rng.integers(1, 4))
         open_pore_pa = float(self._rng.normal(205, 8))
-        place = Place(number, channel.well, channel.read_number, start, channel.offset_adc, open_pore_pa)
+        place = Place(
+            channel=number,
+            well=channel.well,
+            read_number=channel.read_number,
+            start_sample=start,
+            offset_adc=channel.offset_adc,
+            open_pore_pa=open_pore_pa,
+        )
         free = start + samples + self._gap()
         if end_reason in _CHANGES_MUX:
             channel.well = channel.well % WELLS + 1

@@ -11,7 +11,7 @@ PA_AT_ZERO, PA_AT_ZERO_SD = 97.5, 3.5
 """pA = PA_PER_UNIT * table units + PA_AT_ZERO: means over real reads, and how much reads differ (sd)."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SignalNoise:
     """All that is random in a signal. Table units are of about 22.5 pA.
 

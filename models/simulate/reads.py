@@ -52,7 +52,7 @@ class ReadSettings:
     adapters: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SimulatedRead:
     """A read, not yet placed on the flow cell.
 

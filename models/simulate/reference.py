@@ -18,7 +18,7 @@ _WHITESPACE = b" \t\r\n\v\f"
 _IUPAC = b"ACGTUNRYSWKMBDHVacgtunryswkmbdhv-*"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Window:
     """A stretch of a contig, as a strand of it goes through the pore.
 
@@ -100,7 +100,13 @@ class Reference:
         else:
             bases_B = np.where(unknown_B, rng.integers(0, 4, bases_B.size, np.uint8), bases_B)
         end = start + bases_B.size
-        return Window(name, start, end, strand, reverse_complement(bases_B) if strand == "-" else bases_B)
+        return Window(
+            contig=name,
+            start=start,
+            end=end,
+            strand=strand,
+            bases_B=reverse_complement(bases_B) if strand == "-" else bases_B,
+        )
 
 
 def _read_fasta(path: Path) -> dict[str, Bases]:

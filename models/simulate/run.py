@@ -22,7 +22,7 @@ STRANDS = {"both": "+-", "forward": "+", "reverse": "-"}
 _PLAN, _FLOW_CELL, _READ = range(3)  # streams of random numbers that follow from one seed
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """Which reads to make.
 
@@ -48,7 +48,7 @@ class Plan:
         return math.inf if self.coverage is None else self.coverage * reference.bases
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
     """What a run consists of, but for the reference: with that, all of it follows from the seed.
 

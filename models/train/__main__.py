@@ -311,7 +311,15 @@ def export(
     from porestream.models.train.export import ExportSettings, export_model
     from porestream.models.train.state import TrainingState
 
-    settings = ExportSettings(date, qscore_scale, qscore_bias, chunk_samples, overlap_samples, fp16, data)
+    settings = ExportSettings(
+        date=date,
+        quality_scale=qscore_scale,
+        quality_bias=qscore_bias,
+        chunk_samples=chunk_samples,
+        overlap_samples=overlap_samples,
+        half=fp16,
+        data=data,
+    )
     reports = [json.loads(path.read_text()) for path in evaluations]
     export_model(TrainingState.load(state), directory, settings, reports)
 

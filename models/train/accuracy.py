@@ -21,7 +21,7 @@ MAX_RUN = 12
 _MATCH_OPERATIONS, _INSERTION, _DELETION = (0, 7, 8), 1, 2
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ReadAccuracy:
     """Of the aligned part of one read.
 

@@ -36,7 +36,7 @@ LeftOut = Callable[[str, CannotAlign], None]
 """Told the id of a read that cannot be aligned, and why."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Alignment:
     """A signal aligned to levels: signal = gain * level + offset + noise.
 
@@ -98,7 +98,7 @@ def align(
             raise CannotAlign("no path through the band reaches the last base")
         found_B = path_B + first
         gain, offset = fit_line(levels_B, *events(signal_S, found_B, last))
-    return Alignment(found_B, last, gain, offset)
+    return Alignment(starts_B=found_B, end_sample=last, gain=gain, offset=offset)
 
 
 def each_aligned(

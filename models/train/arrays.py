@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingRead:
     """One read.
 
@@ -93,11 +93,11 @@ def load_reads(path: Path) -> ReadSet:
 
             def read(i: int) -> TrainingRead:
                 return TrainingRead(
-                    str(ids[i]),
-                    file[f"{i}_pa"].astype(np.float32),
-                    file[f"{i}_bases"],
-                    file[f"{i}_start"].astype(np.float64),
-                    float(rates[i]),
+                    read_id=str(ids[i]),
+                    signal_pa_S=file[f"{i}_pa"].astype(np.float32),
+                    bases_B=file[f"{i}_bases"],
+                    starts_B=file[f"{i}_start"].astype(np.float64),
+                    sample_rate_hz=float(rates[i]),
                 )
 
             return ReadSet([read(i) for i in file["train"]], [read(i) for i in file["valid"]])

@@ -53,7 +53,7 @@ class QualityBin:
     observed_quality: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
     """How good a model's calls of some reads are.
 
@@ -132,7 +132,13 @@ def pod5_reads(paths: Sequence[Path]) -> Iterator[Signal]:
             for read in reader.reads():
                 run, calibration = read.run_info, read.calibration
                 code, level_pa = run.flow_cell_product_code, read.open_pore_level
-                measured = Measurement(run.sample_rate, calibration.offset, calibration.scale, level_pa, code)
+                measured = Measurement(
+                    sample_rate_hz=run.sample_rate,
+                    offset_adc=calibration.offset,
+                    scale_pa=calibration.scale,
+                    open_pore_pa=level_pa,
+                    flow_cell_product_code=code,
+                )
                 yield str(read.read_id), read.signal, measured
 
 

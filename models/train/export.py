@@ -23,7 +23,7 @@ from porestream.models.train.state import TrainingState
 RESAMPLED_RATES_HZ = (4000,)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ExportSettings:
     """What a model directory says beside the weights; see the options of the `export` command."""
 

@@ -30,7 +30,7 @@ _MIN_SD, _MIN_DWELL = 0.02, 0.7
 _SPREAD_EVENT_SAMPLES, _LONG_EVENT_SAMPLES = 4, 8
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Residuals:
     """Robust sd (table units) of held-out reads' long events round the predicted levels.
 
@@ -50,7 +50,7 @@ class Residuals:
     dwell_explained: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Events:
     """Events of some reads: inputs, median and sd in table units, samples, and the 9-mer's mean."""
 
@@ -145,7 +145,7 @@ def _events(reads: Sequence[TrainingRead], pore: PoreModel, left_out: LeftOut) -
         moments = event_moments(inner.units_S, inner.starts_B - inner.starts_B[0], inner.units_S.size)
         parts.append((*_inputs(read.bases_B, pore), *moments))
     inputs_BI, kmer_means_B, medians_B, sds_B, counts_B = (np.concatenate(part) for part in zip(*parts, strict=True))
-    return _Events(inputs_BI, medians_B, sds_B, counts_B, kmer_means_B)
+    return _Events(inputs_BI=inputs_BI, medians_B=medians_B, sds_B=sds_B, counts_B=counts_B, kmer_means_B=kmer_means_B)
 
 
 def _inputs(bases_B: npt.NDArray[np.uint8], pore: PoreModel) -> tuple[F32, F32]:
@@ -215,8 +215,8 @@ def _residuals(number: int, network: nn.Sequential, events: _Events) -> Residual
     log_dwells_B = _targets(events)[:, 2].numpy()
     unexplained = np.mean((log_dwells_B - output_BO[:, 2]) ** 2) / np.var(log_dwells_B)
     return Residuals(
-        number,
-        robust_sd(residuals_B[long_B]),
-        robust_sd((residuals_B - output_BO[:, 0])[long_B]),
-        float(1 - unexplained),
+        round=number,
+        table=robust_sd(residuals_B[long_B]),
+        context=robust_sd((residuals_B - output_BO[:, 0])[long_B]),
+        dwell_explained=float(1 - unexplained),
     )

@@ -86,5 +86,9 @@ def aligned_read(
         raise CannotUse(str(error)) from error
     name = record.query_name or ""
     return TrainingRead(
-        name, signal_pa_S, bases_B[low:high], alignment.starts_B.astype(np.float64), float(sample_rate_hz)
+        read_id=name,
+        signal_pa_S=signal_pa_S,
+        bases_B=bases_B[low:high],
+        starts_B=alignment.starts_B.astype(np.float64),
+        sample_rate_hz=float(sample_rate_hz),
     )

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from porestream.models.train.state import Progress
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Schedule:
     """Warm-up, then a constant rate, then linear annealing to zero.
 

@@ -39,7 +39,7 @@ class Progress:
     steps: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingState:
     """A training between two steps.
 
@@ -94,14 +94,14 @@ class TrainingState:
             progress = Progress(int(values["seen"]), float(values["seconds"]), int(values.get("steps", 0)))
             begun = values.get("begun")
             return cls(
-                values["net"],
-                values["mean"],
-                values["opt"],
-                progress,
-                None if begun is None else Progress(**begun),
-                values.get("loss"),
-                [Place(**place) for place in values.get("places", [])],
-                tuple(values.get("inputs", DATA)),
+                net=values["net"],
+                mean=values["mean"],
+                opt=values["opt"],
+                progress=progress,
+                begun=None if begun is None else Progress(**begun),
+                loss=values.get("loss"),
+                places=[Place(**place) for place in values.get("places", [])],
+                inputs=tuple(values.get("inputs", DATA)),
             )
         except (KeyError, TypeError, AttributeError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
             raise ValueError(f"{path}: not a state file of the trainer: {error}") from error

@@ -27,7 +27,7 @@ _SPREAD_EVENT_SAMPLES = 6
 _CLIP_UNITS = 0.6  # correlations are of residuals within this, so that stalls and spikes do not decide them
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SignalStatistics:
     """Statistics over all bases or samples of some reads, in table units (about 22.5 pA) and samples.
 
@@ -75,7 +75,7 @@ class SignalStatistics:
         return rows | {f"autocorrelation, lag {lag}": v for lag, v in zip(LAGS, self.autocorrelation, strict=True)}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Pieces:
     """Of one read: of each base its median, sd (table units), samples and level; of each sample its residual."""
 
@@ -154,7 +154,13 @@ def _measure(signal_S: F32, starts_B: F64, end_sample: int, levels_B: F32) -> _P
     first = int(alignment.starts_B[0])
     units_S = ((signal_S[first:end_sample] - alignment.offset) / alignment.gain).astype(np.float32)
     medians_B, sds_B, counts_B = event_moments(units_S, alignment.starts_B - first, end_sample - first)
-    return _Pieces(medians_B, sds_B, counts_B, levels_B, units_S - np.repeat(levels_B, counts_B))
+    return _Pieces(
+        medians_B=medians_B,
+        sds_B=sds_B,
+        counts_B=counts_B,
+        levels_B=levels_B,
+        residuals_S=units_S - np.repeat(levels_B, counts_B),
+    )
 
 
 def _summary(pieces: Sequence[_Pieces]) -> SignalStatistics:

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from porestream.models.runner import processor_has_bf16
+from porestream.models.host import processor_has_bf16
 from porestream.models.simulate.pore import PoreModel
 from porestream.models.simulate.sequence import encode
 from porestream.models.simulate.signal import SignalNoise
@@ -47,7 +47,7 @@ class TrainingDiverged(RuntimeError):
     """Gradients stay infinite or undefined."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrainSettings:
     """What to train, on what, how long; lengths in samples. See the options of the `train` command."""
 
@@ -117,13 +117,13 @@ class Worker:
             begun = self._progress if state.begun is None else state.begun
         self._mean.to(self._device)
         self._schedule = Schedule(
-            settings.rate,
-            settings.samples,
-            settings.minutes,
-            settings.warm_up_steps,
-            settings.anneal,
-            settings.chunk_samples,
-            begun,
+            rate=settings.rate,
+            samples=settings.samples,
+            minutes=settings.minutes,
+            warm_up_steps=settings.warm_up_steps,
+            anneal=settings.anneal,
+            chunk_samples=settings.chunk_samples,
+            begun=begun,
         )
         samples = self._schedule.chunk_samples_at(self._schedule.done(self._progress))
         state_len = self._network.state_len
@@ -264,14 +264,14 @@ class Worker:
 
     def _state(self, places: list[Place]) -> TrainingState:
         return TrainingState(
-            self._network.state_dict(),
-            self._mean.state_dict(),
-            self._optimizer.state_dict(),
-            self._progress,
-            self._schedule.begun,
-            self._loss,
-            places,
-            self._inputs,
+            net=self._network.state_dict(),
+            mean=self._mean.state_dict(),
+            opt=self._optimizer.state_dict(),
+            progress=self._progress,
+            begun=self._schedule.begun,
+            loss=self._loss,
+            places=places,
+            inputs=self._inputs,
         )
 
 

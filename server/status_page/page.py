@@ -360,7 +360,7 @@ class Page:
         self._registry, self._history = registry, history
         self._moment = _Moment(registry)
         self._assets = {
-            path: Response(200, content_type, folder.joinpath(name).read_bytes())
+            path: Response(code=200, content_type=content_type, body=folder.joinpath(name).read_bytes())
             for path, name, content_type in (
                 ("/", "index.html", "text/html; charset=utf-8"),
                 ("/page.js", "page.js", "text/javascript; charset=utf-8"),
@@ -373,9 +373,13 @@ class Page:
         if request.path in self._assets:
             return self._assets[request.path]
         if request.path == "/favicon.ico":  # browsers ask by themselves
-            return Response(204, "image/x-icon", b"")
+            return Response(code=204, content_type="image/x-icon", body=b"")
         if request.path not in ("/status.json", "/metrics"):
-            return Response(404, "text/plain; charset=utf-8", b"not here; there are /, /status.json and /metrics\n")
+            return Response(
+                code=404,
+                content_type="text/plain; charset=utf-8",
+                body=b"not here; there are /, /status.json and /metrics\n",
+            )
         if self._moment.is_over:
             self._moment = _Moment(self._registry)
         return self._status() if request.path == "/status.json" else self._metrics(request.headers)
@@ -402,8 +406,10 @@ class Page:
 
 def _made(content_type: str, body: bytes | None, *more: tuple[str, str]) -> Response:
     if body is None:
-        return Response(500, "text/plain; charset=utf-8", b"this failed; the server's log says why\n")
-    return Response(200, content_type, body, more)
+        return Response(
+            code=500, content_type="text/plain; charset=utf-8", body=b"this failed; the server's log says why\n"
+        )
+    return Response(code=200, content_type=content_type, body=body, more=more)
 
 
 class StatusServer:

@@ -49,7 +49,7 @@ class Request:
     headers: dict[str, str]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Response:
     """An answer; of `more` headers beside those that all have."""
 
@@ -64,7 +64,7 @@ class _Refused(Exception):
 
     def __init__(self, code: int, text: str, *more: tuple[str, str]) -> None:
         super().__init__(text)
-        self.response = Response(code, _TEXT, text.encode() + b"\n", more)
+        self.response = Response(code=code, content_type=_TEXT, body=text.encode() + b"\n", more=more)
 
 
 def host_of(header: str) -> str:
@@ -94,7 +94,7 @@ def is_allowed(host: str, allowed_hosts: Collection[str]) -> bool:
     )
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, slots=True, kw_only=True)
 class _Connection:
     socket: socket.socket
     peer: str
@@ -170,7 +170,7 @@ class WebServer:
             try:
                 await self._somebody_comes()
                 accepted, address = self._listener.accept()
-                self._admit(_Connection(accepted, str(address[0])))
+                self._admit(_Connection(socket=accepted, peer=str(address[0])))
             except (BlockingIOError, ConnectionAbortedError):  # who came has left
                 continue
             except OSError as error:  # the process has too many files open, say
@@ -198,7 +198,11 @@ class WebServer:
             oldest = next((other for other in crowd if other.gives_way()), None)
             if oldest is None or oldest.task is None:
                 with connection.socket, suppress(OSError):
-                    connection.socket.send(_bytes(Response(503, _TEXT, b"too many ask at a time; ask again later\n")))
+                    connection.socket.send(
+                        _bytes(
+                            Response(code=503, content_type=_TEXT, body=b"too many ask at a time; ask again later\n")
+                        )
+                    )
                 return
             oldest.task.cancel()
             self._open.pop(oldest, None)
@@ -246,7 +250,7 @@ class WebServer:
             return _bytes(refused.response, has_body=method != "HEAD")
         except Exception:
             log.exception("the status page failed")
-            return _bytes(Response(500, _TEXT, b"this failed; the server's log says why\n"))
+            return _bytes(Response(code=500, content_type=_TEXT, body=b"this failed; the server's log says why\n"))
 
     def _request(self, line: str, lines: list[str]) -> Request:
         parts = line.split(" ")

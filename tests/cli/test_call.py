@@ -19,9 +19,9 @@ import pysam
 import pytest
 from click.testing import CliRunner, Result
 
-from porestream.cli.caller import StreamOptions
 from porestream.cli.main import main
 from porestream.client.output_file import partial_of
+from porestream.client.stream import StreamOptions
 from porestream.client.writers import RecordWriter
 
 READS = 40
@@ -51,7 +51,7 @@ def reads(folder: Path, write_pod5: Callable[..., Path]) -> Path:
 def small_window(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few reads are under way at a time."""
     options = functools.partial(StreamOptions, window_samples=10_000)
-    monkeypatch.setattr("porestream.cli.caller.StreamOptions", options)
+    monkeypatch.setattr("porestream.client.stream.StreamOptions", options)
     monkeypatch.setattr("porestream.client.client._AHEAD_READS", 2)
 
 

@@ -131,8 +131,8 @@ def test_a_server_with_much_to_say_does_not_fill_the_terminal(one_run: Path, tmp
 
 def test_what_files_say_is_cut_in_messages() -> None:
     flow_cell, kit = (f"{name}{'y' * 1_000_000}" for name in ("FLO-MIN106", "SQK-LSK112"))
-    run = RunInfo("x" * 1_000_000, 4000, flow_cell_product_code=flow_cell, sequencing_kit=kit)
-    model, made_for = "dna_r10.4.1_e8.2_400bps_fast@v5.0.0", Chemistry("dna", "r10.4.1")
+    run = RunInfo(run_id="x" * 1_000_000, sample_rate_hz=4000, flow_cell_product_code=flow_cell, sequencing_kit=kit)
+    model, made_for = "dna_r10.4.1_e8.2_400bps_fast@v5.0.0", Chemistry(molecule="dna", pore="r10.4.1")
     mismatch = ChemistryCheck(model, {model: made_for}, {}, allowed=False).mismatch(run)
     warnings = ChemistryCheck(model, {model: made_for}, {}, allowed=True).warnings(run)
     assert f"run {'x' * 60}... (FLO-MIN106{'y' * 50}..., SQK-LSK112{'y' * 50}...) is R9.4.1" in mismatch

@@ -256,9 +256,9 @@ def test_of_real_files(shared_data: Path, name: str) -> None:
 @given(st.lists(st.lists(st.integers(0, 2**33), min_size=1, max_size=50), min_size=1, max_size=4))
 def test_n50_is_within_two_per_thousand(batches: list[list[int]]) -> None:
     """Or, where a half falls between two reads, at either of them."""
-    found = _Run(RunInfo("", 0))
+    found = _Run(said=RunInfo(run_id="", sample_rate_hz=0))
     for lengths in batches:
-        part = _Run(RunInfo("", 0))
+        part = _Run(said=RunInfo(run_id="", sample_rate_hz=0))
         length_R = np.array(lengths, np.uint64)
         part.add_reads(np.zeros_like(length_R), length_R, np.zeros(len(lengths), np.int64), Counter())
         found.add(part)

@@ -170,7 +170,7 @@ def test_a_folder_that_is_named_but_missing(tmp_path: Path, monkeypatch: pytest.
 def test_the_folder_may_be_in_the_environment(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PORESTREAM_MODELS", str(folder))
     assert GOOD in rows_of(models("--json", "--no-digest"))
-    assert load_settings({}, None).models_directory == folder
+    assert load_settings({}, None).models_dir == folder
 
 
 def test_a_flag_goes_before_the_environment_and_that_before_the_file(
@@ -183,13 +183,13 @@ def test_a_flag_goes_before_the_environment_and_that_before_the_file(
         config = tmp_path / f"{spelling}.toml"
         config.write_text(f"{spelling} = {json.dumps(str(written))}\n")
         monkeypatch.delenv("PORESTREAM_MODELS", raising=False)
-        assert load_settings({}, config).models_directory == written
+        assert load_settings({}, config).models_dir == written
         monkeypatch.setenv("PORESTREAM_MODELS", str(variable))
-        assert load_settings({}, config).models_directory == variable
-        assert load_settings({"models": flag}, config).models_directory == flag
+        assert load_settings({}, config).models_dir == variable
+        assert load_settings({"models_dir": flag}, config).models_dir == flag
     monkeypatch.setenv("PORESTREAM_MODELS", "")
     monkeypatch.setenv("PORESTREAM_CONFIG", "")
-    assert load_settings({}, None).models_directory is None
+    assert load_settings({}, None).models_dir is None
 
 
 def test_other_variables_are_refused_with_the_right_one_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,7 +208,7 @@ def test_serve_takes_both_spellings(flag: str, folder: Path, monkeypatch: pytest
     monkeypatch.setattr("porestream.server.app.serve", serve)
     monkeypatch.setattr("porestream.server.logs.configure_logging", lambda *_, **__: ExitStack())
     assert CliRunner().invoke(main, ["serve", flag, str(folder), "--model", "hac"]).exit_code == 0
-    assert (seen[0].models_directory, seen[0].model) == (folder, ["hac"])
+    assert (seen[0].models_dir, seen[0].model) == (folder, ["hac"])
 
 
 def test_call_takes_a_kind_of_the_folder_and_says_which(
@@ -236,7 +236,7 @@ def test_a_server_of_a_kind_has_one_model_a_chemistry(
     slow = make_bundle(folder.parent / "slow" / f"{R1041}_hac@v4.1.0")
     for name in (GOOD, f"{R1041}_hac@v4.2.0"):
         make_bundle(slow.parent / name, run_info__sample_rate=5000)
-    server = start_server(model=["hac"], models_directory=slow.parent)
+    server = start_server(model=["hac"], models_dir=slow.parent)
     assert list(server.engine.basecallers) == [GOOD, slow.name]
 
 

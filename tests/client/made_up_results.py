@@ -41,9 +41,27 @@ CONTIGS = {
 }
 SEQUENCES = tuple(ReferenceSequence(name, len(bases), "") for name, bases in CONTIGS.items())
 IDENTITY = CallerIdentity(
-    "dna_r9.4.1_e8_fast@v3.4", "ab" * 32, "ref.fa", "cd" * 32, "map-ont", "fp32", "cpu", "0.1.0", 2
+    model="dna_r9.4.1_e8_fast@v3.4",
+    model_sha256="ab" * 32,
+    reference="ref.fa",
+    reference_sha256="cd" * 32,
+    preset="map-ont",
+    precision="fp32",
+    device_class="cpu",
+    version="0.1.0",
+    calling_revision=2,
 )
-UNALIGNED = CallerIdentity("dna_r9.4.1_e8_fast@v3.4", "ab" * 32, "", "", "", "fp32", "cpu", "0.1.0", 2)
+UNALIGNED = CallerIdentity(
+    model="dna_r9.4.1_e8_fast@v3.4",
+    model_sha256="ab" * 32,
+    reference="",
+    reference_sha256="",
+    preset="",
+    precision="fp32",
+    device_class="cpu",
+    version="0.1.0",
+    calling_revision=2,
+)
 _COMPLEMENT = str.maketrans("ACGT", "TGCA")
 
 
@@ -71,7 +89,16 @@ def make_result(number: int, *, aligned: bool = True) -> ReadResult:
         file_name="run.pod5",
     )
     if number % 11 == 10:
-        return ReadResult(info, ReadStatus.REJECTED, "empty: the read has no samples", 0, 0.0, 0.0, "", ())
+        return ReadResult(
+            info=info,
+            status=ReadStatus.REJECTED,
+            detail="empty: the read has no samples",
+            signal_samples=0,
+            scaling_midpoint_pa=0.0,
+            scaling_dispersion_pa=0.0,
+            scaling_strategy="",
+            parts=(),
+        )
     contig = ("c1", "c2")[number % 3 == 2]
     start = int(rng.integers(0, 200))
     length = int(rng.integers(60, 200))
@@ -104,14 +131,34 @@ def make_result(number: int, *, aligned: bool = True) -> ReadResult:
     )
     status = ReadStatus.FILTERED if number % 10 < 3 else ReadStatus.CALLED
     detail = "mean Q" if status is ReadStatus.FILTERED else ""
-    return ReadResult(info, status, detail, 10 * length + 5, 80.0, 12.0, "med_mad", (part,))
+    return ReadResult(
+        info=info,
+        status=status,
+        detail=detail,
+        signal_samples=10 * length + 5,
+        scaling_midpoint_pa=80.0,
+        scaling_dispersion_pa=12.0,
+        scaling_strategy="med_mad",
+        parts=(part,),
+    )
 
 
 def _alignment(
     flag: int, contig: str, start: int, length: int, cigar: tuple[tuple[int, int], ...], md: str
 ) -> Alignment:
     encoded = tuple(count << 4 | operation for count, operation in cigar)
-    return Alignment(flag, contig, start, start + length, 60, encoded, 2 * length, 0, md, 0.0)
+    return Alignment(
+        flag=flag,
+        reference_name=contig,
+        reference_start=start,
+        reference_end=start + length,
+        mapping_quality=60,
+        cigar=encoded,
+        score=2 * length,
+        edit_distance=0,
+        md=md,
+        divergence=0.0,
+    )
 
 
 def contents(path: Path, reference: Path | None = None) -> list[str]:

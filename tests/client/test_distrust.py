@@ -17,13 +17,13 @@ from porestream.client.wire import chunk_bytes, encode_read
 from porestream.server.rpc import _MAX_RUN_ID_LENGTH as TAKEN
 from porestream.v1 import porestream_pb2 as pb
 
-RUN = RunInfo("run-a", 4000)
+RUN = RunInfo(run_id="run-a", sample_rate_hz=4000)
 SAMPLES = 3000
 OPTIONS = StreamOptions(reference=REFERENCE, emit_moves=True, give_up_s=3.0, heartbeat_s=1.0)
 
 
 def read(number: int, run: RunInfo = RUN, samples: int = SAMPLES, **changes: object) -> SignalRead:
-    info = replace(ReadInfo(UUID(int=number), run, 10.0, 0.2), **changes)
+    info = replace(ReadInfo(read_id=UUID(int=number), run=run, offset_adc=10.0, scale_pa_per_adc=0.2), **changes)
     return SignalRead(info, np.random.default_rng(number).integers(300, 700, samples).astype(np.int16))
 
 
@@ -55,11 +55,17 @@ def test_the_longest_run_id_is_the_servers() -> None:
 
 
 ODD_RUNS = {
-    "a long id": (RunInfo("x" * 300, 4000), "its id has 300 characters, a server takes 256 (run " + "x" * 60 + "...)"),
-    "no id": (RunInfo("", 4000), "its id is empty (run )"),
-    "a megabyte": (RunInfo("big", 4000, sample_id="y" * (1 << 20)), "bytes, the server takes 1,048,576 (run big)"),
-    "no text": (RunInfo("a\ud800", 4000), "UnicodeEncodeError: "),
-    "no sample rate": (RunInfo("rate", 1 << 40), "ValueError: "),
+    "a long id": (
+        RunInfo(run_id="x" * 300, sample_rate_hz=4000),
+        "its id has 300 characters, a server takes 256 (run " + "x" * 60 + "...)",
+    ),
+    "no id": (RunInfo(run_id="", sample_rate_hz=4000), "its id is empty (run )"),
+    "a megabyte": (
+        RunInfo(run_id="big", sample_rate_hz=4000, sample_id="y" * (1 << 20)),
+        "bytes, the server takes 1,048,576 (run big)",
+    ),
+    "no text": (RunInfo(run_id="a\ud800", sample_rate_hz=4000), "UnicodeEncodeError: "),
+    "no sample rate": (RunInfo(run_id="rate", sample_rate_hz=1 << 40), "ValueError: "),
 }
 
 
@@ -81,7 +87,12 @@ def test_one_odd_run_does_not_end_the_others(start_server, odd: str, first: bool
 
 
 def test_a_run_just_small_enough_is_called(start_server) -> None:  # type: ignore[no-untyped-def]
-    run = RunInfo("i" * 256, 4000, sample_id="y" * ((1 << 20) - 700), acquisition_start_time=datetime.now(UTC))
+    run = RunInfo(
+        run_id="i" * 256,
+        sample_rate_hz=4000,
+        sample_id="y" * ((1 << 20) - 700),
+        acquisition_start_time=datetime.now(UTC),
+    )
     found = call(start_server(threads=1).address, [read(1, run)], replace(OPTIONS, reference=""))
     assert found[1].status is ReadStatus.CALLED
 
@@ -135,7 +146,7 @@ def test_a_server_that_says_no_limits() -> None:
 def test_what_is_larger_than_somebody_on_the_way_takes_is_not_tried_again() -> None:
     """The server says that it takes more than it does, or a proxy takes less."""
     with serving(FakeServer(server_info(max_message_bytes=1 << 30))) as target:
-        run = RunInfo("big", 4000, sample_id="y" * (2 << 20))
+        run = RunInfo(run_id="big", sample_rate_hz=4000, sample_id="y" * (2 << 20))
         with pytest.raises(ServerRefused, match=r"RESOURCE_EXHAUSTED: .*larger than max"):
             call(target, [read(1, run)], replace(OPTIONS, give_up_s=60.0))
 

@@ -27,7 +27,8 @@ def settings_for(suffix: str, **changes: object) -> OutputSettings:
     aligned = not suffix.startswith("fastq")
     form = Format.FASTQ if not aligned else Format(suffix)
     return replace(
-        OutputSettings(IDENTITY if aligned else UNALIGNED, SEQUENCES if aligned else (), form=form), **changes
+        OutputSettings(identity=IDENTITY if aligned else UNALIGNED, sequences=SEQUENCES if aligned else (), form=form),
+        **changes,
     )
 
 

@@ -292,7 +292,14 @@ RUN = RunInfo(
     acquisition_start_time=datetime(2024, 5, 6, 7, 8, 9, tzinfo=UTC),
 )
 IDENTITY = CallerIdentity(
-    "dna_r9.4.1_fast@v3.4", "ab" * 32, "ref.fa", "cd" * 32, "map-ont", "fp32", "cpu-avx2", "0.1.0"
+    model="dna_r9.4.1_fast@v3.4",
+    model_sha256="ab" * 32,
+    reference="ref.fa",
+    reference_sha256="cd" * 32,
+    preset="map-ont",
+    precision="fp32",
+    device_class="cpu-avx2",
+    version="0.1.0",
 )
 SEQUENCES = [
     ReferenceSequence(name, len(bases), ("" if index else "0123456789abcdef0123456789abcdef"))
@@ -388,8 +395,28 @@ def make_part(
 
 def make_result(*parts: CalledPart, status: ReadStatus = ReadStatus.CALLED, info: ReadInfo | None = None) -> ReadResult:
     """One read's result."""
-    info = info or ReadInfo(UUID(int=1), RUN, -243.0, 0.146, 12, 3, 456, 8000, "signal_positive", "run 1.pod5")
-    return ReadResult(info, status, "", sum(part.samples for part in parts), 90.5, 12.5, "med_mad", parts)
+    info = info or ReadInfo(
+        read_id=UUID(int=1),
+        run=RUN,
+        offset_adc=-243.0,
+        scale_pa_per_adc=0.146,
+        channel=12,
+        well=3,
+        read_number=456,
+        start_sample=8000,
+        end_reason="signal_positive",
+        file_name="run 1.pod5",
+    )
+    return ReadResult(
+        info=info,
+        status=status,
+        detail="",
+        signal_samples=sum(part.samples for part in parts),
+        scaling_midpoint_pa=90.5,
+        scaling_dispersion_pa=12.5,
+        scaling_strategy="med_mad",
+        parts=parts,
+    )
 
 
 PRIMARY = Piece("chr1", 20, False, (("M", 30), ("X", 1), ("M", 5), ("I", 2), ("M", 9), ("D", 3), ("M", 20)))
@@ -397,7 +424,9 @@ REVERSE = Piece("chr1", 400, True, (("M", 12), ("D", 2), ("M", 8), ("X", 2), ("M
 IN_REPEAT = Piece("chr1", 710, False, (("X", 1), ("M", 80), ("D", 1), ("M", 40)), 0)
 ITS_COPY = replace(IN_REPEAT, contig="HLA*01:01.02|x", start=10)
 AT_ENDS = Piece("HLA*01:01.02|x", 0, True, (("M", len(REFERENCES["HLA*01:01.02|x"])),))
-BARE = ReadInfo(UUID(int=1), replace(RUN, acquisition_start_time=None), 0.0, 1.0)
+BARE = ReadInfo(
+    read_id=UUID(int=1), run=replace(RUN, acquisition_start_time=None), offset_adc=0.0, scale_pa_per_adc=1.0
+)
 
 RESULTS = {
     "forward": make_result(make_part([PRIMARY])),
@@ -428,7 +457,9 @@ RESULTS = {
 
 
 def write(path: Path, results: Sequence[ReadResult], **options: object) -> Path:
-    settings = OutputSettings(options.pop("identity", IDENTITY), options.pop("sequences", SEQUENCES), **options)
+    settings = OutputSettings(
+        identity=options.pop("identity", IDENTITY), sequences=options.pop("sequences", SEQUENCES), **options
+    )
     with RecordWriter(str(path), {"1a2b": RUN}, settings) as writer:
         for result in results:
             writer.write(result)
@@ -530,7 +561,7 @@ def test_times_keep_their_zone(tmp_path: Path) -> None:
 def test_no_text_can_break_a_line(tmp_path: Path, odd: str) -> None:
     run = replace(RUN, run_id=odd, flow_cell_id=odd, position=odd, sample_id=odd, experiment_id=odd)
     result = make_result(make_part([PRIMARY]), info=replace(BARE, run=run, file_name=odd))
-    settings = OutputSettings(IDENTITY, SEQUENCES, f"porestream call {odd}")
+    settings = OutputSettings(identity=IDENTITY, sequences=SEQUENCES, command_line=f"porestream call {odd}")
     with RecordWriter(str(tmp_path / "a.sam"), {odd: run}, settings) as writer:
         writer.write(replace(result, scaling_strategy=odd))
     sam = check((tmp_path / "a.sam").read_text(), REFERENCES)

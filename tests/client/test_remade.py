@@ -39,8 +39,8 @@ def results(aligned: bool) -> list[ReadResult]:
 def settings_for(form: str) -> OutputSettings:
     aligned = not form.startswith("fastq")
     return OutputSettings(
-        IDENTITY if aligned else UNALIGNED,
-        SEQUENCES if aligned else (),
+        identity=IDENTITY if aligned else UNALIGNED,
+        sequences=SEQUENCES if aligned else (),
         form=Format.FASTQ if not aligned else Format(form),
     )
 

@@ -27,5 +27,13 @@ def test_remora_takes_tables_of_whole_steps_and_no_others() -> None:
 def test_the_samples_of_a_part_are_those_that_remora_takes(case: dict[str, int]) -> None:
     """Bases that are cut off at the end take samples with them; a partial step there does not."""
     steps, stride = case["steps"], case["stride"]
-    part = CalledPart("", np.empty(0, np.uint8), np.zeros(steps, np.uint8), 0.0, case["trimmed_samples"], stride, [])
+    part = CalledPart(
+        sequence="",
+        qualities_B=np.empty(0, np.uint8),
+        moves_T=np.zeros(steps, np.uint8),
+        mean_qscore=0.0,
+        trimmed_samples=case["trimmed_samples"],
+        stride=stride,
+        alignments=[],
+    )
     assert fits(steps, part.samples_of(case["signal_samples"]), case["trimmed_samples"], stride)

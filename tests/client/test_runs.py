@@ -19,7 +19,18 @@ from porestream.client.partial import Partial
 from porestream.client.records import header, read_group
 from porestream.client.runs import FileRuns, Runs
 
-A = RunInfo("id", 5000, "FAA", "FLO-MIN114", "SQK-LSK114", "MN1", "s", "e", datetime(2026, 1, 2, tzinfo=UTC), "p")
+A = RunInfo(
+    run_id="id",
+    sample_rate_hz=5000,
+    flow_cell_id="FAA",
+    flow_cell_product_code="FLO-MIN114",
+    sequencing_kit="SQK-LSK114",
+    position="MN1",
+    sample_id="s",
+    experiment_id="e",
+    acquisition_start_time=datetime(2026, 1, 2, tzinfo=UTC),
+    protocol_run_id="p",
+)
 B = replace(A, sample_rate_hz=4000, flow_cell_product_code="FLO-MIN106", sample_id="t")
 
 

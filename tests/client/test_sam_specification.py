@@ -50,7 +50,12 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     split = make_result(SPLIT)
     parts = tuple(replace(split.parts[0], read_id=UUID(int=number)) for number in (77, 78))
     path = tmp_path_factory.mktemp("specification") / "a.bam"
-    settings = OutputSettings(IDENTITY, SEQUENCES, "porestream call a.pod5", "min_qscore=9 trim=adapters")
+    settings = OutputSettings(
+        identity=IDENTITY,
+        sequences=SEQUENCES,
+        command_line="porestream call a.pod5",
+        choices="min_qscore=9 trim=adapters",
+    )
     with RecordWriter(str(path), RUNS, settings) as writer:
         writer.write_all([*results, replace(split, parts=parts)])
     return path

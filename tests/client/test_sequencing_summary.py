@@ -61,8 +61,19 @@ ALIGNMENT_COLUMNS = [
 ]
 OPERATIONS = "MIDNSHP=X"
 
-RUN = RunInfo("1a2b", 4000, experiment_id="exp 1", sample_id="patient-7")
-INFO = ReadInfo(UUID(int=1), RUN, 0.0, 1.0, 12, 3, 456, 8001, "signal_positive", "run 1.pod5")
+RUN = RunInfo(run_id="1a2b", sample_rate_hz=4000, experiment_id="exp 1", sample_id="patient-7")
+INFO = ReadInfo(
+    read_id=UUID(int=1),
+    run=RUN,
+    offset_adc=0.0,
+    scale_pa_per_adc=1.0,
+    channel=12,
+    well=3,
+    read_number=456,
+    start_sample=8001,
+    end_reason="signal_positive",
+    file_name="run 1.pod5",
+)
 
 
 def cigar(*operations: tuple[int, str]) -> tuple[int, ...]:
@@ -97,7 +108,16 @@ PART = CalledPart(
 
 
 def make_result(*parts: CalledPart, status: ReadStatus = ReadStatus.CALLED, info: ReadInfo = INFO) -> ReadResult:
-    return ReadResult(info, status, "", 500, 90.5, 12.5, "med_mad", parts)
+    return ReadResult(
+        info=info,
+        status=status,
+        detail="",
+        signal_samples=500,
+        scaling_midpoint_pa=90.5,
+        scaling_dispersion_pa=12.5,
+        scaling_strategy="med_mad",
+        parts=parts,
+    )
 
 
 def write(path: Path, results: Sequence[ReadResult], aligned: bool = True) -> list[dict[str, str]]:
@@ -227,7 +247,7 @@ def test_one_row_a_sequence_and_none_without(tmp_path: Path) -> None:
 
 
 def test_a_run_without_a_sample_rate_has_no_times(tmp_path: Path) -> None:
-    info = replace(INFO, run=RunInfo("", 0))
+    info = replace(INFO, run=RunInfo(run_id="", sample_rate_hz=0))
     (row,) = write(tmp_path / "a.txt", [make_result(PART, info=info)])
     assert {row[name] for name in ("start_time", "duration", "template_start", "template_duration")} == {"0.000000"}
     assert row["run_id"] == ""
@@ -254,7 +274,7 @@ def test_any_name_keeps_to_its_cell_and_any_alignment_adds_up(
         cigar=cigar(*((n, "S") for n in clips[:1] if n), *edits, *((n, "S") for n in clips[1:] if n)),
         edit_distance=wrong + columns.count("I") + columns.count("D"),
     )
-    run = RunInfo(names[1], 4000, experiment_id=names[2], sample_id=names[3])
+    run = RunInfo(run_id=names[1], sample_rate_hz=4000, experiment_id=names[2], sample_id=names[3])
     result = make_result(
         replace(PART, sequence="A" * in_read, alignments=(alignment,)), info=replace(INFO, run=run, file_name=names[4])
     )

@@ -25,7 +25,12 @@ def reads(count: int, runs: int = 1, samples: int = 3000) -> list[SignalRead]:
     rng = np.random.default_rng(count)
     return [
         SignalRead(
-            ReadInfo(UUID(int=number), RunInfo(f"run-{number % runs}", 4000), 10.0, 0.2),
+            ReadInfo(
+                read_id=UUID(int=number),
+                run=RunInfo(run_id=f"run-{number % runs}", sample_rate_hz=4000),
+                offset_adc=10.0,
+                scale_pa_per_adc=0.2,
+            ),
             rng.integers(300, 700, samples).astype(np.int16),
         )
         for number in range(count)
@@ -165,7 +170,15 @@ def test_a_read_that_is_sent_back_comes_again(start_server, monkeypatch: pytest.
     address = (server := start_server()).address
     rng = np.random.default_rng(1)
     sent = [
-        SignalRead(ReadInfo(UUID(int=1 + n), RunInfo("run", 4000), 10.0, 0.2), rng.integers(300, 700, size, np.int16))
+        SignalRead(
+            ReadInfo(
+                read_id=UUID(int=1 + n),
+                run=RunInfo(run_id="run", sample_rate_hz=4000),
+                offset_adc=10.0,
+                scale_pa_per_adc=0.2,
+            ),
+            rng.integers(300, 700, size, np.int16),
+        )
         for n, size in enumerate((200_000, 5_000, 150_000))
     ]
     with SyncBasecallClient(address) as client:

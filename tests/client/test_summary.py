@@ -12,8 +12,21 @@ from hypothesis import strategies as st
 from porestream.client import Alignment, CalledPart, ReadInfo, ReadResult, ReadStatus, RunInfo
 from porestream.client.summary import Summary
 
-INFO = ReadInfo(UUID(int=1), RunInfo("run", 4000), 0.0, 1.0)
-ALIGNMENT = Alignment(0, "chr1", 0, 4, 60, (4 << 4,), 8, 0, "4", 0.0)
+INFO = ReadInfo(
+    read_id=UUID(int=1), run=RunInfo(run_id="run", sample_rate_hz=4000), offset_adc=0.0, scale_pa_per_adc=1.0
+)
+ALIGNMENT = Alignment(
+    flag=0,
+    reference_name="chr1",
+    reference_start=0,
+    reference_end=4,
+    mapping_quality=60,
+    cigar=(4 << 4,),
+    score=8,
+    edit_distance=0,
+    md="4",
+    divergence=0.0,
+)
 NEEDED = {
     "reads_received",
     "reads_called",
@@ -31,11 +44,30 @@ NEEDED = {
 
 def make_result(status: ReadStatus, lengths: tuple[int, ...] = (4,), aligned: bool = False) -> ReadResult:
     parts = tuple(
-        CalledPart(INFO.read_id, "A" * n, bytes(n), 9.0, 10 * n, 0, 5, b"", (ALIGNMENT,) * (2 * aligned))
+        CalledPart(
+            read_id=INFO.read_id,
+            sequence="A" * n,
+            qualities=bytes(n),
+            mean_qscore=9.0,
+            samples=10 * n,
+            trimmed_samples=0,
+            stride_samples=5,
+            moves=b"",
+            alignments=(ALIGNMENT,) * (2 * aligned),
+        )
         for n in lengths
     )
     has_parts = status in (ReadStatus.CALLED, ReadStatus.FILTERED)
-    return ReadResult(INFO, status, "", 100, 0.0, 0.0, "", parts if has_parts else ())
+    return ReadResult(
+        info=INFO,
+        status=status,
+        detail="",
+        signal_samples=100,
+        scaling_midpoint_pa=0.0,
+        scaling_dispersion_pa=0.0,
+        scaling_strategy="",
+        parts=parts if has_parts else (),
+    )
 
 
 @given(st.lists(st.tuples(st.sampled_from(ReadStatus), st.booleans())), st.integers(0, 5), st.integers(0, 5))
@@ -105,7 +137,19 @@ def test_an_empty_call_has_a_summary() -> None:
 
 
 def test_the_text_has_every_count() -> None:
-    summary = Summary(10, 5, 2, 2, 1, 4, 123_456, 7_890, 2.0, 61_728.0, 3945.0)
+    summary = Summary(
+        reads_received=10,
+        reads_called=5,
+        reads_filtered=2,
+        reads_rejected=2,
+        reads_failed=1,
+        reads_aligned=4,
+        samples=123_456,
+        bases=7_890,
+        seconds=2.0,
+        samples_per_second=61_728.0,
+        bases_per_second=3945.0,
+    )
     assert str(summary) == (
         "10 reads: 5 called, 2 filtered, 2 rejected, 1 failed; 4 aligned\n"
         "123,456 samples, 7,890 bases in 2.0 s (61,728 samples/s, 3,945 bases/s)"

@@ -27,8 +27,28 @@ from porestream.client.wire import (
 from porestream.models.chemistry import Chemistry
 from porestream.v1 import porestream_pb2 as pb
 
-RUN = RunInfo("run", 4000, "FAB12345", "FLO-MIN106", "SQK-LSK109", "MN00001", "sample", "experiment")
-INFO = ReadInfo(UUID(int=7), RUN, -243.5, 0.1462, 12, 3, 456, 2**40, "signal_positive", "a.pod5")
+RUN = RunInfo(
+    run_id="run",
+    sample_rate_hz=4000,
+    flow_cell_id="FAB12345",
+    flow_cell_product_code="FLO-MIN106",
+    sequencing_kit="SQK-LSK109",
+    position="MN00001",
+    sample_id="sample",
+    experiment_id="experiment",
+)
+INFO = ReadInfo(
+    read_id=UUID(int=7),
+    run=RUN,
+    offset_adc=-243.5,
+    scale_pa_per_adc=0.1462,
+    channel=12,
+    well=3,
+    read_number=456,
+    start_sample=2**40,
+    end_reason="signal_positive",
+    file_name="a.pod5",
+)
 
 
 def decode(encoded: EncodedRead) -> npt.NDArray[np.int16]:
@@ -224,7 +244,16 @@ def test_identity_and_server_info() -> None:
         version="1",
         preset="lr:hq",
     )
-    assert decode_identity(identity) == CallerIdentity("m", "01ff", "r", "02", "lr:hq", "bf16", "cpu-avx512", "1")
+    assert decode_identity(identity) == CallerIdentity(
+        model="m",
+        model_sha256="01ff",
+        reference="r",
+        reference_sha256="02",
+        preset="lr:hq",
+        precision="bf16",
+        device_class="cpu-avx512",
+        version="1",
+    )
     info = pb.GetServerInfoResponse(version="1", device="cpu")
     info.models.add(name="a")
     info.models.add(name="b")
@@ -233,5 +262,13 @@ def test_identity_and_server_info() -> None:
     info.limits.max_message_bytes = 6
     info.limits.min_chunk_credit_samples = 7
     models = {"a": Chemistry(), "b": Chemistry()}
-    expected = ServerInfo("1", "cpu", models, {"r": (ReferenceSequence("chr1", 9, "f" * 32),)}, 5, 6, 7)
+    expected = ServerInfo(
+        version="1",
+        device="cpu",
+        models=models,
+        references={"r": (ReferenceSequence("chr1", 9, "f" * 32),)},
+        max_chunk_samples=5,
+        max_message_bytes=6,
+        min_chunk_credit_samples=7,
+    )
     assert decode_server_info(info) == expected

@@ -24,7 +24,7 @@ from porestream.client.writers import (
 
 RESULTS = [make_result(number) for number in range(60)]
 UNALIGNED_RESULTS = [make_result(number, aligned=False) for number in range(60)]
-SETTINGS = OutputSettings(IDENTITY, SEQUENCES)
+SETTINGS = OutputSettings(identity=IDENTITY, sequences=SEQUENCES)
 
 
 def write(path: Path, settings: OutputSettings = SETTINGS) -> Path:
@@ -54,13 +54,13 @@ def _tags_sorted(line: str) -> str:
 
 @pytest.mark.parametrize("suffix", ["fastq", "fastq.gz", "fq"])
 def test_fastq_has_each_sequence_once_with_its_tags(tmp_path: Path, suffix: str) -> None:
-    path = write(tmp_path / f"a.{suffix}", OutputSettings(UNALIGNED))
+    path = write(tmp_path / f"a.{suffix}", OutputSettings(identity=UNALIGNED))
     opener = gzip.open if suffix.endswith("gz") else open
     with opener(path, "rt") as file:
         lines = file.read().splitlines()
     called = [result for result in UNALIGNED_RESULTS if result.status is ReadStatus.CALLED]
     assert len(lines) == 4 * len(called)
-    with pysam.AlignmentFile(str(write(tmp_path / "a.bam", OutputSettings(UNALIGNED))), check_sq=False) as sam:
+    with pysam.AlignmentFile(str(write(tmp_path / "a.bam", OutputSettings(identity=UNALIGNED))), check_sq=False) as sam:
         tags = {record.query_name: record.to_string().split("\t")[11:] for record in sam}
     for result, (title, bases, plus, qualities) in zip(called, zip(*[iter(lines)] * 4, strict=True), strict=True):
         (part,) = result.parts
@@ -79,7 +79,7 @@ def test_fastq_has_each_sequence_once_with_its_tags(tmp_path: Path, suffix: str)
 
 
 def test_fastq_counts_the_reads_below_the_least_q_that_it_leaves_out(tmp_path: Path) -> None:
-    with RecordWriter(str(tmp_path / "a.fastq"), RUNS, OutputSettings(UNALIGNED)) as writer:
+    with RecordWriter(str(tmp_path / "a.fastq"), RUNS, OutputSettings(identity=UNALIGNED)) as writer:
         writer.write_all(UNALIGNED_RESULTS)
     filtered = sum(result.status is ReadStatus.FILTERED for result in UNALIGNED_RESULTS)
     assert writer.left_out == filtered > 0
@@ -110,7 +110,7 @@ def _overlaps(line: str, start: int, end: int) -> bool:
 
 def test_a_long_contig_gets_the_index_that_can_hold_it(tmp_path: Path) -> None:
     sequences = (*SEQUENCES, replace(SEQUENCES[0], name="wheat", length=1 << 29))
-    write(tmp_path / "a.bam", OutputSettings(IDENTITY, sequences, sort=True))
+    write(tmp_path / "a.bam", OutputSettings(identity=IDENTITY, sequences=sequences, sort=True))
     assert (tmp_path / "a.bam.csi").is_file()
 
 
@@ -178,7 +178,7 @@ def test_names_that_are_too_long_for_a_file(tmp_path: Path) -> None:
 
 
 def test_fastq_in_a_folder_keeps_the_failed_reads(tmp_path: Path) -> None:
-    outputs = OutputFolder(tmp_path, RUNS, OutputSettings(UNALIGNED, form=Format.FASTQ))
+    outputs = OutputFolder(tmp_path, RUNS, OutputSettings(identity=UNALIGNED, form=Format.FASTQ))
     outputs.write_all(UNALIGNED_RESULTS)
     outputs.close()
     entries = {

@@ -24,7 +24,7 @@ def job(tiny_model: Path, write_pod5: Callable[..., Path], tmp_path_factory: pyt
     ]
     run = write_pod5(folder / "run.pod5", signals)
     flags = ("--model", tiny_model, "--threads", 1, "--grace-s", 1)
-    job = chaos.Job(folder, run, flags, {"calls.bam": (), "calls.fastq": ()})
+    job = chaos.Job(folder=folder, pod5=run, server_flags=flags, formats={"calls.bam": (), "calls.fastq": ()})
     job.prepare()
     return job
 

@@ -23,7 +23,7 @@ CHANNELS = 4
 SHORT_SAMPLES = 1000
 LONG_SAMPLES = 10_000_000
 BUDGET_BYTES = 512 << 20
-RUN = RunInfo("run", 4000)
+RUN = RunInfo(run_id="run", sample_rate_hz=4000)
 
 Call = grpc.aio.StreamStreamCall[pb.StreamReadsRequest, pb.StreamReadsResponse]
 
@@ -33,7 +33,10 @@ def signal_read(number: int, samples: int) -> SignalRead:
     rng = np.random.default_rng(number)
     levels_S = rng.normal(500, 80, samples // 9 + 1).repeat(9)[:samples]
     signal_S: npt.NDArray[np.int16] = (levels_S + rng.normal(0, 12, samples).astype(np.float32)).astype(np.int16)
-    return SignalRead(ReadInfo(UUID(int=number), RUN, 10.0, 0.2, number % 512 + 1), signal_S)
+    return SignalRead(
+        ReadInfo(read_id=UUID(int=number), run=RUN, offset_adc=10.0, scale_pa_per_adc=0.2, channel=number % 512 + 1),
+        signal_S,
+    )
 
 
 async def open_stream(channel: grpc.aio.Channel, number: int) -> tuple[Call, int]:

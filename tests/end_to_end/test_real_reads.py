@@ -119,7 +119,7 @@ def test_human_reads_at_4_khz_agree_with_their_published_calls(shared_data: Path
 
 
 def test_bf16_costs_no_more_than_a_tenth_of_a_point(shared_data: Path, sarscov2: Path, tmp_path: Path) -> None:
-    from porestream.models.runner import processor_has_bf16
+    from porestream.models.host import processor_has_bf16
 
     if not processor_has_bf16():
         pytest.skip("this processor does not compute bf16")

@@ -19,11 +19,13 @@ from shapes import write_shape
 from porestream.client.sources import Pod5Source
 from porestream.models import runner as module
 from porestream.models.bundle import ModelBundle, load_bundle
+from porestream.models.card import Card, find_device
 from porestream.models.catalog import BUNDLED
 from porestream.models.chunk import Chunker
 from porestream.models.config import ModelError
+from porestream.models.cpu_runner import CpuRunner
+from porestream.models.cuda_runner import CudaRunner
 from porestream.models.memory import device_bytes
-from porestream.models.runner import Card, CpuRunner, CudaRunner, find_device
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA card, or a PyTorch without CUDA")
 
@@ -194,7 +196,15 @@ def test_a_server_calls_the_same_whatever_the_company(
 
     address = start_server(device="cuda", batch_size=ROWS, threads=4).address
     reads = [
-        SignalRead(ReadInfo(UUID(int=number), RunInfo("run", 4000), 10.0, 0.2), signal_S)
+        SignalRead(
+            ReadInfo(
+                read_id=UUID(int=number),
+                run=RunInfo(run_id="run", sample_rate_hz=4000),
+                offset_adc=10.0,
+                scale_pa_per_adc=0.2,
+            ),
+            signal_S,
+        )
         for number, signal_S in enumerate(signals)
     ]
 

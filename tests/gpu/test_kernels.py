@@ -7,7 +7,7 @@ import torch
 
 from porestream.kernels.crf import CrfDecoder
 from porestream.kernels.device import Device
-from porestream.models.runner import Card, find_device
+from porestream.models.card import Card, find_device
 from porestream.server.devices import kernel_device
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA card, or a PyTorch without CUDA")

@@ -1,6 +1,7 @@
 """Chains on the emulator against minimap2's steps, in each schedule."""
 
 import numpy as np
+import numpy.typing as npt
 import plain_mapping
 import pytest
 from hypothesis import given, settings
@@ -92,6 +93,14 @@ def test_chains_are_minimap2s(found: dict[Key, list[tuple[int, int]]], far: bool
     assert np.array_equal(chains.anchors, np.searchsorted(chains.read_A, np.arange(5)))
 
 
+def anchors_of(
+    x: npt.NDArray[np.uint64], y: npt.NDArray[np.uint64], read: npt.NDArray[np.int32], *, reads: int
+) -> Anchors:
+    none = np.zeros(0)
+    first = np.searchsorted(read, np.arange(reads + 1))
+    return Anchors(x_A=x, y_A=y, read_A=read, first=first, repetitive=none, seed_position=none, seed_first=none)
+
+
 def line(target: int, query: int, count: int) -> list[tuple[int, int]]:
     return [(target + 20 * i, query + 20 * i) for i in range(count)]
 
@@ -102,7 +111,7 @@ def test_pieces_on_both_sides_of_a_long_deletion_are_joined() -> None:
     x, y, read = arrays(found)
     once = chain_module._chain(DEVICE, x, y, read, 2, PRESET, far=False)
     assert [len(members) for _, _, members in listed(once)] == [40, 40, 30]
-    whole = Anchors(x, y, read, np.searchsorted(read, np.arange(3)), *[np.zeros(0)] * 3)
+    whole = anchors_of(x, y, read, reads=2)
     found_chains, too_much = chain_module.find_chains(DEVICE, whole, PRESET, np.array([1700, 700], np.int32))
     chains = listed(found_chains)
     assert not too_much.any()
@@ -113,7 +122,7 @@ def test_pieces_on_both_sides_of_a_long_deletion_are_joined() -> None:
 def test_long_joins_have_a_limit_too(monkeypatch: pytest.MonkeyPatch) -> None:
     found = {(0, 0, 0): line(1000, 100, 40) + line(4300, 900, 40), (1, 0, 0): line(1000, 100, 9) + line(9000, 900, 9)}
     x, y, read = arrays(found)
-    whole = Anchors(x, y, read, np.searchsorted(read, np.arange(3)), *[np.zeros(0)] * 3)
+    whole = anchors_of(x, y, read, reads=2)
     monkeypatch.setattr(chain_module, "MAX_LINKS", 2000)  # of the first one 6,400
     chains, too_much = chain_module.find_chains(DEVICE, whole, PRESET, np.array([1700, 1200], np.int32))
     assert too_much.tolist() == [True, False]
@@ -123,7 +132,7 @@ def test_long_joins_have_a_limit_too(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_read_with_too_much_work_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     found = {(0, 0, 0): line(1000, 100, 40), (1, 0, 0): line(1000, 100, 10), (3, 0, 0): line(10, 10, 5)}
     x, y, read = arrays(found)
-    whole = Anchors(x, y, read, np.searchsorted(read, np.arange(5)), *[np.zeros(0)] * 3)
+    whole = anchors_of(x, y, read, reads=4)
     same, too_much = chain_module.without_too_much_work(DEVICE, whole, PRESET)
     assert same is whole
     assert not too_much.any()

@@ -63,7 +63,15 @@ def walk(tmp_path_factory: pytest.TempPathFactory) -> Configuration:
     folder = tmp_path_factory.mktemp("kernels")
     (folder / "walk.cuh").write_text(HEADER)
     (folder / "walk.cu").write_text(WALK)
-    return Configuration(str(folder / "walk.cu"), "walk", ("COLUMN_COST=7",), 96, 1000, 2, "step")
+    return Configuration(
+        source=str(folder / "walk.cu"),
+        kernel="walk",
+        defines=("COLUMN_COST=7",),
+        block_threads=96,
+        dynamic_shared_bytes=1000,
+        units=2,
+        unit="step",
+    )
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
@@ -148,7 +156,16 @@ def assemble(text: str) -> list[Instruction]:
         targets = (
             tuple(int(target, 16) for target in operands.split("(")[1].rstrip(")").split(",")) if "(" in rest else ()
         )
-        found.append(Instruction(int(address, 16), guard, opcode, operands, targets, frozenset()))
+        found.append(
+            Instruction(
+                address=int(address, 16),
+                guard=guard,
+                opcode=opcode,
+                operands=operands,
+                targets=targets,
+                lines=frozenset(),
+            )
+        )
     return found
 
 
@@ -232,12 +249,12 @@ def test_occupancy_as_calculated_by_hand(
 
 def test_an_estimate_as_calculated_by_hand() -> None:
     path = Counter(LOP3=64, IADD3=32, IMAD=16, UIADD3=8, SHFL=4, BRA=4)
-    h100 = cubin.estimate(path, 4, "cell", Card("H100", 90, 132, 2.0))
+    h100 = cubin.estimate(path, 4, "cell", Card(name="H100", arch=90, sms=132, clock_ghz=2.0))
     assert h100.clocks == {"issue": 32.0, "alu": 48.0, "imad": 8.0, "shuffle": 4.0}
     assert h100.giga_units_per_s == 132 * 2.0 * 32 * 4 / 48
     assert "132 SMs x 2.0 GHz x 32 lanes x 4 cells / 48.0 clocks (alu: 96 instructions x 32 / 64 lanes" in h100.working
     assert h100.working.endswith("= 704 Gcells/s")
-    blackwell = cubin.estimate(path, 4, "cell", Card("RTX", 120, 100, 2.0))
+    blackwell = cubin.estimate(path, 4, "cell", Card(name="RTX", arch=120, sms=100, clock_ghz=2.0))
     assert blackwell.clocks == {"issue": 32.0, "alu": 32.0, "add": 8.0, "imad": 8.0, "shuffle": 4.0}
     assert {card.arch for card in CARDS} == set(ARCHITECTURES)
 

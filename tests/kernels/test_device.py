@@ -11,13 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from porestream.kernels import device as module
 from porestream.kernels import source
 from porestream.kernels.device import CudaDevice, DeviceError, EmulatedDevice, cuda_count, find_kernel_device
 from porestream.models.private_folder import UnsafeCacheError
-from porestream.models.runner import Card
 from porestream.server.devices import batch_decoder, keep_device_code, kernel_devices
 from porestream.server.settings import Settings, SettingsError
 
@@ -87,7 +85,7 @@ class StandIn(ModuleType):
 def cupy(monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
     stand_in = StandIn(cards=2)
     monkeypatch.setitem(sys.modules, "cupy", stand_in)
-    caches = (module._cupy, source._module, source._function)
+    caches = (module._cupy, source._module, source._kernel)
     for cache in caches:
         cache.cache_clear()
     yield stand_in
@@ -110,14 +108,14 @@ def test_other_names_are_refused(name: str) -> None:
 
 def test_a_card_that_is_not_there_is_refused(cupy: StandIn) -> None:
     assert cuda_count() == 2
-    assert find_kernel_device("cuda:1") == CudaDevice(1)
+    assert find_kernel_device("cuda:1") == CudaDevice(index=1)
     with pytest.raises(DeviceError, match=r"device cuda:2: CuPy finds 2 cards; docs/gpu.md"):
         find_kernel_device("cuda:2")
 
 
 def test_a_card_works_in_the_stream_and_the_memory_that_it_is_given(cupy: StandIn) -> None:
     asked: list[int] = []
-    device = CudaDevice(1, 4711, allocate=lambda size: asked.append(size) or 99, free=asked.append)  # type: ignore[func-returns-value]
+    device = CudaDevice(index=1, stream=4711, allocate=lambda size: asked.append(size) or 99, free=asked.append)  # type: ignore[func-returns-value]
     within = ("card 1", "stream 4711 of 1", "allocator 99")
     assert (device.name, device.arch) == ("cuda:1", 90)
     device.to_host(np.zeros(1))
@@ -129,7 +127,7 @@ def test_a_card_works_in_the_stream_and_the_memory_that_it_is_given(cupy: StandI
 
 
 def test_each_source_is_compiled_once_a_device_and_configuration(cupy: StandIn) -> None:
-    for device in (CudaDevice(0), CudaDevice(0), CudaDevice(1)):
+    for device in (CudaDevice(index=0), CudaDevice(index=0), CudaDevice(index=1)):
         for packed in (0, 1):
             for kernel in ("fill", "fill_traceback"):
                 source.load(device, "fill.cu", kernel, PACKED=packed, MANY=0)
@@ -139,7 +137,7 @@ def test_each_source_is_compiled_once_a_device_and_configuration(cupy: StandIn) 
 
 def test_a_source_that_does_not_compile_is_named_with_the_way_out(cupy: StandIn) -> None:
     with pytest.raises(DeviceError, match=r"cuda:1: pack.cu does not compile for sm_90 \(pack.cu\(3\).*--decoder cpu"):
-        source.load(CudaDevice(1), "pack.cu", "pack_bases", BROKEN=1)
+        source.load(CudaDevice(index=1), "pack.cu", "pack_bases", BROKEN=1)
 
 
 def test_an_emulator_without_a_compiler_is_an_error_with_the_way_out(
@@ -193,7 +191,7 @@ def test_kernels_go_where_the_networks_are(cupy: StandIn) -> None:
     found, aligns = kernel_devices(Settings(device="cuda:1", **fasta), stand_in)
     assert isinstance(found, CudaDevice)
     assert (found.index, found.stream, found.allocate) == (1, 5, stand_in.allocate)
-    assert aligns == CudaDevice(1, stream=7)  # a stream and memory of its own
+    assert aligns == CudaDevice(index=1, stream=7)  # a stream and memory of its own
     assert aligns.allocate is None
 
 
@@ -256,11 +254,10 @@ def test_a_cards_code_is_kept_where_nobody_else_can_put_any(tmp_path: Path, monk
 
 
 @pytest.mark.parametrize("what", ["decoder", "aligner"])
-@pytest.mark.parametrize("card", [None, Card(torch.device("cpu"))])
-def test_kernels_without_a_card_are_refused(what: str, card: Card | None) -> None:
+def test_kernels_without_a_card_are_refused(what: str) -> None:
     settings = Settings(device="cpu", **{what: "gpu"})
     with pytest.raises(SettingsError, match=f"{what} gpu: device cpu is a CPU here; choose --device cuda or emulated"):
-        kernel_devices(settings, card)
+        kernel_devices(settings, None)
 
 
 def test_too_many_states_are_decoded_on_the_cpu() -> None:

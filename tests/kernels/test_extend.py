@@ -1,6 +1,7 @@
 """extend.cu on the emulator against a plain dynamic programme: scores, ends, drops, CIGARs."""
 
 from collections.abc import Sequence
+from dataclasses import fields
 
 import numpy as np
 import numpy.typing as npt
@@ -238,9 +239,9 @@ def test_every_width_in_every_schedule(arch: int, packed: bool, schedule: Schedu
 EDGE_SCORES = [
     Scoring(open2=8_300),
     Scoring(extend1=11, extend2=11),
-    Scoring(20, 20, 0, 5, 5, 40, 1),
-    Scoring(2, 86, 42),
-    Scoring(10, 10, 0, 7, 7, 7, 7),
+    Scoring(match=20, mismatch=20, ambiguous=0, open1=5, extend1=5, open2=40, extend2=1),
+    Scoring(match=2, mismatch=86, ambiguous=42),
+    Scoring(match=10, mismatch=10, ambiguous=0, open1=7, extend1=7, open2=7, extend2=7),
 ]
 """Of which 15 bits hold just so much: all a little larger do not fit."""
 
@@ -283,7 +284,13 @@ def test_extension_to_the_left_is_that_of_the_sequences_turned_round(complement:
     queries, targets = pieces(tasks, backwards=True)
     if complement:  # the query as it is on the other strand: there it goes forward again
         queries = Pieces.of([np.where(query < 4, 3 - query, 4).astype(np.uint8) for query, _ in turned])
-        queries = Pieces(queries.codes, queries.start_N, queries.length_N, queries.backwards_N, ~queries.backwards_N)
+        queries = Pieces(
+            codes=queries.codes,
+            start_N=queries.start_N,
+            length_N=queries.length_N,
+            backwards_N=queries.backwards_N,
+            complement_N=~queries.backwards_N,
+        )
     left = Extender(EmulatedDevice(), BYTES)(queries, targets, band=400, zdrop=100)
     for name in ("score_N", "query_N", "target_N", "dropped_N"):
         assert np.array_equal(getattr(left, name), getattr(forward, name)), name
@@ -311,11 +318,11 @@ def test_gaps_stand_left_whichever_way_it_goes() -> None:
 @pytest.mark.parametrize(
     ("scoring", "packed"),
     [
-        (Scoring(4, 6, 1, 6, 3, 30, 2), True),
-        (Scoring(2, 2, 0, 3, 1, 3, 1), True),
-        (Scoring(6, 8, 1, 5, 5, 60, 1), True),
-        (Scoring(18, 20, 1, 30, 25, 300, 20), False),
-        (Scoring(2, 4, 1, 4, 2, 25_000, 1), False),
+        (Scoring(match=4, mismatch=6, ambiguous=1, open1=6, extend1=3, open2=30, extend2=2), True),
+        (Scoring(match=2, mismatch=2, ambiguous=0, open1=3, extend1=1, open2=3, extend2=1), True),
+        (Scoring(match=6, mismatch=8, ambiguous=1, open1=5, extend1=5, open2=60, extend2=1), True),
+        (Scoring(match=18, mismatch=20, ambiguous=1, open1=30, extend1=25, open2=300, extend2=20), False),
+        (Scoring(match=2, mismatch=4, ambiguous=1, open1=4, extend1=2, open2=25_000, extend2=1), False),
     ],
 )
 def test_other_scores(scoring: Scoring, packed: bool) -> None:
@@ -327,16 +334,21 @@ def test_other_scores(scoring: Scoring, packed: bool) -> None:
 
 
 def test_scores_that_the_kernels_do_not_have_are_refused() -> None:
+    names = [field.name for field in fields(Scoring)]
     for values in ((2, 4, 0), (1, 5, 2), (3, 5, 1, 4, 1, 3, 2)):
         with pytest.raises(ValueError, match=r"the kernels need match|the second gap cost"):
-            Scoring(*values)
+            Scoring(**dict(zip(names, values, strict=False)))
 
 
 @given(seed=st.integers(0, 2**32))
 @hypothesis_settings(max_examples=30)
 def test_scores_of_an_anti_diagonal_lie_as_close_as_is_claimed(seed: int) -> None:
     rng = np.random.default_rng(seed)
-    scoring = [MINIMAP2, Scoring(4, 6, 1, 6, 3, 30, 2), Scoring(6, 8, 1, 5, 5, 60, 1)][seed % 3]
+    scoring = [
+        MINIMAP2,
+        Scoring(match=4, mismatch=6, ambiguous=1, open1=6, extend1=3, open2=30, extend2=2),
+        Scoring(match=6, mismatch=8, ambiguous=1, open1=5, extend1=5, open2=60, extend2=1),
+    ][seed % 3]
     for query, target in many_tasks(seed, 8, 120):
         first, width = int(rng.integers(-80, 1)), int(rng.integers(81, 200))
         H = matrix(query, target, first, width, scoring)
@@ -438,13 +450,13 @@ def test_a_seeded_defect_is_caught(
     read = source.read_source
     monkeypatch.setattr(source, "read_source", lambda file: read(file).replace(text, defect))
     source._module.cache_clear()
-    source._function.cache_clear()
+    source._kernel.cache_clear()
     try:
         found = results_with_defects_in_mind()
         assert not all(same(ours, theirs) for ours, theirs in zip(found, right, strict=True))
     finally:
         source._module.cache_clear()
-        source._function.cache_clear()
+        source._kernel.cache_clear()
 
 
 SANITIZED = """

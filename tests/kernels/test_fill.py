@@ -106,10 +106,10 @@ def test_many_warps_in_every_schedule(arch: int, packed: bool, schedule: Schedul
     [
         (Scoring(open2=9_300), 255),
         (Scoring(extend1=37, extend2=37), 255),
-        (Scoring(30, 30, 0, 5, 5, 40, 1), 255),
+        (Scoring(match=30, mismatch=30, ambiguous=0, open1=5, extend1=5, open2=40, extend2=1), 255),
         (Scoring(open2=7_700), 1_000),
         (Scoring(extend1=8, extend2=8), 1_000),
-        (Scoring(14, 14, 0, 5, 5, 40, 1), 1_000),
+        (Scoring(match=14, mismatch=14, ambiguous=0, open1=5, extend1=5, open2=40, extend2=1), 1_000),
     ],
 )
 def test_scores_that_only_just_fit_into_15_bits(scoring: Scoring, rows: int) -> None:
@@ -171,7 +171,7 @@ def test_the_most_rows_and_no_more() -> None:
 def test_other_scores_against_parasail() -> None:
     """With both gap costs alike it is the single affine one, which parasail has."""
     rng = np.random.default_rng(5)
-    scoring = Scoring(2, 4, 1, 4, 2, 4, 2)
+    scoring = Scoring(match=2, mismatch=4, ambiguous=1, open1=4, extend1=2, open2=4, extend2=2)
     parasail_matrix = parasail.matrix_create("ACGT", scoring.match, -scoring.mismatch)
     tasks = [pair(rng, int(rows), int(rng.integers(1, 400)), 0.2) for rows in rng.integers(1, 400, 40)]
     found = Filler(EmulatedDevice(), BYTES, scoring)(*pieces(tasks))
@@ -183,12 +183,18 @@ def test_other_scores_against_parasail() -> None:
         assert score_cigar(*task, found.cigar_of(number), scoring)[0] == theirs
 
 
-@pytest.mark.parametrize("scoring", [Scoring(4, 6, 1, 6, 3, 30, 2), Scoring(18, 20, 1, 30, 25, 300, 20)])
+@pytest.mark.parametrize(
+    "scoring",
+    [
+        Scoring(match=4, mismatch=6, ambiguous=1, open1=6, extend1=3, open2=30, extend2=2),
+        Scoring(match=18, mismatch=20, ambiguous=1, open1=30, extend1=25, open2=300, extend2=20),
+    ],
+)
 def test_other_scores(scoring: Scoring) -> None:
     rng = np.random.default_rng(6)
     tasks = [pair(rng, 120, 130), pair(rng, 300, 420), structural_variant(rng, 900, 60)]
     check(Filler(EmulatedDevice(80), BYTES, scoring)(*pieces(tasks)), tasks, scoring)
-    assert not Scoring(18, 20, 1, 30, 25, 300, 20).fits_packed(512)
+    assert not Scoring(match=18, mismatch=20, ambiguous=1, open1=30, extend1=25, open2=300, extend2=20).fits_packed(512)
     assert MINIMAP2.fits_packed(MAX_ROWS + 1)
 
 
@@ -198,7 +204,13 @@ def test_both_strands_and_directions() -> None:
     expected = Filler(EmulatedDevice(), BYTES)(*pieces(tasks))
     turned = [(3 - query[::-1]).astype(np.uint8) for query, _ in tasks]  # on the other strand, read backwards
     query = Pieces.of(turned, backwards=True)
-    query = Pieces(query.codes, query.start_N, query.length_N, query.backwards_N, query.backwards_N)
+    query = Pieces(
+        codes=query.codes,
+        start_N=query.start_N,
+        length_N=query.length_N,
+        backwards_N=query.backwards_N,
+        complement_N=query.backwards_N,
+    )
     found = Filler(EmulatedDevice(), BYTES)(query, pieces(tasks)[1])
     assert same(found, expected)
 
@@ -272,10 +284,10 @@ def test_a_seeded_defect_is_caught(monkeypatch: pytest.MonkeyPatch, text: str, d
     read = source.read_source
     assert text in read("fill.cu")
     monkeypatch.setattr(source, "read_source", lambda file: read(file).replace(text, defect))
-    for cache in (source._module, source._function):
+    for cache in (source._module, source._kernel):
         cache.cache_clear()
     try:
         assert not same(Filler(EmulatedDevice(), BYTES)(*pieces(tasks)), right)
     finally:
-        for cache in (source._module, source._function):
+        for cache in (source._module, source._kernel):
             cache.cache_clear()

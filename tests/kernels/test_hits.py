@@ -23,7 +23,9 @@ SCHEDULES = list(emulator.Schedule)
 
 def run(kernel: str, threads: int, schedule: emulator.Schedule, seed: int, *arguments: object) -> None:
     with emulator.scheduled(schedule, seed=seed % 1000 + 1):
-        load(DEVICE, "hits.cu", kernel)((-(-threads // 64) or 1,), (64,), arguments)
+        loaded = load(DEVICE, "hits.cu", kernel)
+        names = [parameter.name for parameter in loaded.parameters]
+        loaded(-(-threads // 64) or 1, 64, **dict(zip(names, arguments, strict=True)))
 
 
 def starts(sizes: list[int]) -> npt.NDArray[np.int64]:

@@ -34,7 +34,7 @@ def test_words_are_those_by_hand(schedule: Schedule, seed: int, lengths: list[in
     backwards_N, complement_N, reversed_N, columns_N = (rng.random(count) < 0.5 for _ in range(4))
     start_N = rng.integers(0, len(codes) - length_N.max(), count).astype(np.int64)
     start_N = np.where(backwards_N, start_N + length_N - 1, start_N)
-    pieces = Pieces(codes, start_N, length_N, backwards_N, complement_N)
+    pieces = Pieces(codes=codes, start_N=start_N, length_N=length_N, backwards_N=backwards_N, complement_N=complement_N)
     words_N = packed_words(length_N.astype(np.int64), reversed_N)
     first_N = np.concatenate([[0], np.cumsum(words_N)[:-1]]).astype(np.int64)
     words = np.full(int(words_N.sum()) + 1, 0xDEADBEEF, np.uint32)

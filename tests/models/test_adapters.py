@@ -44,7 +44,13 @@ def miscalled(sequence: str, error: float, rng: np.random.Generator) -> str:
 def called_read(sequence: str, rng: np.random.Generator) -> CalledRead:
     moves_T = np.zeros(3 * len(sequence) + 5, np.uint8)
     moves_T[np.sort(rng.choice(moves_T.size, len(sequence), replace=False))] = 1
-    return CalledRead(sequence, rng.integers(1, 50, len(sequence), dtype=np.uint8), moves_T, 5, 130)
+    return CalledRead(
+        sequence=sequence,
+        qualities_B=rng.integers(1, 50, len(sequence), dtype=np.uint8),
+        moves_T=moves_T,
+        stride=5,
+        trimmed_samples=130,
+    )
 
 
 @pytest.mark.parametrize(

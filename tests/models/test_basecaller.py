@@ -18,9 +18,9 @@ from hypothesis.extra.numpy import arrays
 from porestream.models.basecaller import Basecaller, finish
 from porestream.models.bundle import load_bundle
 from porestream.models.chunk import ChunkPlan
+from porestream.models.cpu_runner import ROWS
 from porestream.models.decode import Decoded, NonFiniteScores
 from porestream.models.prepare import PreparedRead
-from porestream.models.runner import ROWS
 from porestream.models.scale import Scaling, med_mad_scaling, quantile_scaling
 
 MakeBundle = Callable[..., Path]
@@ -53,7 +53,9 @@ def squiggle(samples: int, seed: int) -> I16:
 
 
 def chunk_of(signal_S: I16, scaling: Scaling, start: int = 0) -> Chunk:
-    return PreparedRead(signal_S, scaling, 0, ChunkPlan([], signal_S.size, 6)), start
+    return PreparedRead(
+        signal_S=signal_S, scaling=scaling, trimmed_samples=0, plan=ChunkPlan([], signal_S.size, 6)
+    ), start
 
 
 def company(samples: int) -> dict[str, list[Chunk]]:

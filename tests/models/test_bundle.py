@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from porestream.models.bundle import ModelBundle, load_bundle
 from porestream.models.chemistry import Chemistry
 from porestream.models.config import ModelError
+from porestream.models.lstm import Lstms
 from porestream.models.scale import QuantileRule
 
 MakeBundle = Callable[..., Path]
@@ -64,8 +65,8 @@ def test_the_real_directory_survives_conversion(shared_data: Path, tmp_path: Pat
     shutil.copy(directory / "config.toml", converted)
     save_file(by_torch, converted / "model.safetensors")
     assert_same(load_bundle(converted), real)
-    assert (real.config.layers.width, real.config.stride, real.config.state_len) == (128, 6, 3)
-    assert real.chemistry == Chemistry("dna", "r9.4.1", 450, (4000,))
+    assert (real.config.layers.encoder.width, real.config.stride, real.config.state_len) == (128, 6, 3)
+    assert real.chemistry == Chemistry(molecule="dna", pore="r9.4.1", bases_per_second=450, sample_rates_hz=(4000,))
 
 
 def test_the_digest_tells_models_apart(make_bundle: MakeBundle, tmp_path: Path) -> None:
@@ -91,12 +92,20 @@ def test_other_floating_point_weights_become_float32(
 @pytest.mark.parametrize(
     ("name", "config", "chemistry"),
     [
-        ("dna_r9.4.1_e8_hac@v3.3", {}, Chemistry("dna", "r9.4.1", 450, (4000,))),
-        ("dna_r10.4.1_e8.2_400bps_fast@v3.5.2", {}, Chemistry("dna", "r10.4.1", 400, (4000,))),
+        (
+            "dna_r9.4.1_e8_hac@v3.3",
+            {},
+            Chemistry(molecule="dna", pore="r9.4.1", bases_per_second=450, sample_rates_hz=(4000,)),
+        ),
+        (
+            "dna_r10.4.1_e8.2_400bps_fast@v3.5.2",
+            {},
+            Chemistry(molecule="dna", pore="r10.4.1", bases_per_second=400, sample_rates_hz=(4000,)),
+        ),
         (
             "dna_r10.4.1_e8.2_400bps_fast@v3.5.2",
             {"run_info__sample_rate": 5000},
-            Chemistry("dna", "r10.4.1", 400, (5000,)),
+            Chemistry(molecule="dna", pore="r10.4.1", bases_per_second=400, sample_rates_hz=(5000,)),
         ),
         ("my model", {"run_info__sample_rate": 5000}, Chemistry()),
     ],
@@ -303,11 +312,14 @@ def test_layers_listed_one_by_one_are_read(make_bundle: MakeBundle, tmp_path: Pa
         (4, 16, 5, 1),
         (16, 16, 19, 6),
     ]
-    assert config.layers.reverse == (True, False, True, False, True)
+    assert isinstance(config.layers.encoder, Lstms)
+    assert config.layers.encoder.reverse == (True, False, True, False, True)
     layers = config.layers
     assert (layers.linear_bias, layers.score_tanh, layers.score_limit, config.stay_score) == (False, False, 5.0, 2.0)
     assert (config.scaling, config.quantiles) == ("quantile", QuantileRule(shift_multiplier=0.5))
-    assert bundle.chemistry == Chemistry("dna", "r10.4.1", 400, (5000, 4000))
+    assert bundle.chemistry == Chemistry(
+        molecule="dna", pore="r10.4.1", bases_per_second=400, sample_rates_hz=(5000, 4000)
+    )
 
 
 @pytest.mark.parametrize(

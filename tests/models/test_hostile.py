@@ -17,11 +17,12 @@ from torch import nn
 
 from porestream.models.bundle import load_bundle
 from porestream.models.config import ModelError, load_config
-from porestream.models.layers import LIMITS
+from porestream.models.config_values import LIMITS
+from porestream.models.cpu_runner import CpuRunner
 from porestream.models.pickled import FLOATING, UnsafeWeights, described
-from porestream.models.runner import CpuRunner
+from porestream.models.transformer import Transformer
 
-TINY = Shape("v4", 16, 2, stride=5, winlen=9, chunk_size=1200, overlap=120)
+TINY = Shape(release="v4", features=16, state_len=2, stride=5, winlen=9, chunk_size=1200, overlap=120)
 
 
 def edit(directory: Path, old: str, new: str) -> Path:
@@ -198,12 +199,12 @@ def test_numbers_beyond_any_model_are_refused(
 def test_published_models_are_far_from_the_limits(tmp_path: Path, name: str) -> None:
     config = load_config(write_config(SHAPES[name], tmp_path))
     layers = config.layers
-    assert layers.width * 8 <= LIMITS["features"][1]
+    assert layers.encoder.width * 8 <= LIMITS["features"][1]
     assert config.chunk_size * 8 <= LIMITS["chunksize"][1]
     assert max(layer.winlen for layer in layers.convolutions) * 8 <= LIMITS["winlen"][1]
-    if layers.transformer:
-        assert layers.transformer.depth * 8 <= LIMITS["depth"][1]
-        assert layers.transformer.hidden * 8 <= LIMITS["dim_feedforward"][1]
+    if isinstance(layers.encoder, Transformer):
+        assert layers.encoder.depth * 8 <= LIMITS["depth"][1]
+        assert layers.encoder.hidden * 8 <= LIMITS["dim_feedforward"][1]
 
 
 def write_config(shape: Shape, directory: Path) -> Path:
@@ -248,7 +249,7 @@ def test_a_config_of_gigabytes_is_not_read(tmp_path: Path) -> None:
 def test_a_batch_larger_than_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     directory = edit(write_shape("tiny v3", tmp_path / "model"), "chunksize = 1200\n", "chunksize = 200000\n")
     bundle = load_bundle(directory)
-    monkeypatch.setattr("porestream.models.runner.host_memory_bytes", lambda: 100 << 20)
+    monkeypatch.setattr("porestream.models.cpu_runner.host_memory_bytes", lambda: 100 << 20)
     with pytest.raises(ModelError, match=r"chunksize = 200000: a batch's scores take .* bytes, and this machine has"):
         CpuRunner(bundle, "fp32")
 

@@ -33,9 +33,11 @@ MEASURED = {
     "LSTM, many scores": SHAPES["tiny v4"],
     "LSTM, wide convolutions": SHAPES["tiny v4.2"],
     "LSTM, bottleneck": SHAPES["tiny sup v4"],
-    "LSTM, wide": Shape("v4.3", 64, 2, chunk_size=1200, overlap=120),
+    "LSTM, wide": Shape(release="v4.3", features=64, state_len=2, chunk_size=1200, overlap=120),
     "transformer": SHAPES["tiny sup v5"],
-    "transformer, many scores": Shape("v5", 32, 3, depth=2, heads=4, chunk_size=1920, overlap=192),
+    "transformer, many scores": Shape(
+        release="v5", features=32, state_len=3, depth=2, heads=4, chunk_size=1920, overlap=192
+    ),
 }
 PLANNED = {
     "fast": SHAPES["fast v4.3"],
@@ -93,7 +95,7 @@ def configs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ModelConfig]:
 def test_the_formula_is_what_lives_in_a_forward_pass(tmp_path: Path, name: str, precision: str, rows: int) -> None:
     bundle = load_bundle(write_shape(MEASURED[name], tmp_path / "model"))
     config = bundle.config
-    network = Network(bundle, precision, transformer_rows=rows)
+    network = Network(bundle, precision, encoder_rows=rows)
     samples = config.chunk_size // config.chunk_unit * config.chunk_unit
     batch_NS = torch.zeros(rows, samples)
     scores_TNC = torch.zeros(samples // config.stride, rows, config.score_count)

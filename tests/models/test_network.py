@@ -16,8 +16,9 @@ import torch
 from reference_network import reference_scores
 
 from porestream.models.bundle import ModelBundle, load_bundle
+from porestream.models.cpu_runner import ROWS
+from porestream.models.host import processor_has_bf16
 from porestream.models.network import Network
-from porestream.models.runner import ROWS, processor_has_bf16
 
 MakeBundle = Callable[..., Path]
 

@@ -54,7 +54,7 @@ def whole(read: PreparedRead) -> npt.NDArray[np.float64]:
 
 @given(samples=st.integers(20, 9000), rate=st.sampled_from([5000, 4000, 3000, 0]), seed=st.integers(0, 2**32 - 1))
 def test_chunks_are_parts_of_the_whole_read(caller: Basecaller, samples: int, rate: int, seed: int) -> None:
-    read = caller.prepare(squiggle(samples, seed), Measurement(rate))
+    read = caller.prepare(squiggle(samples, seed), Measurement(sample_rate_hz=rate))
     assert read.plan.read_samples == (samples - read.trimmed_samples - 1) * (5000 if rate else 1) // (rate or 1) + 1
     whole_M = whole(read)
     for piece in read.plan.pieces:
@@ -69,7 +69,7 @@ def test_moves_come_back_to_the_measured_samples(
     caller: Basecaller, samples: int, rate: int, density: float, seed: int
 ) -> None:
     """Every base keeps a step of its own, and its sample lies in it or just before."""
-    read = caller.prepare(squiggle(samples, seed), Measurement(rate))
+    read = caller.prepare(squiggle(samples, seed), Measurement(sample_rate_hz=rate))
     moves_T = (np.random.default_rng(seed).random(read.plan.steps) < density).astype(np.uint8)
     moves_T[0] = 1
     measured_T, stride = read.measured_moves(moves_T)
@@ -86,10 +86,10 @@ def test_moves_come_back_to_the_measured_samples(
 def test_other_rates_are_taken_as_they_are(caller: Basecaller) -> None:
     signal_S = squiggle(3000, 1)
     for rate in (0, 5000, 2000):
-        read = caller.prepare(signal_S, Measurement(rate))
+        read = caller.prepare(signal_S, Measurement(sample_rate_hz=rate))
         assert read.step == 1
         assert read.plan.read_samples == 3000 - read.trimmed_samples
-    assert caller.prepare(signal_S, Measurement(4000)).step < 1
+    assert caller.prepare(signal_S, Measurement(sample_rate_hz=4000)).step < 1
 
 
 def test_a_slower_runs_read_is_called_like_a_faster_ones(caller: Basecaller) -> None:
@@ -97,12 +97,12 @@ def test_a_slower_runs_read_is_called_like_a_faster_ones(caller: Basecaller) -> 
     corners_S = np.random.default_rng(3).integers(300, 700, 800)
     slow_S = np.interp(np.arange(4 * 799 + 1) / 4, np.arange(800), corners_S)
     fast_S = np.interp(np.arange(5 * 799 + 1) / 5, np.arange(800), corners_S)
-    slow = caller.prepare(np.round(slow_S).astype(np.int16), Measurement(4000))
+    slow = caller.prepare(np.round(slow_S).astype(np.int16), Measurement(sample_rate_hz=4000))
     first_s = slow.trimmed_samples / 4000
     at = np.round((first_s + np.arange(1200) / 5000) * 20_000) / 20_000 * 5000
     expected_M = (np.interp(at, np.arange(fast_S.size), fast_S) - slow.scaling.shift) / slow.scaling.scale
     np.testing.assert_allclose(slow.chunk(0, 1200), expected_M, atol=1.0 / slow.scaling.scale)  # whole counts
-    called = caller.call_read(np.round(slow_S).astype(np.int16), Measurement(4000))
+    called = caller.call_read(np.round(slow_S).astype(np.int16), Measurement(sample_rate_hz=4000))
     assert called.stride == 4
     assert called.moves_T.sum() == len(called.sequence) == called.qualities_B.size > 20
 
@@ -110,7 +110,7 @@ def test_a_slower_runs_read_is_called_like_a_faster_ones(caller: Basecaller) -> 
 def test_offset_and_gain_of_the_instrument_do_not_matter(caller: Basecaller) -> None:
     signal_S = squiggle(3000, 4)
     plain, moved = (
-        prepare(x.astype(np.int16), Measurement(5000), caller.bundle.config, CHUNKER)
+        prepare(x.astype(np.int16), Measurement(sample_rate_hz=5000), caller.bundle.config, CHUNKER)
         for x in (signal_S, signal_S + 700)
     )
     np.testing.assert_allclose(plain.chunk(0, 1200), moved.chunk(0, 1200), atol=1e-4)

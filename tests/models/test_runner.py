@@ -18,25 +18,21 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from host_card import HostCard
 from shapes import SHAPES, write_shape
 
 from porestream.kernels.crf import CrfDecoder
 from porestream.kernels.device import EmulatedDevice
-from porestream.models import runner as module
 from porestream.models.basecaller import Basecaller, decode_settings
 from porestream.models.bundle import ModelBundle, load_bundle
+from porestream.models.card import Card, find_device, fix_arithmetic
 from porestream.models.config import ModelError, load_config
+from porestream.models.cpu_runner import CpuRunner, cpu_rows
+from porestream.models.cuda_runner import CudaRunner
 from porestream.models.decode import Decoded, Decoder, NonFiniteScores
 from porestream.models.memory import result_bytes
-from porestream.models.runner import (
-    Card,
-    CpuRunner,
-    CudaRunner,
-    Runner,
-    cpu_rows,
-    find_device,
-    fix_arithmetic,
-)
+from porestream.models.network import Network
+from porestream.models.runner import Runner
 
 F32 = npt.NDArray[np.float32]
 CPU = torch.device("cpu")
@@ -69,7 +65,7 @@ def same_bits(left: F32, right: F32) -> bool:
 def test_a_card_computes_what_the_cpu_does(bundles: dict[str, ModelBundle], precision: str) -> None:
     bundle = bundles["tiny v4.3"]
     ours = CpuRunner(bundle, precision)
-    theirs = CudaRunner(bundle, LENGTHS, precision, Card(CPU), rows=ours.rows)
+    theirs = CudaRunner(bundle, LENGTHS, precision, HostCard(), rows=ours.rows)
     assert theirs.precision == ours.precision == precision
     for samples in (*LENGTHS, LENGTHS[0]):  # the long length again, in memory that a short one has used
         for count in (16, 3, 0):
@@ -80,14 +76,14 @@ def test_a_card_computes_what_the_cpu_does(bundles: dict[str, ModelBundle], prec
 def test_a_card_computes_a_transformers_rows_together(bundles: dict[str, ModelBundle]) -> None:
     bundle = bundles["tiny sup v5"]
     batch = chunks(5, 1920)
-    ours, theirs = CpuRunner(bundle, "fp32"), CudaRunner(bundle, [1920], "fp32", Card(CPU), rows=16)
+    ours, theirs = CpuRunner(bundle, "fp32"), CudaRunner(bundle, [1920], "fp32", HostCard(), rows=16)
     one_by_one_TNC = np.concatenate([ours([chunk], 1920).copy() for chunk in batch], axis=1)
     assert ours.rows == 1  # the CPU's, where more would gain nothing
     np.testing.assert_allclose(theirs(batch, 1920)[:, : len(batch)], one_by_one_TNC, atol=1e-4)
 
 
 def test_threads_and_models_share_a_card(bundles: dict[str, ModelBundle]) -> None:
-    card = Card(CPU, threads=4)
+    card = HostCard(threads=4)
     runners: list[Runner] = [CudaRunner(bundles[name], LENGTHS, "fp32", card, 16) for name in ("tiny v3", "tiny v4.3")]
     work = [(runner, samples, seed) for runner in runners for samples in LENGTHS for seed in range(3)]
     expected = [runner(chunks(16, samples, seed), samples).copy() for runner, samples, seed in work]
@@ -102,14 +98,16 @@ def test_threads_and_models_share_a_card(bundles: dict[str, ModelBundle]) -> Non
 
 
 def test_a_batch_has_no_more_than_its_rows(bundles: dict[str, ModelBundle]) -> None:
-    runner = CudaRunner(bundles["tiny v3"], LENGTHS, "fp32", Card(CPU), rows=5)
+    runner = CudaRunner(bundles["tiny v3"], LENGTHS, "fp32", HostCard(), rows=5)
     assert runner(chunks(5, 300), 300).shape == (60, 5, 64)
     with pytest.raises(IndexError):
         runner(chunks(6, 300), 300)
 
 
 def test_rows_are_part_of_what_decides_the_bits(bundles: dict[str, ModelBundle]) -> None:
-    classes = {CudaRunner(bundles["tiny v3"], LENGTHS, "fp32", Card(CPU), rows).device_class for rows in (16, 32, None)}
+    classes = {
+        CudaRunner(bundles["tiny v3"], LENGTHS, "fp32", HostCard(), rows).device_class for rows in (16, 32, None)
+    }
     assert len(classes) == 3
 
 
@@ -124,7 +122,7 @@ def decoding_runners(bundle: ModelBundle, card: Card | None = None) -> list[CpuR
     decoder = kernels_for(bundle)
     return [
         CpuRunner(bundle, "fp32", decoder),
-        CudaRunner(bundle, LENGTHS, "fp32", card or Card(CPU), 16, decoder=decoder),
+        CudaRunner(bundle, LENGTHS, "fp32", card or HostCard(), 16, decoder=decoder),
     ]
 
 
@@ -167,7 +165,7 @@ def test_results_are_not_overwritten_by_the_next_call(bundles: dict[str, ModelBu
 
 
 def test_threads_and_models_share_a_decoding_card(bundles: dict[str, ModelBundle]) -> None:
-    card = Card(CPU, threads=4)
+    card = HostCard(threads=4)
     of_name = {name: decoding_runners(bundles[name], card) for name in ("tiny v3", "tiny v4.3")}
     work = [(name, samples, seed) for name in of_name for samples in LENGTHS for seed in range(2)]
     expected = [on_the_cpu(bundles[name], chunks(16, samples, seed), samples) for name, samples, seed in work]
@@ -195,7 +193,7 @@ def test_scores_that_are_not_finite_are_refused_row_by_row(bundles: dict[str, Mo
 
 
 def test_what_is_decoded_on_a_card_takes_little_of_the_host(bundles: dict[str, ModelBundle]) -> None:
-    bundle, card = bundles["tiny v3"], Card(CPU)
+    bundle, card = bundles["tiny v3"], HostCard()
     cpu, cuda = decoding_runners(bundle, card)
     sizes = [buffer.numel() for buffer in card.host_buffers()]
     assert sizes == [16 * 1200 * 4, 16 * (4 + 3 * 240)] == [16 * 1200 * 4, result_bytes(bundle.config, 1200, 16, True)]
@@ -242,7 +240,7 @@ class FakeCuda:
             monkeypatch.setattr(torch.cuda, name, value)
         zeros = torch.zeros
         monkeypatch.setattr(torch, "zeros", lambda *size, pin_memory=False, device=None, **rest: zeros(*size, **rest))
-        monkeypatch.setattr(Network := module.Network, "to", lambda network, device: network)
+        monkeypatch.setattr(Network, "to", lambda network, device: network)
         forward = Network.forward
 
         def logged(network: Any, *args: Any) -> torch.Tensor:
@@ -409,7 +407,7 @@ def test_devices_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_model_that_does_not_fit_is_refused_when_it_is_loaded(
     monkeypatch: pytest.MonkeyPatch, bundles: dict[str, ModelBundle]
 ) -> None:
-    bundle, card = bundles["tiny v3"], Card(CPU)
+    bundle, card = bundles["tiny v3"], HostCard()
     monkeypatch.setattr(card, "free_bytes", lambda: 700 << 20)
     planned = CudaRunner(bundle, LENGTHS, "fp32", card)
     assert planned.rows % 64 == 0
@@ -451,7 +449,7 @@ def test_fewer_rows_on_the_cpu_where_scores_are_many(tmp_path: Path) -> None:
 
 
 def test_a_cards_buffers_are_each_threads_own(bundles: dict[str, ModelBundle]) -> None:
-    card = Card(CPU)
+    card = HostCard()
     card.reserve(10, 20)
     card.reserve(30, 5)
     mine = card.host_buffers()

@@ -185,7 +185,13 @@ def test_pa_scaling_standardises_the_current(
     current_pa_S = (adc_S + offset) * scale_pa
     if product == "flo-pro114m" and math.isfinite(open_pore_pa):
         current_pa_S -= open_pore_pa - 199.21
-    measured = Measurement(5000, offset, scale_pa, open_pore_pa, product)
+    measured = Measurement(
+        sample_rate_hz=5000,
+        offset_adc=offset,
+        scale_pa=scale_pa,
+        open_pore_pa=open_pore_pa,
+        flow_cell_product_code=product,
+    )
     plain_S = pa_scaling(measured).apply(adc_S)
     np.testing.assert_allclose(plain_S, current_pa_S, rtol=1e-4, atol=1e-2)
     standardised_S = pa_scaling(measured, Standardisation(mean_pa, stdev_pa, True)).apply(adc_S)

@@ -15,16 +15,16 @@ import reference_network as reference
 import torch
 from shapes import CONTAINERS, SHAPES, Shape, shape_config, shape_tensors, write_shape, write_torchscript
 
+from porestream.models.attention import WindowedAttention, rotated
 from porestream.models.bundle import load_bundle
-from porestream.models.layers import Transformer
+from porestream.models.cpu_runner import ROWS
 from porestream.models.network import Network
-from porestream.models.runner import ROWS
-from porestream.models.transformer import WindowedAttention, rotated
+from porestream.models.transformer import Transformer
 
 TINY = [name for name in SHAPES if name.startswith("tiny")]
 PUBLISHED_SIZES = {
     "hac v4.3": SHAPES["hac v4.3"],
-    "heads and window of sup v5": Shape("v5", 128, 3, depth=1, heads=2),
+    "heads and window of sup v5": Shape(release="v5", features=128, state_len=3, depth=1, heads=2),
 }
 """Kernels are chosen by size."""
 
@@ -142,7 +142,11 @@ def test_attention_sees_its_window_and_nothing_else(changed: int) -> None:
     """A step is changed: the outputs whose window it is in change, and the others stay, to the last bit."""
     T, window = 200, (7, 12)
     torch.manual_seed(2)
-    layer = WindowedAttention(Transformer(1, 32, 4, 128, 2.4, window, 10_000.0, 2)).eval()
+    layer = WindowedAttention(
+        Transformer(
+            depth=1, width=32, heads=4, hidden=128, alpha=2.4, window=window, rotary_base=10_000.0, upsampling=2
+        )
+    ).eval()
     x_NTF = torch.randn(1, T, 32)
     other_NTF = x_NTF.clone()
     other_NTF[:, changed] += 1
@@ -158,7 +162,7 @@ def test_rows_of_a_transformer_may_go_through_together(tmp_path: Path, rows_at_o
     bundle = load_bundle(write_shape("tiny sup v5", tmp_path / "model", seed=5))
     batch_NS = squiggles(3, samples_of(SHAPES["tiny sup v5"]))
     expected_TNC = scores(Network(bundle), batch_NS)
-    computed_TNC = scores(Network(bundle, transformer_rows=rows_at_once), batch_NS)
+    computed_TNC = scores(Network(bundle, encoder_rows=rows_at_once), batch_NS)
     np.testing.assert_allclose(computed_TNC, expected_TNC, rtol=0, atol=1e-4)
 
 

@@ -14,7 +14,7 @@ import yaml
 from live import module_at, tool
 
 from porestream.server.app import _LIVENESS
-from porestream.server.settings import Settings, load_settings
+from porestream.server.settings import Settings, environment_names, load_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPOSE = ROOT / "deploy" / "compose"
@@ -82,7 +82,7 @@ def settings_of(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, fo
     for name, value in values.items():
         monkeypatch.setenv(name, value)
     settings = load_settings({}, None)
-    assert not settings.model_fields_set - {name.removeprefix(PREFIX).lower() for name in environment}
+    assert {environment_names()[name] for name in settings.model_fields_set} <= values.keys()
     return settings
 
 
@@ -170,7 +170,7 @@ def test_no_secret_is_committed() -> None:
 
 def test_settings_are_the_servers(objects: list[Object], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     environment = environment_of(objects)
-    unknown = {name for name in environment if name.removeprefix(PREFIX).lower() not in Settings.model_fields}
+    unknown = environment.keys() - set(environment_names().values())
     assert not unknown
     settings = settings_of(environment, monkeypatch, tmp_path)
     assert settings.token_file

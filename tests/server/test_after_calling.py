@@ -14,7 +14,7 @@ from porestream.server import after_calling
 from porestream.server.after_calling import Part
 from porestream.server.reads import CallSettings
 
-RUN = RunInfo("run", 4000)
+RUN = RunInfo(run_id="run", sample_rate_hz=4000)
 BASES = 60
 
 
@@ -49,7 +49,10 @@ def nothing(_parts: list[Part], _settings: CallSettings, _config: ModelConfig) -
 
 
 def call(address: str, signals: list[np.ndarray]) -> list[Any]:
-    reads = [SignalRead(ReadInfo(UUID(int=n + 1), RUN, 10.0, 0.2), signal) for n, signal in enumerate(signals)]
+    reads = [
+        SignalRead(ReadInfo(read_id=UUID(int=n + 1), run=RUN, offset_adc=10.0, scale_pa_per_adc=0.2), signal)
+        for n, signal in enumerate(signals)
+    ]
     options = StreamOptions(emit_moves=True, min_mean_qscore=2.0)
     with SyncBasecallClient(address, options) as client:
         return sorted(client.call(reads), key=lambda result: result.info.read_id.int)

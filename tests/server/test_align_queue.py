@@ -14,7 +14,18 @@ from porestream.server.align_queue import AlignQueue, ToAlign
 from porestream.server.device_use import DeviceUse
 from porestream.server.reads import Priority
 
-ALIGNMENT = Alignment(0, "c", 1, 2, 60, np.zeros(0, np.uint32), 10, 0, "1", 0.0)
+ALIGNMENT = Alignment(
+    flag=0,
+    reference_name="c",
+    reference_start=1,
+    reference_end=2,
+    mapping_quality=60,
+    cigar=np.zeros(0, np.uint32),
+    score=10,
+    edit_distance=0,
+    md="1",
+    divergence=0.0,
+)
 
 
 @dataclass
@@ -47,7 +58,7 @@ def read(name: str, bases: int = 10, *, md: bool = True, priority: Priority = Pr
     settings = SimpleNamespace(emit_md=md, priority=priority)
     job: Any = SimpleNamespace(read=SimpleNamespace(name=name), settings=settings)
     called: Any = SimpleNamespace(sequence="A" * bases)
-    return ToAlign(job, 0, called.sequence, 0.0)
+    return ToAlign(job=job, index=0, sequence=called.sequence, stitched_s=0.0)
 
 
 Results = dict[str, list[Alignment] | Exception]

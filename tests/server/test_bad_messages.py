@@ -61,7 +61,13 @@ GOOD_S = steps(2500, 1)
 
 def chunks_of(read_id: bytes, signal_S: npt.NDArray[np.int16], chunk_samples: int = 65_536) -> list[pb.ReadChunk]:
     """What an honest client sends of a read."""
-    info = ReadInfo(UUID(bytes=read_id), RunInfo("run", 4000), 10.0, 0.2, 1)
+    info = ReadInfo(
+        read_id=UUID(bytes=read_id),
+        run=RunInfo(run_id="run", sample_rate_hz=4000),
+        offset_adc=10.0,
+        scale_pa_per_adc=0.2,
+        channel=1,
+    )
     return list(encode_read(SignalRead(info, signal_S), chunk_samples).chunks)
 
 

@@ -155,10 +155,10 @@ def test_who_a_peer_is() -> None:
     assert peer_name("192.0.2.7") == peer_name("::ffff:192.0.2.7") == "192.0.2.7"
     assert peer_name("2001:db8::1") == peer_name("2001:db8::ffff%eth0") == "2001:db8::/64"
     limits = Limits(4)
-    assert [limits.enter("a") for _ in range(4)] == ["", "", "", "peer"]
-    assert [limits.enter("b") for _ in range(2)] == ["", "total"]
+    assert [limits.enter("a") for _ in range(4)] == [None, None, None, "peer"]
+    assert [limits.enter("b") for _ in range(2)] == [None, "total"]
     limits.leave("a")
-    assert limits.enter("b") == ""
+    assert limits.enter("b") is None
 
 
 def test_the_limit_of_descriptors_has_room_for_all() -> None:

@@ -16,7 +16,6 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from porestream.client import BasecallClient, StreamOptions
 from porestream.client.reads import ReadInfo, ReadResult, RunInfo, SignalRead
 from porestream.client.stream import PRIORITIES
-from porestream.kernels.device_aligner import FALLBACKS
 from porestream.kernels.hits import Failure
 from porestream.server import metrics
 from porestream.server.collector import ServerCollector
@@ -48,8 +47,7 @@ def test_names_follow_prometheus_conventions(definition: metrics.Definition) -> 
 def test_label_values_are_those_of_the_page() -> None:
     of_rejected, of_alignments, *_ = (part.split(": ")[-1] for part in metrics.LABELS["reason"].split("; of "))
     assert {reason.value for reason in Reason} == set(of_rejected.split(", "))
-    assert set(FALLBACKS) == set(of_alignments.split(", "))
-    assert {failure.name.lower() for failure in Failure} - {"none"} < set(FALLBACKS)
+    assert {failure.name.lower() for failure in Failure} - {"none"} == set(of_alignments.split(", "))
     assert all(stage.value in metrics.LABELS["stage"] for stage in Stage)
 
 
@@ -82,9 +80,14 @@ def scrape(server, meters=None, expiry_s=None) -> dict[str, dict[tuple[str, ...]
 
 
 def made_up_reads(count: int, samples: int = 3000) -> list[SignalRead]:
-    run = RunInfo("run", 4000)
+    run = RunInfo(run_id="run", sample_rate_hz=4000)
     signal_S = np.random.default_rng(3).integers(300, 600, samples).astype(np.int16)
-    return [SignalRead(ReadInfo(UUID(int=number + 1), run, -10.0, 0.2, channel=1), signal_S) for number in range(count)]
+    return [
+        SignalRead(
+            ReadInfo(read_id=UUID(int=number + 1), run=run, offset_adc=-10.0, scale_pa_per_adc=0.2, channel=1), signal_S
+        )
+        for number in range(count)
+    ]
 
 
 def test_the_activity_clock_counts_what_is_active_up_to_its_capacity() -> None:
@@ -169,7 +172,13 @@ def test_a_card_tells_what_it_can() -> None:
     nvml = FakeNvml()
     meter = CardMeter(nvml, None)
     nvml.energy_mj += 12_000
-    assert meter.read() == Reading(12.0, 3 << 30, 80 << 30, 0.87, None)
+    assert meter.read() == Reading(
+        energy_joules=12.0,
+        memory_used_bytes=3 << 30,
+        memory_total_bytes=80 << 30,
+        utilization_ratio=0.87,
+        temperature_celsius=None,
+    )
 
 
 def test_every_pulled_metric_is_there_and_nothing_else(start_server) -> None:  # type: ignore[no-untyped-def]

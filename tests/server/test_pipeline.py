@@ -14,6 +14,7 @@ import pytest
 import structlog
 import torch
 from click.testing import CliRunner
+from host_card import HostCard
 
 from porestream.cli.main import main
 from porestream.client.client import BasecallClient, SyncBasecallClient
@@ -22,7 +23,6 @@ from porestream.client.stream import StreamOptions
 from porestream.models.basecaller import Basecaller
 from porestream.models.config import ModelError
 from porestream.models.private_folder import default_cache_dir
-from porestream.models.runner import Card
 from porestream.server import devices
 from porestream.server.app import build_engine, load_models
 from porestream.server.devices import open_card
@@ -42,7 +42,15 @@ def as_before() -> Iterator[None]:
 
 def call(address: str, signals: list[np.ndarray], first: int) -> dict[UUID, tuple[str, bytes]]:
     reads = [
-        SignalRead(ReadInfo(UUID(int=first + number), RunInfo("run", 4000), 10.0, 0.2), signal_S)
+        SignalRead(
+            ReadInfo(
+                read_id=UUID(int=first + number),
+                run=RunInfo(run_id="run", sample_rate_hz=4000),
+                offset_adc=10.0,
+                scale_pa_per_adc=0.2,
+            ),
+            signal_S,
+        )
         for number, signal_S in enumerate(signals)
     ]
     with SyncBasecallClient(address, StreamOptions()) as client:
@@ -54,7 +62,8 @@ def call(address: str, signals: list[np.ndarray], first: int) -> dict[UUID, tupl
 def card_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that finds a card, which is the CPU without a stream."""
     monkeypatch.setattr(devices, "find_device", lambda name: torch.device("cuda", 0))
-    monkeypatch.setattr(devices, "Card", lambda device, threads: Card(torch.device("cpu"), threads))
+    monkeypatch.setattr(devices, "Card", lambda device, threads: HostCard(threads))
+    monkeypatch.setattr(devices, "kernel_device", lambda device, card: None)
 
 
 def test_a_card_calls_as_the_cpu_does_and_says_what_it_is(
@@ -76,7 +85,7 @@ def test_a_card_calls_as_the_cpu_does_and_says_what_it_is(
 def test_models_share_a_cards_memory(
     monkeypatch: pytest.MonkeyPatch, make_bundle: Callable[..., Path], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(Card, "free_bytes", lambda card: 1400 << 20)
+    monkeypatch.setattr(HostCard, "free_bytes", lambda card: 1400 << 20)
     models = [str(make_bundle(tmp_path / name, container="safetensors")) for name in ("one_fast@v1", "two_fast@v1")]
     settings = Settings(model=models, threads=1)
     first, second = load_models(settings, default_cache_dir(), open_card(settings), None).values()

@@ -16,7 +16,7 @@ from porestream.client.reads import ReadInfo, RunInfo, SignalRead
 from porestream.client.records import header, records
 from porestream.client.stream import ServerLost, StreamOptions
 from porestream.models.adapters import BOTTOM, TOP
-from porestream.models.runner import CpuRunner
+from porestream.models.cpu_runner import CpuRunner
 from porestream.v1 import porestream_pb2 as pb
 from porestream.v1 import porestream_pb2_grpc as pb_grpc
 
@@ -120,14 +120,27 @@ def test_bytes_change_only_with_the_revision(
     reference.write_text(f">genome\n{genome}\n")
     model = make_bundle(tmp_path / "dna_r10.4.1_e8.2_400bps_fast@v4.2.0", scaling__strategy=scaling)
     monkeypatch.setattr(CpuRunner, "__call__", made_up_network)
-    run = RunInfo("run", 5000, sequencing_kit="SQK-LSK114", flow_cell_product_code="FLO-MIN114")
+    run = RunInfo(run_id="run", sample_rate_hz=5000, sequencing_kit="SQK-LSK114", flow_cell_product_code="FLO-MIN114")
     reads = []
     for number in range(40):
         length = int(rng.integers(20, 1500))
         start = int(rng.integers(0, len(genome) - length))
         sequence = TOP + genome[start : start + length] + (BOTTOM if number % 2 else "")
         signal_S = made_up_signal(sequence, rng, int(rng.integers(0, 40)))
-        reads.append(SignalRead(ReadInfo(UUID(int=number + 1), run, 10.0, 0.2, number + 1, 1, number), signal_S))
+        reads.append(
+            SignalRead(
+                ReadInfo(
+                    read_id=UUID(int=number + 1),
+                    run=run,
+                    offset_adc=10.0,
+                    scale_pa_per_adc=0.2,
+                    channel=number + 1,
+                    well=1,
+                    read_number=number,
+                ),
+                signal_S,
+            )
+        )
     server = start_server(model=[model], reference=[reference], precision="fp32")
     options = StreamOptions(reference="genome.fasta", emit_moves=True, emit_md=True)
     with SyncBasecallClient(server.address, options) as client:
@@ -145,8 +158,11 @@ def test_a_client_does_not_go_over_to_a_server_that_knows_no_revision(
 ) -> None:
     """Such a server takes what it does not know of for the same: the client looks for itself."""
     server = start_server()
-    run = RunInfo("run", 4000)
-    reads = [SignalRead(ReadInfo(UUID(int=n + 1), run, 10.0, 0.2), signal) for n, signal in enumerate(signals[:3])]
+    run = RunInfo(run_id="run", sample_rate_hz=4000)
+    reads = [
+        SignalRead(ReadInfo(read_id=UUID(int=n + 1), run=run, offset_adc=10.0, scale_pa_per_adc=0.2), signal)
+        for n, signal in enumerate(signals[:3])
+    ]
     with SyncBasecallClient(server.address, StreamOptions(give_up_s=1.0)) as client:
         client._run(client._client.identify(run))
         monkeypatch.setattr("porestream.server.rpc.CALLING_REVISION", 0)

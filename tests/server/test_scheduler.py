@@ -24,15 +24,20 @@ def rows_each(rows: int) -> dict[str, int]:
 
 
 def job(stream: str, samples: int, priority: Priority = Priority.STANDARD, model: str = "m", name: int = 0) -> Job:
-    read = OpenRead(UUID(int=name).bytes, 1, None, samples=samples)
+    read = OpenRead(read_id=UUID(int=name).bytes, channel=1, calibration=None, samples=samples)
     return Job(
-        stream, CallSettings(model, "", "", priority, 0.0, False, False, 4000), read, deliver=lambda _job, _result: None
+        stream=stream,
+        settings=CallSettings(model=model, priority=priority, sample_rate_hz=4000),
+        read=read,
+        deliver=lambda _job, _result: None,
     )
 
 
 def prepare(scheduler: Scheduler, work: Job) -> None:
     plan = CHUNKER.plan(work.read.samples)
-    work.work.prepared = PreparedRead(np.zeros(work.read.samples, np.int16), Scaling(0.0, 1.0), 0, plan)
+    work.work.prepared = PreparedRead(
+        signal_S=np.zeros(work.read.samples, np.int16), scaling=Scaling(0.0, 1.0), trimmed_samples=0, plan=plan
+    )
     scheduler.prepared(work, plan.pieces)
 
 

@@ -72,37 +72,37 @@ def meet(address: str, credentials: Credentials) -> None:
 def test_only_with_tls_and_a_token(start_server, secrets, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     given = {name: secrets[name] for name in ("tls_certificate", "tls_key", "token_file")}
     server = start_server(**given, listen="localhost:0")
-    right = Credentials(True, secrets["ca"], secrets["token"])
+    right = Credentials(tls=True, authority_file=secrets["ca"], token_file=secrets["token"])
     meet(server.address, right)
     wrong = tmp_path / "wrong"
     wrong.write_text("f" * 32)
     for token in (None, wrong):
         with pytest.raises(ServerRefused, match="no valid token"):
-            meet(server.address, Credentials(True, secrets["ca"], token))
+            meet(server.address, Credentials(tls=True, authority_file=secrets["ca"], token_file=token))
     with pytest.raises(ServerLost, match="does it want TLS"):
         meet(server.address, Credentials())
     with pytest.raises(ServerLost, match="does not speak TLS"):
         meet(start_server().address, right)
     trustme.CA().cert_pem.write_to_path(str(tmp_path / "other.crt"))
     with pytest.raises(ServerLost, match="of no authority that is known here"):
-        meet(server.address, Credentials(True, tmp_path / "other.crt", secrets["token"]))
+        meet(server.address, Credentials(tls=True, authority_file=tmp_path / "other.crt", token_file=secrets["token"]))
     health = ["health", "--server", server.address, "--tls-ca", str(secrets["ca"])]  # needs no token
     assert CliRunner().invoke(main, health).stdout == "SERVING\n"
     secrets["token_file"].write_text("f" * 32)  # rotated: the old one is no longer good
-    meet(server.address, Credentials(True, secrets["ca"], wrong))
+    meet(server.address, Credentials(tls=True, authority_file=secrets["ca"], token_file=wrong))
     with pytest.raises(ServerRefused, match="no valid token"):
         meet(server.address, right)
 
 
 def test_a_new_certificate_is_served_without_a_restart(start_server, secrets, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     server = start_server(tls_certificate=secrets["tls_certificate"], tls_key=secrets["tls_key"], listen="localhost:0")
-    meet(server.address, Credentials(True, secrets["ca"]))
+    meet(server.address, Credentials(tls=True, authority_file=secrets["ca"]))
     other = trustme.CA()
     other.cert_pem.write_to_path(str(tmp_path / "other.crt"))
     write_certificate(tmp_path, other)
-    meet(server.address, Credentials(True, tmp_path / "other.crt"))
+    meet(server.address, Credentials(tls=True, authority_file=tmp_path / "other.crt"))
     with pytest.raises(ServerLost):
-        meet(server.address, Credentials(True, secrets["ca"]))
+        meet(server.address, Credentials(tls=True, authority_file=secrets["ca"]))
 
 
 def test_half_a_rotation_keeps_the_old_pair(secrets, authority: trustme.CA, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
@@ -206,7 +206,16 @@ def test_tokens_whose_file_is_emptied_or_lost(tmp_path: Path) -> None:
     assert SECRETS_STALE._value.get() == before
 
 
-READ = SignalRead(ReadInfo(UUID(int=1), RunInfo("run", 4000), 10.0, 0.2, 1), np.zeros(3000, np.int16))
+READ = SignalRead(
+    ReadInfo(
+        read_id=UUID(int=1),
+        run=RunInfo(run_id="run", sample_rate_hz=4000),
+        offset_adc=10.0,
+        scale_pa_per_adc=0.2,
+        channel=1,
+    ),
+    np.zeros(3000, np.int16),
+)
 
 
 def call_one(address: str, options: StreamOptions) -> None:
@@ -218,7 +227,10 @@ def test_what_a_token_may(start_server, secrets, tmp_path: Path) -> None:  # typ
     secrets["token_file"].write_text(f"{'a' * 16} name=ops role=watcher\n{TOKEN} name=lab priorities=bulk\n")
     given = {name: secrets[name] for name in ("tls_certificate", "tls_key", "token_file")}
     server = start_server(**given, listen="localhost:0")
-    bulk = StreamOptions(credentials=Credentials(True, secrets["ca"], secrets["token"]), priority=pb.PRIORITY_BULK)
+    bulk = StreamOptions(
+        credentials=Credentials(tls=True, authority_file=secrets["ca"], token_file=secrets["token"]),
+        priority=pb.PRIORITY_BULK,
+    )
     with capture_logs() as logs:
         call_one(server.address, bulk)
     assert "lab" in [line.get("token") for line in logs if line["event"] == "stream opened"]
@@ -236,7 +248,7 @@ def test_metrics_name_the_token(start_server, secrets) -> None:  # type: ignore[
     secrets["token_file"].write_text(f"{TOKEN} name=metered\n")
     given = {name: secrets[name] for name in ("tls_certificate", "tls_key", "token_file")}
     server = start_server(**given, listen="localhost:0")
-    credentials = Credentials(True, secrets["ca"], secrets["token"])
+    credentials = Credentials(tls=True, authority_file=secrets["ca"], token_file=secrets["token"])
     streams, samples = TOKEN_STREAMS.labels("metered"), TOKEN_SAMPLES_RECEIVED.labels("metered")
     with SyncBasecallClient(server.address, StreamOptions(credentials=credentials)) as client:
         for result in client.call([READ]):
@@ -253,7 +265,9 @@ def test_a_revoked_token_ends_its_stream(  # type: ignore[no-untyped-def]
     given = {name: secrets[name] for name in ("tls_certificate", "tls_key", "token_file")}
     server = start_server(**given, listen="localhost:0")
     tokens = Tokens(secrets["token_file"])
-    options = StreamOptions(credentials=Credentials(True, secrets["ca"], secrets["token"]))
+    options = StreamOptions(
+        credentials=Credentials(tls=True, authority_file=secrets["ca"], token_file=secrets["token"])
+    )
 
     async def talk() -> tuple[list[str], grpc.StatusCode]:
         async with open_channel(server.address, options.credentials) as channel:
@@ -284,11 +298,11 @@ def test_keys_of_all_kinds_in_turn(start_server, secrets, authority: trustme.CA,
     server = start_server(tls_certificate=secrets["tls_certificate"], tls_key=secrets["tls_key"], listen="localhost:0")
     for kind in (trustme.KeyType.RSA, trustme.KeyType.ECDSA, trustme.KeyType.RSA):
         write_certificate(tmp_path, authority, key_type=kind)
-        meet(server.address, Credentials(True, secrets["ca"]))
+        meet(server.address, Credentials(tls=True, authority_file=secrets["ca"]))
     odd = Ed448PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     secrets["tls_key"].write_bytes(odd)
     with capture_logs() as logs:
-        meet(server.address, Credentials(True, secrets["ca"]))  # the one before
+        meet(server.address, Credentials(tls=True, authority_file=secrets["ca"]))  # the one before
     assert "a key of kind" in next(line["reason"] for line in logs if "old secrets" in line["event"])
 
 

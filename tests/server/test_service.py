@@ -22,12 +22,17 @@ from porestream.v1 import porestream_pb2 as pb
 from porestream.v1 import porestream_pb2_grpc as pb_grpc
 
 MODEL = "tiny_fast@v1"
-RUN = RunInfo("run", 4000)
+RUN = RunInfo(run_id="run", sample_rate_hz=4000)
 
 
 def signal_reads(signals: list[np.ndarray], run: RunInfo = RUN, first: int = 0) -> list[SignalRead]:
     return [
-        SignalRead(ReadInfo(UUID(int=first + number), run, 10.0, 0.2, channel=number + 1), signal_S)
+        SignalRead(
+            ReadInfo(
+                read_id=UUID(int=first + number), run=run, offset_adc=10.0, scale_pa_per_adc=0.2, channel=number + 1
+            ),
+            signal_S,
+        )
         for number, signal_S in enumerate(signals)
     ]
 
@@ -64,10 +69,17 @@ PICOAMPERE = {"scaling__strategy": "pa", "standardisation__mean": 90.0, "standar
 def test_a_model_of_picoampere_calls_what_was_measured(start_server, make_bundle, tmp_path, signals) -> None:  # type: ignore[no-untyped-def]
     """One current through two calibrations, and one that drifted together with its open pore."""
     server = start_server(model=[make_bundle(tmp_path / "pa@v1", container="safetensors", **PICOAMPERE)])
-    signal_S, run = signals[-3], RunInfo("run", 4000, flow_cell_product_code="FLO-PRO114M")
+    signal_S, run = signals[-3], RunInfo(run_id="run", sample_rate_hz=4000, flow_cell_product_code="FLO-PRO114M")
 
     def read(number: int, add_adc: int, offset_adc: float, level_pa: float) -> SignalRead:
-        info = ReadInfo(UUID(int=number), run, offset_adc, 0.2, number, open_pore_level_pa=level_pa)
+        info = ReadInfo(
+            read_id=UUID(int=number),
+            run=run,
+            offset_adc=offset_adc,
+            scale_pa_per_adc=0.2,
+            channel=number,
+            open_pore_level_pa=level_pa,
+        )
         return SignalRead(info, (signal_S + add_adc).astype(np.int16))
 
     drift_adc = 54
@@ -89,7 +101,7 @@ def test_rna_is_called_from_its_3_prime_end(start_server, make_bundle, tmp_path,
     """The same weights and signal, as DNA and as RNA: the sequence is turned round, the moves are not."""
     names = ("dna_test@v1", "rna004_130bps_fast@v5.0.0")
     server = start_server(model=[make_bundle(tmp_path / name, container="safetensors", **PICOAMPERE) for name in names])
-    signal_S, info = signals[-3], ReadInfo(UUID(int=1), RUN, 10.0, 0.2)
+    signal_S, info = signals[-3], ReadInfo(read_id=UUID(int=1), run=RUN, offset_adc=10.0, scale_pa_per_adc=0.2)
     (dna,) = call_all(server.address, [SignalRead(info, signal_S)], model=names[0]).values()
     (rna,) = call_all(server.address, [SignalRead(info, signal_S[dna[4] :])], model=names[1]).values()
     assert (dna[4], rna[4]) == (10, 0)
@@ -198,7 +210,7 @@ def split_call(address: str, reads: list[SignalRead], rng: random.Random) -> dic
 
 def test_twenty_streams_share_batches_and_get_the_same_bytes(start_server, signals) -> None:  # type: ignore[no-untyped-def]
     server = start_server(max_streams=20)
-    runs = [RunInfo(f"run-{number}", 4000) for number in range(20)]
+    runs = [RunInfo(run_id=f"run-{number}", sample_rate_hz=4000) for number in range(20)]
     reads = [signal_reads(signals[number % 3 :: 3], run, 1000 * number) for number, run in enumerate(runs)]
     expected = {}
     for group in reads[:3]:
@@ -232,7 +244,7 @@ def test_server_info_and_standard_services(start_server) -> None:  # type: ignor
 def test_stats_balance_and_tell_runs_apart(start_server, signals) -> None:  # type: ignore[no-untyped-def]
     server = start_server()
     call_all(server.address, signal_reads(signals[:4]))
-    call_all(server.address, signal_reads(signals[:2], RunInfo("other", 4000)))
+    call_all(server.address, signal_reads(signals[:2], RunInfo(run_id="other", sample_rate_hz=4000)))
     with grpc.insecure_channel(server.address) as channel:
         stub = pb_grpc.BasecallServiceStub(channel)
         stats = next(iter(stub.WatchStats(pb.WatchStatsRequest())))

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 from uuid import UUID
 
@@ -25,7 +25,6 @@ from porestream.server.reads import (
     CallSettings,
     Chunk,
     Encoding,
-    Priority,
     ReadResult,
     SignalPiece,
     Status,
@@ -33,9 +32,9 @@ from porestream.server.reads import (
 )
 from porestream.server.results import GATHER_S, MAX_OPEN_READS, ResultsSession
 from porestream.server.scheduler import Job
-from porestream.server.session import Beat, CreditGrant, Drain, Results
+from porestream.server.session import RETRY_S, Beat, CreditGrant, Drain, Results
 
-SETTINGS = CallSettings("model", "", "", Priority.STANDARD, 0.0, False, False, 4000)
+SETTINGS = CallSettings(model="model", sample_rate_hz=4000)
 MIB = 1 << 20
 
 
@@ -54,8 +53,26 @@ class HeldReads:
     def finish(self, index: int = 0) -> None:
         job = self.jobs.pop(index % len(self.jobs))
         bases = job.read.samples // 10
-        part = CalledPart("A" * bases, np.zeros(bases, np.uint8), np.zeros(bases * 2, np.uint8), 9.0, 10, 6, [])
-        job.deliver(job, ReadResult(job.read.read_id, 1, Status.CALLED, "", job.read.samples, parts=(part,)))
+        part = CalledPart(
+            sequence="A" * bases,
+            qualities_B=np.zeros(bases, np.uint8),
+            moves_T=np.zeros(bases * 2, np.uint8),
+            mean_qscore=9.0,
+            trimmed_samples=10,
+            stride=6,
+            alignments=[],
+        )
+        job.deliver(
+            job,
+            ReadResult(
+                read_id=job.read.read_id,
+                channel=1,
+                status=Status.CALLED,
+                detail="",
+                signal_samples=job.read.samples,
+                parts=(part,),
+            ),
+        )
 
 
 @dataclass
@@ -130,7 +147,14 @@ class Client:
 def chunk(read: int, first: int, count: int, *, end: bool = False, signal: bytes | None = None) -> Chunk:
     signal = bytes(2 * count) if signal is None else signal
     calibration = Calibration(0.0, 0.2) if first == 0 else None
-    return Chunk(UUID(int=read).bytes, 1, first, SignalPiece(Encoding.INT16_LE, signal, count, 0), calibration, end)
+    return Chunk(
+        read_id=UUID(int=read).bytes,
+        channel=1,
+        first_sample=first,
+        piece=SignalPiece(Encoding.INT16_LE, signal, count, 0),
+        calibration=calibration,
+        end_of_read=end,
+    )
 
 
 async def go_on(client: Client, held: HeldReads, turns: int) -> None:
@@ -198,7 +222,7 @@ def test_no_legal_stream_stalls_and_memory_stays_in_budget(plans, random) -> Non
             progressed = any(action() for action in actions)
             if not progressed:
                 before = [(client.credit, len(client.results)) for client in clients]
-                await asyncio.sleep(2 * GATHER_S)
+                await asyncio.sleep(2 * GATHER_S + 2 * RETRY_S)
                 await settle()
                 after = [(client.credit, len(client.results)) for client in clients]
                 missing = [len(client.reads) - len(client.results) for client in clients]
@@ -281,6 +305,11 @@ def test_reads_that_never_end_do_not_cost_anothers_long_read(monkeypatch: pytest
         assert honest.results[0].status is Status.CALLED
         assert not honest.sent_back
         assert any(client.sent_back for client in clients)
+        for session in hostile:  # what still comes of those reads is not worth the server's time: server/pace.py
+            before = session.taken_samples
+            gone = next(iter(session._refused))
+            session.receive(replace(chunk(0, 0, 1000), read_id=gone, first_sample=10**6))
+            assert session.taken_samples == before
         assert balanced(ledger.server)
         for task in tasks:
             task.cancel()
@@ -350,7 +379,16 @@ def test_calibration_is_checked(calibration: Calibration | None, reason: str) ->
         client = Client(session, [])
         client.task = asyncio.create_task(client.listen())  # type: ignore[attr-defined]
         good = chunk(7, 0, 100, end=True)
-        session.receive(Chunk(good.read_id, 1, 0, good.piece, calibration, True))
+        session.receive(
+            Chunk(
+                read_id=good.read_id,
+                channel=1,
+                first_sample=0,
+                piece=good.piece,
+                calibration=calibration,
+                end_of_read=True,
+            )
+        )
         await settle()
         assert reason in client.results[7].detail
 

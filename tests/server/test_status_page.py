@@ -522,7 +522,9 @@ def test_who_takes_no_answer_is_cut_off(made_up: MadeUp, monkeypatch: pytest.Mon
     monkeypatch.setattr(web, "_ANSWER_S", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-        server = web.WebServer(listener.dup(), lambda _: web.Response(200, "text/plain", bytes(50_000_000)))
+        server = web.WebServer(
+            listener.dup(), lambda _: web.Response(code=200, content_type="text/plain", body=bytes(50_000_000))
+        )
         with socket.create_connection(("127.0.0.1", port), timeout=20) as stuck:
             stuck.sendall(b"GET / HTTP/1.1\r\n\r\n")
             time.sleep(1.0)

@@ -28,8 +28,11 @@ def call(address: str, reads: list[SignalRead], **options: Any) -> list[CalledPa
 
 
 def of_run(signals: list[np.ndarray], kit: str = "") -> list[SignalRead]:
-    run = RunInfo(f"run {kit}", 4000, sequencing_kit=kit)
-    return [SignalRead(ReadInfo(UUID(int=number), run, 10.0, 0.2), signal) for number, signal in enumerate(signals)]
+    run = RunInfo(run_id=f"run {kit}", sample_rate_hz=4000, sequencing_kit=kit)
+    return [
+        SignalRead(ReadInfo(read_id=UUID(int=number), run=run, offset_adc=10.0, scale_pa_per_adc=0.2), signal)
+        for number, signal in enumerate(signals)
+    ]
 
 
 def check(part: CalledPart, whole: CalledPart) -> tuple[int, int]:

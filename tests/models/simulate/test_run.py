@@ -27,7 +27,7 @@ from porestream.models.simulate.signal import SignalNoise
 from porestream.models.simulate.writer import TRUTH_COLUMNS, RunWriter, run_info
 
 PLAN = Plan(reads=12, coverage=None, length_mean=700, length_sd=300, strand="both")
-RUN = Run(PLAN, ReadSettings(SignalNoise(), 5000, True), channels=3, seed=11)
+RUN = Run(plan=PLAN, settings=ReadSettings(SignalNoise(), 5000, True), channels=3, seed=11)
 
 CONTIGS = {name: random_bases(size, np.random.default_rng(size)) for name, size in (("chrA", 20_000), ("chrB", 6000))}
 REFERENCE = Reference(CONTIGS, MIN_LENGTH)

@@ -28,6 +28,12 @@ def simulated_read(pore: PoreModel) -> MakeRead:
         bases_B = random_bases(bases, rng)
         current_S, starts_B = simulate_signal(bases_B, pore, rng, SignalNoise(), rate_hz)
         inner_B = bases_B[pore.left : bases_B.size - pore.right]
-        return TrainingRead(f"read{seed}", to_picoampere(current_S, rng), inner_B, starts_B, rate_hz)
+        return TrainingRead(
+            read_id=f"read{seed}",
+            signal_pa_S=to_picoampere(current_S, rng),
+            bases_B=inner_B,
+            starts_B=starts_B,
+            sample_rate_hz=rate_hz,
+        )
 
     return make

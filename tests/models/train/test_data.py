@@ -140,7 +140,12 @@ def test_a_batch_is_padded_and_varied(pore: PoreModel) -> None:
 def test_pa_and_adc_are_normalised_alike_and_as_the_service_does() -> None:
     adc_S = np.random.default_rng(1).normal(500, 90, 20_001).astype(np.int16)
     pa_S = ((adc_S - 119) * 0.1374).astype(np.float32)
-    rule = QuantileRule(QUANTILE_A, QUANTILE_B, SHIFT_MULTIPLIER, SCALE_MULTIPLIER)
+    rule = QuantileRule(
+        quantile_a=QUANTILE_A,
+        quantile_b=QUANTILE_B,
+        shift_multiplier=SHIFT_MULTIPLIER,
+        scale_multiplier=SCALE_MULTIPLIER,
+    )
     service_S = quantile_scaling(adc_S, rule).apply(adc_S)
     np.testing.assert_allclose(normalise(adc_S.astype(np.float32)), service_S, atol=1e-5)
     np.testing.assert_allclose(normalise(pa_S), service_S, atol=1e-4)

@@ -89,7 +89,13 @@ class _Caller:
         wrong = self._rng.random(bases_B.size) < 10.0 ** (true_quality_B / -10)
         bases_B = np.where(wrong, (bases_B + self._rng.integers(1, 4, bases_B.size)) % 4, bases_B).astype(np.uint8)
         qualities_B = (2 * true_quality_B - 4).astype(np.uint8)  # twice as sure as it should be
-        return CalledRead(decode(bases_B), qualities_B, np.ones(bases_B.size, np.uint8), 5, 0)
+        return CalledRead(
+            sequence=decode(bases_B),
+            qualities_B=qualities_B,
+            moves_T=np.ones(bases_B.size, np.uint8),
+            stride=5,
+            trimmed_samples=0,
+        )
 
 
 def test_a_report_of_many_reads() -> None:

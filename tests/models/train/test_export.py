@@ -23,7 +23,9 @@ def state(tmp_path: Path) -> Path:
     net, mean = TrainableNetwork(16, 2), TrainableNetwork(16, 2)
     path = tmp_path / "state.pt"
     opt = Muon(net).state_dict()
-    TrainingState(net.state_dict(), mean.state_dict(), opt, Progress(2_000_000_000, 5400.0, 9)).save(path)
+    TrainingState(
+        net=net.state_dict(), mean=mean.state_dict(), opt=opt, progress=Progress(2_000_000_000, 5400.0, 9)
+    ).save(path)
     return path
 
 
@@ -53,7 +55,7 @@ def test_a_model_directory(tmp_path: Path, state: Path) -> None:
     export(state, tmp_path / NAME, "--evaluation", str(tmp_path / "sim.json"), *qscore)
     bundle = load_bundle(tmp_path / NAME)
     config = bundle.config
-    assert (config.stride, config.layers.width, config.state_len) == (6, 16, 2)
+    assert (config.stride, config.layers.encoder.width, config.state_len) == (6, 16, 2)
     assert (config.quality_scale, config.quality_bias) == (0.9, -0.5)
     assert (config.chunk_size, config.overlap) == (3000, 300)
     assert config.scaling == "quantile"

@@ -23,13 +23,15 @@ def trained(width: int = 16, state_len: int = 2, gain: float = 1.0) -> tuple[Tra
         network.linear.weight.mul_(gain)
     other = TrainableNetwork(width, state_len)
     opt = Muon(other).state_dict()
-    return network, TrainingState(other.state_dict(), network.state_dict(), opt, Progress(1_234_567, 7200.0, 99))
+    return network, TrainingState(
+        net=other.state_dict(), mean=network.state_dict(), opt=opt, progress=Progress(1_234_567, 7200.0, 99)
+    )
 
 
 @pytest.mark.parametrize(("width", "state_len"), [(16, 2), (96, 3)])
 def test_the_exported_network_gives_the_same_scores(tmp_path: Path, width: int, state_len: int) -> None:
     network, state = trained(width, state_len, gain=100.0)
-    export_model(state, tmp_path / "model", ExportSettings("2026-01-01"))
+    export_model(state, tmp_path / "model", ExportSettings(date="2026-01-01"))
     bundle = load_bundle(tmp_path / "model")
     batch_NS = torch.randn(3, 600, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():

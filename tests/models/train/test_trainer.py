@@ -34,7 +34,7 @@ def settings(out: Path, steps: int, **changes: Any) -> TrainSettings:
     """A run of some steps of a tiny network, in this process."""
     out.mkdir(exist_ok=True)
     tiny = TrainSettings(
-        out,
+        out=out,
         samples=steps * STEP_SAMPLES,
         batch=BATCH,
         chunk_samples=(CHUNK,),
@@ -179,12 +179,19 @@ def test_sigterm_leaves_a_state_to_resume_from(tmp_path: Path) -> None:
 
 def test_schedule() -> None:
     begun = Progress(seen=1000, seconds=60.0, steps=100)
-    by_samples = Schedule(1.0, 1000, None, 10, 0.4, (60, 120), begun)
+    by_samples = Schedule(
+        rate=1.0, samples=1000, minutes=None, warm_up_steps=10, anneal=0.4, chunk_samples=(60, 120), begun=begun
+    )
     assert by_samples.done(Progress(seen=1500)) == 0.5
     assert [by_samples.rate_at(0.0, 100 + step) for step in (0, 4, 9, 50)] == [0.1, 0.5, 1.0, 1.0]
     assert [by_samples.rate_at(done, 500) for done in (0.6, 0.8, 1.0)] == pytest.approx([1.0, 0.5, 0.0])
     assert [by_samples.chunk_samples_at(done) for done in (0.0, 0.49, 0.5, 1.2)] == [60, 60, 120, 120]
-    assert Schedule(1.0, None, 2.0, 10, 0.4, (60,), begun).done(Progress(seconds=120.0)) == 0.5
+    assert (
+        Schedule(
+            rate=1.0, samples=None, minutes=2.0, warm_up_steps=10, anneal=0.4, chunk_samples=(60,), begun=begun
+        ).done(Progress(seconds=120.0))
+        == 0.5
+    )
 
 
 def test_what_is_no_state_is_named(tmp_path: Path) -> None:

@@ -1,0 +1,30 @@
+"""The machine of the process: its memory, and what its processor computes."""
+
+import os
+from pathlib import Path
+
+import torch
+
+_CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+
+
+def host_memory_bytes() -> int:
+    """Of this machine, or of the container."""
+    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limit = _CGROUP_LIMIT.read_text().strip() if _CGROUP_LIMIT.is_file() else "max"
+    return machine if limit == "max" else min(machine, int(limit))
+
+
+def processor_has_bf16() -> bool:
+    """Whether bf16 is computed by this processor, not emulated."""
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))
+
+
+def processor_class(precision: str) -> str:
+    """The kind of this processor, e.g. "cpu-avx512", "cpu-avx512-amx"."""
+    capabilities = torch.cpu.get_capabilities()
+    name = f"cpu-{torch.backends.cpu.get_cpu_capability().lower()}"
+    if precision == "bf16":
+        name += "-amx" if capabilities.get("amx_bf16") else "-bf16" if processor_has_bf16() else "-emulated"
+    return name
