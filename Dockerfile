@@ -25,7 +25,7 @@ COPY models models
 COPY client client
 COPY cli cli
 COPY proto proto
-COPY tests/emulator tests/emulator
+COPY src src
 RUN pip wheel --no-deps --no-build-isolation -w /wheels .
 
 FROM build AS build-cpu

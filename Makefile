@@ -15,7 +15,7 @@ GPU_VENV ?= .gpu-venv
 GPU_INDEX ?=
 CUDA ?= 13
 
-.PHONY: help system setup demo test ops-check ops-system lint typing bench compare-bonito compare-remora attack chaos soak record-calling gpu-check docs stubs lock clean
+.PHONY: help system setup demo test ops-check ops-system lint bench compare-bonito compare-remora attack chaos soak record-calling gpu-check docs stubs lock clean
 
 help:
 	@echo 'make demo            install, then simulate a small run, call and align it, and compare with the truth'
@@ -88,20 +88,13 @@ ops-system:
 		else echo "missing; please run: sudo $$install" >&2; exit 1; fi; \
 	fi
 
-lint: setup typing
+lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/mypy benchmarks
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/buf lint
-
-# mypy cannot follow an editable install's finder: symlinks show it the packages under their names.
-typing:
-	@mkdir -p .typing/porestream
-	@for d in server kernels models client cli; do ln -sfn ../../$$d .typing/porestream/$$d; done
-	@ln -sfn ../../tests/emulator .typing/porestream/emulator
-	@ln -sfn ../../proto/porestream/v1 .typing/porestream/v1
 
 bench: setup
 	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 PYTHON=$(PYTHON) TORCH_VERSION=$(TORCH_VERSION) \
@@ -164,4 +157,4 @@ lock:
 	rm -rf .lock-venv
 
 clean:
-	rm -rf $(VENV) .lock-venv .bonito-venv .remora-venv $(GPU_VENV) build dist demo *.egg-info .typing
+	rm -rf $(VENV) .lock-venv .bonito-venv .remora-venv $(GPU_VENV) build dist demo src/*.egg-info

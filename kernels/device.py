@@ -93,7 +93,7 @@ class EmulatedDevice:
         return np
 
     def compile(self, code: str, options: Sequence[str], file: str) -> Module:
-        from porestream import emulator
+        from porestream.kernels import emulator
 
         try:
             return emulator.RawModule(code, [*options, f"-DEMULATED_ARCH={self.arch * 10}"], file, self.sanitize)

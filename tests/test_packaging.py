@@ -11,14 +11,15 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("server", "kernels", "models", "client", "cli")
 
 
-def test_every_package_is_listed() -> None:
-    listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
-    found = {
-        "porestream." + ".".join(init.parent.relative_to(ROOT).parts)
-        for top in FOLDERS
-        for init in (ROOT / top).rglob("__init__.py")
-    }
-    assert listed == found | {"porestream.v1", "porestream.emulator"}
+def test_every_folder_of_code_is_a_package() -> None:
+    """One without an __init__.py would be found in a clone, and be missing from the wheel."""
+    folders = {file.parent for top in FOLDERS for file in (ROOT / top).rglob("*.py")}
+    assert [folder for folder in folders if not (folder / "__init__.py").is_file()] == []
+
+
+def test_the_packages_are_links_to_the_folders() -> None:
+    links = {path.name: path.resolve() for path in (ROOT / "src/porestream").iterdir() if path.is_symlink()}
+    assert links == {name: ROOT / name for name in FOLDERS} | {"v1": ROOT / "proto/porestream/v1"}
 
 
 def test_stubs_are_current(tmp_path: Path) -> None:
@@ -33,11 +34,13 @@ def test_stubs_are_current(tmp_path: Path) -> None:
 
 def test_the_wheel_holds_every_module(tmp_path: Path) -> None:
     source = tmp_path / "source"
-    for name in (*FOLDERS, "proto", "tests/emulator"):
-        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in (*FOLDERS, "proto", "src"):
+        ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
+        shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=ignored)
     for name in ("pyproject.toml", "README.md", "LICENSE", "NOTICE"):
         shutil.copy(ROOT / name, source)
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "-o", str(tmp_path), str(source)]
+    # The wheel is built from the source distribution, where the links have become folders.
+    command = [sys.executable, "-m", "build", "--no-isolation", "-o", str(tmp_path), str(source)]
     subprocess.run(command, check=True, capture_output=True)
     names = set(zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist())
     expected = {f"porestream/{file.relative_to(ROOT)}" for top in FOLDERS for file in (ROOT / top).rglob("*.py")}
@@ -49,7 +52,7 @@ def test_the_wheel_holds_every_module(tmp_path: Path) -> None:
     kernels = {file.name for file in (ROOT / "kernels").iterdir() if file.suffix in (".cu", ".cuh")}
     assert kernels >= {"crf.cu", "dual_affine.cuh"}
     assert {f"porestream/kernels/{file}" for file in kernels} <= names
-    assert {f"porestream/emulator/{file}" for file in ("emu.h", "emulator.py", "sanitize.py")} <= names
+    assert {f"porestream/kernels/emulator/{file}" for file in ("emu.h", "emulator.py", "sanitize.py")} <= names
     assert not [name for name in names if name.endswith(".pt")]  # the training's state is not for users
     assert not [name for name in names if not name.startswith("porestream")]
 

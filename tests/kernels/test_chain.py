@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from porestream import emulator
 from porestream.kernels import chain as chain_module
+from porestream.kernels import emulator
 from porestream.kernels.aligner import PRESETS
 from porestream.kernels.chain import BAND, BAND_LONG, MAX_GAP, MIN_COUNT, MIN_SCORE, Chains, gap_cost
 from porestream.kernels.device import EmulatedDevice

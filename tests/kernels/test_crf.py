@@ -19,10 +19,10 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from porestream.emulator import Schedule, scheduled
-from porestream.emulator.sanitize import FOUND, Kind, SanitizerMissingError, find_runtime, run_sanitized
 from porestream.kernels.crf import Calls, CrfDecoder, decode_bytes, scan_block
 from porestream.kernels.device import EmulatedDevice
+from porestream.kernels.emulator import Schedule, scheduled
+from porestream.kernels.emulator.sanitize import FOUND, Kind, SanitizerMissingError, find_runtime, run_sanitized
 from porestream.kernels.source import Module, read_source
 from porestream.models.decode import Decoded, Decoder, DecodeSettings, NonFiniteScores
 from porestream.models.runner import decoded_rows

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from porestream import emulator
-from porestream.kernels import declared, source
+from porestream.kernels import declared, emulator, source
 from porestream.kernels.device import EmulatedDevice
 
 CODE = """

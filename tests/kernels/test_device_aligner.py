@@ -13,14 +13,13 @@ import pytest
 import simulated_reads as simulated
 from alignment import Comparison, compare, kind_of
 
-from porestream import emulator
 from porestream.cli.embedded import embedded_server
 from porestream.client import BasecallClient, Pod5Source
-from porestream.emulator.sanitize import Kind, SanitizerMissingError, find_runtime, run_sanitized
-from porestream.kernels import chain, device_aligner, hits, source
+from porestream.kernels import chain, device_aligner, emulator, hits, source
 from porestream.kernels.aligner import PRESETS, REVERSE, Alignment, MappyAligner, load_reference
 from porestream.kernels.device import Device, EmulatedDevice
 from porestream.kernels.device_aligner import DeviceAligner
+from porestream.kernels.emulator.sanitize import Kind, SanitizerMissingError, find_runtime, run_sanitized
 from porestream.kernels.hits import Failure
 from porestream.kernels.index import build_index, load_index
 from porestream.kernels.mmi import Preset

@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from porestream.emulator import EmulatorError, RawModule, Schedule, scheduled
-from porestream.emulator.emulator import _cache_in
+from porestream.kernels.emulator import EmulatorError, RawModule, Schedule, scheduled
+from porestream.kernels.emulator.emulator import _cache_in
 
 i32, u32, f32 = np.int32, np.uint32, np.float32
 FULL = u32(0xFFFFFFFF)

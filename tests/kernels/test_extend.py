@@ -20,10 +20,10 @@ from plain_alignment import (
     score_cigar,
 )
 
-from porestream.emulator import RawModule, Schedule, scheduled
-from porestream.emulator.sanitize import FOUND, run_sanitized
 from porestream.kernels import source
 from porestream.kernels.device import EmulatedDevice
+from porestream.kernels.emulator import RawModule, Schedule, scheduled
+from porestream.kernels.emulator.sanitize import FOUND, run_sanitized
 from porestream.kernels.extend import WIDEST_BAND, Extender
 from porestream.kernels.fill import Filler
 from porestream.kernels.pack import Pieces

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from kernel_check import mutated
 from plain_alignment import gaps_that_could_stand_further_left, matrix, score_cigar
 
-from porestream.emulator import Schedule, scheduled
 from porestream.kernels import source
 from porestream.kernels.device import EmulatedDevice
+from porestream.kernels.emulator import Schedule, scheduled
 from porestream.kernels.extend import Extender
 from porestream.kernels.fill import MAX_ROWS, Filler
 from porestream.kernels.pack import Pieces, encode_bases

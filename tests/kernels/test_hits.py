@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from plain_hits import SPAN, Anchors, Hit
 
-from porestream import emulator
+from porestream.kernels import emulator
 from porestream.kernels.device import EmulatedDevice
 from porestream.kernels.hits import HIT, PLAN, REVERSE, Failure
 from porestream.kernels.source import load

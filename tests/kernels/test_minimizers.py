@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from porestream import emulator
+from porestream.kernels import emulator
 from porestream.kernels import index as index_module
 from porestream.kernels import minimizers as minimizers_module
 from porestream.kernels.aligner import PRESETS

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from porestream.emulator import Schedule, scheduled
 from porestream.kernels.device import EmulatedDevice
+from porestream.kernels.emulator import Schedule, scheduled
 from porestream.kernels.pack import Pieces, encode_bases, pack_bases, packed_words
 
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from porestream.emulator import sanitize
-from porestream.emulator.sanitize import FOUND, Kind, SanitizerMissingError, find_runtime, run_sanitized
+from porestream.kernels.emulator import sanitize
+from porestream.kernels.emulator.sanitize import FOUND, Kind, SanitizerMissingError, find_runtime, run_sanitized
 
 SCRIPT = """
 import numpy as np
-from porestream.emulator import EmulatorError, RawModule
+from porestream.kernels.emulator import EmulatorError, RawModule
 
 module = RawModule({code!r}, name="defects.cu", sanitize={kind!r})
 for kernel in {kernels!r}:

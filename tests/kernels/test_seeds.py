@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from porestream import emulator
-from porestream.kernels import seeds
+from porestream.kernels import emulator, seeds
 from porestream.kernels.aligner import PRESETS
 from porestream.kernels.device import EmulatedDevice
 from porestream.kernels.index import Index, build_index, load_index

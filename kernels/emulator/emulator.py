@@ -120,7 +120,7 @@ class RawModule:
     name
         The source's name in errors.
     sanitize
-        "address" or "thread": only in a process that `porestream.emulator.sanitize.run_sanitized` has started.
+        "address" or "thread": only in a process that `porestream.kernels.emulator.sanitize.run_sanitized` has started.
 
     Attributes
     ----------

@@ -1,5 +1,5 @@
 """CUDA kernels on the CPU: the same ``.cu`` text, compiled by g++ and run with one fiber a CUDA thread."""
 
-from porestream.emulator.emulator import EmulatorError, RawModule, Schedule, scheduled
+from porestream.kernels.emulator.emulator import EmulatorError, RawModule, Schedule, scheduled
 
 __all__ = ["EmulatorError", "RawModule", "Schedule", "scheduled"]
