@@ -140,8 +140,8 @@ $(GPU_VENV)/.ready: pyproject.toml requirements.lock | system
 
 # The files that are made from the code.
 docs: setup
-	$(BIN)/python -m porestream.cli.reference > docs/cli.md
-	$(BIN)/python -m porestream.server.metrics > docs/metrics.md
+	$(BIN)/python -m porestream.cli.help_pages > docs/cli.md
+	$(BIN)/python -m porestream.server.watch.metrics > docs/metrics.md
 	$(BIN)/python deploy/grafana/dashboards.py
 	$(BIN)/python deploy/kubernetes/prometheus_rule.py
 

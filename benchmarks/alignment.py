@@ -25,12 +25,12 @@ import simulated_reads
 import torch
 
 from porestream.kernels import source
-from porestream.kernels.aligner import PRESETS, REVERSE, SECONDARY, Alignment, load_reference
+from porestream.kernels.align.aligner import PRESETS, REVERSE, SECONDARY, Alignment, load_reference
+from porestream.kernels.align.device_aligner import DeviceAligner
+from porestream.kernels.align.fasta import read_fasta
+from porestream.kernels.align.hits import Failure
+from porestream.kernels.align.index import build_index, load_index
 from porestream.kernels.device import Device, find_kernel_device
-from porestream.kernels.device_aligner import DeviceAligner
-from porestream.kernels.hits import Failure
-from porestream.kernels.index import build_index, load_index
-from porestream.kernels.reference import read_fasta
 
 Read = tuple[str, str]
 _REPEATS = 3

@@ -37,11 +37,11 @@ import pod5
 import torch
 from shapes import write_shape
 
-from porestream.models.basecaller import Basecaller
-from porestream.models.bundle import ModelBundle, load_bundle
-from porestream.models.cpu_runner import ROWS
-from porestream.models.host import processor_has_bf16
-from porestream.models.network import Network
+from porestream.models.call.basecaller import Basecaller
+from porestream.models.call.cpu_runner import ROWS
+from porestream.models.call.host import processor_has_bf16
+from porestream.models.call.network import Network
+from porestream.models.files.bundle import ModelBundle, load_bundle
 from porestream.models.simulate.sequence import decode, random_bases
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -16,12 +16,12 @@ import numpy as np
 import numpy.typing as npt
 from kernel_check import mutated
 
-from porestream.kernels.cigar import describe
+from porestream.kernels.align.cigar import describe
+from porestream.kernels.align.extend import Extender
+from porestream.kernels.align.fill import Filler
+from porestream.kernels.align.pack import Pieces
+from porestream.kernels.align.tasks import MINIMAP2, Alignments
 from porestream.kernels.device import EmulatedDevice
-from porestream.kernels.extend import Extender
-from porestream.kernels.fill import Filler
-from porestream.kernels.pack import Pieces
-from porestream.kernels.tasks import MINIMAP2, Alignments
 
 U8 = npt.NDArray[np.uint8]
 ZDROP, BAND = 400, 751

@@ -21,6 +21,7 @@ from uuid import UUID
 import numpy as np
 import pysam
 
+from porestream.client.outputs.records import header, records
 from porestream.client.reads import Alignment as ClientAlignment
 from porestream.client.reads import (
     CalledPart,
@@ -31,8 +32,7 @@ from porestream.client.reads import (
     ReferenceSequence,
     RunInfo,
 )
-from porestream.client.records import header, records
-from porestream.kernels.aligner import PRESETS, load_reference
+from porestream.kernels.align.aligner import PRESETS, load_reference
 
 SETS = {"sarscov2_r941": "reference.fasta", "klebsiella_r94": "HS11286.fna.gz"}
 MODEL = "models/dna_r9.4.1_e8.1_fast@v3.4"

@@ -24,9 +24,8 @@ import networkx
 from cuda.bindings import nvrtc
 from cuda.pathfinder import find_nvidia_binary_utility
 
-from porestream.kernels.source import OPTIONS
+from porestream.kernels.source import OPTIONS, path_of
 
-KERNEL_FOLDER = Path(__file__).resolve().parent.parent / "kernels"
 CUPY_OPTIONS = ("-ftz=true", "--device-as-default-execution-space")
 """What CuPy adds to a RawModule's options (cupy/cuda/compiler.py, 13.6 to 14.2)."""
 ARCHITECTURES = (80, 90, 100, 120)
@@ -679,11 +678,11 @@ class Configuration:
 
     def compile(self, arch: int) -> bytes:
         """Its machine code; raises CompileError."""
-        return _compiled(KERNEL_FOLDER / self.source, self.defines, arch)
+        return _compiled(path_of(self.source), self.defines, arch)
 
     def marks(self) -> list[Mark]:
         """Those of its file, and of all headers beside it."""
-        path = KERNEL_FOLDER / self.source
+        path = path_of(self.source)
         files = [path, *sorted(path.parent.glob("*.cuh"))]
         return [mark for file in files for mark in find_marks(file.read_text(), file.name)]
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from porestream.models.decode import Decoder, DecodeSettings
+from porestream.models.call.decode import Decoder, DecodeSettings
 
 RUNS = 5
 STATE_LENS = {64: 3, 256: 4, 1024: 5}

@@ -31,19 +31,19 @@ from host_card import HostCard
 from shapes import SHAPES, write_shape
 
 from porestream.client.reads import SignalRead
-from porestream.client.sources import Pod5Source
-from porestream.kernels.aligner import PRESETS
+from porestream.client.sources.pod5_source import Pod5Source
+from porestream.kernels.align.aligner import PRESETS
 from porestream.kernels.device import Device, find_kernel_device
-from porestream.models.basecaller import Basecaller
-from porestream.models.bundle import load_bundle
-from porestream.models.card import Card, find_device
-from porestream.models.catalog import BUNDLED
-from porestream.models.config import ModelError
-from porestream.models.cuda_runner import CudaRunner
-from porestream.models.memory import device_bytes
-from porestream.models.scale import Measurement
+from porestream.models.call.basecaller import Basecaller
+from porestream.models.call.card import Card, find_device
+from porestream.models.call.cuda_runner import CudaRunner
+from porestream.models.call.memory import device_bytes
+from porestream.models.call.scale import Measurement
+from porestream.models.files.bundle import load_bundle
+from porestream.models.files.catalog import BUNDLED
+from porestream.models.files.config import ModelError
 from porestream.models.simulate.sequence import decode, random_bases
-from porestream.server.devices import batch_decoder, kernel_device
+from porestream.server.start.devices import batch_decoder, kernel_device
 
 ROOT = Path(__file__).resolve().parent.parent
 LEAST_AGREEMENT = 0.99

@@ -6,9 +6,9 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
-from porestream.models.card import Card
-from porestream.models.cpu_runner import cpu_precision
-from porestream.models.host import host_memory_bytes
+from porestream.models.call.card import Card
+from porestream.models.call.cpu_runner import cpu_precision
+from porestream.models.call.host import host_memory_bytes
 
 
 class HostCard(Card):

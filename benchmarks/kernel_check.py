@@ -24,17 +24,17 @@ import numpy.typing as npt
 import simulated_reads
 from decode import made_up_scores
 
-from porestream.kernels.aligner import PRESETS, load_reference
-from porestream.kernels.crf import CrfDecoder
+from porestream.kernels.align.aligner import PRESETS, load_reference
+from porestream.kernels.align.device_aligner import DeviceAligner
+from porestream.kernels.align.extend import Extender
+from porestream.kernels.align.fasta import read_fasta
+from porestream.kernels.align.fill import Filler
+from porestream.kernels.align.index import build_index, load_index
+from porestream.kernels.align.mmi import Preset
+from porestream.kernels.align.pack import Pieces
+from porestream.kernels.align.tasks import Alignments
+from porestream.kernels.decode.crf import CrfDecoder
 from porestream.kernels.device import Device, EmulatedDevice, find_kernel_device
-from porestream.kernels.device_aligner import DeviceAligner
-from porestream.kernels.extend import Extender
-from porestream.kernels.fill import Filler
-from porestream.kernels.index import build_index, load_index
-from porestream.kernels.mmi import Preset
-from porestream.kernels.pack import Pieces
-from porestream.kernels.reference import read_fasta
-from porestream.kernels.tasks import Alignments
 
 STAY_SCORE = 2.0
 STRIDE = 6  # samples to a time step, of the figures of decoding

@@ -24,12 +24,12 @@ import torch
 from compare_bonito import made_up_chunks
 from shapes import SHAPES, write_shape
 
-from porestream.models.bundle import ModelBundle, load_bundle
-from porestream.models.decode import Decoder, DecodeSettings
-from porestream.models.host import processor_has_bf16
-from porestream.models.layers import Layers
-from porestream.models.network import PRECISIONS, Network
-from porestream.server.app import tune_allocator
+from porestream.models.call.decode import Decoder, DecodeSettings
+from porestream.models.call.host import processor_has_bf16
+from porestream.models.call.network import PRECISIONS, Network
+from porestream.models.files.bundle import ModelBundle, load_bundle
+from porestream.models.files.layers import Layers
+from porestream.server.start.app import tune_allocator
 
 RUNS = 5
 LARGE_SAMPLES = 24_000  # of a batch of a sup model: more would only take longer

@@ -22,17 +22,25 @@ import torch
 from compare_bonito import real_chunks, run_bonito
 from sets import ReadSet, klebsiella, made_up
 
-from porestream.client.sources import Pod5Source
+from porestream.client.sources.pod5_source import Pod5Source
 from porestream.client.wire import encode_read
-from porestream.models.basecaller import Basecaller
-from porestream.models.bundle import load_bundle
-from porestream.models.cpu_runner import ROWS
-from porestream.models.decode import Decoder
-from porestream.server.app import build_engine, tune_allocator
-from porestream.server.logs import configure_logging
-from porestream.server.reads import Calibration, CallSettings, Encoding, OpenRead, Priority, ReadResult, SignalPiece
-from porestream.server.scheduler import Job
-from porestream.server.settings import Settings
+from porestream.models.call.basecaller import Basecaller
+from porestream.models.call.cpu_runner import ROWS
+from porestream.models.call.decode import Decoder
+from porestream.models.files.bundle import load_bundle
+from porestream.server.start.app import build_engine, tune_allocator
+from porestream.server.start.settings import Settings
+from porestream.server.streams.reads import (
+    Calibration,
+    CallSettings,
+    Encoding,
+    OpenRead,
+    Priority,
+    ReadResult,
+    SignalPiece,
+)
+from porestream.server.watch.logs import configure_logging
+from porestream.server.work.scheduler import Job
 
 PORESTREAM = [sys.executable, "-m", "porestream.cli.main"]
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pysam
 
+from porestream.client.outputs.writers import OutputSettings, RecordWriter
 from porestream.client.reads import CallerIdentity, ReferenceSequence, RunInfo
-from porestream.client.writers import OutputSettings, RecordWriter
 
 BASES, REFERENCE_BASES = 6000, 200_000_000
 

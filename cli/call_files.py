@@ -9,15 +9,15 @@ from porestream.cli.choose import last_part
 from porestream.cli.output_check import check_outputs, check_resumed_folder
 from porestream.cli.progress import say
 from porestream.cli.request import Request
-from porestream.client.output_file import partial_of, unfinished_of, whole_name
-from porestream.client.partial import Partial, is_text
+from porestream.client.outputs.output_file import partial_of, unfinished_of, whole_name
+from porestream.client.outputs.partial import Partial, is_text
+from porestream.client.outputs.sequencing_summary import SummaryTable
+from porestream.client.outputs.writers import OutputFolder, Outputs, OutputSettings, SingleOutput, beside
 from porestream.client.reads import ReadResult, RunInfo, ServerInfo
-from porestream.client.sequencing_summary import SummaryTable
-from porestream.client.sources import Pod5Source, ReadIds
+from porestream.client.sources.pod5_source import Pod5Source, ReadIds
 from porestream.client.text import counted
-from porestream.client.writers import OutputFolder, Outputs, OutputSettings, SingleOutput, beside
-from porestream.kernels.mmi import MAGIC
-from porestream.kernels.reference import first_bytes, read_fasta
+from porestream.kernels.align.fasta import first_bytes, read_fasta
+from porestream.kernels.align.mmi import MAGIC
 
 SUMMARY, REJECTED = "sequencing_summary.txt", "rejected_reads.tsv"
 """Names beside an output."""

@@ -40,18 +40,18 @@ from porestream.cli.progress import AboveProgress, say
 from porestream.cli.request import Request
 from porestream.cli.stopping import EXIT_HUNG_UP, EXIT_INTERRUPTED, EXIT_TERMINATED
 from porestream.client.client import BasecallClient
-from porestream.client.output_file import larger_kept
-from porestream.client.partial import Partial
+from porestream.client.outputs.output_file import larger_kept
+from porestream.client.outputs.partial import Partial
+from porestream.client.outputs.rejected import RejectedReads
+from porestream.client.outputs.sequencing_summary import SummaryTable
+from porestream.client.outputs.summary import Summary
+from porestream.client.outputs.writers import Format, Outputs, OutputSettings, format_of
 from porestream.client.reads import CallerIdentity, ReadResult, ReadStatus, RunInfo, ServerInfo, SignalRead
-from porestream.client.rejected import RejectedReads
-from porestream.client.sequencing_summary import SummaryTable
-from porestream.client.sources import Pod5Source, ReadFault, load_read_ids
+from porestream.client.sources.pod5_source import Pod5Source, ReadFault, load_read_ids
+from porestream.client.sources.watch import FolderWatch
 from porestream.client.stream import ServerLost, ServerRefused, StreamOptions
-from porestream.client.summary import Summary
 from porestream.client.text import counted, shown
-from porestream.client.watch import FolderWatch
-from porestream.client.writers import Format, Outputs, OutputSettings, format_of
-from porestream.models.catalog import BUNDLED
+from porestream.models.files.catalog import BUNDLED
 
 EXIT_FAILURE, EXIT_USAGE, EXIT_UNREADABLE, EXIT_SERVER_LOST, EXIT_UNBALANCED, EXIT_FAILED_READS = 1, 2, 3, 4, 5, 6
 _NAMED_IDS = 5

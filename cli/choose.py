@@ -6,7 +6,7 @@ from pathlib import Path
 
 from porestream.client.reads import RunInfo
 from porestream.client.text import shown
-from porestream.models.catalog import (
+from porestream.models.files.catalog import (
     BUNDLED,
     NoModel,
     choose_model,
@@ -16,8 +16,8 @@ from porestream.models.catalog import (
     known_models,
     model_among,
 )
-from porestream.models.chemistry import Chemistry, chemistry_of_model, enzyme_warning
-from porestream.models.config import ModelError, load_config
+from porestream.models.files.chemistry import Chemistry, chemistry_of_model, enzyme_warning
+from porestream.models.files.config import ModelError, load_config
 
 ABOUT_BUNDLED = "the project's own, trained on simulated and a few real reads. ONT's models call better"
 _MISMATCH_FLAG = "--allow-chemistry-mismatch"

@@ -10,15 +10,18 @@ import click
 from porestream.cli.stopping import open_standard_streams
 
 _COMMANDS = {
-    "demo": ("porestream.cli.demo", "Simulate a small run, call and align it, and compare with the truth."),
-    "call": ("porestream.cli.call", "Call and align POD5 files into a BAM, SAM, CRAM or FASTQ."),
-    "serve": ("porestream.cli.serve", "Serve basecalling and alignment over gRPC."),
-    "health": ("porestream.cli.health", "Ask a server whether it is ready; for scripts and containers."),
-    "info": ("porestream.cli.info", "Show what is in POD5 files: runs, chemistry, reads, samples, end reasons."),
-    "index": ("porestream.cli.index", "Build the index with which a card aligns to a reference."),
-    "models": ("porestream.cli.models", "List the models that are there, and which of them run."),
-    "simulate": ("porestream.cli.simulate", "Simulate R10.4.1 signal of a reference into a POD5 file."),
-    "completion": ("porestream.cli.completion", "Print the completion script for a shell."),
+    "demo": ("porestream.cli.commands.demo", "Simulate a small run, call and align it, and compare with the truth."),
+    "call": ("porestream.cli.commands.call", "Call and align POD5 files into a BAM, SAM, CRAM or FASTQ."),
+    "serve": ("porestream.cli.commands.serve", "Serve basecalling and alignment over gRPC."),
+    "health": ("porestream.cli.commands.health", "Ask a server whether it is ready; for scripts and containers."),
+    "info": (
+        "porestream.cli.commands.info",
+        "Show what is in POD5 files: runs, chemistry, reads, end reasons.",
+    ),
+    "index": ("porestream.cli.commands.index", "Build the index with which a card aligns to a reference."),
+    "models": ("porestream.cli.commands.models", "List the models that are there, and which of them run."),
+    "simulate": ("porestream.cli.commands.simulate", "Simulate R10.4.1 signal of a reference into a POD5 file."),
+    "completion": ("porestream.cli.commands.completion", "Print the completion script for a shell."),
 }
 
 
@@ -55,7 +58,7 @@ class _LazyGroup(click.Group):
 
 def _print_version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
     if value and not ctx.resilient_parsing:
-        from porestream.server.revision import CALLING_REVISION
+        from porestream.server.start.revision import CALLING_REVISION
 
         click.echo(f"porestream {installed_version('porestream')} (calling revision {CALLING_REVISION})")
         ctx.exit()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from porestream.client.output_file import unfinished_of
+from porestream.client.outputs.output_file import unfinished_of
 
 
 def check_outputs(

@@ -1,6 +1,7 @@
 """What instruments and lab pipelines import: sources of reads, the client, and records of what comes back."""
 
 from porestream.client.client import BasecallClient, SyncBasecallClient
+from porestream.client.outputs.writers import OutputSettings, RecordWriter
 from porestream.client.reads import (
     Alignment,
     CalledPart,
@@ -12,9 +13,8 @@ from porestream.client.reads import (
     ServerInfo,
     SignalRead,
 )
-from porestream.client.sources import Pod5Source
+from porestream.client.sources.pod5_source import Pod5Source
 from porestream.client.stream import ServerLost, ServerRefused, StreamOptions
-from porestream.client.writers import OutputSettings, RecordWriter
 
 __all__ = [
     "Alignment",

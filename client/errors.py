@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from porestream.client.output_file import BeingWritten
+from porestream.client.outputs.output_file import BeingWritten
 
 
 def cannot_write(target: Path | None, error: OSError) -> OSError:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from porestream.client.text import printable
-from porestream.models.chemistry import Chemistry, chemistry_of_run
+from porestream.models.files.chemistry import Chemistry, chemistry_of_run
 
 
 class ReadStatus(Enum):
@@ -26,7 +26,7 @@ class RunInfo:
     """One acquisition, as POD5 describes it.
 
     `run_id` is the acquisition's id; `distinction` tells a run from others of the same id, as SAM can hold it, and is
-    empty where there are none (`client/runs.py`).
+    empty where there are none (`client/sources/runs.py`).
     """
 
     run_id: str

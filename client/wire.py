@@ -20,7 +20,7 @@ from porestream.client.reads import (
     ServerInfo,
     SignalRead,
 )
-from porestream.models.chemistry import Chemistry, chemistry_of_model
+from porestream.models.files.chemistry import Chemistry, chemistry_of_model
 from porestream.v1 import porestream_pb2 as pb
 
 CHUNK_SAMPLES = 65_536

@@ -20,6 +20,12 @@ depends on numbers so small.)"""
 _INCLUDE = re.compile(r'^#include "([\w.]+)"[^\n]*$', re.MULTILINE)
 
 
+def path_of(file: str) -> Path:
+    """Where a source lies, whose name is enough."""
+    (path,) = FOLDER.glob(f"*/{file}")
+    return path
+
+
 @functools.cache
 def read_source(file: str) -> str:
     """A source with the headers that it includes written into it.
@@ -31,7 +37,7 @@ def read_source(file: str) -> str:
         next_line = text.count("\n", 0, match.end()) + 2
         return f'#line 1 "{match[1]}"\n{read_source(match[1])}\n#line {next_line} "{file}"'
 
-    text = (FOLDER / file).read_text()
+    text = path_of(file).read_text()
     return _INCLUDE.sub(included, text)
 
 

@@ -220,7 +220,7 @@ class RunningServer:
     """A server on a thread of its own."""
 
     def __init__(self, **settings: Any) -> None:
-        from porestream.server.settings import Settings
+        from porestream.server.start.settings import Settings
 
         self._settings = Settings(**settings)
         self._started = threading.Event()
@@ -236,7 +236,7 @@ class RunningServer:
             raise self.error
 
     async def _run(self) -> None:
-        from porestream.server.app import build_engine, build_server, open_secrets
+        from porestream.server.start.app import build_engine, build_server, open_secrets
 
         try:
             self.engine = build_engine(self._settings)

@@ -11,8 +11,8 @@ from pod5 import EndReasonEnum
 
 from porestream.models.simulate.flowcell import FlowCell, Place, draw_end_reason
 from porestream.models.simulate.pore import PoreModel
-from porestream.models.simulate.reads import ReadSettings, SimulatedRead, simulate_read
 from porestream.models.simulate.reference import Reference, Window
+from porestream.models.simulate.simulated_reads import ReadSettings, SimulatedRead, simulate_read
 
 MIN_LENGTH = 200
 """Shortest read in bases."""

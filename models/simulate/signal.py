@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from porestream.models.compiled import compile_cached
+from porestream.models.call.compiled import compile_cached
 from porestream.models.simulate.noise import PA_AT_ZERO, PA_AT_ZERO_SD, PA_PER_UNIT, PA_PER_UNIT_SD
 from porestream.models.simulate.noise import SignalNoise as SignalNoise
 from porestream.models.simulate.pore import PoreModel

@@ -13,7 +13,7 @@ import numpy as np
 import pod5
 
 from porestream.models.simulate.flowcell import ADC_MAX, ADC_MIN, PA_PER_ADC, Place, digitise
-from porestream.models.simulate.reads import SimulatedRead
+from porestream.models.simulate.simulated_reads import SimulatedRead
 
 TRUTH_COLUMNS = (
     "read_id",

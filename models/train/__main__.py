@@ -361,8 +361,8 @@ def evaluate(
     import itertools
     import tomllib
 
-    from porestream.models.basecaller import Basecaller
-    from porestream.models.bundle import load_bundle
+    from porestream.models.call.basecaller import Basecaller
+    from porestream.models.files.bundle import load_bundle
     from porestream.models.train.arrays import load_reads
     from porestream.models.train.evaluate import evaluate as run
     from porestream.models.train.evaluate import pod5_reads

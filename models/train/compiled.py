@@ -1,6 +1,6 @@
 """How the kernels of the training are compiled."""
 
-from porestream.models.compiled import Function, compile_kept
+from porestream.models.call.compiled import Function, compile_kept
 
 
 def compiled(function: Function) -> Function:

@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import pod5
 
-from porestream.models.basecaller import CalledRead
-from porestream.models.scale import Measurement
+from porestream.models.call.basecaller import CalledRead
+from porestream.models.call.scale import Measurement
 from porestream.models.train.accuracy import QUALITIES, ReadAccuracy, accuracy
 from porestream.models.train.truths import Truths
 

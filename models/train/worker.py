@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from porestream.models.host import processor_has_bf16
+from porestream.models.call.host import processor_has_bf16
 from porestream.models.simulate.pore import PoreModel
 from porestream.models.simulate.sequence import encode
 from porestream.models.simulate.signal import SignalNoise

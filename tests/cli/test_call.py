@@ -20,9 +20,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from porestream.cli.main import main
-from porestream.client.output_file import partial_of
+from porestream.client.outputs.output_file import partial_of
+from porestream.client.outputs.writers import RecordWriter
 from porestream.client.stream import StreamOptions
-from porestream.client.writers import RecordWriter
 
 READS = 40
 LENGTHS = [1500 + 40 * number for number in range(READS)]
@@ -184,7 +184,7 @@ def test_read_ids_numbers_and_patterns(server: str, reads: Path, tmp_path: Path)
 
 
 def test_watching_a_folder(server: str, reads: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("porestream.client.watch._SETTLE_S", 0.0)
+    monkeypatch.setattr("porestream.client.sources.watch._SETTLE_S", 0.0)
     watched = tmp_path / "run"
     (watched / "pod5").mkdir(parents=True)
 

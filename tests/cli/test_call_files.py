@@ -19,9 +19,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from porestream.cli.main import main
-from porestream.client import records as records_module
-from porestream.client.output_file import OutputFile
-from porestream.client.writers import RecordWriter
+from porestream.client.outputs import records as records_module
+from porestream.client.outputs.output_file import OutputFile
+from porestream.client.outputs.writers import RecordWriter
 
 READS = 24
 CONTIG = "".join(np.random.default_rng(7).choice(list("ACGT"), 3000))
@@ -277,7 +277,7 @@ def test_two_calls_at_once(server: str, run: Path, tmp_path: Path) -> None:
 HOLD = """
 import sys, time
 from pathlib import Path
-from porestream.client.output_file import OutputFile
+from porestream.client.outputs.output_file import OutputFile
 file = OutputFile(Path(sys.argv[1]))
 print("held", flush=True)
 time.sleep(60)
@@ -502,7 +502,7 @@ HANG_UP = """
 import os, signal, sys, time
 from pathlib import Path
 from porestream.cli.main import main
-from porestream.client.writers import RecordWriter
+from porestream.client.outputs.writers import RecordWriter
 
 folder, write, count = Path(__file__).parent, RecordWriter.write, 0
 

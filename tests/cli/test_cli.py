@@ -24,10 +24,10 @@ import pysam
 import pytest
 from click.testing import CliRunner
 
-from porestream.cli.call import call
+from porestream.cli.commands.call import call
+from porestream.cli.commands.serve import serve
 from porestream.cli.main import main
-from porestream.cli.serve import serve
-from porestream.kernels.aligner import PRESETS
+from porestream.kernels.align.aligner import PRESETS
 
 COMMAND = [sys.executable, "-m", "porestream.cli.main"]
 MODEL_NAME = "tiny@v3"

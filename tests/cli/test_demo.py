@@ -49,7 +49,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 STOPPED_AT_THE_FIRST_RECORD = """
 import os, signal, sys
 from porestream.cli.main import main
-from porestream.client.writers import RecordWriter
+from porestream.client.outputs.writers import RecordWriter
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's job may ignore it
 write = RecordWriter.write
@@ -220,10 +220,10 @@ def test_what_does_not_work_is_no_success(tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     ("place", "left"),
     [
-        ("porestream.cli.demo._write_reference", []),
-        ("porestream.cli.simulate._simulate", FILES[4:]),
+        ("porestream.cli.commands.demo._write_reference", []),
+        ("porestream.cli.commands.simulate._simulate", FILES[4:]),
         ("porestream.cli.caller.run_call", FILES[2:]),
-        ("porestream.cli.demo._compare", FILES[2:]),
+        ("porestream.cli.commands.demo._compare", FILES[2:]),
     ],
 )
 def test_sigterm_cleans_up_in_every_step(

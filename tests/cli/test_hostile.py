@@ -15,7 +15,7 @@ from porestream.cli.choose import ChemistryCheck
 from porestream.cli.main import main
 from porestream.cli.progress import say
 from porestream.client.reads import RunInfo
-from porestream.models.chemistry import Chemistry
+from porestream.models.files.chemistry import Chemistry
 from porestream.v1 import porestream_pb2 as pb
 
 READS = 12

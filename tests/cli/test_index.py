@@ -11,10 +11,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from porestream.cli.main import main
+from porestream.kernels.align.index import load_index
 from porestream.kernels.device import EmulatedDevice
-from porestream.kernels.index import load_index
-from porestream.server.references import plan_references
-from porestream.server.settings import Settings
+from porestream.server.start.references import plan_references
+from porestream.server.start.settings import Settings
 
 
 @pytest.fixture

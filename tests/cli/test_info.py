@@ -19,7 +19,7 @@ from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
 
-from porestream.cli.info import _Run
+from porestream.cli.commands.info import _Run
 from porestream.cli.main import main
 from porestream.client.reads import RunInfo
 
@@ -377,7 +377,7 @@ def test_nothing_heavy_is_loaded_for_help_and_wrong_usage(arguments: list[str]) 
     program = (
         "import atexit, sys\n"
         f"atexit.register(lambda: print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr))\n"
-        "from porestream.cli.info import info\n"
+        "from porestream.cli.commands.info import info\n"
         f"info({arguments!r}, prog_name='porestream info')\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=os.environ, check=False)
@@ -389,7 +389,7 @@ def test_torch_is_not_needed(tmp_path: Path) -> None:
     program = (
         "import atexit, sys\n"
         "atexit.register(lambda: print('torch' in sys.modules, file=sys.stderr))\n"
-        "from porestream.cli.info import info\n"
+        "from porestream.cli.commands.info import info\n"
         f"info([{str(path)!r}])\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=os.environ, check=False)

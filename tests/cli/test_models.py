@@ -14,10 +14,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from porestream.cli.main import main
-from porestream.models.bundle import load_bundle
-from porestream.models.catalog import BUNDLED
-from porestream.server.engine import Engine
-from porestream.server.settings import Settings, SettingsError, load_settings
+from porestream.models.files.bundle import load_bundle
+from porestream.models.files.catalog import BUNDLED
+from porestream.server.start.engine import Engine
+from porestream.server.start.settings import Settings, SettingsError, load_settings
 
 MakeBundle = Callable[..., Path]
 
@@ -205,8 +205,8 @@ def test_serve_takes_both_spellings(flag: str, folder: Path, monkeypatch: pytest
     async def serve(settings: Settings, *_: object, **__: object) -> None:
         seen.append(settings)
 
-    monkeypatch.setattr("porestream.server.app.serve", serve)
-    monkeypatch.setattr("porestream.server.logs.configure_logging", lambda *_, **__: ExitStack())
+    monkeypatch.setattr("porestream.server.start.app.serve", serve)
+    monkeypatch.setattr("porestream.server.watch.logs.configure_logging", lambda *_, **__: ExitStack())
     assert CliRunner().invoke(main, ["serve", flag, str(folder), "--model", "hac"]).exit_code == 0
     assert (seen[0].models_dir, seen[0].model) == (folder, ["hac"])
 

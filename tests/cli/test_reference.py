@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from porestream.cli.help_pages import reference
 from porestream.cli.main import ELSEWHERE, main
 from porestream.cli.options import REFUSED
-from porestream.cli.reference import reference
 
 ROOT = Path(__file__).parents[2]
 

@@ -18,7 +18,7 @@ import torch
 from click.testing import CliRunner, Result
 
 from porestream.cli.main import main
-from porestream.client.sources import Pod5Source
+from porestream.client.sources.pod5_source import Pod5Source
 from porestream.models.simulate.noise import SignalNoise
 from porestream.models.simulate.run import Run
 from porestream.models.simulate.sequence import decode, random_bases
@@ -220,7 +220,7 @@ def test_a_stopped_run_says_so_and_leaves_nothing(
 
 def test_the_default_noise_is_that_of_real_reads(monkeypatch: pytest.MonkeyPatch, reference: Path) -> None:
     runs: list[Run] = []
-    monkeypatch.setattr("porestream.cli.simulate._simulate", lambda run, *_: runs.append(run))
+    monkeypatch.setattr("porestream.cli.commands.simulate._simulate", lambda run, *_: runs.append(run))
     assert simulate(reference, "-o", "run.pod5").exit_code == 0
     (run,) = runs
     noise = asdict(run.settings.noise)

@@ -14,7 +14,7 @@ from porestream.client.client import BasecallClient
 from porestream.client.reads import ReadInfo, ReadResult, ReadStatus, RunInfo, SignalRead
 from porestream.client.stream import _MAX_RUN_ID_LENGTH, ServerLost, ServerRefused, StreamOptions
 from porestream.client.wire import chunk_bytes, encode_read
-from porestream.server.rpc import _MAX_RUN_ID_LENGTH as TAKEN
+from porestream.server.edge.rpc import _MAX_RUN_ID_LENGTH as TAKEN
 from porestream.v1 import porestream_pb2 as pb
 
 RUN = RunInfo(run_id="run-a", sample_rate_hz=4000)

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_up_results import IDENTITY, RUN_A, SEQUENCES, make_result
 
+from porestream.client.outputs.records import header, records
+from porestream.client.outputs.sequencing_summary import _read_values
 from porestream.client.reads import ReadInfo, SignalRead
-from porestream.client.records import header, records
-from porestream.client.sequencing_summary import _read_values
 from porestream.client.wire import encode_read
 from porestream.v1 import porestream_pb2 as pb
 

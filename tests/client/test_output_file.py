@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from porestream.client.output_file import OutputFile, partial_of, whole_name
+from porestream.client.outputs.output_file import OutputFile, partial_of, whole_name
 
 
 def write(file: OutputFile, text: str) -> None:
@@ -96,7 +96,7 @@ def test_places_are_not_taken_from_one_another(tmp_path: Path) -> None:
 TAKE_TURNS = """
 import sys, time
 from pathlib import Path
-from porestream.client.output_file import BeingWritten, OutputFile
+from porestream.client.outputs.output_file import BeingWritten, OutputFile
 
 path, turns = Path(sys.argv[1]), 0
 ends_s = time.monotonic() + 1

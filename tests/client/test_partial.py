@@ -13,9 +13,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from made_up_results import IDENTITY, RUN_A, RUNS, SEQUENCES, UNALIGNED, contents, make_result, write_reference
 
-from porestream.client.partial import CannotResume, Partial
+from porestream.client.outputs.partial import CannotResume, Partial
+from porestream.client.outputs.writers import Format, OutputFolder, Outputs, OutputSettings, RecordWriter, SingleOutput
 from porestream.client.reads import ReadResult
-from porestream.client.writers import Format, OutputFolder, Outputs, OutputSettings, RecordWriter, SingleOutput
 
 READS = 150
 LOST = {"bam": 60, "sam": 9, "cram": READS, "fastq": 9, "fastq.gz": 60}

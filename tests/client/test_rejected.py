@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from porestream.client.rejected import RejectedReads
+from porestream.client.outputs.rejected import RejectedReads
 
 
 def test_each_read_is_in_the_table_and_the_first_ones_are_told(tmp_path: Path) -> None:

@@ -12,11 +12,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from made_up_results import IDENTITY, RUNS, SEQUENCES, UNALIGNED, make_result
 
-from porestream.client.partial import Partial
+from porestream.client.outputs.partial import Partial
+from porestream.client.outputs.sequencing_summary import SummaryTable
+from porestream.client.outputs.writers import Format, OutputFolder, Outputs, OutputSettings, RecordWriter, SingleOutput
 from porestream.client.reads import ReadResult
-from porestream.client.sequencing_summary import SummaryTable
-from porestream.client.sources import ReadFacts, ReadIds
-from porestream.client.writers import Format, OutputFolder, Outputs, OutputSettings, RecordWriter, SingleOutput
+from porestream.client.sources.pod5_source import ReadFacts, ReadIds
 
 FORMS = ["bam", "cram", "sam", "fastq", "fastq.gz"]
 READS = 60

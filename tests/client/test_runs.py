@@ -15,9 +15,9 @@ import pytest
 from made_up_results import UNALIGNED
 
 from porestream.client import Pod5Source, RunInfo
-from porestream.client.partial import Partial
-from porestream.client.records import header, read_group
-from porestream.client.runs import FileRuns, Runs
+from porestream.client.outputs.partial import Partial
+from porestream.client.outputs.records import header, read_group
+from porestream.client.sources.runs import FileRuns, Runs
 
 A = RunInfo(
     run_id="id",

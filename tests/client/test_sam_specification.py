@@ -10,8 +10,8 @@ import pysam
 import pytest
 from made_up_results import CONTIGS, IDENTITY, RUN_A, RUNS, SEQUENCES, make_result
 
+from porestream.client.outputs.writers import OutputSettings, RecordWriter
 from porestream.client.reads import ReadResult
-from porestream.client.writers import OutputSettings, RecordWriter
 
 DOCS = Path(__file__).parents[2] / "docs/files.md"
 CHIMERIC, REPEATED, SPLIT = 4, 8, 12

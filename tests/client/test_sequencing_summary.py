@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from porestream.client import Alignment, CalledPart, ReadInfo, ReadResult, ReadStatus, RunInfo
-from porestream.client.sequencing_summary import SummaryTable
-from porestream.client.sources import ReadIds
+from porestream.client.outputs.sequencing_summary import SummaryTable
+from porestream.client.sources.pod5_source import ReadIds
 
 # ONT's output specification, sequencing summary 1.1: its columns for files, without batch_id, minknow_events,
 # num_events_template, poly_tail_*, those of barcodes, alignment_bed_hits, and duplex_*.

@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from porestream.client import Pod5Source, RunInfo, SignalRead
-from porestream.client import sources as sources_module
-from porestream.client.sources import ReadIds, find_pod5_files, load_read_ids
+from porestream.client.sources.pod5_source import ReadIds, find_pod5_files, load_read_ids
+from porestream.client.sources.pod5_source import pod5_source as sources_module
 
 WritePod5 = Callable[..., Path]
 

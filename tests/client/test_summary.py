@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from porestream.client import Alignment, CalledPart, ReadInfo, ReadResult, ReadStatus, RunInfo
-from porestream.client.summary import Summary
+from porestream.client.outputs.summary import Summary
 
 INFO = ReadInfo(
     read_id=UUID(int=1), run=RunInfo(run_id="run", sample_rate_hz=4000), offset_adc=0.0, scale_pa_per_adc=1.0

@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from porestream.client.sources import Pod5Source
-from porestream.client.watch import FolderWatch
+from porestream.client.sources.pod5_source import Pod5Source
+from porestream.client.sources.watch import FolderWatch
 
 WritePod5 = Callable[..., Path]
 POLL_S = 0.01
@@ -21,8 +21,8 @@ def signals(count: int) -> Sequence[npt.NDArray[np.int16]]:
 
 @pytest.fixture(autouse=True)
 def settle_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("porestream.client.watch._SETTLE_S", 0.0)
-    monkeypatch.setattr("porestream.client.watch._UNREADABLE_SETTLE_S", 0.0)
+    monkeypatch.setattr("porestream.client.sources.watch._SETTLE_S", 0.0)
+    monkeypatch.setattr("porestream.client.sources.watch._UNREADABLE_SETTLE_S", 0.0)
 
 
 def watch(folder: Path, timeout_s: float = 30.0, **options: int) -> FolderWatch:

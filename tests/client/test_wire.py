@@ -24,7 +24,7 @@ from porestream.client.wire import (
     encode_read,
     encode_run,
 )
-from porestream.models.chemistry import Chemistry
+from porestream.models.files.chemistry import Chemistry
 from porestream.v1 import porestream_pb2 as pb
 
 RUN = RunInfo(

@@ -11,8 +11,7 @@ import pysam
 import pytest
 from made_up_results import IDENTITY, RUN_A, RUN_B, RUNS, SEQUENCES, UNALIGNED, contents, make_result, write_reference
 
-from porestream.client.reads import ReadStatus
-from porestream.client.writers import (
+from porestream.client.outputs.writers import (
     Format,
     OutputFolder,
     OutputSettings,
@@ -21,6 +20,7 @@ from porestream.client.writers import (
     beside,
     format_of,
 )
+from porestream.client.reads import ReadStatus
 
 RESULTS = [make_result(number) for number in range(60)]
 UNALIGNED_RESULTS = [make_result(number, aligned=False) for number in range(60)]

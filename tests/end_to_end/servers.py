@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Self
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["porestream.cli.main", "porestream.cli.serve", "porestream.server.app"])
+_context.set_forkserver_preload(["porestream.cli.main", "porestream.cli.commands.serve", "porestream.server.start.app"])
 
 
 def _run(arguments: list[str], log: str) -> None:

@@ -19,8 +19,8 @@ import pysam
 import pytest
 from servers import Server
 
-from porestream.client.output_file import partial_of
-from porestream.client.sources import Pod5Source
+from porestream.client.outputs.output_file import partial_of
+from porestream.client.sources.pod5_source import Pod5Source
 from porestream.client.wire import encode_read
 from porestream.v1 import porestream_pb2 as pb
 from porestream.v1 import porestream_pb2_grpc as pb_grpc
@@ -119,7 +119,7 @@ def test_human_reads_at_4_khz_agree_with_their_published_calls(shared_data: Path
 
 
 def test_bf16_costs_no_more_than_a_tenth_of_a_point(shared_data: Path, sarscov2: Path, tmp_path: Path) -> None:
-    from porestream.models.host import processor_has_bf16
+    from porestream.models.call.host import processor_has_bf16
 
     if not processor_has_bf16():
         pytest.skip("this processor does not compute bf16")

@@ -45,7 +45,8 @@ READ_IDS = ["5ec7e75e", base64.b64encode(UUID(int=FIRST_ID).bytes).decode()[:12]
 # What nobody can provoke from outside: exceptions at reads whose adapters are to go, and at streams with this channel.
 SABOTAGED = f"""
 from porestream.cli.main import main
-from porestream.server import after_calling, session
+from porestream.server.work.read_work import after_calling
+from porestream.server.streams import session
 def fail(*_):
     raise RuntimeError("sabotage")
 receive = session.Session.receive

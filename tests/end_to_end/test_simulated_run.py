@@ -28,7 +28,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from porestream.client import Pod5Source, StreamOptions, SyncBasecallClient
-from porestream.client.output_file import partial_of
+from porestream.client.outputs.output_file import partial_of
 
 PORESTREAM = [sys.executable, "-m", "porestream.cli.main"]
 MODEL = "porestream_dna_r10.4.1_400bps_fast@v1"
@@ -353,7 +353,7 @@ AT_THE_FIRST_RECORD = """
 import os, signal, sys, time
 from pathlib import Path
 from porestream.cli.main import main
-from porestream.client.writers import RecordWriter
+from porestream.client.outputs.writers import RecordWriter
 
 def server():
     return Path(f"/proc/{{os.getpid()}}/task/{{os.getpid()}}/children").read_text().split()

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from porestream.cli.call import call
+from porestream.cli.commands.call import call
 from porestream.client import BasecallClient, Pod5Source
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

@@ -16,16 +16,16 @@ import torch
 from gpu_check import compare
 from shapes import write_shape
 
-from porestream.client.sources import Pod5Source
-from porestream.models import runner as module
-from porestream.models.bundle import ModelBundle, load_bundle
-from porestream.models.card import Card, find_device
-from porestream.models.catalog import BUNDLED
-from porestream.models.chunk import Chunker
-from porestream.models.config import ModelError
-from porestream.models.cpu_runner import CpuRunner
-from porestream.models.cuda_runner import CudaRunner
-from porestream.models.memory import device_bytes
+from porestream.client.sources.pod5_source import Pod5Source
+from porestream.models.call import runner as module
+from porestream.models.call.card import Card, find_device
+from porestream.models.call.chunk import Chunker
+from porestream.models.call.cpu_runner import CpuRunner
+from porestream.models.call.cuda_runner import CudaRunner
+from porestream.models.call.memory import device_bytes
+from porestream.models.files.bundle import ModelBundle, load_bundle
+from porestream.models.files.catalog import BUNDLED
+from porestream.models.files.config import ModelError
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA card, or a PyTorch without CUDA")
 

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 import torch
 
-from porestream.kernels.crf import CrfDecoder
+from porestream.kernels.decode.crf import CrfDecoder
 from porestream.kernels.device import Device
-from porestream.models.card import Card, find_device
-from porestream.server.devices import kernel_device
+from porestream.models.call.card import Card, find_device
+from porestream.server.start.devices import kernel_device
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA card, or a PyTorch without CUDA")
 

@@ -10,7 +10,7 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from porestream.kernels.tasks import MINIMAP2, Scoring
+from porestream.kernels.align.tasks import MINIMAP2, Scoring
 
 NOTHING = -(10**9)
 

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from plain_mapping import log2_of
 
-from porestream.kernels.hits import REVERSE
+from porestream.kernels.align.hits import REVERSE
 
 SPAN, HALF_SPAN = 15, 7
 MATCH, MISMATCH, AMBIGUOUS, OPEN, EXTEND = 2, 4, 1, 4, 2

@@ -11,7 +11,7 @@ import mappy
 import numpy as np
 import pytest
 
-from porestream.kernels.aligner import (
+from porestream.kernels.align.aligner import (
     PRESETS,
     Aligner,
     Alignment,

@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from porestream.kernels import chain as chain_module
 from porestream.kernels import emulator
-from porestream.kernels.aligner import PRESETS
-from porestream.kernels.chain import BAND, BAND_LONG, MAX_GAP, MIN_COUNT, MIN_SCORE, Chains, gap_cost
+from porestream.kernels.align import chain as chain_module
+from porestream.kernels.align.aligner import PRESETS
+from porestream.kernels.align.chain import BAND, BAND_LONG, MAX_GAP, MIN_COUNT, MIN_SCORE, Chains, gap_cost
+from porestream.kernels.align.seeds import Anchors
 from porestream.kernels.device import EmulatedDevice
-from porestream.kernels.seeds import Anchors
 
 SPAN = 15
 DEVICE = EmulatedDevice()

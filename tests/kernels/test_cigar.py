@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from porestream.kernels.cigar import D, I, M, describe, joined
-from porestream.kernels.pack import encode_bases
+from porestream.kernels.align.cigar import D, I, M, describe, joined
+from porestream.kernels.align.pack import encode_bases
 
 Cigar = list[tuple[int, int]]
 

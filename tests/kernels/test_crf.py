@@ -19,13 +19,13 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from porestream.kernels.crf import Calls, CrfDecoder, decode_bytes, scan_block
+from porestream.kernels.decode.crf import Calls, CrfDecoder, decode_bytes, scan_block
 from porestream.kernels.device import EmulatedDevice
 from porestream.kernels.emulator import Schedule, scheduled
 from porestream.kernels.emulator.sanitize import FOUND, Kind, SanitizerMissingError, find_runtime, run_sanitized
 from porestream.kernels.source import Module, read_source
-from porestream.models.decode import Decoded, Decoder, DecodeSettings, NonFiniteScores
-from porestream.models.runner import decoded_rows
+from porestream.models.call.decode import Decoded, Decoder, DecodeSettings, NonFiniteScores
+from porestream.models.call.runner import decoded_rows
 
 F32 = npt.NDArray[np.float32]
 INFINITY = float("inf")
@@ -222,8 +222,8 @@ def test_non_finite_rows_are_refused_and_others_are_unharmed(state_len: int, bad
 
 
 def test_real_scores(shared_data: Path) -> None:
-    from porestream.models.basecaller import Basecaller
-    from porestream.models.bundle import load_bundle
+    from porestream.models.call.basecaller import Basecaller
+    from porestream.models.files.bundle import load_bundle
 
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -411,7 +411,7 @@ def test_defects_are_seen(defect: str) -> None:
 SCRIPT = """
 import numpy as np
 from porestream.kernels import source
-from porestream.kernels.crf import CrfDecoder
+from porestream.kernels.decode.crf import CrfDecoder
 from porestream.kernels.device import EmulatedDevice
 
 texts = source.read_source("crf.cu").split({cut!r})

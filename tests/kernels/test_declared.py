@@ -38,7 +38,7 @@ def test_structs_are_laid_out_as_in_c() -> None:
         declared.struct(CODE, "Other")
 
 
-@pytest.mark.parametrize("file", sorted(path.name for path in source.FOLDER.glob("*.cu")))
+@pytest.mark.parametrize("file", sorted(path.name for path in source.FOLDER.glob("*/*.cu")))
 def test_every_kernel_is_understood(file: str) -> None:
     """As many parameters, of the same sizes, as the compiler sees."""
     macros = {"K": 15, "W": 10, "KEY": "u8", "STATE_LEN": 3}

@@ -15,9 +15,9 @@ import pytest
 from porestream.kernels import device as module
 from porestream.kernels import source
 from porestream.kernels.device import CudaDevice, DeviceError, EmulatedDevice, cuda_count, find_kernel_device
-from porestream.models.private_folder import UnsafeCacheError
-from porestream.server.devices import batch_decoder, keep_device_code, kernel_devices
-from porestream.server.settings import Settings, SettingsError
+from porestream.models.files.private_folder import UnsafeCacheError
+from porestream.server.start.devices import batch_decoder, keep_device_code, kernel_devices
+from porestream.server.start.settings import Settings, SettingsError
 
 
 class CompileError(Exception):
@@ -162,7 +162,7 @@ def test_arithmetic_is_pinned() -> None:
 
 def test_headers_are_written_into_the_source_with_its_lines_kept() -> None:
     lines = source.read_source("extend.cu").split("\n")
-    own = (source.FOLDER / "extend.cu").read_text().split("\n")
+    own = source.path_of("extend.cu").read_text().split("\n")
     assert not any(line.startswith("#include") for line in lines)
     assert '#line 1 "dual_affine.cuh"' in lines
     place = own.index('#include "dual_affine.cuh"')

@@ -15,16 +15,17 @@ from alignment import Comparison, compare, kind_of
 
 from porestream.cli.embedded import embedded_server
 from porestream.client import BasecallClient, Pod5Source
-from porestream.kernels import chain, device_aligner, emulator, hits, source
-from porestream.kernels.aligner import PRESETS, REVERSE, Alignment, MappyAligner, load_reference
+from porestream.kernels import emulator, source
+from porestream.kernels.align import chain, device_aligner, hits
+from porestream.kernels.align.aligner import PRESETS, REVERSE, Alignment, MappyAligner, load_reference
+from porestream.kernels.align.device_aligner import DeviceAligner
+from porestream.kernels.align.fasta import read_fasta
+from porestream.kernels.align.hits import Failure
+from porestream.kernels.align.index import build_index, load_index
+from porestream.kernels.align.mmi import Preset
+from porestream.kernels.align.sketch import Reads
 from porestream.kernels.device import Device, EmulatedDevice
-from porestream.kernels.device_aligner import DeviceAligner
 from porestream.kernels.emulator.sanitize import Kind, SanitizerMissingError, find_runtime, run_sanitized
-from porestream.kernels.hits import Failure
-from porestream.kernels.index import build_index, load_index
-from porestream.kernels.mmi import Preset
-from porestream.kernels.reference import read_fasta
-from porestream.kernels.sketch import Reads
 from porestream.kernels.source import read_source
 
 Read = tuple[str, str]
@@ -305,12 +306,12 @@ from pathlib import Path
 import numpy as np
 sys.path.insert(0, {benchmarks!r})
 import simulated_reads as simulated
-from porestream.kernels.aligner import PRESETS, load_reference
+from porestream.kernels.align.aligner import PRESETS, load_reference
 from porestream.kernels.device import Device, EmulatedDevice, Launch
-from porestream.kernels.device_aligner import DeviceAligner
-from porestream.kernels.hits import Failure
-from porestream.kernels.index import build_index, load_index
-from porestream.kernels.reference import read_fasta
+from porestream.kernels.align.device_aligner import DeviceAligner
+from porestream.kernels.align.hits import Failure
+from porestream.kernels.align.index import build_index, load_index
+from porestream.kernels.align.fasta import read_fasta
 
 rng, folder = np.random.default_rng(3), Path({folder!r})
 unit = simulated.random_bases(rng, 500)

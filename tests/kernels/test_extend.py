@@ -21,13 +21,13 @@ from plain_alignment import (
 )
 
 from porestream.kernels import source
+from porestream.kernels.align.extend import WIDEST_BAND, Extender
+from porestream.kernels.align.fill import Filler
+from porestream.kernels.align.pack import Pieces
+from porestream.kernels.align.tasks import MINIMAP2, NOT_REACHED, Alignments, Scoring
 from porestream.kernels.device import EmulatedDevice
 from porestream.kernels.emulator import RawModule, Schedule, scheduled
 from porestream.kernels.emulator.sanitize import FOUND, run_sanitized
-from porestream.kernels.extend import WIDEST_BAND, Extender
-from porestream.kernels.fill import Filler
-from porestream.kernels.pack import Pieces
-from porestream.kernels.tasks import MINIMAP2, NOT_REACHED, Alignments, Scoring
 
 U8 = npt.NDArray[np.uint8]
 Task = tuple[U8, U8]
@@ -462,9 +462,9 @@ def test_a_seeded_defect_is_caught(
 SANITIZED = """
 import numpy as np
 from porestream.kernels.device import EmulatedDevice
-from porestream.kernels.extend import Extender
-from porestream.kernels.fill import Filler
-from porestream.kernels.pack import Pieces
+from porestream.kernels.align.extend import Extender
+from porestream.kernels.align.fill import Filler
+from porestream.kernels.align.pack import Pieces
 rng = np.random.default_rng(1)
 made = [rng.integers(0, 5, size).astype(np.uint8) for size in (1, 7, 8, 9, 100, 300)]
 tasks = [(a, b) for a in made for b in made[::2]]
@@ -498,9 +498,9 @@ def test_sanitizers_are_silent_in_the_widest_band_and_many_warps(kind: str, pack
 
 def test_a_read_beyond_the_directions_is_found() -> None:
     """The sanitizer sees into these kernels: directions of too few steps."""
-    imported = "from porestream.kernels.extend import Extender"
+    imported = "from porestream.kernels.align.extend import Extender"
     script = SANITIZED.replace(
-        imported, "import porestream.kernels.extend as e\ne.STEP_WORDS = 32\nExtender = e.Extender"
+        imported, "import porestream.kernels.align.extend as e\ne.STEP_WORDS = 32\nExtender = e.Extender"
     )
     done = run_sanitized("address", script.format(kind="address"))
     assert done.returncode == FOUND

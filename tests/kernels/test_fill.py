@@ -15,12 +15,12 @@ from kernel_check import mutated
 from plain_alignment import gaps_that_could_stand_further_left, matrix, score_cigar
 
 from porestream.kernels import source
+from porestream.kernels.align.extend import Extender
+from porestream.kernels.align.fill import MAX_ROWS, Filler
+from porestream.kernels.align.pack import Pieces, encode_bases
+from porestream.kernels.align.tasks import MINIMAP2, Alignments, Scoring
 from porestream.kernels.device import EmulatedDevice
 from porestream.kernels.emulator import Schedule, scheduled
-from porestream.kernels.extend import Extender
-from porestream.kernels.fill import MAX_ROWS, Filler
-from porestream.kernels.pack import Pieces, encode_bases
-from porestream.kernels.tasks import MINIMAP2, Alignments, Scoring
 
 U8 = npt.NDArray[np.uint8]
 Task = tuple[U8, U8]

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from plain_hits import SPAN, Anchors, Hit
 
 from porestream.kernels import emulator
+from porestream.kernels.align.hits import HIT, PLAN, REVERSE, Failure
 from porestream.kernels.device import EmulatedDevice
-from porestream.kernels.hits import HIT, PLAN, REVERSE, Failure
 from porestream.kernels.source import load
 
 DEVICE = EmulatedDevice()

@@ -17,10 +17,10 @@ import mappy
 import numpy as np
 import pytest
 
-from porestream.kernels.aligner import PRESETS, load_reference
-from porestream.kernels.index import Index, build_index, load_index
-from porestream.kernels.mmi import read_contents
-from porestream.kernels.reference import INDEX_MAGIC, ReferenceFileError, read_fasta
+from porestream.kernels.align.aligner import PRESETS, load_reference
+from porestream.kernels.align.fasta import INDEX_MAGIC, ReferenceFileError, read_fasta
+from porestream.kernels.align.index import Index, build_index, load_index
+from porestream.kernels.align.mmi import read_contents
 
 BASES = "".join(np.random.default_rng(18).choice(list("ACGT"), 20_000))
 BITS = 14
@@ -162,8 +162,8 @@ def test_a_cached_index_of_something_else_is_built_again(
 LOAD_EACH = """
 import resource, sys
 from pathlib import Path
-from porestream.kernels.aligner import load_reference
-from porestream.kernels.reference import ReferenceFileError
+from porestream.kernels.align.aligner import load_reference
+from porestream.kernels.align.fasta import ReferenceFileError
 resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30))
 read = Path(sys.argv[1]).read_text()
 for file in sys.argv[2:]:

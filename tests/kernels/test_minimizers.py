@@ -11,15 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from porestream.kernels import emulator
-from porestream.kernels import index as index_module
-from porestream.kernels import minimizers as minimizers_module
-from porestream.kernels.aligner import PRESETS
+from porestream.kernels.align import index as index_module
+from porestream.kernels.align import minimizers as minimizers_module
+from porestream.kernels.align.aligner import PRESETS
+from porestream.kernels.align.fasta import ReferenceFileError, read_fasta
+from porestream.kernels.align.index import build_index, load_index, sequences_of
+from porestream.kernels.align.minimizers import minimizers
+from porestream.kernels.align.pack import encode_bases
+from porestream.kernels.align.sketch import Reads, sketch
 from porestream.kernels.device import EmulatedDevice
-from porestream.kernels.index import build_index, load_index, sequences_of
-from porestream.kernels.minimizers import minimizers
-from porestream.kernels.pack import encode_bases
-from porestream.kernels.reference import ReferenceFileError, read_fasta
-from porestream.kernels.sketch import Reads, sketch
 
 SIZES = [(preset.k, preset.w) for preset in PRESETS.values()]
 

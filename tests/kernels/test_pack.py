@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from porestream.kernels.align.pack import Pieces, encode_bases, pack_bases, packed_words
 from porestream.kernels.device import EmulatedDevice
 from porestream.kernels.emulator import Schedule, scheduled
-from porestream.kernels.pack import Pieces, encode_bases, pack_bases, packed_words
 
 
 def packed(codes: npt.NDArray[np.uint8], reversed_nibbles: bool, outside: int) -> list[int]:

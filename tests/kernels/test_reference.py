@@ -8,9 +8,9 @@ import mappy
 import numpy as np
 import pytest
 
-from porestream.kernels.aligner import load_reference
-from porestream.kernels.mmi import Contents, read_contents
-from porestream.kernels.reference import ReferenceFileError, ReferenceSequence, make_reference, md5_of, read_fasta
+from porestream.kernels.align.aligner import load_reference
+from porestream.kernels.align.fasta import ReferenceFileError, ReferenceSequence, make_reference, md5_of, read_fasta
+from porestream.kernels.align.mmi import Contents, read_contents
 
 BASES = "".join(np.random.default_rng(1).choice(list("ACGT"), 30_000))
 

@@ -7,15 +7,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from porestream.kernels import emulator, seeds
-from porestream.kernels.aligner import PRESETS
+from porestream.kernels import emulator
+from porestream.kernels.align import seeds
+from porestream.kernels.align.aligner import PRESETS
+from porestream.kernels.align.fasta import read_fasta
+from porestream.kernels.align.index import Index, build_index, load_index
+from porestream.kernels.align.minimizers import minimizers
+from porestream.kernels.align.pack import encode_bases
+from porestream.kernels.align.seeds import IndexOnDevice, find_anchors
+from porestream.kernels.align.sketch import Reads, sketch
 from porestream.kernels.device import EmulatedDevice
-from porestream.kernels.index import Index, build_index, load_index
-from porestream.kernels.minimizers import minimizers
-from porestream.kernels.pack import encode_bases
-from porestream.kernels.reference import read_fasta
-from porestream.kernels.seeds import IndexOnDevice, find_anchors
-from porestream.kernels.sketch import Reads, sketch
 
 DEVICE = EmulatedDevice()
 PRESET = PRESETS["map-ont"]

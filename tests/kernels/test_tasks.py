@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from porestream.kernels import tasks as module
+from porestream.kernels.align import tasks as module
+from porestream.kernels.align.extend import Extender
+from porestream.kernels.align.fill import Filler
+from porestream.kernels.align.pack import Pieces
+from porestream.kernels.align.tasks import batches
 from porestream.kernels.device import Device, EmulatedDevice
-from porestream.kernels.extend import Extender
-from porestream.kernels.fill import Filler
-from porestream.kernels.pack import Pieces
-from porestream.kernels.tasks import batches
 
 
 def some(seed: int, count: int, most: int) -> tuple[Pieces, Pieces]:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from porestream.models.adapters import (
+from porestream.models.call.adapters import (
     BOTTOM,
     MIN_KEPT_BASES,
     TOP,
@@ -15,8 +15,8 @@ from porestream.models.adapters import (
     find_insert,
     trim_adapters,
 )
-from porestream.models.basecaller import Basecaller, CalledRead
-from porestream.models.bundle import load_bundle
+from porestream.models.call.basecaller import Basecaller, CalledRead
+from porestream.models.files.bundle import load_bundle
 
 BASES = "ACGT"
 LINKER = "GCTTGGGTGTTTAACC"  # between the sequencing adapter and a rapid kit's barcode
@@ -166,7 +166,7 @@ def test_what_is_left_is_a_slice_and_its_moves_are_where_they_were(pieces: list[
 
 
 def test_real_reads_lose_their_adapters(shared_data: Path) -> None:
-    from porestream.client.sources import Pod5Source
+    from porestream.client.sources.pod5_source import Pod5Source
 
     model = Basecaller(load_bundle(shared_data / "models/dna_r9.4.1_e8.1_fast@v3.4"))
     reads = Pod5Source([shared_data / "sarscov2_r941/reads.pod5"], max_reads=20)

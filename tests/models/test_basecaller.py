@@ -15,13 +15,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from porestream.models.basecaller import Basecaller, finish
-from porestream.models.bundle import load_bundle
-from porestream.models.chunk import ChunkPlan
-from porestream.models.cpu_runner import ROWS
-from porestream.models.decode import Decoded, NonFiniteScores
-from porestream.models.prepare import PreparedRead
-from porestream.models.scale import Scaling, med_mad_scaling, quantile_scaling
+from porestream.models.call.basecaller import Basecaller, finish
+from porestream.models.call.chunk import ChunkPlan
+from porestream.models.call.cpu_runner import ROWS
+from porestream.models.call.decode import Decoded, NonFiniteScores
+from porestream.models.call.prepare import PreparedRead
+from porestream.models.call.scale import Scaling, med_mad_scaling, quantile_scaling
+from porestream.models.files.bundle import load_bundle
 
 MakeBundle = Callable[..., Path]
 I16 = npt.NDArray[np.int16]

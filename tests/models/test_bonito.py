@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from porestream.models.bundle import load_bundle
-from porestream.models.config import ModelError
+from porestream.models.files.bundle import load_bundle
+from porestream.models.files.config import ModelError
 
 MakeBundle = Callable[..., Path]
 State = dict[str, torch.Tensor]

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from porestream.models.bundle import load_bundle
-from porestream.models.catalog import (
+from porestream.models.files.bundle import load_bundle
+from porestream.models.files.catalog import (
     BUNDLED,
     Kind,
     NoModel,
@@ -17,8 +17,8 @@ from porestream.models.catalog import (
     model_among,
     models_to_serve,
 )
-from porestream.models.chemistry import Chemistry, chemistry_of_model, chemistry_of_run, parse_model_name
-from porestream.models.config import ModelConfig, load_config
+from porestream.models.files.chemistry import Chemistry, chemistry_of_model, chemistry_of_run, parse_model_name
+from porestream.models.files.config import ModelConfig, load_config
 
 R1041 = Chemistry(molecule="dna", pore="r10.4.1", bases_per_second=400, sample_rates_hz=(5000,))
 
@@ -361,7 +361,7 @@ def test_a_directory_that_may_not_be_read_blocks_no_other(monkeypatch: pytest.Mo
             raise PermissionError(13, "Permission denied", str(directory))
         return load_config(directory)
 
-    monkeypatch.setattr("porestream.models.catalog.load_config", load)
+    monkeypatch.setattr("porestream.models.files.catalog.load_config", load)
     for model, passed_over in (choose_model([R1041], tmp_path), choose_model([R1041], tmp_path, Kind("fast"))):
         assert model == usable
         assert [names[1] in reason for reason in passed_over] == [True]

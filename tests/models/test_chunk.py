@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from porestream.models.chunk import Chunker, stitch
+from porestream.models.call.chunk import Chunker, stitch
 
 MODELS = [
     (12_000, 600, 6),

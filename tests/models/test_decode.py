@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from porestream.models import decode_kernels
-from porestream.models.decode import Decoded, Decoder, DecodeSettings, NonFiniteScores
+from porestream.models.call import decode_kernels
+from porestream.models.call.decode import Decoded, Decoder, DecodeSettings, NonFiniteScores
 
 EXHAUSTIVE = DecodeSettings(beam_width=8191, beam_cut=float("inf"))
 LETTERS = np.frombuffer(b"ACGT", np.uint8)
@@ -374,7 +374,7 @@ def test_exponential() -> None:
 CALL = """
 from pathlib import Path
 import numba, numpy as np
-from porestream.models.decode import Decoder, DecodeSettings
+from porestream.models.call.decode import Decoder, DecodeSettings
 before = numba.config.CACHE_DIR
 decoder = Decoder(1, DecodeSettings(), {cache!r} and Path({cache!r}))
 print(len(decoder(np.zeros((3, 1, 16), np.float32), 0).moves_T), numba.config.CACHE_DIR == before)

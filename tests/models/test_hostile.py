@@ -15,12 +15,12 @@ import torch
 from shapes import SHAPES, Shape, write_shape
 from torch import nn
 
-from porestream.models.bundle import load_bundle
-from porestream.models.config import ModelError, load_config
-from porestream.models.config_values import LIMITS
-from porestream.models.cpu_runner import CpuRunner
-from porestream.models.pickled import FLOATING, UnsafeWeights, described
-from porestream.models.transformer import Transformer
+from porestream.models.call.cpu_runner import CpuRunner
+from porestream.models.files.bundle import load_bundle
+from porestream.models.files.config import ModelError, load_config
+from porestream.models.files.config_values import LIMITS
+from porestream.models.files.pickled import FLOATING, UnsafeWeights, described
+from porestream.models.files.transformer import Transformer
 
 TINY = Shape(release="v4", features=16, state_len=2, stride=5, winlen=9, chunk_size=1200, overlap=120)
 
@@ -249,7 +249,7 @@ def test_a_config_of_gigabytes_is_not_read(tmp_path: Path) -> None:
 def test_a_batch_larger_than_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     directory = edit(write_shape("tiny v3", tmp_path / "model"), "chunksize = 1200\n", "chunksize = 200000\n")
     bundle = load_bundle(directory)
-    monkeypatch.setattr("porestream.models.cpu_runner.host_memory_bytes", lambda: 100 << 20)
+    monkeypatch.setattr("porestream.models.call.cpu_runner.host_memory_bytes", lambda: 100 << 20)
     with pytest.raises(ModelError, match=r"chunksize = 200000: a batch's scores take .* bytes, and this machine has"):
         CpuRunner(bundle, "fp32")
 

@@ -15,9 +15,7 @@ from shapes import SHAPES, Shape, write_shape
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from porestream.models.bundle import load_bundle
-from porestream.models.config import ModelConfig, ModelError, load_config
-from porestream.models.memory import (
+from porestream.models.call.memory import (
     MAX_ROWS,
     device_bytes,
     pinned_bytes,
@@ -26,7 +24,9 @@ from porestream.models.memory import (
     tensor_bytes,
     weight_bytes,
 )
-from porestream.models.network import Network
+from porestream.models.call.network import Network
+from porestream.models.files.bundle import load_bundle
+from porestream.models.files.config import ModelConfig, ModelError, load_config
 
 GIB = 1 << 30
 MEASURED = {

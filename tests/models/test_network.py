@@ -15,10 +15,10 @@ import pytest
 import torch
 from reference_network import reference_scores
 
-from porestream.models.bundle import ModelBundle, load_bundle
-from porestream.models.cpu_runner import ROWS
-from porestream.models.host import processor_has_bf16
-from porestream.models.network import Network
+from porestream.models.call.cpu_runner import ROWS
+from porestream.models.call.host import processor_has_bf16
+from porestream.models.call.network import Network
+from porestream.models.files.bundle import ModelBundle, load_bundle
 
 MakeBundle = Callable[..., Path]
 

@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from porestream.models.basecaller import Basecaller
-from porestream.models.bundle import load_bundle
-from porestream.models.chunk import Chunker
-from porestream.models.prepare import PreparedRead, prepare
-from porestream.models.scale import Measurement
+from porestream.models.call.basecaller import Basecaller
+from porestream.models.call.chunk import Chunker
+from porestream.models.call.prepare import PreparedRead, prepare
+from porestream.models.call.scale import Measurement
+from porestream.models.files.bundle import load_bundle
 
 MakeBundle = Callable[..., Path]
 I16 = npt.NDArray[np.int16]

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from porestream.models.quality import mean_qscore
+from porestream.models.call.quality import mean_qscore
 
 
 def plain_mean(qualities: list[int]) -> float:

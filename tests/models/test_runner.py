@@ -21,18 +21,18 @@ import torch
 from host_card import HostCard
 from shapes import SHAPES, write_shape
 
-from porestream.kernels.crf import CrfDecoder
+from porestream.kernels.decode.crf import CrfDecoder
 from porestream.kernels.device import EmulatedDevice
-from porestream.models.basecaller import Basecaller, decode_settings
-from porestream.models.bundle import ModelBundle, load_bundle
-from porestream.models.card import Card, find_device, fix_arithmetic
-from porestream.models.config import ModelError, load_config
-from porestream.models.cpu_runner import CpuRunner, cpu_rows
-from porestream.models.cuda_runner import CudaRunner
-from porestream.models.decode import Decoded, Decoder, NonFiniteScores
-from porestream.models.memory import result_bytes
-from porestream.models.network import Network
-from porestream.models.runner import Runner
+from porestream.models.call.basecaller import Basecaller, decode_settings
+from porestream.models.call.card import Card, find_device, fix_arithmetic
+from porestream.models.call.cpu_runner import CpuRunner, cpu_rows
+from porestream.models.call.cuda_runner import CudaRunner
+from porestream.models.call.decode import Decoded, Decoder, NonFiniteScores
+from porestream.models.call.memory import result_bytes
+from porestream.models.call.network import Network
+from porestream.models.call.runner import Runner
+from porestream.models.files.bundle import ModelBundle, load_bundle
+from porestream.models.files.config import ModelError, load_config
 
 F32 = npt.NDArray[np.float32]
 CPU = torch.device("cpu")

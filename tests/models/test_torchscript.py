@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from porestream.models.bundle import ModelError, load_bundle
-from porestream.models.torchscript import UnsafeWeights, read_tensor
+from porestream.models.files.bundle import ModelError, load_bundle
+from porestream.models.files.torchscript import UnsafeWeights, read_tensor
 
 MODULE = b"c__torch__.torch.nn.modules.module\nModule\n)\x81"
 REBUILD = b"ctorch._utils\n_rebuild_tensor_v2\n"

@@ -13,9 +13,9 @@ import pytest
 from browser import Browser, open_browser
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from porestream.server.metrics import DEFINITIONS
-from porestream.server.status_page.history import History
-from porestream.server.status_page.page import StatusServer, start
+from porestream.server.watch.metrics import DEFINITIONS
+from porestream.server.watch.status_page.history import History
+from porestream.server.watch.status_page.page import StatusServer, start
 
 MAKE: dict[str, Callable[..., Any]] = {"counter": Counter, "gauge": Gauge, "histogram": Histogram}
 EVIL = "<script>document.title='evil'</script><b id=evil>x"

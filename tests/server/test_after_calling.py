@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from porestream.client import ReadInfo, ReadStatus, RunInfo, SignalRead, StreamOptions, SyncBasecallClient
-from porestream.models.config import ModelConfig
-from porestream.server import after_calling
-from porestream.server.after_calling import Part
-from porestream.server.reads import CallSettings
+from porestream.models.files.config import ModelConfig
+from porestream.server.streams.reads import CallSettings
+from porestream.server.work.after_calling import Part
+from porestream.server.work.read_work import after_calling
 
 RUN = RunInfo(run_id="run", sample_rate_hz=4000)
 BASES = 60

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from porestream.kernels.aligner import Alignment
-from porestream.server.align_queue import AlignQueue, ToAlign
-from porestream.server.device_use import DeviceUse
-from porestream.server.reads import Priority
+from porestream.kernels.align.aligner import Alignment
+from porestream.server.streams.reads import Priority
+from porestream.server.watch.device_use import DeviceUse
+from porestream.server.work.align_queue import AlignQueue, ToAlign
 
 ALIGNMENT = Alignment(
     flag=0,

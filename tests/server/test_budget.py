@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from porestream.server.budget import MAX_CHUNK_SAMPLES, MemoryBudget
+from porestream.server.streams.budget import MAX_CHUNK_SAMPLES, MemoryBudget
 
 CHUNK_BYTES = 4 * MAX_CHUNK_SAMPLES
 

@@ -12,11 +12,11 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from porestream.client import BasecallClient
-from porestream.server import front as front_module
-from porestream.server import guard as guard_module
-from porestream.server.front import Front, Limits, connection_limit, peer_name
-from porestream.server.http2 import PREFACE, FrameMeter, Unwanted
-from porestream.server.settings import SettingsError
+from porestream.server.edge import front as front_module
+from porestream.server.edge import guard as guard_module
+from porestream.server.edge.front import Front, Limits, connection_limit, peer_name
+from porestream.server.edge.http2 import PREFACE, FrameMeter, Unwanted
+from porestream.server.start.settings import SettingsError
 from porestream.v1 import porestream_pb2 as pb
 from porestream.v1 import porestream_pb2_grpc as pb_grpc
 
@@ -100,7 +100,7 @@ def test_silent_connections_are_closed(start_server) -> None:  # type: ignore[no
 
 
 def test_a_peer_leaves_room_for_others(start_server, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
-    monkeypatch.setattr("porestream.server.app.connection_limit", lambda: 8)
+    monkeypatch.setattr("porestream.server.start.app.connection_limit", lambda: 8)
     server = start_server(health_listen="127.0.0.1:0")
     for address in (server.address, server.health_address):
         held = [connect(address, "127.0.0.2") for _ in range(20)]

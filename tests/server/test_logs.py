@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import structlog
 
-from porestream.server.logs import LineWriter, RepeatLimit
+from porestream.server.watch.logs import LineWriter, RepeatLimit
 
 PROGRAM = """
 import os, sys, time
 import structlog
-from porestream.server.logs import configure_logging
+from porestream.server.watch.logs import configure_logging
 configure_logging("json"{options})
 log = structlog.get_logger()
 began = time.monotonic()

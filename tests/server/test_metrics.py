@@ -16,13 +16,13 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from porestream.client import BasecallClient, StreamOptions
 from porestream.client.reads import ReadInfo, ReadResult, RunInfo, SignalRead
 from porestream.client.stream import PRIORITIES
-from porestream.kernels.hits import Failure
-from porestream.server import metrics
-from porestream.server.collector import ServerCollector
-from porestream.server.device_use import ActivityClock, DeviceUse
-from porestream.server.energy import CardMeter, CpuMeter, Reading, readable_packages
-from porestream.server.monitor import Monitor
-from porestream.server.reads import Reason, Stage
+from porestream.kernels.align.hits import Failure
+from porestream.server.streams.reads import Reason, Stage
+from porestream.server.watch import metrics
+from porestream.server.watch.collector import ServerCollector
+from porestream.server.watch.device_use import ActivityClock, DeviceUse
+from porestream.server.watch.energy import CardMeter, CpuMeter, Reading, readable_packages
+from porestream.server.watch.monitor import Monitor
 
 ROOT = Path(__file__).parents[2]
 

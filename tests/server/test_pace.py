@@ -2,7 +2,7 @@
 
 import pytest
 
-from porestream.server.pace import Pace
+from porestream.server.edge.pace import Pace
 
 
 class Clock:

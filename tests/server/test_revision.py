@@ -12,11 +12,11 @@ import pytest
 from calling_revision import check_digest
 
 from porestream.client.client import SyncBasecallClient
+from porestream.client.outputs.records import header, records
 from porestream.client.reads import ReadInfo, RunInfo, SignalRead
-from porestream.client.records import header, records
 from porestream.client.stream import ServerLost, StreamOptions
-from porestream.models.adapters import BOTTOM, TOP
-from porestream.models.cpu_runner import CpuRunner
+from porestream.models.call.adapters import BOTTOM, TOP
+from porestream.models.call.cpu_runner import CpuRunner
 from porestream.v1 import porestream_pb2 as pb
 from porestream.v1 import porestream_pb2_grpc as pb_grpc
 
@@ -165,7 +165,7 @@ def test_a_client_does_not_go_over_to_a_server_that_knows_no_revision(
     ]
     with SyncBasecallClient(server.address, StreamOptions(give_up_s=1.0)) as client:
         client._run(client._client.identify(run))
-        monkeypatch.setattr("porestream.server.rpc.CALLING_REVISION", 0)
-        monkeypatch.setattr("porestream.server.rpc._check_expected", lambda *_: None)
+        monkeypatch.setattr("porestream.server.edge.rpc.CALLING_REVISION", 0)
+        monkeypatch.setattr("porestream.server.edge.rpc._check_expected", lambda *_: None)
         with pytest.raises(ServerLost, match=r"calling_revision \d+, here it is none, of a server from before"):
             list(client.call(reads))

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from porestream.models.chunk import Chunker
-from porestream.models.prepare import PreparedRead
-from porestream.models.scale import Scaling
-from porestream.server.reads import CallSettings, OpenRead, Priority
-from porestream.server.scheduler import Batch, Job, Scheduler
+from porestream.models.call.chunk import Chunker
+from porestream.models.call.prepare import PreparedRead
+from porestream.models.call.scale import Scaling
+from porestream.server.streams.reads import CallSettings, OpenRead, Priority
+from porestream.server.work.scheduler import Batch, Job, Scheduler
 
 CHUNKER = Chunker(1200, 120, 6)
 

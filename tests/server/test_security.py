@@ -23,11 +23,11 @@ from porestream.cli.main import main
 from porestream.client import BasecallClient, ReadInfo, RunInfo, SignalRead, StreamOptions, SyncBasecallClient
 from porestream.client.channel import Credentials, open_channel
 from porestream.client.stream import ServerLost, ServerRefused
-from porestream.server import rpc
-from porestream.server.metrics import SECRETS_STALE, TOKEN_SAMPLES_RECEIVED, TOKEN_STREAMS
-from porestream.server.reads import Priority
-from porestream.server.security import Certificate, Role, Tokens
-from porestream.server.settings import SettingsError, load_settings
+from porestream.server.edge import rpc
+from porestream.server.edge.security import Certificate, Role, Tokens
+from porestream.server.start.settings import SettingsError, load_settings
+from porestream.server.streams.reads import Priority
+from porestream.server.watch.metrics import SECRETS_STALE, TOKEN_SAMPLES_RECEIVED, TOKEN_STREAMS
 from porestream.v1 import porestream_pb2 as pb
 from porestream.v1 import porestream_pb2_grpc as pb_grpc
 
@@ -337,7 +337,7 @@ def test_tracebacks_hold_no_secrets(log_format: str) -> None:
     """A frame's locals would be in them by default: keys, tokens, the environment."""
     code = (
         "import structlog\n"
-        "from porestream.server.logs import configure_logging\n"
+        "from porestream.server.watch.logs import configure_logging\n"
         f"configure_logging({log_format!r})\n"
         "def meet(token):\n"
         "    secret = token[:8] * 2\n"

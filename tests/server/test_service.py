@@ -17,7 +17,7 @@ from porestream.client.client import BasecallClient, SyncBasecallClient
 from porestream.client.reads import ReadInfo, ReadResult, ReadStatus, RunInfo, SignalRead
 from porestream.client.stream import ServerRefused, StreamOptions
 from porestream.client.wire import encode_read
-from porestream.server.metrics import BATCH_STREAMS, STREAMS_ENDED
+from porestream.server.watch.metrics import BATCH_STREAMS, STREAMS_ENDED
 from porestream.v1 import porestream_pb2 as pb
 from porestream.v1 import porestream_pb2_grpc as pb_grpc
 
@@ -433,7 +433,7 @@ def test_a_defect_ends_its_stream_with_internal_and_is_counted(start_server, sig
     before = STREAMS_ENDED.labels("INTERNAL")._value.get()
     (read,) = signal_reads(signals[:1])
     with monkeypatch.context() as broken:
-        broken.setattr("porestream.server.rpc.encode_output", lambda *_: 1 / 0)
+        broken.setattr("porestream.server.edge.rpc.encode_output", lambda *_: 1 / 0)
         _, error = exchange(server.address, [opening(), signal_request(1, *encode_read(read).chunks)])
     assert error.code() is grpc.StatusCode.INTERNAL
     assert "ZeroDivisionError" in error.details()

@@ -11,15 +11,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from porestream.server.books import Books, Ledger, StreamBooks
-from porestream.server.budget import (
+from porestream.server.streams.books import Books, Ledger, StreamBooks
+from porestream.server.streams.budget import (
     BYTES_PER_CREDIT_SAMPLE,
     MAX_CHUNK_SAMPLES,
     MIN_CHUNK_CREDIT_SAMPLES,
     BudgetError,
     MemoryBudget,
 )
-from porestream.server.reads import (
+from porestream.server.streams.reads import (
     Calibration,
     CalledPart,
     CallSettings,
@@ -30,9 +30,9 @@ from porestream.server.reads import (
     Status,
     StreamFault,
 )
-from porestream.server.results import GATHER_S, MAX_OPEN_READS, ResultsSession
-from porestream.server.scheduler import Job
-from porestream.server.session import RETRY_S, Beat, CreditGrant, Drain, Results
+from porestream.server.streams.results import GATHER_S, MAX_OPEN_READS, ResultsSession
+from porestream.server.streams.session import RETRY_S, Beat, CreditGrant, Drain, Results
+from porestream.server.work.scheduler import Job
 
 SETTINGS = CallSettings(model="model", sample_rate_hz=4000)
 MIB = 1 << 20
@@ -247,7 +247,7 @@ def test_no_legal_stream_stalls_and_memory_stays_in_budget(plans, random) -> Non
         assert ledger.server.open == 0
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("porestream.server.budget.IDLE_READ_S", -10.0)  # patience is over at once
+        patch.setattr("porestream.server.streams.budget.IDLE_READ_S", -10.0)  # patience is over at once
         patch.setattr(ResultsSession, "give_up_idle_read", lambda _: False)
         asyncio.run(simulate())
 
@@ -290,7 +290,7 @@ def test_the_longest_open_read_is_rejected_by_name_when_nothing_else_helps() -> 
 
 def test_reads_that_never_end_do_not_cost_anothers_long_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two streams of one client leave reads open, each smaller than the honest one; no clock helps."""
-    monkeypatch.setattr("porestream.server.budget.BUSY_PATIENCE_S", 0.0)
+    monkeypatch.setattr("porestream.server.streams.budget.BUSY_PATIENCE_S", 0.0)
 
     async def scenario(budget: MemoryBudget, held: HeldReads, ledger: Ledger) -> None:
         hostile = [make_session(budget, held, ledger, client="hostile") for _ in range(2)]
@@ -305,7 +305,7 @@ def test_reads_that_never_end_do_not_cost_anothers_long_read(monkeypatch: pytest
         assert honest.results[0].status is Status.CALLED
         assert not honest.sent_back
         assert any(client.sent_back for client in clients)
-        for session in hostile:  # what still comes of those reads is not worth the server's time: server/pace.py
+        for session in hostile:  # what still comes of those reads is not worth the server's time: server/edge/pace.py
             before = session.taken_samples
             gone = next(iter(session._refused))
             session.receive(replace(chunk(0, 0, 1000), read_id=gone, first_sample=10**6))

@@ -18,12 +18,12 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
-from porestream.server.metrics import DEFINITIONS
-from porestream.server.status_page import history as history_module
-from porestream.server.status_page import page as page_module
-from porestream.server.status_page import web
-from porestream.server.status_page.history import History, increase, snapshot
-from porestream.server.status_page.page import StatusServer, quantile, start, status
+from porestream.server.watch.metrics import DEFINITIONS
+from porestream.server.watch.status_page import history as history_module
+from porestream.server.watch.status_page import page as page_module
+from porestream.server.watch.status_page import web
+from porestream.server.watch.status_page.history import History, increase, snapshot
+from porestream.server.watch.status_page.page import StatusServer, quantile, start, status
 
 MAKE: dict[str, Callable[..., Any]] = {"counter": Counter, "gauge": Gauge, "histogram": Histogram}
 UNIX_S = 1_800_000_000.0

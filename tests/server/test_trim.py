@@ -10,10 +10,10 @@ import pytest
 
 from porestream.client.client import SyncBasecallClient
 from porestream.client.reads import CalledPart, ReadInfo, RunInfo, SignalRead
-from porestream.client.sources import Pod5Source
+from porestream.client.sources.pod5_source import Pod5Source
 from porestream.client.stream import StreamOptions
-from porestream.models import adapters
-from porestream.models.quality import mean_qscore
+from porestream.models.call import adapters
+from porestream.models.call.quality import mean_qscore
 
 StartServer = Callable[..., Any]
 

@@ -15,15 +15,15 @@ import pod5
 import pytest
 from pod5 import EndReasonEnum
 
-from porestream.client.sources import Pod5Source
-from porestream.models.scale import leader_samples, quantile_scaling
+from porestream.client.sources.pod5_source import Pod5Source
+from porestream.models.call.scale import leader_samples, quantile_scaling
 from porestream.models.simulate.flowcell import PA_PER_ADC, FlowCell, Place, digitise, draw_end_reason
 from porestream.models.simulate.pore import PoreModel
-from porestream.models.simulate.reads import ADAPTER_B, TAIL_B, ReadSettings, SimulatedRead
 from porestream.models.simulate.reference import Reference
 from porestream.models.simulate.run import MIN_LENGTH, Plan, Run, plan_reads, simulate_run
 from porestream.models.simulate.sequence import encode, random_bases, reverse_complement
 from porestream.models.simulate.signal import SignalNoise
+from porestream.models.simulate.simulated_reads import ADAPTER_B, TAIL_B, ReadSettings, SimulatedRead
 from porestream.models.simulate.writer import TRUTH_COLUMNS, RunWriter, run_info
 
 PLAN = Plan(reads=12, coverage=None, length_mean=700, length_sd=300, strand="both")

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pytest
 from click.testing import CliRunner
 
-from porestream.models.basecaller import CalledRead
+from porestream.models.call.basecaller import CalledRead
 from porestream.models.simulate.sequence import decode, encode, random_bases, reverse_complement
 from porestream.models.train.__main__ import main
 from porestream.models.train.accuracy import ReadAccuracy, accuracy, best_hit

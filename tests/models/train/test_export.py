@@ -8,7 +8,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from porestream.models.bundle import load_bundle
+from porestream.models.files.bundle import load_bundle
 from porestream.models.train.__main__ import main
 from porestream.models.train.muon import Muon
 from porestream.models.train.network import TrainableNetwork

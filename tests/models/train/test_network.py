@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from porestream.models.bundle import load_bundle
-from porestream.models.network import Network
+from porestream.models.call.network import Network
+from porestream.models.files.bundle import load_bundle
 from porestream.models.train.export import ExportSettings, export_model
 from porestream.models.train.muon import Muon, orthogonalised
 from porestream.models.train.network import STRIDE, TrainableNetwork, published_name

@@ -1,0 +1,100 @@
+"""The list of the reads that have no record, and why: nobody should have to guess what became of a read."""
+
+import collections
+from pathlib import Path
+from typing import TextIO
+
+from porestream.client.errors import cannot_write
+from porestream.client.outputs.output_file import OutputFile
+from porestream.client.text import cell
+
+_LISTED = 20
+
+
+class RejectedReads:
+    """Writes each read that was rejected or failed to a table, if there is one; it appears when it is whole.
+
+    Parameters
+    ----------
+    path
+        The table (tab-separated: read_id, filename, status, reason); None: there is none.
+
+    Attributes
+    ----------
+    counts
+        Reads by the kind of reason, which is what stands before its first colon.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self.counts: collections.Counter[str] = collections.Counter()
+        self._place: OutputFile | None = None
+        self._file: TextIO | None = None
+
+    def hold(self) -> None:
+        """Take the table's place, at a call's start: another call that has it shall not end this one in its midst.
+
+        Raises
+        ------
+        OSError
+            The table cannot be written.
+        """
+        if self.path is not None and self._place is None:
+            try:
+                self._place = OutputFile(self.path, keeps=False)  # what was rejected is called again on resuming
+            except OSError as error:
+                raise cannot_write(self.path, error) from error
+
+    def add(self, read_id: object, file_name: str, status: str, reason: str) -> str:
+        """Note a read; returns the line for the user, empty once there were many.
+
+        Raises
+        ------
+        OSError
+            The table cannot be written.
+        """
+        self.counts[reason.partition(":")[0]] += 1
+        self.hold()
+        if self._place is not None:
+            try:
+                self._write(self._place.written, (read_id, file_name, status, reason))
+            except OSError as error:
+                raise cannot_write(self._place.written, error) from error
+        listed = sum(self.counts.values())
+        if listed <= _LISTED:
+            return f"read {read_id} of {file_name} {status}: {reason}"
+        if listed == _LISTED + 1:
+            where = f"are in {self.path}" if self.path else "are counted, not listed: --rejected-reads FILE lists all"
+            return f"further rejected and failed reads {where}"
+        return ""
+
+    def close(self, *, finish: bool = True) -> None:
+        """Finish the table; where no read is in it, none is left. Without `finish` it stays unfinished."""
+        if finish:
+            self.hold()
+        if self._place is None:
+            return
+        if self._file is not None:
+            self._file.close()
+            if finish:
+                self._place.finish()
+            else:
+                self.path = self._place.written
+        elif finish and self._place.path.is_file():  # of an earlier call; a device is left alone
+            self._place.path.unlink()
+        self.release()
+
+    def release(self) -> None:
+        """Let others have the table's place, whatever has become of the table."""
+        if self._place is not None:
+            self._place.release()
+
+    def _write(self, path: Path, row: tuple[object, ...]) -> None:
+        if self._file is None:
+            self._file = path.open("w", encoding="utf-8")
+            self._file.write("read_id\tfilename\tstatus\treason\n")
+        self._file.write("\t".join(cell(" ".join(str(field).split())) for field in row) + "\n")
+        self._file.flush()
+
+    def __str__(self) -> str:
+        return ", ".join(f"{count} {reason}" for reason, count in self.counts.most_common())

@@ -1,0 +1,104 @@
+"""Runs, told apart by all that files say of them: files may be merged, and have one acquisition id for several runs."""
+
+import collections
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import astuple, replace
+from typing import Any
+
+import pod5
+
+from porestream.client.outputs.records import instrument_fields
+from porestream.client.reads import RunInfo
+
+_UNKNOWN = "unknown"
+
+
+class Runs:
+    """Gives every run a key of its own: its id, or where another run has that, its id and a digest of what it is.
+
+    An id with characters that SAM cannot hold has the digest, too: others may differ from it in these alone.
+
+    Parameters
+    ----------
+    before
+        Runs of an earlier call, by key, as far as a header tells: theirs are not given to others.
+    """
+
+    def __init__(self, before: Mapping[str, RunInfo]) -> None:
+        self._before = before
+        self._known: dict[RunInfo, RunInfo] = {}  # as a file says it: with its key
+        self._taken: set[str] = set()
+
+    def of_file(self, reader: pod5.Reader) -> "FileRuns":
+        """The runs of a POD5 file."""
+        return FileRuns(self._keyed(_run_info(row)) for row in reader.run_info_table.read_all().to_pylist())
+
+    def _keyed(self, said: RunInfo) -> RunInfo:
+        if said not in self._known:
+            run, values = said, [str(value) for value in astuple(said)]
+            while self._is_anothers(run):
+                digest = hashlib.sha256(repr(values).encode("utf-8", "backslashreplace")).hexdigest()
+                run = replace(said, distinction=digest[:8])
+                values.append("again")  # a run may have the id that would be made for another
+            self._taken.add(run.key)
+            self._known[said] = run
+        return self._known[said]
+
+    def _is_anothers(self, run: RunInfo) -> bool:
+        """Whether another run has this one's key, or might have."""
+        if not run.distinction and run.key != run.run_id:
+            return True
+        before = self._before.get(run.key)
+        return run.key in self._taken or bool(before and instrument_fields(before) != instrument_fields(run))
+
+
+class FileRuns:
+    """The runs of one file, in the order of its table of runs."""
+
+    def __init__(self, runs: Iterable[RunInfo]) -> None:
+        self._by_id: dict[str, list[RunInfo]] = collections.defaultdict(list)
+        for run in runs:
+            self._by_id[run.run_id].append(run)
+
+    @property
+    def all(self) -> list[RunInfo]:
+        """Each run once."""
+        return list(dict.fromkeys(run for runs in self._by_id.values() for run in runs))
+
+    def of_batch(self, column: Any) -> Sequence[RunInfo | str]:
+        """What the indexes of a batch's column `run_info` mean: a run, or why there is none.
+
+        The column's dictionary has ids only. Where several runs of the table have one id, it stands in the
+        dictionary as often, in the same order.
+        """
+        ids = [name or _UNKNOWN for name in column.dictionary.to_pylist()]
+        counts, met = collections.Counter(ids), collections.Counter[str]()
+        found: list[RunInfo | str] = []
+        for name in ids:
+            runs = self._by_id.get(name, [])
+            if len(set(runs)) == 1:
+                found.append(runs[0])
+            elif not runs:
+                found.append(f"run unknown: the file's table of runs has no {name}")
+            elif counts[name] == len(runs):
+                found.append(runs[met[name]])
+            else:
+                found.append(f"run unknown: the file has {len(runs)} runs with the id {name}, and does not say which")
+            met[name] += 1
+        return found
+
+
+def _run_info(row: dict[str, Any]) -> RunInfo:
+    return RunInfo(
+        run_id=row["acquisition_id"] or _UNKNOWN,
+        sample_rate_hz=row["sample_rate"],
+        flow_cell_id=row["flow_cell_id"],
+        flow_cell_product_code=row["flow_cell_product_code"],
+        sequencing_kit=row["sequencing_kit"],
+        position=row["sequencer_position"],
+        sample_id=row["sample_id"],
+        experiment_id=row["experiment_name"],
+        acquisition_start_time=row["acquisition_start_time"],
+        protocol_run_id=row["protocol_run_id"],
+    )

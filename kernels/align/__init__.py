@@ -1,0 +1,1 @@
+"""Bases to alignments: minimap2, and the kernels that do the same on a GPU."""

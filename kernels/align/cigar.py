@@ -1,0 +1,100 @@
+"""What a CIGAR says of two sequences: AS, NM, MD and de, as minimap2 has them.
+
+Sequences are codes: A 0, C 1, G 2, T 3, all else 4.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from porestream.kernels.align.tasks import MINIMAP2, Scoring
+
+M, I, D, S = 0, 1, 2, 4  # noqa: E741  # BAM's operations
+_LETTERS = np.frombuffer(b"ACGTN", np.uint8)
+_AMBIGUOUS = 4
+
+U8 = npt.NDArray[np.uint8]
+Cigar = npt.NDArray[np.uint32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Described:
+    """The figures of an alignment; see `kernels.aligner.Alignment`."""
+
+    score: int
+    edit_distance: int
+    md: str
+    divergence: float
+
+
+def joined(cigars: Iterable[Cigar]) -> Cigar:
+    """CIGARs one after another, with equal operations that meet made one."""
+    cigar = np.concatenate([*cigars, np.zeros(0, np.uint32)]).astype(np.uint32)
+    if len(cigar) == 0:
+        return cigar
+    operations, lengths = cigar & 15, cigar >> 4
+    starts = np.flatnonzero(np.concatenate([[True], operations[1:] != operations[:-1]]))
+    return (np.add.reduceat(lengths, starts) << 4 | operations[starts]).astype(np.uint32)
+
+
+def columns_of(cigar: Cigar, query: U8, target: U8) -> tuple[U8, U8, npt.NDArray[np.uint32]]:
+    """Query and target code of each column and its operation; a gap's absent base has any code.
+
+    Raises
+    ------
+    ValueError
+        The CIGAR has other operations than M, I and D, or does not consume all of both.
+    """
+    operations_C = np.repeat(cigar & 15, cigar >> 4)
+    in_query_C, in_target_C = operations_C != D, operations_C != I
+    if not np.isin(cigar & 15, (M, I, D)).all():
+        raise ValueError(f"a CIGAR of other operations than M, I and D: {sorted(set((cigar & 15).tolist()))}")
+    if int(in_query_C.sum()) != len(query) or int(in_target_C.sum()) != len(target):
+        raise ValueError(
+            f"a CIGAR of {int(in_query_C.sum())} and {int(in_target_C.sum())} bases for {len(query)} and {len(target)}"
+        )
+    query_C, target_C = (np.zeros(len(operations_C), np.uint8) for _ in range(2))
+    query_C[in_query_C], target_C[in_target_C] = query, target
+    return query_C, target_C, operations_C
+
+
+def describe(cigar: Cigar, query: U8, target: U8, scoring: Scoring = MINIMAP2, *, md: bool = True) -> Described:
+    """Score and count an alignment of all of both sequences.
+
+    AS and de after minimap2's align.c (mm_update_extra, mm_event_identity); NM and MD after format.c. An ambiguous base
+    never matches for NM, and equals another ambiguous one for MD.
+    """
+    query_C, target_C, operations_C = columns_of(cigar, query, target)
+    gaps = (cigar >> 4)[(cigar & 15) != M].astype(np.int64)
+    aligned_C = operations_C == M
+    ambiguous = int((aligned_C & ((query_C == _AMBIGUOUS) | (target_C == _AMBIGUOUS))).sum())
+    matches = int((aligned_C & (query_C == target_C) & (query_C != _AMBIGUOUS)).sum())
+    mismatches = int(aligned_C.sum()) - matches - ambiguous
+    events = int(aligned_C.sum()) + len(gaps)
+    return Described(
+        score=matches * scoring.match
+        - mismatches * scoring.mismatch
+        - ambiguous * scoring.ambiguous
+        - int(scoring.gap_costs(gaps).sum()),
+        edit_distance=len(operations_C) - matches,
+        md=_md(cigar, query_C, target_C, operations_C) if md else "",
+        divergence=1 - matches / events if events else 0.0,
+    )
+
+
+def _md(cigar: Cigar, query_C: U8, target_C: U8, operations_C: npt.NDArray[np.uint32]) -> str:
+    """SAM's MD: numbers of equal bases between the target's letters at mismatches and, after ^, in deletions."""
+    letters = _LETTERS[target_C].tobytes().decode()
+    differ = np.flatnonzero((operations_C == M) & (query_C != target_C))
+    ends = np.cumsum(cigar >> 4, dtype=np.int64)
+    deleted = np.flatnonzero((cigar & 15) == D)
+    events = [(int(place), letters[place]) for place in differ]
+    events += [(int(ends[k] - (cigar[k] >> 4)), "^" + letters[ends[k] - (cigar[k] >> 4) : ends[k]]) for k in deleted]
+    equal_C = np.concatenate([[0], np.cumsum((operations_C == M) & (query_C == target_C))])
+    text, before = [], 0
+    for place, letter in sorted(events):
+        text += [str(int(equal_C[place]) - before), letter]
+        before = int(equal_C[place])
+    return "".join([*text, str(int(equal_C[-1]) - before)])

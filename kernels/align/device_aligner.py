@@ -1,0 +1,174 @@
+"""Reads to alignments on a device: index, seeds, chains and base-level alignment, in batches, all as minimap2 does it.
+
+What the device cannot take goes to minimap2 itself, and is counted.
+"""
+
+import contextlib
+import threading
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from porestream.kernels.align.aligner import REVERSE, SECONDARY, SUPPLEMENTARY, Alignment, MappyAligner
+from porestream.kernels.align.chain import find_chains, without_too_much_work
+from porestream.kernels.align.cigar import S, describe
+from porestream.kernels.align.fasta import Reference
+from porestream.kernels.align.hits import REVERSE as ON_REVERSE
+from porestream.kernels.align.hits import Failure, HitAligner, Hits, read_hash
+from porestream.kernels.align.index import Index
+from porestream.kernels.align.pack import encode_bases
+from porestream.kernels.align.seeds import IndexOnDevice, find_anchors
+from porestream.kernels.align.sketch import Reads, sketch
+from porestream.kernels.device import Device
+
+MEMORY_BYTES = 256 << 20
+"""Of the device, for the tasks of base-level alignment at a time."""
+BATCH_BASES = 50_000_000
+BYTES_A_BASE = 64
+"""What a batch takes of the device beside its tasks, at the most, for each of its bases: minimizers (a fifth as many as
+bases, 55 bytes each), anchors (a quarter as many where few repeat, 130 bytes with what sorting and chaining take), and
+the bases themselves. A batch of more repetitive reads does not fit, and is halved."""
+U8 = npt.NDArray[np.uint8]
+
+
+class DeviceAligner:
+    """Aligns reads on a device; see `kernels.aligner.Aligner`.
+
+    Parameters
+    ----------
+    device
+        Where.
+    index
+        Of the reference.
+    fallback
+        For reads that the device cannot take.
+    batch_bases
+        How many are aligned at a time.
+    """
+
+    def __init__(self, device: Device, index: Index, fallback: MappyAligner, batch_bases: int = BATCH_BASES) -> None:
+        self.batch_bases = batch_bases
+        self._device, self._index, self._fallback = device, index, fallback
+        self._on_device = IndexOnDevice(device, index)
+        self._hits = HitAligner(device, self._on_device, MEMORY_BYTES)
+        self._lock = threading.Lock()  # one batch at a time: its memory is planned
+        self.fallbacks: Counter[Failure] = Counter()  # reads that minimap2 aligned itself
+
+    @property
+    def reference(self) -> Reference:
+        return self._fallback.reference
+
+    @property
+    def preset(self) -> str:
+        return self._fallback.preset
+
+    @property
+    def device_class(self) -> str:
+        return "-gpu-aligner"
+
+    def align(self, name: str, sequence: str, *, md: bool) -> list[Alignment]:
+        """See `kernels.aligner.Aligner.align`."""
+        found = self.align_batch([(name, sequence)], md=md)[0]
+        return self.align_elsewhere(name, sequence, md=md) if found is None else found
+
+    def align_elsewhere(self, name: str, sequence: str, *, md: bool) -> list[Alignment]:
+        """Have minimap2 align a read on the CPU, however long that takes."""
+        return self._fallback.align(name, sequence, md=md)
+
+    def align_batch(self, reads: Sequence[tuple[str, str]], *, md: bool) -> list[list[Alignment] | None]:
+        """Align many reads, each as `align` would; None: the device cannot take it, `align_elsewhere` does."""
+        codes = [encode_bases(sequence) for _, sequence in reads]
+        hashes = np.array([read_hash(name, len(sequence)) for name, sequence in reads], np.uint32)
+        found: list[list[Alignment] | None] = [None] * len(reads)
+        with self._lock:
+            self._batch(codes, hashes, np.arange(len(reads)), found, md)
+        return found
+
+    def warm_up(self) -> None:
+        """Compile all that the first read would wait for, by aligning some of the reference.
+
+        Raises
+        ------
+        DeviceError
+            A kernel does not compile.
+        """
+        codes = self._index.codes(0, min(6000, int(self._index.offset[-1])))
+        bases = "".join(np.array(list("ACGTN"))[codes])
+        self.align_batch([("whole", bases), ("far", bases[:1500] + bases[4500:]), ("none", "A")], md=False)
+        self.fallbacks.clear()
+
+    def _batch(
+        self,
+        codes: list[U8],
+        hashes: npt.NDArray[np.uint32],
+        numbers: npt.NDArray[np.int64],
+        found: list[list[Alignment] | None],
+        md: bool,
+    ) -> None:
+        """Those reads; in halves where they do not fit."""
+        if len(numbers) == 0:
+            return
+        hits = None
+        with contextlib.suppress(MemoryError):
+            hits = self._hits_of([codes[number] for number in numbers], hashes[numbers])
+        # Only now, as an exception that is being handled would hold all that the batch has taken of the device.
+        if hits is None:
+            if len(numbers) == 1:
+                self.fallbacks[Failure.MEMORY] += 1
+                return
+            half = len(numbers) // 2
+            self._batch(codes, hashes, numbers[:half], found, md)
+            self._batch(codes, hashes, numbers[half:], found, md)
+            return
+        for place, number in enumerate(numbers.tolist()):
+            if hits.failed[place]:
+                self.fallbacks[Failure(hits.failed[place])] += 1
+            else:
+                found[number] = self._alignments(hits, place, codes[number], md)
+
+    def _hits_of(self, codes: list[U8], hashes: npt.NDArray[np.uint32]) -> Hits:
+        device, preset = self._device, self._index.preset
+        reads = Reads.of(device, codes)
+        found = sketch(device, reads, preset.k, preset.w)
+        anchors = find_anchors(device, self._on_device, reads, found)
+        anchors, too_much = without_too_much_work(device, anchors, preset)
+        with device.in_order():
+            length = device.xp.asarray(reads.length)
+            chains, too_much_again = find_chains(device, anchors, preset, length)
+            too_much |= too_much_again
+        failed = np.where(device.to_host(too_much), Failure.WORK, Failure.NONE).astype(np.uint8)
+        return self._hits(reads, hashes, anchors, chains, failed)
+
+    def _alignments(self, hits: Hits, read: int, codes: U8, md: bool) -> list[Alignment]:
+        alignments: list[Alignment] = []
+        for hit in hits.hit[hits.first[read] : hits.first[read + 1]]:
+            reverse = bool(hit["flags"] & ON_REVERSE)
+            flag = (0 if not alignments else SUPPLEMENTARY) if hit["id"] == hit["parent"] else SECONDARY
+            flag |= REVERSE if reverse else 0
+            query = codes[hit["qs"] : hit["qe"]]
+            clips = [int(hit["qs"]), len(codes) - int(hit["qe"])]
+            if reverse:
+                query = np.where(query < 4, 3 - query, query)[::-1]
+                clips.reverse()
+            first = int(self._index.offset[hit["sequence"]])
+            target = self._index.codes(first + int(hit["rs"]), first + int(hit["re"]))
+            cigar = hits.cigars[hit["cigar"] : hit["cigar"] + hit["operations"]]
+            figures = describe(cigar, query, target, md=md)
+            before, after = (np.array([clip << 4 | S] if clip else [], np.uint32) for clip in clips)
+            alignments.append(
+                Alignment(
+                    flag=flag,
+                    reference_name=self.reference.sequences[hit["sequence"]].name,
+                    reference_start=int(hit["rs"]),
+                    reference_end=int(hit["re"]),
+                    mapping_quality=int(hit["mapq"]),
+                    cigar=np.concatenate([before, cigar, after]),
+                    score=figures.score,
+                    edit_distance=figures.edit_distance,
+                    md=figures.md,
+                    divergence=figures.divergence,
+                )
+            )
+        return alignments

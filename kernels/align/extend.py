@@ -1,0 +1,153 @@
+"""Alignment in a band of diagonals, from where two sequences begin: to where it scores best, or to both ends."""
+
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
+
+from porestream.kernels.align.pack import Pieces
+from porestream.kernels.align.tasks import (
+    FORWARD,
+    GLOBAL,
+    MINIMAP2,
+    RIGHT,
+    STEP_WORDS,
+    Alignments,
+    Layout,
+    Scoring,
+    align_all,
+    check_counts,
+)
+from porestream.kernels.device import Array, Device
+from porestream.kernels.source import load
+
+GROUPS = (1, 2, 3)
+"""Groups of eight cells of a lane that there are kernels for."""
+
+_GROUP_DIAGONALS = 512
+_FIRST_STEP = 16  # a band's first diagonal is a multiple of it, so that all lanes load bases at the same time
+_WARPS = 4
+_WARP = 32
+_WALKERS = 64
+_ANY_DROP = 1 << 30
+WIDEST_BAND = (GROUPS[-1] * _GROUP_DIAGONALS - _FIRST_STEP) // 2
+"""The largest half-width: diagonals -w to w."""
+
+
+class Extender:
+    """Extends alignments, a warp a task.
+
+    Parameters
+    ----------
+    device
+        Where.
+    memory_bytes
+        Of the device's memory, for one batch.
+    scoring
+        Scores of bases and gaps.
+    packed
+        Two cells a register where their scores fit; False: never. The results are the same.
+
+    Notes
+    -----
+    A task that goes backwards extends to the left. Of equally good ways it takes the other ones, so that gaps stand
+    where they would from the other side: as far left as can be, as minimap2 has them (align.c, KSW_EZ_RIGHT).
+    """
+
+    def __init__(self, device: Device, memory_bytes: int, scoring: Scoring = MINIMAP2, *, packed: bool = True) -> None:
+        self.device, self.memory_bytes, self.scoring, self._packed = device, memory_bytes, scoring, packed
+
+    def __call__(
+        self,
+        query: Pieces,
+        target: Pieces,
+        *,
+        band: int | npt.NDArray[np.int32],
+        zdrop: int = -1,
+        end_bonus: int = -1,
+        to_ends: bool = False,
+    ) -> Alignments:
+        """Align the beginnings of queries and targets.
+
+        Parameters
+        ----------
+        query, target
+            The tasks' sequences. A task goes backwards where the target's piece does.
+        band
+            Half-width w: at least the diagonals -w to w of target and query positions are looked at, of each task or of
+            all. At most `WIDEST_BAND`.
+        zdrop
+            Ends a task where the score falls by more than this, and one long gap's extension for each base of the
+            difference in diagonals, below the best (Li 2018, section 2.2.2); -1: never.
+        end_bonus
+            What reaching the query's end is worth: the alignment ends there where this makes it the best (ksw2.h); -1:
+            nothing is.
+        to_ends
+            Align all of both instead: no z-drop.
+
+        Raises
+        ------
+        ValueError
+            The band is negative or too wide, or there are not as many queries as targets.
+        MemoryError
+            A task does not fit into `memory_bytes`.
+        """
+        layout, groups_N = self._layout(query, target, np.asarray(band, np.int32), to_ends)
+        limit = _ANY_DROP if zdrop < 0 else zdrop
+        return align_all(
+            self.device,
+            layout,
+            groups_N,
+            lambda groups: partial(self._launch, groups, limit, end_bonus),
+            self.memory_bytes,
+        )
+
+    def _layout(
+        self, query: Pieces, target: Pieces, band: npt.NDArray[np.int32], to_ends: bool
+    ) -> tuple[Layout, npt.NDArray[np.int32]]:
+        rows_N, columns_N = query.length_N, target.length_N
+        check_counts(query, target)
+        if band.shape not in ((), rows_N.shape):
+            raise ValueError(f"a band for all tasks or one for each of {len(rows_N)}, not {band.shape}")
+        if band.size and int(band.min()) < 0:
+            raise ValueError(f"a band of {int(band.min())} diagonals: it must be 0 or more")
+        if band.size and int(band.max()) > WIDEST_BAND:
+            raise ValueError(f"a band of +-{int(band.max())} diagonals is too wide: at most +-{WIDEST_BAND}")
+        first_N = (-np.minimum(band, rows_N)) // _FIRST_STEP * _FIRST_STEP
+        wide_N = np.minimum(band, columns_N) - first_N + 1
+        groups_N = (-(-wide_N // _GROUP_DIAGONALS)).astype(np.int32)
+        last_N = first_N + _GROUP_DIAGONALS * groups_N - 1
+        rows, columns = rows_N.astype(np.int64), columns_N.astype(np.int64)
+        steps_N = 1 + np.minimum(rows + columns, np.minimum(2 * rows + last_N, 2 * columns - first_N))
+        flags_N = np.where(target.backwards_N, RIGHT, FORWARD) | (GLOBAL if to_ends else 0)
+        return (
+            Layout(
+                query=query,
+                target=target,
+                swapped_N=np.zeros(len(rows), np.bool_),
+                direction_words_N=steps_N * groups_N * STEP_WORDS,
+                first_diagonal_N=first_N.astype(np.int32),
+                flags_N=flags_N.astype(np.int32),
+                rows_reversed=True,
+            ),
+            groups_N,
+        )
+
+    def _launch(
+        self,
+        groups: int,
+        zdrop: int,
+        end_bonus: int,
+        tasks: Array,
+        results: Array,
+        bases: Array,
+        directions: Array,
+        cigars: Array,
+        count: int,
+    ) -> None:
+        packed = self._packed and self.scoring.fits_packed(groups * _GROUP_DIAGONALS // 2)
+        macros = self.scoring.macros() | {"GROUPS": groups, "PACKED": int(packed)}
+        align, walk = (load(self.device, "extend.cu", name, **macros) for name in ("extend", "extend_traceback"))
+        both = {"tasks": tasks, "results": results, "directions": directions, "count": count}
+        align(-(-count // _WARPS), _WARP * _WARPS, **both, bases=bases, zdrop=zdrop)
+        walk(-(-count // _WALKERS), _WALKERS, **both, cigars=cigars, end_bonus=end_bonus)

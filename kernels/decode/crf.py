@@ -1,0 +1,149 @@
+"""CRF scores to bases, qualities and moves on the device where the scores are: crf.cu's twin of models/call/decode.py.
+
+Dimensions: T time steps, N rows of the batch, C transition scores (4 * S), S states.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from porestream.kernels.device import Array, Device
+from porestream.kernels.source import load
+
+MAX_BEAM_WIDTH = 32
+MAX_STATE_LEN = 5
+_WARP = 32
+_BEAM_ROWS = 4  # of a block of crf_beam and crf_call: BEAM_WARPS
+_FILE = "crf.cu"
+
+
+class Calls(NamedTuple):
+    """What a batch says, on the device: uint8 (N, T), of each row its first `counts_N` letters and qualities.
+
+    `counts_N`, int32, is -1 where a score of the row is not finite. `moves_NT` has 1 for each step that begins a base.
+    """
+
+    letters_NT: Array
+    qualities_NT: Array
+    moves_NT: Array
+    counts_N: Array
+
+
+class CrfDecoder:
+    """Decodes batches as `models.decode.Decoder` does: the same bases and moves, qualities within 1.
+
+    Parameters
+    ----------
+    device
+        Where.
+    state_len
+        Bases in a state: 1 to 5.
+    stay_score, quality_scale, quality_bias, beam_width, beam_cut
+        As of `models.decode.DecodeSettings`; a beam is at most 32 wide here.
+
+    Raises
+    ------
+    ValueError
+        States or a beam that the kernels do not have; the message names them.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        state_len: int,
+        stay_score: float,
+        quality_scale: float = 1.0,
+        quality_bias: float = 0.0,
+        beam_width: int = 32,
+        beam_cut: float = 100.0,
+    ) -> None:
+        if not 1 <= state_len <= MAX_STATE_LEN:
+            raise ValueError(f"state_len must be 1 to {MAX_STATE_LEN} for the kernels, not {state_len}")
+        if not 1 <= beam_width <= MAX_BEAM_WIDTH:
+            raise ValueError(f"beam_width must be 1 to {MAX_BEAM_WIDTH} for the kernels, not {beam_width}")
+        self.device, self.states = device, 4**state_len
+        self._stay, self._width, self._cut = math.exp(stay_score), beam_width, 1.0 / beam_cut
+        self._scale, self._bias = quality_scale, quality_bias
+        names = ("crf_backward", "crf_beam", "crf_errors", "crf_call")
+        self._backward, self._beam, self._errors, self._call = (
+            load(device, _FILE, name, STATE_LEN=state_len) for name in names
+        )
+
+    def __call__(self, scores_TNC: Any, into: Sequence[Any] | None = None) -> Calls:
+        """Decode a batch, in the order of the device's stream.
+
+        Parameters
+        ----------
+        scores_TNC
+            Transition scores as `models.decode.Decoder` takes them, on this device: a torch tensor or anything else
+            that speaks DLPack. It is not copied.
+        into
+            Arrays or tensors of this device for the four fields of `Calls`; None: they are allocated.
+
+        Raises
+        ------
+        ValueError
+            If an array is not as described.
+        """
+        device, xp = self.device, self.device.xp
+        with device.in_order():
+            scores_TNC = device.array(scores_TNC)
+            if scores_TNC.ndim != 3 or scores_TNC.shape[2] != 4 * self.states or 0 in scores_TNC.shape:
+                raise ValueError(f"scores must be (T, N, {4 * self.states}) and not empty, not {scores_TNC.shape}")
+            if scores_TNC.dtype != np.float32 or not scores_TNC.flags.c_contiguous:
+                raise ValueError(f"scores must be C-contiguous float32, not {scores_TNC.dtype}, {scores_TNC.strides}")
+            T, N, _ = scores_TNC.shape
+            backward_TNS = xp.empty((T + 1, N, self.states), np.float32)
+            back_TNW = xp.empty((T, N, MAX_BEAM_WIDTH), np.uint16)
+            path_NT, errors_NT = xp.empty((N, T), np.uint8), xp.empty((N, T), np.float32)
+            first_N, status_N = xp.empty(N, np.int32), xp.zeros(N, np.int32)
+            if into is None:
+                into = [*(xp.empty((N, T), np.uint8) for _ in range(3)), xp.empty(N, np.int32)]
+            calls = Calls._make(device.array(array) for array in into)
+            for array, dtype in zip(calls, (np.uint8, np.uint8, np.uint8, np.int32), strict=True):
+                shape = (N,) if array is calls.counts_N else (N, T)
+                if array.shape != shape or array.dtype != dtype or not array.flags.c_contiguous:
+                    raise ValueError(
+                        f"an array for results must be {dtype.__name__} {shape}, not {array.dtype} {array.shape}"
+                    )
+            scan_threads, scan_rows = scan_block(self.states)
+            scan = -(-N // scan_rows), scan_threads
+            warps = -(-N // _BEAM_ROWS), _WARP * _BEAM_ROWS
+            sizes: dict[str, Any] = {"T": T, "N": N, "status": status_N}
+            scored = sizes | {"scores": scores_TNC, "backward": backward_TNS, "stay": self._stay}
+            found = {"path": path_NT, "first": first_N}
+            self._backward(*scan, **scored)
+            self._beam(*warps, **scored, **found, back=back_TNW, width=self._width, cut=self._cut)
+            self._errors(*scan, **scored, **found, errors=errors_NT)
+            self._call(
+                *warps,
+                **sizes,
+                **found,
+                errors=errors_NT,
+                letters=calls.letters_NT,
+                qualities=calls.qualities_NT,
+                moves=calls.moves_NT,
+                counts=calls.counts_N,
+                scale=self._scale,
+                bias=self._bias,
+            )
+        return calls
+
+    def device_bytes(self, steps: int, rows: int) -> int:
+        """What a batch takes of the device's memory beside its scores: workspace and what comes out."""
+        return decode_bytes(self.states, steps, rows)
+
+
+def scan_block(states: int) -> tuple[int, int]:
+    """Threads of a block of the scans, and rows of the batch that it computes."""
+    of_row = states // 4
+    rows = max(1, _WARP // of_row)
+    return of_row * rows, rows
+
+
+def decode_bytes(states: int, steps: int, rows: int) -> int:
+    """`CrfDecoder.device_bytes`: backward probabilities, back pointers, path, errors, calls, and three of each row."""
+    of_step = 4 * states + 2 * MAX_BEAM_WIDTH + 1 + 4 + 3
+    return rows * (steps * of_step + 4 * states + 3 * 4)

@@ -1,0 +1,1 @@
+"""Signal to bases: normalise, cut, compute, decode, stitch."""

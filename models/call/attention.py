@@ -1,0 +1,120 @@
+"""Transformers that run: windowed attention with rotary embedding, SwiGLU, RMSNorm, then upsampling.
+
+Dimensions: N rows, T time steps (before upsampling), F features, H heads, D features of a head, B steps of a block.
+"""
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from porestream.models.files.transformer import BLOCK_STEPS, Transformer
+
+_RMS_EPSILON = 1e-5
+
+
+class TransformerEncoder(nn.Module):
+    """`depth` layers and the upsampling; names of parameters are those of the published directories.
+
+    `rows_at_once` rows are computed together: one keeps a layer's activations in a core's cache.
+    """
+
+    def __init__(self, shape: Transformer, rows_at_once: int) -> None:
+        super().__init__()
+        self._rows, self._upsampling = rows_at_once, shape.upsampling
+        self.transformer_encoder = nn.ModuleList(TransformerLayer(shape) for _ in range(shape.depth))
+        self.upsample = nn.ModuleDict({"linear": nn.Linear(shape.width, shape.upsampling * shape.width)})
+
+    def forward(self, x_NFT: torch.Tensor) -> torch.Tensor:
+        """Features of each step; returns as many times more steps as upsampling says, (T, N, F), contiguous."""
+        done = []
+        for part_NTF in x_NFT.transpose(1, 2).split(self._rows):  # type: ignore[no-untyped-call]
+            for layer in self.transformer_encoder:
+                part_NTF = layer(part_NTF)
+            wide_NTF = self.upsample["linear"](part_NTF)
+            done.append(wide_NTF.reshape(len(wide_NTF), -1, part_NTF.shape[2]))  # a step's features, then the next's
+        return torch.cat(done).transpose(0, 1).contiguous()
+
+
+class TransformerLayer(nn.Module):
+    """x -> RMSNorm(attention(x) + alpha x) -> RMSNorm(SwiGLU(x) + alpha x); the sums are float32."""
+
+    def __init__(self, shape: Transformer) -> None:
+        super().__init__()
+        self._alpha, self._width = shape.alpha, shape.width
+        self.self_attn = WindowedAttention(shape)
+        self.ff = SwiGLU(shape.width, shape.hidden)
+        self.norm1 = _RMSNorm(shape.width)
+        self.norm2 = _RMSNorm(shape.width)
+
+    def forward(self, x_NTF: torch.Tensor) -> torch.Tensor:
+        x_NTF = self.norm1(self.self_attn(x_NTF), x_NTF, self._alpha)
+        return self.norm2(self.ff(x_NTF), x_NTF, self._alpha)  # type: ignore[no-any-return]
+
+
+class WindowedAttention(nn.Module):
+    """Attention of every step to those from `window[0]` before it to `window[1]` after it.
+
+    Computed in blocks of queries, each with the keys that any of them sees: T x window, not T x T.
+    """
+
+    def __init__(self, shape: Transformer) -> None:
+        super().__init__()
+        self._heads, self._window, self._base = shape.heads, shape.window, shape.rotary_base
+        self.Wqkv = nn.Linear(shape.width, 3 * shape.width, bias=False)
+        self.out_proj = nn.Linear(shape.width, shape.width)
+
+    def forward(self, x_NTF: torch.Tensor) -> torch.Tensor:
+        N, T, F = x_NTF.shape
+        q_NHTD, k_NHTD, v_NHTD = self.Wqkv(x_NTF).view(N, T, 3, self._heads, -1).permute(2, 0, 3, 1, 4)
+        q_NHTD, k_NHTD = (rotated(part, self._base) for part in (q_NHTD, k_NHTD))
+        back, ahead = self._window
+        steps = torch.arange(T, device=x_NTF.device)
+        out_NHTD = torch.empty_like(v_NHTD, memory_format=torch.contiguous_format)
+        for first in range(0, T, BLOCK_STEPS):
+            last = min(first + BLOCK_STEPS, T)
+            low, high = max(first - back, 0), min(last + ahead, T)
+            distance = steps[low:high] - steps[first:last, None]
+            out_NHTD[:, :, first:last] = functional.scaled_dot_product_attention(
+                q_NHTD[:, :, first:last],
+                k_NHTD[:, :, low:high],
+                v_NHTD[:, :, low:high],
+                attn_mask=(distance >= -back) & (distance <= ahead),
+            )
+        return self.out_proj(out_NHTD.transpose(1, 2).reshape(N, T, F))  # type: ignore[no-any-return]
+
+
+def rotated(x_NHTD: torch.Tensor, base: float) -> torch.Tensor:
+    """Rotary embedding (Su et al., 2021, arXiv:2104.09864) of the halves of each head's features.
+
+    Features i and i + D / 2 of step t are a point, turned by t base^(-2 i / D); in float32, returned in x's type.
+    """
+    T, D = x_NHTD.shape[2:]
+    rates_D = base ** (-torch.arange(0, D, 2, dtype=torch.float64, device=x_NHTD.device) / D)
+    angles_TD = torch.arange(T, dtype=torch.float64, device=x_NHTD.device)[:, None] * rates_D
+    cos_TD, sin_TD = angles_TD.cos().float(), angles_TD.sin().float()
+    first, second = x_NHTD.float().chunk(2, dim=-1)
+    turned = torch.cat((first * cos_TD - second * sin_TD, first * sin_TD + second * cos_TD), dim=-1)
+    return turned.to(x_NHTD.dtype)
+
+
+class SwiGLU(nn.Module):
+    """fc2(silu(gate) y), where y and gate are the halves of fc1(x) (Shazeer, 2020, arXiv:2002.05202)."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, 2 * hidden, bias=False)
+        self.fc2 = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, x_NTF: torch.Tensor) -> torch.Tensor:
+        y, gate = self.fc1(x_NTF).chunk(2, dim=-1)
+        return self.fc2(functional.silu(gate).mul_(y))  # type: ignore[no-any-return]
+
+
+class _RMSNorm(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(width))
+
+    def forward(self, added: torch.Tensor, x: torch.Tensor, alpha: float) -> torch.Tensor:
+        total = added.float().add_(x.float(), alpha=alpha)
+        return functional.rms_norm(total, total.shape[-1:], self.weight.float(), _RMS_EPSILON).to(x.dtype)

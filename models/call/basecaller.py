@@ -1,0 +1,180 @@
+"""One model, ready to call: scaling, cutting, network, decoder, in that order.
+
+Dimensions: N rows of a batch, S samples as measured, M samples at the model's rate, T time steps, C scores, B bases.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from porestream.models.call.card import Card
+from porestream.models.call.chunk import Chunker, stitch
+from porestream.models.call.cpu_runner import CpuRunner
+from porestream.models.call.cuda_runner import CudaRunner
+from porestream.models.call.decode import Decoded, Decoder, DecodeSettings
+from porestream.models.call.prepare import PreparedRead, prepare
+from porestream.models.call.runner import BatchDecoder, Runner
+from porestream.models.call.scale import UNKNOWN, Measurement
+from porestream.models.files.bundle import ModelBundle
+from porestream.models.files.config import ModelConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CalledRead:
+    """What a whole read says.
+
+    Attributes
+    ----------
+    sequence
+        Bases ACGT.
+    qualities_B
+        Their Phred qualities, uint8.
+    moves_T
+        1 for each step of `stride` measured samples, from `trimmed_samples` on, that begins a base; uint8. Of RNA in
+        the signal's order: the first move is the sequence's last base.
+    """
+
+    sequence: str
+    qualities_B: npt.NDArray[np.uint8]
+    moves_T: npt.NDArray[np.uint8]
+    stride: int
+    trimmed_samples: int
+
+
+def finish(read: PreparedRead, decoded: Sequence[Decoded]) -> CalledRead:
+    """Stitch the called chunks of a read, in the order of its plan."""
+    bases_B, qualities_B, moves_T = stitch(
+        read.plan, [(chunk.bases_B, chunk.qualities_B, chunk.moves_T) for chunk in decoded]
+    )
+    if read.is_rna:  # which goes through the pore from its 3' end; moves stay in the signal's order
+        bases_B, qualities_B = bases_B[::-1], qualities_B[::-1]
+    measured_T, stride = read.measured_moves(moves_T)
+    return CalledRead(
+        sequence=bases_B.tobytes().decode("ascii"),
+        qualities_B=qualities_B,
+        moves_T=measured_T,
+        stride=stride,
+        trimmed_samples=read.trimmed_samples,
+    )
+
+
+def decode_settings(config: ModelConfig) -> DecodeSettings:
+    """How a model's scores are decoded."""
+    return DecodeSettings(
+        stay_score=config.stay_score, quality_scale=config.quality_scale, quality_bias=config.quality_bias
+    )
+
+
+class Basecaller:
+    """Calls chunks with one model: network and decoder on the CPU or on a card, the rest on the CPU. Thread-safe.
+
+    Parameters
+    ----------
+    bundle
+        The model.
+    precision
+        "fp32", "bf16", on a card also "fp16", or "auto": fp16 on a card, on a CPU bf16 where the processor computes it.
+        (It costs the bundled formats' models less than 0.1 points of identity: benchmarks/RESULTS.md.)
+    cache_dir
+        Where the compiled decoder is kept; None: the user's cache directory.
+    card
+        The CUDA device; None: the CPU.
+    rows, share
+        On a card, the rows of a batch (None: planned) and the part of its free memory that is for this model.
+    decoder
+        Decodes batches where their scores are, by this model's `decode_settings`; None: the CPU does, row by row.
+
+    Attributes
+    ----------
+    runner
+        The network, and what device it is on.
+
+    Raises
+    ------
+    ModelError
+        The precision is not for this device, or the model does not fit on the card.
+    """
+
+    def __init__(
+        self,
+        bundle: ModelBundle,
+        precision: str = "auto",
+        cache_dir: Path | None = None,
+        card: Card | None = None,
+        rows: int | None = None,
+        share: float = 1.0,
+        decoder: BatchDecoder | None = None,
+    ) -> None:
+        self.bundle = bundle
+        config = bundle.config
+        self.chunker = Chunker(
+            config.chunk_size, config.overlap, config.stride, config.chunk_unit, config.coarse_stride
+        )
+        self.runner: Runner = (
+            CudaRunner(bundle, self.chunker.lengths, precision, card, rows, share, decoder)
+            if card is not None
+            else CpuRunner(bundle, precision, decoder)
+        )
+        self.network, self.rows, self.precision = self.runner.network, self.runner.rows, self.runner.precision
+        self.decode_settings = decode_settings(config)
+        self._decoder = None if decoder else Decoder(config.state_len, self.decode_settings, cache_dir)
+
+    def prepare(self, signal_S: npt.NDArray[np.int16], measured: Measurement = UNKNOWN) -> PreparedRead:
+        """Normalise, trim and plan a read: `models.prepare.prepare` with this model."""
+        return prepare(signal_S, measured, self.bundle.config, self.chunker)
+
+    def call(self, chunks: Sequence[tuple[PreparedRead, int]], samples: int) -> list[Decoded | ValueError]:
+        """Call chunks of one length.
+
+        Parameters
+        ----------
+        chunks
+            Of each its read, and its first sample in it. At most `rows`.
+        samples
+            The chunk length, one of the chunker's.
+
+        Returns
+        -------
+        list
+            Of each chunk what was called, or why not (scores that are not finite).
+        """
+        if self._decoder is None:
+            return self.runner.call([read.chunk(start, samples) for read, start in chunks], samples)
+        scores_TNC = self.runner((read.chunk(start, samples) for read, start in chunks), samples)
+        called: list[Decoded | ValueError] = []
+        for row in range(len(chunks)):
+            try:
+                called.append(self._decoder(scores_TNC, row))
+            except ValueError as error:
+                called.append(error)
+        return called
+
+    def call_read(self, signal_S: npt.NDArray[np.int16], measured: Measurement = UNKNOWN) -> CalledRead:
+        """Call one whole read in this thread, as a server would: for evaluation and for reading how it goes.
+
+        Raises
+        ------
+        ValueError
+            The read is too short, or its scores are not finite.
+        """
+        read = self.prepare(signal_S, measured)
+        decoded: list[Decoded | None] = [None] * len(read.plan.pieces)
+        for samples in self.chunker.lengths:
+            indexes = [index for index, piece in enumerate(read.plan.pieces) if piece.samples == samples]
+            for first in range(0, len(indexes), self.rows):
+                group = indexes[first : first + self.rows]
+                for index, result in zip(
+                    group, self.call([(read, read.plan.pieces[index].start) for index in group], samples), strict=True
+                ):
+                    if isinstance(result, ValueError):
+                        raise result
+                    decoded[index] = result
+        return finish(read, [chunk for chunk in decoded if chunk is not None])
+
+    def warm_up(self, lengths: Sequence[int]) -> None:
+        """Call a batch of chunks of each length, so that plans are built and memory is taken before the first read."""
+        for samples in lengths:
+            self.call([(self.prepare(np.zeros(samples, np.int16)), 0)], samples)

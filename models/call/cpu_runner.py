@@ -1,0 +1,88 @@
+"""A network on the CPU, in the thread that calls.
+
+Dimensions: N rows of a batch, M samples, T time steps, C transition scores.
+"""
+
+import threading
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+
+from porestream.models.call.decode import Decoded
+from porestream.models.call.host import host_memory_bytes, processor_class, processor_has_bf16
+from porestream.models.call.memory import result_bytes
+from porestream.models.call.network import Network
+from porestream.models.call.runner import F32, BatchDecoder, decoded_rows, fill_batch
+from porestream.models.files.bundle import ModelBundle
+from porestream.models.files.config import ModelConfig, ModelError
+
+ROWS = 16
+"""Rows of the CPU's one shape."""
+
+_FEWER_ROWS = 8
+_MANY_SCORE_BYTES = 128 << 20
+
+
+def cpu_precision(precision: str) -> str:
+    """What "auto" is on a CPU: bf16 where the processor computes it.
+
+    Raises
+    ------
+    ModelError
+        fp16, which no x86 processor's libraries compute quickly.
+    """
+    if precision == "fp16":
+        raise ModelError("precision fp16 is ten times slower than fp32 on a CPU: choose bf16 or fp32, or --device cuda")
+    return precision if precision != "auto" else "bf16" if processor_has_bf16() else "fp32"
+
+
+def cpu_rows(config: ModelConfig) -> int:
+    """Rows of a batch on the CPU: the encoder's; else 16, or 8 where the scores of 16 would take more than 128 MiB."""
+    if config.layers.encoder.cpu_rows:
+        return config.layers.encoder.cpu_rows
+    scores = ROWS * config.chunk_size // config.stride * config.score_count
+    return ROWS if scores * torch.float32.itemsize <= _MANY_SCORE_BYTES else _FEWER_ROWS
+
+
+class CpuRunner:
+    """A network on the CPU: each thread computes its own batches, in buffers of its own."""
+
+    def __init__(self, bundle: ModelBundle, precision: str = "auto", decoder: BatchDecoder | None = None) -> None:
+        self.precision = cpu_precision(precision)
+        self.rows = cpu_rows(bundle.config)
+        scores_bytes = result_bytes(bundle.config, bundle.config.chunk_size, self.rows, decoded=False)
+        if scores_bytes > host_memory_bytes() // 2:
+            raise ModelError(
+                f"{bundle.name}: chunksize = {bundle.config.chunk_size}: a batch's scores take {scores_bytes:,} bytes, "
+                f"and this machine has {host_memory_bytes():,}, of which they may take half: choose a shorter one"
+            )
+        self.network = Network(bundle, self.precision)
+        self.device_class = processor_class(self.precision) + ("-gpu-decoder" if decoder else "")
+        self._decoder = decoder
+        self._score_count = bundle.config.score_count
+        self._buffers = threading.local()
+
+    @property
+    def device_name(self) -> str:
+        """See `Runner`."""
+        return "cpu"
+
+    def __call__(self, chunks: Iterable[F32], samples: int) -> F32:
+        batch_NM, scores_TNC = self._buffers_of_thread(samples)
+        fill_batch(batch_NM, chunks)
+        return self.network(batch_NM, scores_TNC).numpy()  # type: ignore[no-any-return]
+
+    def call(self, chunks: Sequence[F32], samples: int) -> list[Decoded | ValueError]:
+        assert self._decoder is not None
+        scores_TNC = np.ascontiguousarray(self(chunks, samples)[:, : len(chunks)])  # the others cost as much
+        calls = self._decoder(scores_TNC)
+        return decoded_rows([np.from_dlpack(array) for array in calls], len(chunks))
+
+    def _buffers_of_thread(self, samples: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """batch_NM and scores_TNC, kept from batch to batch: allocated anew, the latter would fragment the heap."""
+        buffers: dict[int, tuple[torch.Tensor, torch.Tensor]] = self._buffers.__dict__.setdefault("by_length", {})
+        if samples not in buffers:
+            steps = samples // self.network.stride
+            buffers[samples] = torch.zeros(self.rows, samples), torch.zeros(steps, self.rows, self._score_count)
+        return buffers[samples]

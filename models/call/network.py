@@ -1,0 +1,131 @@
+"""The CRF network: convolutions, then an encoder (models/files/encoder.py: LSTMs, a transformer), then linear layers.
+
+Dimensions: N rows of a batch, S samples, T time steps (S / stride), C channels or transition scores.
+"""
+
+import math
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from porestream.models.files.bundle import ModelBundle
+from porestream.models.files.layers import Convolution, Layers
+from porestream.models.files.tensors import tensor_places
+
+_SLAB_SCORES = 200 * 16 * 256  # a slab of scores stays in the core's cache
+_CUDA_SLAB_SCORES = 1 << 25  # fills a card; in half precision 64 MiB
+_MANY_CHANNELS = 64
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Network(nn.Module):
+    """Normalised signal to CRF transition scores.
+
+    Parameters
+    ----------
+    bundle
+        The weights and sizes.
+    precision
+        "fp32", "bf16" or "fp16": of weights and activations from the last convolution on, and of convolutions of many
+        channels. Small ones before it are always float32: they see the signal's full range and cost little.
+    encoder_rows
+        Rows that go through a transformer at once.
+    """
+
+    def __init__(self, bundle: ModelBundle, precision: str = "fp32", encoder_rows: int = 1) -> None:
+        super().__init__()
+        config, layers = bundle.config, bundle.config.layers
+        self.stride, self._layers = config.stride, layers
+        self.dtype = PRECISIONS[precision]
+        # Over images one pixel high, for these can have their channels last: as the LSTMs want them, and faster.
+        self.convs = nn.ModuleList(_conv(layer) for layer in layers.convolutions)
+        self.encoder = layers.encoder.build(encoder_rows)
+        width, bottleneck = layers.encoder.width, layers.bottleneck
+        self.bottleneck = nn.Linear(width, bottleneck, layers.bottleneck_bias) if bottleneck else None
+        self.linear = nn.Linear(bottleneck or width, config.score_count, layers.linear_bias)
+        places = tensor_places(config)
+        self.load_state_dict(
+            {
+                # Convolutions are over images one pixel high.
+                place.ours: bundle.tensors[name][:, :, None] if len(place.shape) == 3 else bundle.tensors[name]
+                for name, place in places.items()
+            }
+        )
+        for conv in self.convs:
+            conv.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing from torch's stubs
+        for module in (self.encoder, self.bottleneck, self.linear):
+            if module is not None:
+                module.to(self.dtype)
+        for conv, dtype in zip(self.convs, convolution_dtypes(layers, self.dtype), strict=True):
+            conv.to(dtype)
+        self.eval().requires_grad_(False)
+
+    @torch.inference_mode()
+    def forward(self, batch_NS: torch.Tensor, out_TNC: torch.Tensor | None = None) -> torch.Tensor:
+        """Scores of a batch.
+
+        Parameters
+        ----------
+        batch_NS
+            float32, normalised signal; S a multiple of the model's `chunk_unit`.
+        out_TNC
+            Where the scores go; None: into a new tensor.
+
+        Returns
+        -------
+        torch.Tensor
+            scores_TNC, float32, contiguous; C = new_state * 4 + dropped_base.
+        """
+        return self.scores(self.encoded(self.convolved(batch_NS)), out_TNC)
+
+    def convolved(self, batch_NS: torch.Tensor) -> torch.Tensor:
+        """The convolutions' features, (N, C, T)."""
+        x_NC1S = batch_NS[:, None, None, :]
+        for conv, layer in zip(self.convs, self._layers.convolutions, strict=True):
+            x_NC1S = conv(x_NC1S.to(next(conv.parameters()).dtype))
+            x_NC1S = x_NC1S.tanh_() if layer.activation == "tanh" else functional.silu(x_NC1S, inplace=True)
+            if layer.limits:
+                x_NC1S = x_NC1S.clamp_(*layer.limits)
+        return x_NC1S[:, :, 0]
+
+    def encoded(self, x_NCT: torch.Tensor) -> torch.Tensor:
+        """The encoder's features, (T, N, C)."""
+        return self.encoder(x_NCT)  # type: ignore[no-any-return]
+
+    def scores(self, x_TNC: torch.Tensor, out_TNC: torch.Tensor | None = None) -> torch.Tensor:
+        """The last layers, slab by slab."""
+        T, N, C = *x_TNC.shape[:2], self.linear.out_features
+        scores_TNC = out_TNC if out_TNC is not None else torch.empty(T, N, C, device=x_TNC.device)
+        layers, steps = self._layers, slab_steps(N, C, x_TNC.device.type)
+        for first in range(0, T, steps):
+            slab = scores_TNC[first : first + steps]
+            # As a matrix: a batch of one row has odd strides, with which torch's product is 100 times slower.
+            features = x_TNC[first : first + steps].flatten(0, 1)
+            if self.bottleneck is not None:
+                features = self.bottleneck(features)
+            slab.copy_(self.linear(features).view(slab.shape))
+            if layers.score_tanh:
+                slab.tanh_()
+            if layers.score_scale != 1:
+                slab.mul_(layers.score_scale)
+            if math.isfinite(layers.score_limit):
+                slab.clamp_(-layers.score_limit, layers.score_limit)
+        return scores_TNC
+
+
+def convolution_dtypes(layers: Layers, dtype: torch.dtype) -> list[torch.dtype]:
+    """Of each convolution's weights and output, where the rest of the network computes in `dtype`."""
+    last = layers.convolutions[-1]
+    return [dtype if layer is last or layer.ins >= _MANY_CHANNELS else torch.float32 for layer in layers.convolutions]
+
+
+def slab_steps(rows: int, scores: int, device_type: str) -> int:
+    """Time steps of which the scores are computed at once."""
+    return max(1, (_SLAB_SCORES if device_type == "cpu" else _CUDA_SLAB_SCORES) // (rows * scores))
+
+
+def _conv(layer: Convolution) -> nn.Conv2d:
+    window, padding = (1, layer.winlen), (0, layer.winlen // 2)
+    return nn.Conv2d(layer.ins, layer.outs, window, stride=(1, layer.stride), padding=padding)

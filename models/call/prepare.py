@@ -1,0 +1,149 @@
+"""A read before the network: normalised, its leader trimmed, at the model's sample rate, cut into chunks.
+
+Dimensions: S samples as measured, M samples at the model's rate, T time steps.
+"""
+
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+import numpy.typing as npt
+
+from porestream.models.call.chunk import Chunker, ChunkPlan
+from porestream.models.call.scale import (
+    Measurement,
+    Scaling,
+    leader_samples,
+    med_mad_scaling,
+    pa_scaling,
+    quantile_scaling,
+    rna_adapter_samples,
+)
+from porestream.models.files.config import ModelConfig
+
+_STANDARDISED_TRIM_SAMPLES = 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreparedRead:
+    """What the workers need of a read to call its chunks.
+
+    Attributes
+    ----------
+    signal_S
+        int16, as measured, after the leader.
+    scaling
+        To the normalised signal.
+    trimmed_samples
+        The leader's, as measured.
+    plan
+        The cut, in samples of the model's rate.
+    step
+        Measured samples for one of the model's: 1, or 4/5 for a 4 kHz read and a 5 kHz model.
+    is_rna
+        Whether its bases are called from the 3' end on.
+    """
+
+    signal_S: npt.NDArray[np.int16]
+    scaling: Scaling
+    trimmed_samples: int
+    plan: ChunkPlan
+    step: Fraction = Fraction(1)
+    is_rna: bool = False
+
+    def chunk(self, start: int, samples: int) -> npt.NDArray[np.float32]:
+        """One chunk, normalised, float32; what the read lacks at the end is the chunk repeated from its start.
+
+        Parameters
+        ----------
+        start, samples
+            First sample and length, at the model's rate.
+        """
+        if self.step == 1:
+            chunk_M = self.scaling.apply(self.signal_S[start : start + samples])
+        else:
+            stop = min(start + samples, self.plan.read_samples)
+            positions_M = np.arange(start, stop) * self.step.numerator / self.step.denominator
+            first = int(positions_M[0])
+            near_S = self.scaling.apply(self.signal_S[first : int(positions_M[-1]) + 2])
+            chunk_M = np.interp(positions_M - first, np.arange(near_S.size), near_S).astype(np.float32)
+        return chunk_M if chunk_M.size == samples else np.resize(chunk_M, samples)
+
+    def measured_moves(self, moves_T: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.uint8], int]:
+        """The moves, and how many measured samples each stands for: what users divide the signal by.
+
+        4.8 measured samples a time step become a move table with a stride of 4, in which every move is at the step that
+        holds its sample; no two meet, for the new steps are shorter.
+        """
+        if self.step == 1:
+            return moves_T, self.plan.stride
+        stride = int(self.plan.stride * self.step)
+        measured_T = np.zeros(self.signal_S.size // stride, np.uint8)
+        ratio = self.plan.stride * self.step / stride
+        measured_T[np.flatnonzero(moves_T) * ratio.numerator // ratio.denominator] = 1
+        return measured_T, stride
+
+
+def prepare(
+    signal_S: npt.NDArray[np.int16], measured: Measurement, config: ModelConfig, chunker: Chunker
+) -> PreparedRead:
+    """Normalise, trim, plan.
+
+    Parameters
+    ----------
+    signal_S
+        int16 counts of the instrument's ADC.
+    measured
+        Its calibration and sample rate. If the rate is one of those that the model resamples from, the signal is
+        interpolated linearly to the model's own; every other rate is taken as it is.
+
+    Raises
+    ------
+    ValueError
+        Without its leader the read is shorter than a time step.
+    """
+    if signal_S.size < config.stride:  # nor could it be scaled
+        raise ValueError(f"too short: {_samples(signal_S.size)}, the model's stride is {config.stride}")
+    trimmed = rna_adapter_samples(signal_S) if config.is_rna else 0  # an adapter would spoil the read's quantiles
+    scaling = _scaling(signal_S[trimmed:], measured, config)
+    if not config.is_rna:
+        trimmed = _leader_samples(signal_S, scaling, config)
+    kept_S = signal_S[trimmed:]
+    rate_hz = measured.sample_rate_hz
+    step = Fraction(1)
+    if rate_hz in config.resample_from_hz and rate_hz != config.sample_rate_hz:
+        step = Fraction(rate_hz, config.sample_rate_hz)
+    model_samples = int((kept_S.size - 1) / step) + 1
+    if model_samples < config.stride:
+        raise ValueError(
+            f"too short: {_samples(signal_S.size)}, {trimmed} of them leader; the model's stride is {config.stride}"
+        )
+    return PreparedRead(
+        signal_S=kept_S,
+        scaling=scaling,
+        trimmed_samples=trimmed,
+        plan=chunker.plan(model_samples),
+        step=step,
+        is_rna=config.is_rna,
+    )
+
+
+def _samples(count: int) -> str:
+    return "1 sample" if count == 1 else f"{count} samples"
+
+
+def _scaling(signal_S: npt.NDArray[np.int16], measured: Measurement, config: ModelConfig) -> Scaling:
+    match config.scaling:
+        case "pa":
+            return pa_scaling(measured, config.standardisation)
+        case "quantile":
+            return quantile_scaling(signal_S, config.quantiles)
+        case _:
+            return med_mad_scaling(signal_S)
+
+
+def _leader_samples(signal_S: npt.NDArray[np.int16], scaling: Scaling, config: ModelConfig) -> int:
+    """Of DNA; where the signal is standardised the same few for every read, as in dorado."""
+    if config.standardisation.on:
+        return _STANDARDISED_TRIM_SAMPLES if signal_S.size > _STANDARDISED_TRIM_SAMPLES else 0
+    return leader_samples(signal_S, scaling)

@@ -1,0 +1,1 @@
+"""Models' files: found, read and checked; the networks that they describe."""

@@ -1,0 +1,1 @@
+"""Connections, calls and messages: what meets the network."""

@@ -1,0 +1,25 @@
+"""What all streams of a server share."""
+
+from dataclasses import dataclass
+
+from porestream.kernels.align.aligner import Aligner
+from porestream.models.call.basecaller import Basecaller
+from porestream.server.streams.books import Ledger
+from porestream.server.streams.budget import MemoryBudget
+from porestream.server.work.pipeline import Pipeline
+from porestream.server.work.scheduler import Scheduler
+
+
+@dataclass(frozen=True, kw_only=True)
+class Engine:
+    """What all streams share."""
+
+    basecallers: dict[str, Basecaller]
+    aligners: dict[tuple[str, str], Aligner]
+    pipeline: Pipeline
+    budget: MemoryBudget
+    ledger: Ledger
+    max_streams: int
+    max_read_samples: int
+    scheduler: Scheduler
+    max_streams_per_peer: int = 1 << 30

@@ -1,0 +1,1 @@
+"""What a stream has: credit, memory, reads, results, books."""

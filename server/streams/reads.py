@@ -1,0 +1,304 @@
+"""The values that travel through the server: chunks in, results out. No protobuf, no model, no transport."""
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import NamedTuple
+from uuid import UUID
+
+import google_crc32c
+import numpy as np
+import numpy.typing as npt
+import zstandard
+from pod5.signal_tools import vbz_decompress_signal
+
+from porestream.kernels.align.aligner import Alignment
+
+# Far beyond every instrument's, and little enough that all that is computed of them is finite.
+_MAX_OFFSET_ADC = _MAX_OPEN_PORE_PA = 1e6
+_MIN_SCALE_PA, _MAX_SCALE_PA = 1e-6, 1e6
+
+
+class Encoding(Enum):
+    """How a chunk's samples are stored."""
+
+    INT16_LE = 1
+    VBZ = 2
+
+
+class Status(Enum):
+    """What became of a read."""
+
+    CALLED = "called"
+    FILTERED = "filtered"
+    REJECTED = "rejected"
+    FAILED = "failed"
+    TRY_AGAIN = "abandoned"  # no result: the client sends the read again; the books count an attempt abandoned
+
+
+class Priority(Enum):
+    """Scheduling class; the value is the head start that others have over it, in samples of service.
+
+    LIVE has a lane of its own (server/work/scheduler.py); to it no value applies.
+    """
+
+    LIVE = 0
+    STANDARD = 1_000_000
+    BULK = 3_000_000
+
+
+class Reason(Enum):
+    """Why a read is REJECTED; the metrics count by it."""
+
+    INCOMPLETE = "incomplete"
+    GAP = "gap"
+    OVERLAP = "overlap"
+    EMPTY = "empty"
+    TOO_LONG = "too_long"
+    CHUNK_SIZE = "chunk_size"
+    UNDECODABLE = "undecodable"
+    CHECKSUM = "checksum"
+    CALIBRATION = "calibration"
+    SIGNAL = "signal"  # the model cannot take it: too short for one step, say
+    MEMORY = "memory"
+
+
+class Stage(Enum):
+    """Where a complete read's work is done; a FAILED read names the one that failed."""
+
+    PREPARE = "prepare"
+    BASECALL = "basecall"
+    STITCH = "stitch"
+    ALIGN = "align"
+
+
+class StreamFault(Exception):
+    """The stream is to end with this status (a name of grpc.StatusCode) and message."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class InputFault(Exception):
+    """The input's fault: the read is REJECTED with this message, the stream goes on."""
+
+    def __init__(self, reason: Reason, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class Calibration(NamedTuple):
+    """current_pa = (adc + offset_adc) * scale_pa_per_adc; an open-pore level of 0 is unknown."""
+
+    offset_adc: float
+    scale_pa_per_adc: float
+    open_pore_level_pa: float = 0.0
+
+
+class SignalPiece(NamedTuple):
+    """Consecutive samples of a read as they were received, still encoded."""
+
+    encoding: Encoding
+    signal: bytes
+    sample_count: int
+    crc32c: int  # 0: absent
+
+    def decode(self) -> npt.NDArray[np.int16]:
+        """The samples, int16.
+
+        Raises
+        ------
+        InputFault
+            Undecodable, of another length than claimed, or another checksum than claimed.
+        """
+        if self.encoding is Encoding.VBZ:
+            samples = _decode_vbz(self.signal, self.sample_count)
+        elif len(self.signal) != 2 * self.sample_count:
+            raise InputFault(
+                Reason.UNDECODABLE,
+                f"{len(self.signal)} bytes of int16 signal do not make {self.sample_count} samples",
+            )
+        else:
+            samples = np.frombuffer(self.signal, dtype="<i2")
+        if self.crc32c and (actual := google_crc32c.value(samples.tobytes())) != self.crc32c:
+            raise InputFault(
+                Reason.CHECKSUM,
+                f"checksum mismatch: signal has CRC-32C {actual:08x}, the chunk says {self.crc32c:08x}",
+            )
+        return samples
+
+
+def _decode_vbz(signal: bytes, sample_count: int) -> npt.NDArray[np.int16]:
+    if sample_count == 0:
+        return np.empty(0, np.int16)
+    try:
+        # The decoder allocates what the frame claims, so the claim is checked first.
+        if not 0 < zstandard.frame_content_size(signal) <= max_encoded_bytes(sample_count):
+            raise InputFault(Reason.UNDECODABLE, f"undecodable VBZ: its frame does not hold {sample_count} samples")
+        samples: npt.NDArray[np.int16] = vbz_decompress_signal(np.frombuffer(signal, np.uint8), sample_count)
+    except (zstandard.ZstdError, RuntimeError, ValueError) as error:
+        raise InputFault(Reason.UNDECODABLE, f"undecodable VBZ: {error}") from error
+    return samples
+
+
+def max_encoded_bytes(sample_count: int) -> int:
+    """The most bytes that any encoding needs for so many samples (VBZ: two and a control bit each, and a frame)."""
+    return 2 * sample_count + sample_count // 8 + 512
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chunk:
+    """One message's share of a read."""
+
+    read_id: bytes
+    channel: int
+    first_sample: int
+    piece: SignalPiece
+    calibration: Calibration | None
+    end_of_read: bool
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class OpenRead:
+    """A read whose signal is still coming."""
+
+    read_id: bytes
+    channel: int
+    calibration: Calibration | None
+    pieces: list[SignalPiece] = field(default_factory=list)
+    samples: int = 0
+    held_bytes: int = 0
+    grown_s: float = 0.0  # when its last chunk came
+
+    @property
+    def name(self) -> str:
+        """The read id as text."""
+        return str(UUID(bytes=self.read_id))
+
+    def append(self, chunk: Chunk) -> None:
+        """Take the next chunk.
+
+        Raises
+        ------
+        InputFault
+            The chunk does not follow the samples so far.
+        """
+        if chunk.first_sample != self.samples:
+            reason = Reason.GAP if chunk.first_sample > self.samples else Reason.OVERLAP
+            raise InputFault(
+                reason,
+                f"{reason.value}: a chunk begins at sample {chunk.first_sample}, {self.samples} were received",
+            )
+        self.pieces.append(chunk.piece)
+        self.samples += chunk.piece.sample_count
+
+    def take_signal(self) -> npt.NDArray[np.int16]:
+        """The decoded signal; what was received of it is let go piece by piece.
+
+        Raises
+        ------
+        InputFault
+            A piece cannot be decoded.
+        """
+        signal_S = np.empty(self.samples, np.int16)
+        first = 0
+        self.pieces.reverse()
+        while self.pieces:
+            piece = self.pieces.pop()
+            signal_S[first : first + piece.sample_count] = piece.decode()
+            first += piece.sample_count
+        return signal_S
+
+    def check_complete(self) -> None:
+        """Raise InputFault unless the read can be called."""
+        if self.samples == 0:
+            raise InputFault(Reason.EMPTY, "empty: the read has no samples")
+        if self.calibration is None:
+            raise InputFault(Reason.CALIBRATION, "calibration missing: a read's first chunk must carry it")
+        offset, scale, open_pore_pa = self.calibration
+        if not (abs(offset) <= _MAX_OFFSET_ADC and _MIN_SCALE_PA <= scale <= _MAX_SCALE_PA):
+            raise InputFault(Reason.CALIBRATION, f"calibration unusable: offset {offset:g}, scale {scale:g} pA")
+        if abs(open_pore_pa) > _MAX_OPEN_PORE_PA:  # NaN is an unknown level, as in POD5
+            raise InputFault(Reason.CALIBRATION, f"calibration unusable: an open-pore level of {open_pore_pa:g} pA")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timings:
+    """Where a read's time went, in seconds."""
+
+    queue_s: float = 0.0
+    basecall_s: float = 0.0
+    align_s: float = 0.0
+    total_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CalledPart:
+    """One called sequence; B bases, T time steps."""
+
+    sequence: str
+    qualities_B: npt.NDArray[np.uint8]
+    moves_T: npt.NDArray[np.uint8]
+    mean_qscore: float
+    trimmed_samples: int
+    stride: int
+    alignments: list[Alignment]
+    status: Status = Status.CALLED
+    read_id: bytes = b""
+    first_sample: int = 0
+
+    @property
+    def size_bytes(self) -> int:
+        """Roughly what it takes in memory."""
+        cigars = sum(alignment.cigar.nbytes + len(alignment.md) + 256 for alignment in self.alignments)
+        return 2 * len(self.sequence) + self.moves_T.nbytes + cigars
+
+    def samples_of(self, signal_samples: int) -> int:
+        """Samples of the signal up to the part's end (tag ns): all of them, unless bases were cut off there.
+
+        Then moves end at least a stride before the signal does. Always moves == (ns - ts) // stride.
+        """
+        end_sample = self.trimmed_samples + self.moves_T.size * self.stride
+        return signal_samples if signal_samples - end_sample < self.stride else end_sample
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadResult:
+    """Everything that became of one read."""
+
+    read_id: bytes
+    channel: int
+    status: Status
+    detail: str
+    signal_samples: int
+    scaling_midpoint_pa: float = 0.0
+    scaling_dispersion_pa: float = 0.0
+    scaling_strategy: str = ""
+    parts: tuple[CalledPart, ...] = ()
+    timings: Timings = Timings()
+    cause: Reason | Stage | None = None  # of REJECTED why, of FAILED where
+
+    @property
+    def size_bytes(self) -> int:
+        """Roughly what it takes in memory."""
+        return 512 + sum(part.size_bytes for part in self.parts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallSettings:
+    """What one stream asked for, resolved to what this server has.
+
+    Fields have the names that they have in the protocol's CallOptions and RunInfo, and what these say.
+    """
+
+    model: str
+    reference: str = ""
+    preset: str = ""
+    priority: Priority = Priority.STANDARD
+    min_mean_qscore: float = 0.0
+    emit_moves: bool = False
+    emit_md: bool = False
+    no_trim: bool = False
+    sample_rate_hz: int = 0
+    flow_cell_product_code: str = ""
+    sequencing_kit: str = ""

@@ -1,0 +1,467 @@
+"""The status page: `/`, `/status.json`, `/metrics`. Read-only; it tells of no run, read or sample.
+
+`/status.json` has stable keys, with units in their names; null stands for what is not known, as a mean without reads.
+`last_minute`, `last_hour` (as much of it as the server has run) and `since_start` have the same keys.
+"""
+
+import gzip
+import json
+import re
+import socket
+import time
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator
+from importlib.resources import files
+from typing import Any
+
+import structlog
+from prometheus_client import Metric
+from prometheus_client.exposition import choose_encoder, gzip_accepted
+from prometheus_client.registry import Collector
+
+from porestream.server.streams.reads import Priority
+from porestream.server.watch.status_page.history import History, Snapshot, increase, snapshot
+from porestream.server.watch.status_page.web import Request, Response, WebServer
+
+log = structlog.get_logger()
+
+Json = dict[str, Any]
+
+_MINUTE_S, _HOUR_S, _DAY_S = 60.0, 3600.0, 86400.0
+_BEHIND_S = 60.0
+_BEHIND_SHARE = 0.2
+"""Live reads that wait longer, or live streams that must wait more of the time: the server does not keep up. Other
+streams may be of files, which are read faster than they can be called. (deploy/prometheus/alerts.yml has the same.)"""
+_CERTIFICATE_DAYS = 14
+_KEPT_S = 1.0
+_VERSIONS = {"0.0.1", "0.0.4", "1.0.0"}
+"""Of Prometheus' formats: those that its client library knows. It would write any other that somebody makes up."""
+_MOST_MADE = 6
+"""What is made of the metrics at a time: the JSON, and formats of Prometheus' with and without compression."""
+_THROUGHPUT = {
+    "samples_received_total": "samples_received_per_second",
+    "samples_finished_total": "samples_finished_per_second",
+    "bases_called_total": "bases_per_second",
+}
+
+
+class Values:
+    """Metrics by name, without `porestream_`."""
+
+    def __init__(self, values: Snapshot) -> None:
+        self._by_name: defaultdict[str, list[tuple[dict[str, str], float]]] = defaultdict(list)
+        for (name, labels), value in values.items():
+            self._by_name[name.removeprefix("porestream_")].append((dict(labels), value))
+
+    def samples(self, name: str, **labels: str) -> list[tuple[dict[str, str], float]]:
+        """Labels and value of those that have these labels, and maybe others."""
+        return [(found, value) for found, value in self._by_name.get(name, ()) if found.items() >= labels.items()]
+
+    def labels(self, name: str) -> list[dict[str, str]]:
+        """Of an _info metric: sorted."""
+        return sorted((labels for labels, _ in self.samples(name)), key=lambda labels: sorted(labels.items()))
+
+    def total(self, name: str, **labels: str) -> float | None:
+        """The sum over all other labels; None: it is absent."""
+        found = [value for _, value in self.samples(name, **labels)]
+        return sum(found) if found else None
+
+
+class Span(Values):
+    """What happened in `seconds`: by how much each counter grew."""
+
+    def __init__(self, seconds: float, grew: Snapshot) -> None:
+        super().__init__(grew)
+        self.seconds = seconds
+
+    def count(self, name: str, **labels: str) -> float:
+        """Of a counter: the sum over all other labels."""
+        return self.total(name, **labels) or 0.0
+
+    def by(self, label: str, name: str, **labels: str) -> dict[str, float]:
+        """Of a counter, by the value of one label."""
+        counts: defaultdict[str, float] = defaultdict(float)
+        for found, value in self.samples(name, **labels):
+            counts[found.get(label, "")] += value
+        return dict(counts)
+
+    def per_second(self, name: str, **labels: str) -> float | None:
+        """Of a counter."""
+        return _ratio(self.count(name, **labels), self.seconds)
+
+    def mean(self, name: str, **labels: str) -> float | None:
+        """Of a histogram."""
+        return _ratio(self.count(f"{name}_sum", **labels), self.count(f"{name}_count", **labels))
+
+
+def status(values: Snapshot, history: History, unix_s: float | None = None) -> Json:
+    """What /status.json says, ready for JSON.
+
+    Parameters
+    ----------
+    values
+        What the registry says now.
+    history
+        Those before.
+    unix_s
+        The time; None: now.
+    """
+    unix_s = time.time() if unix_s is None else unix_s
+    now = Values(values)
+    started_s = now.total("process_start_time_seconds")  # absent where there is no /proc
+    minute, hour = (_since(values, history, window_s) for window_s in (_MINUTE_S, _HOUR_S))
+    start = Span(unix_s - started_s if started_s else 0.0, values)
+    build = next(iter(now.labels("build_info")), {})
+    expiry_s = now.total("tls_certificate_expiry_timestamp_seconds")
+    return {
+        "unix_s": unix_s,
+        "started_unix_s": started_s,
+        "uptime_seconds": start.seconds if started_s else None,
+        "version": build.get("version"),
+        "python": build.get("python"),
+        "torch": build.get("torch"),
+        "conditions": list(_conditions(now, minute, unix_s)),
+        "draining": bool(now.total("draining")),
+        "tls_certificate_expiry_unix_s": expiry_s,
+        "reads_open": now.total("reads_open"),
+        "books_imbalance_reads": now.total("books_imbalance"),
+        "backlog_seconds": max((value for _, value in now.samples("backlog_seconds")), default=None),
+        "last_minute": _work(minute),
+        "last_hour": _work(hour) | _errors(hour),
+        "since_start": _work(start) | _errors(start),
+        "models": [
+            dict(labels)
+            | {
+                "reads_open": now.total("reads_open", model=labels["model"]),
+                "last_minute": _work(minute, model=labels["model"]),
+                "last_hour": _work(hour, model=labels["model"]),
+                "since_start": _work(start, model=labels["model"]),
+            }
+            for labels in now.labels("model_info")
+        ],
+        "references": _references(now),
+        "devices": [_device(name, now, minute, hour) for name in _devices(now)],
+        "priorities": [_priority(priority.name.lower(), now, hour) for priority in Priority],
+        "max_streams": now.total("max_streams"),
+        "memory": {
+            "budget_bytes": now.total("memory_budget_bytes"),
+            "for_signal_bytes": now.total("memory_for_signal_bytes"),
+            "charged_bytes": now.total("memory_charged_bytes"),
+            "limit_bytes": now.total("memory_limit_bytes"),
+            "process_bytes": now.total("process_resident_memory_bytes"),
+        },
+        "queues": {labels.get("stage", ""): value for labels, value in now.samples("stage_queue")},
+        "series": _series(history, unix_s),
+    }
+
+
+def _ratio(part: float, whole: float) -> float | None:
+    return part / whole if whole > 0 else None
+
+
+def _since(values: Snapshot, history: History, window_s: float) -> Span:
+    found = history.before(window_s)
+    return Span(found[0], increase(values, found[1])) if found else Span(0.0, {})
+
+
+def _conditions(now: Values, minute: Span, unix_s: float) -> Iterator[Json]:
+    """What a person should know at once; none: healthy."""
+    if not now.labels("model_info"):
+        yield {"name": "loading", "text": "Loading models and references: it does not serve yet"}
+    for labels, up in now.samples("device_up"):
+        if not up:
+            yield {"name": "device_down", "text": f"Device {labels['device']} is down: its last batches all failed"}
+    imbalance = now.total("books_imbalance")
+    if imbalance:
+        yield {
+            "name": "books_out_of_balance",
+            "text": f"Books out of balance ({imbalance:+.0f} reads): a defect of the server, please report it",
+        }
+    waiting_s = now.total("backlog_seconds", priority="live") or 0.0
+    streams = now.total("streams", priority="live") or 0.0
+    stalled = (minute.per_second("credit_stall_seconds_total", priority="live") or 0.0) / max(1.0, streams)
+    if waiting_s > _BEHIND_S:
+        yield {"name": "falling_behind", "text": f"Falling behind the sequencer by {waiting_s:.0f} s"}
+    elif stalled > _BEHIND_SHARE:
+        text = f"Falling behind: live streams had to wait {stalled:.0%} of the last minute before they could send"
+        yield {"name": "falling_behind", "text": text}
+    if now.total("draining"):
+        yield {"name": "draining", "text": "Draining: the server is about to stop and sends its streams away"}
+    expiry_s = now.total("tls_certificate_expiry_timestamp_seconds")
+    if expiry_s is not None and expiry_s < unix_s + _CERTIFICATE_DAYS * _DAY_S:
+        left = "has ended" if expiry_s < unix_s else f"ends in {(expiry_s - unix_s) / _DAY_S:.0f} days"
+        yield {"name": "certificate_ends", "text": f"The TLS certificate {left}"}
+
+
+def _work(span: Span, **labels: str) -> Json:
+    to_align = span.count("reads_to_align_total", **labels)
+    return {
+        "seconds": span.seconds,
+        **{key: span.per_second(name, **labels) for name, key in _THROUGHPUT.items()},
+        "samples_received": span.count("samples_received_total", **labels),
+        "samples_finished": span.count("samples_finished_total", **labels),
+        "bases": span.count("bases_called_total", **labels),
+        "reads_received": span.count("reads_received_total", **labels),
+        "reads": span.by("status", "reads_total", **labels),
+        "mean_qscore": span.mean("read_mean_qscore", **labels),
+        "mean_read_length_bases": span.mean("read_length_bases", **labels),
+        "mean_identity_ratio": span.mean("alignment_identity_ratio", **labels),
+        "aligned_ratio": _ratio(span.count("reads_aligned_total", **labels), to_align),
+    }
+
+
+def _errors(span: Span) -> Json:
+    return {
+        "reads_rejected": span.by("reason", "reads_rejected_total"),
+        "reads_failed": span.by("stage", "reads_failed_total"),
+        "batches_retried": span.count("batches_retried_total"),
+        "streams_opened": span.count("streams_opened_total"),
+        "streams_reconnected": span.count("streams_reconnected_total"),
+        "streams_ended": span.by("status", "streams_ended_total"),
+    }
+
+
+def _references(now: Values) -> list[Json]:
+    presets: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
+    for labels in now.labels("reference_info"):
+        presets[labels["reference"], labels["sha256"]].append(labels["preset"])
+    return [{"reference": name, "sha256": digest, "presets": found} for (name, digest), found in presets.items()]
+
+
+def _devices(now: Values) -> list[str]:
+    names = ("device_busy_seconds_total", "device_info", "device_energy_joules_total")
+    return sorted({labels["device"] for name in names for labels in now.labels(name)})
+
+
+def _device(device: str, now: Values, minute: Span, hour: Span) -> Json:
+    up = now.total("device_up", device=device)
+    slots = now.total("device_slots", device=device) or 0.0
+    energy_joules = now.total("device_energy_joules_total", device=device)
+    joules_in_hour = hour.count("device_energy_joules_total", device=device)
+    bases_in_hour = hour.count("bases_called_total")
+    busy = {
+        f"busy_ratio_{name}": _ratio(
+            span.count("device_busy_seconds_total", device=device),
+            slots * span.seconds,
+        )
+        for name, span in (("last_minute", minute), ("last_hour", hour))
+    }
+    return {
+        "device": device,
+        "name": next((labels["name"] for labels, _ in now.samples("device_info", device=device)), None),
+        "up": None if up is None else bool(up),
+        "slots": slots,
+        **{name: None if ratio is None else min(1.0, ratio) for name, ratio in busy.items()},
+        "memory_used_bytes": now.total("device_memory_used_bytes", device=device),
+        "memory_total_bytes": now.total("device_memory_total_bytes", device=device),
+        "utilization_ratio": now.total("device_utilization_ratio", device=device),
+        "temperature_celsius": now.total("device_temperature_celsius", device=device),
+        "energy_joules": energy_joules,
+        "power_watts": None
+        if energy_joules is None
+        else minute.per_second("device_energy_joules_total", device=device),
+        "joules_per_gigabase_last_hour": None if energy_joules is None else _ratio(joules_in_hour, bases_in_hour / 1e9),
+    }
+
+
+def _priority(priority: str, now: Values, hour: Span) -> Json:
+    latencies = [
+        (float(labels["le"]), count) for labels, count in hour.samples("read_latency_seconds_bucket", priority=priority)
+    ]
+    return {
+        "priority": priority,
+        "streams": now.total("streams", priority=priority),
+        "streams_stalled": now.total("streams_stalled", priority=priority),
+        "reads_open": now.total("reads_open", priority=priority),
+        "queued_samples": now.total("queued_samples", priority=priority),
+        "backlog_seconds": now.total("backlog_seconds", priority=priority),
+        "latency_p50_seconds_last_hour": quantile(latencies, 0.5),
+        "latency_p99_seconds_last_hour": quantile(latencies, 0.99),
+    }
+
+
+def quantile(buckets: Iterable[tuple[float, float]], share: float) -> float | None:
+    """A histogram's quantile, as Prometheus' histogram_quantile estimates it; None: nothing was observed.
+
+    `buckets` are upper bounds and how much is not above. Within a bucket all is spread evenly; above the highest finite
+    bound that bound is given.
+    """
+    lower, below = 0.0, 0.0
+    ordered = sorted(buckets)
+    rank = share * ordered[-1][1] if ordered else 0.0
+    if not rank:
+        return None
+    for upper, count in ordered:
+        if count >= rank:
+            return lower if upper == float("inf") else lower + (upper - lower) * (rank - below) / (count - below)
+        lower, below = upper, count
+    return lower
+
+
+def _series(history: History, unix_s: float) -> Json:
+    counters = [f"porestream_{name}" for name in _THROUGHPUT]
+    found = history.series(counters, ["porestream_backlog_seconds"])
+    return {
+        "unix_s": [round(unix_s - age_s) for age_s in found["age_s"]],
+        **{key: _short(found[f"porestream_{name}"]) for name, key in _THROUGHPUT.items()},
+        "backlog_seconds": _short(found["porestream_backlog_seconds"]),
+    }
+
+
+def _short(values: Iterable[float]) -> list[float]:
+    return [round(value, 1) for value in values]
+
+
+class _Moment(Collector):
+    """The metrics as they are for a second, and what was made of them: whoever asks meanwhile gets the same."""
+
+    def __init__(self, registry: Collector) -> None:
+        self._registry = registry
+        self._families: list[Metric] | None = None
+        self._made: dict[str, bytes | None] = {}
+        self._until_s = time.monotonic() + _KEPT_S
+
+    @property
+    def is_over(self) -> bool:
+        return time.monotonic() >= self._until_s
+
+    def collect(self) -> Iterator[Metric]:
+        if self._families is None:
+            self._families = list(self._registry.collect())
+            self._until_s = time.monotonic() + _KEPT_S
+        return iter(self._families)
+
+    def has(self, key: str) -> bool:
+        """Whether this was made already."""
+        return key in self._made
+
+    def get(self, key: str, make: Callable[["_Moment"], bytes]) -> bytes | None:
+        """What was made under this key, or is made now; None: that failed, which is logged once."""
+        if key not in self._made:
+            try:
+                self._made[key] = make(self)
+            except Exception:
+                log.exception("the status page failed", what=key)
+                self._made[key] = None
+        return self._made[key]
+
+    def __len__(self) -> int:
+        return len(self._made)
+
+
+class Page:
+    """`/`, its script and style, `/status.json` and `/metrics`.
+
+    The last two are made at most once a second, of one collection. Not thread-safe.
+    """
+
+    def __init__(self, registry: Collector, history: History) -> None:
+        folder = files(__package__ or "")
+        self._registry, self._history = registry, history
+        self._moment = _Moment(registry)
+        self._assets = {
+            path: Response(code=200, content_type=content_type, body=folder.joinpath(name).read_bytes())
+            for path, name, content_type in (
+                ("/", "index.html", "text/html; charset=utf-8"),
+                ("/page.js", "page.js", "text/javascript; charset=utf-8"),
+                ("/style.css", "style.css", "text/css; charset=utf-8"),
+            )
+        }
+
+    def __call__(self, request: Request) -> Response:
+        """Answer."""
+        if request.path in self._assets:
+            return self._assets[request.path]
+        if request.path == "/favicon.ico":  # browsers ask by themselves
+            return Response(code=204, content_type="image/x-icon", body=b"")
+        if request.path not in ("/status.json", "/metrics"):
+            return Response(
+                code=404,
+                content_type="text/plain; charset=utf-8",
+                body=b"not here; there are /, /status.json and /metrics\n",
+            )
+        if self._moment.is_over:
+            self._moment = _Moment(self._registry)
+        return self._status() if request.path == "/status.json" else self._metrics(request.headers)
+
+    def _status(self) -> Response:
+        def make(moment: _Moment) -> bytes:
+            return json.dumps(status(snapshot(moment), self._history), allow_nan=False).encode()
+
+        return _made("application/json", self._moment.get("/status.json", make))
+
+    def _metrics(self, headers: dict[str, str]) -> Response:
+        """In the format, and compressed, as Prometheus asks for."""
+        accept = headers.get("accept", "")
+        versions = set(re.findall(r"version=([^;,\s]*)", accept))
+        encode, content_type = choose_encoder(accept if versions <= _VERSIONS else "")
+        if not self._moment.has(content_type) and len(self._moment) >= _MOST_MADE:
+            encode, content_type = choose_encoder("")  # which whoever asks takes, too
+        text = self._moment.get(content_type, encode)
+        if text is None or not gzip_accepted(headers.get("accept-encoding", "")):
+            return _made(content_type, text)
+        packed = self._moment.get(f"{content_type}, gzip", lambda _: gzip.compress(text, 6))
+        return _made(content_type, packed, ("Content-Encoding", "gzip"))
+
+
+def _made(content_type: str, body: bytes | None, *more: tuple[str, str]) -> Response:
+    if body is None:
+        return Response(
+            code=500, content_type="text/plain; charset=utf-8", body=b"this failed; the server's log says why\n"
+        )
+    return Response(code=200, content_type=content_type, body=body, more=more)
+
+
+class StatusServer:
+    """The page at `port`, until `close`."""
+
+    def __init__(self, listener: socket.socket, page: Page, history: History, allowed_hosts: Collection[str]) -> None:
+        self.port: int = listener.getsockname()[1]
+        self._history = history
+        self._server = WebServer(listener, page, allowed_hosts)
+
+    def close(self) -> None:
+        """End it: the port is free then."""
+        self._server.close()
+        self._history.close()
+
+
+def start(
+    registry: Collector,
+    port: int,
+    host: str,
+    history: History | None = None,
+    allowed_hosts: Collection[str] = (),
+) -> StatusServer:
+    """Serve the page in a thread, and begin to keep the last hour.
+
+    Parameters
+    ----------
+    registry
+        What is told.
+    port, host
+        Where; port 0: one that is free.
+    history
+        One that the caller ticks; None: one of its own.
+    allowed_hosts
+        Names of this server by which it may be asked, beside those that nobody else can have (`web.is_allowed`).
+
+    Raises
+    ------
+    OSError
+        The address cannot be had.
+    """
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    family, kind, protocol, _, address = found[0]
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen()  # where two have bound the port, only one may
+    except OSError:
+        listener.close()
+        raise
+    own = History(registry) if history is None else history
+    if history is None:
+        own.start()
+    return StatusServer(listener, Page(registry, own), own, allowed_hosts)

@@ -1,0 +1,1 @@
+"""From complete reads to results: fair order, full batches, workers."""

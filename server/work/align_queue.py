@@ -1,0 +1,174 @@
+"""Called reads on their way to a device that aligns many at a time: a batch forms while the one before it runs."""
+
+import heapq
+import itertools
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import structlog
+
+from porestream.kernels.align.aligner import Alignment
+from porestream.kernels.align.device_aligner import DeviceAligner
+from porestream.server.watch.device_use import DeviceUse
+from porestream.server.watch.metrics import STAGE_SECONDS, STAGE_WAIT_SECONDS
+from porestream.server.work.scheduler import Job
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class ToAlign:
+    """A called read's part, the `index`th."""
+
+    job: Job
+    index: int
+    sequence: str
+    stitched_s: float
+
+
+Result = list[Alignment] | Exception
+Done = Callable[[ToAlign, Result], None]
+
+
+class AlignQueue:
+    """One aligner's reads and its threads: one has batches aligned, one those reads that the device cannot take.
+
+    Parameters
+    ----------
+    aligner
+        Takes them in batches.
+    is_wanted
+        Whether a read's stream still waits for it.
+    done
+        Called from the threads, with a read and its alignments or why there are none.
+    use
+        The aligner's device, which is busy meanwhile; None: the CPU emulates one.
+    """
+
+    def __init__(
+        self, aligner: DeviceAligner, is_wanted: Callable[[Job], bool], done: Done, use: DeviceUse | None
+    ) -> None:
+        self._aligner, self._is_wanted, self._done, self._use = aligner, is_wanted, done, use
+        self._changed = threading.Condition()
+        self._waiting: list[tuple[float, int, ToAlign]] = []  # a heap: live reads first, then in order
+        self._numbers = itertools.count()
+        self._elsewhere: deque[ToAlign] = deque()
+        self._closed = False
+        name = aligner.reference.name
+        self._threads = [
+            threading.Thread(target=work, name=f"{what} {name}", daemon=True)
+            for work, what in ((self._run, "aligner"), (self._run_elsewhere, "aligner elsewhere"))
+        ]
+
+    def start(self) -> None:
+        """Begin."""
+        for thread in self._threads:
+            thread.start()
+
+    def put(self, read: ToAlign) -> None:
+        """Queue a read."""
+        with self._changed:
+            heapq.heappush(self._waiting, (read.job.settings.priority.value, next(self._numbers), read))
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """End after what is under way; what waits is nobody's any more."""
+        with self._changed:
+            self._closed = True
+            self._waiting.clear()
+            self._elsewhere.clear()
+            self._changed.notify_all()
+        if self._threads[0].is_alive():
+            self._threads[0].join()  # the other one may be at work for hours: it ends with the process
+
+    def __len__(self) -> int:
+        """Reads that wait."""
+        return len(self._waiting) + len(self._elsewhere)
+
+    def _take(self) -> list[ToAlign]:
+        """As many as a batch may have; none: it is over."""
+        with self._changed:
+            batch: list[ToAlign] = []
+            bases = 0
+            while not batch and not self._closed:
+                while self._waiting:
+                    read = self._waiting[0][2]
+                    if batch and bases + len(read.sequence) > self._aligner.batch_bases:
+                        break
+                    heapq.heappop(self._waiting)
+                    if self._is_wanted(read.job):
+                        batch.append(read)
+                        bases += len(read.sequence)
+                if not batch and not self._closed:
+                    self._changed.wait()
+            return batch
+
+    def _run(self) -> None:
+        while batch := self._take():
+            started_s = time.monotonic()
+            for read in batch:
+                STAGE_WAIT_SECONDS.labels("align").observe(started_s - read.stitched_s)
+            if self._use:
+                self._use.clock.enter()
+            results = self._align(batch)
+            if self._use:
+                self._use.clock.leave()
+            each_s = (time.monotonic() - started_s) / len(batch)
+            for read, result in zip(batch, results, strict=True):
+                STAGE_SECONDS.labels("align").observe(each_s)
+                if result is None:
+                    with self._changed:
+                        self._elsewhere.append(read)
+                        self._changed.notify_all()
+                else:
+                    self._deliver(read, result)
+            del batch, read, results, result  # or an idle thread would hold its last reads
+
+    def _run_elsewhere(self) -> None:
+        while True:
+            with self._changed:
+                while not self._elsewhere and not self._closed:
+                    self._changed.wait()
+                if self._closed:
+                    return
+                read = self._elsewhere.popleft()
+            if self._is_wanted(read.job):
+                result: Result
+                try:
+                    md = read.job.settings.emit_md
+                    result = self._aligner.align_elsewhere(read.job.read.name, read.sequence, md=md)
+                except Exception as error:  # one read's failure must not end the thread
+                    log.exception("read failed", stage="align", read_id=read.job.read.name)
+                    result = error
+                self._deliver(read, result)
+                del result
+            del read
+
+    def _deliver(self, read: ToAlign, result: Result) -> None:
+        try:
+            self._done(read, result)
+        except Exception as error:  # a defect of ours: its read fails, the thread goes on
+            log.exception("read failed", stage="align", read_id=read.job.read.name)
+            self._done(read, error)
+
+    def _align(self, batch: list[ToAlign]) -> list[Result | None]:
+        """None: the device cannot take that read."""
+        wants_md = [read.job.settings.emit_md for read in batch]
+        reads = [(read.job.read.name, read.sequence) for read in batch]
+        found: list[list[Alignment] | None] = []
+        failure: Exception | None = None
+        try:
+            found = self._aligner.align_batch(reads, md=any(wants_md))
+        except Exception as error:
+            log.exception("batch failed", stage="align", reads=len(batch))
+            failure = error.with_traceback(None)  # which would hold all that the batch has taken of the device
+        if failure is not None:
+            # Again one by one: a read must not take the others with it.
+            return [failure] if len(batch) == 1 else [result for read in batch for result in self._align([read])]
+        return [
+            alignments if wants or alignments is None else [replace(alignment, md="") for alignment in alignments]
+            for alignments, wants in zip(found, wants_md, strict=True)
+        ]

@@ -1,0 +1,34 @@
+"""ARCHITECTURE.md names every file of the road, once, and no file that is not there."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+TEXT = (ROOT / "ARCHITECTURE.md").read_text()
+ROAD = TEXT[TEXT.index("## The road of a read") : TEXT.index("`porestream call` (")]
+FOLDERS = (
+    "client",
+    "client/sources",
+    "client/outputs",
+    "server/edge",
+    "server/streams",
+    "server/work",
+    "models/call",
+    "kernels/align",
+)
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_the_road_names_each_file(folder: str) -> None:
+    files = {path.name for path in (ROOT / folder).glob("*.py")} - {"__init__.py"}
+    named = re.findall(r"`(?:[\w/]*/)?(\w+\.py)`", ROAD)
+    assert files <= set(named), f"not in ARCHITECTURE.md: {sorted(files - set(named))}"
+
+
+def test_the_files_are_there() -> None:
+    for path in re.findall(r"`((?:client|server|models|kernels|cli)/[\w/]+\.py)`", TEXT):
+        assert (ROOT / path).is_file(), path
+    every = {path.name for path in ROOT.rglob("*.py") if ".venv" not in path.parts}
+    assert set(re.findall(r"`(\w+\.py)`", TEXT)) <= every
