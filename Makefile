@@ -144,6 +144,7 @@ docs: setup
 	$(BIN)/python -m porestream.server.watch.metrics > docs/metrics.md
 	$(BIN)/python deploy/grafana/dashboards.py
 	$(BIN)/python deploy/kubernetes/prometheus_rule.py
+	$(BIN)/python docs/images/road.py
 
 stubs: setup
 	$(BIN)/python -m grpc_tools.protoc -I proto --python_out=proto --pyi_out=proto --grpc_python_out=proto \

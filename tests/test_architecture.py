@@ -1,6 +1,8 @@
 """ARCHITECTURE.md names every file of the road, once, and no file that is not there."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -32,3 +34,8 @@ def test_the_files_are_there() -> None:
         assert (ROOT / path).is_file(), path
     every = {path.name for path in ROOT.rglob("*.py") if ".venv" not in path.parts}
     assert set(re.findall(r"`(\w+\.py)`", TEXT)) <= every
+
+
+def test_the_picture_is_drawn_from_it() -> None:
+    drawn = subprocess.run([sys.executable, ROOT / "docs/images/road.py", "--check"], check=False)
+    assert drawn.returncode == 0, "make docs"
