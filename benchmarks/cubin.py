@@ -678,13 +678,16 @@ class Configuration:
 
     def compile(self, arch: int) -> bytes:
         """Its machine code; raises CompileError."""
-        return _compiled(path_of(self.source), self.defines, arch)
+        return _compiled(self._path(), self.defines, arch)
 
     def marks(self) -> list[Mark]:
         """Those of its file, and of all headers beside it."""
-        path = path_of(self.source)
+        path = self._path()
         files = [path, *sorted(path.parent.glob("*.cuh"))]
         return [mark for file in files for mark in find_marks(file.read_text(), file.name)]
+
+    def _path(self) -> Path:
+        return Path(self.source) if Path(self.source).is_absolute() else path_of(self.source)
 
     def report(self, cubin: bytes) -> KernelReport:
         """What its machine code says; raises SassError."""
