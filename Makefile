@@ -1,5 +1,5 @@
-# `make demo` and `make test` set everything up first: a virtual environment in .venv, and on Debian and Ubuntu what that
-# needs of the system. `make help` lists the rest.
+# `make demo` and `make test` set everything up first: a virtual environment in .venv and, on Debian and Ubuntu, the
+# system packages that it needs. `make help` lists the rest.
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 PYTHON ?= python3
@@ -7,10 +7,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 TORCH_VERSION := $(shell sed -n 's/^torch==//p' requirements.lock)
-# Where the CPU build of torch is to be had. PyPI's own build for Linux brings CUDA.
+# Where to get the CPU build of torch. PyPI's own build for Linux includes CUDA.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 DATA ?= ../shared/data
-# gpu-check's own environment: PyPI's torch brings CUDA (GPU_INDEX: another index), and CuPy for CUDA 12 or 13.
+# gpu-check has its own environment, with PyPI's torch, which includes CUDA (or from GPU_INDEX), and CuPy for CUDA 12 or 13.
 GPU_VENV ?= .gpu-venv
 GPU_INDEX ?=
 CUDA ?= 13
@@ -20,21 +20,21 @@ CUDA ?= 13
 help:
 	@echo 'make demo            install, then simulate a small run, call and align it, and compare with the truth'
 	@echo 'make test            install, then run the tests'
-	@echo 'make ops-check       metrics, rules, dashboards, status page, image and manifests, against a real Prometheus and browser'
-	@echo 'make lint            ruff, mypy, import rules, wire contract'
-	@echo 'make bench           speed and memory, as Markdown tables'
-	@echo "make compare-bonito  scores and speed against bonito's own modules, in an environment of its own"
-	@echo "make compare-remora  whether Remora's own reader takes our move tables, in an environment of its own"
-	@echo 'make attack          an honest stream beside what a peer may do: its speed, the memory, health checks'
-	@echo 'make chaos           1,000 random faults while calling: reads lost or doubled, and whether the books balance'
-	@echo 'make soak            an hour of calling whose connections break: whether memory grows'
-	@echo 'make record-calling  digests of the records that a new calling revision gives'
-	@echo 'make gpu-check       on a machine with an NVIDIA card: its tests, its kernels and bases, its speed; a report'
-	@echo 'make docs            what is made from code: docs/cli.md, docs/metrics.md, dashboards, the PrometheusRule'
+	@echo 'make ops-check       test metrics, rules, dashboards, status page, image and manifests with a real Prometheus and browser'
+	@echo 'make lint            run ruff and mypy, and check the import rules and the wire contract'
+	@echo 'make bench           measure speed and memory, and print Markdown tables'
+	@echo "make compare-bonito  compare scores and speed with bonito's own modules, in a separate environment"
+	@echo "make compare-remora  check that Remora can read our move tables, in a separate environment"
+	@echo 'make attack          attack a server with hostile peers and measure an honest stream, memory and health checks'
+	@echo 'make chaos           inject 1,000 random faults while calling; check for lost or duplicate reads and correct counts'
+	@echo 'make soak            call for an hour over connections that keep breaking; check that memory does not grow'
+	@echo 'make record-calling  record the digests for a new calling revision'
+	@echo 'make gpu-check       on a machine with an NVIDIA GPU: run the GPU tests, compare kernels and bases, measure speed'
+	@echo 'make docs            generate docs/cli.md, docs/metrics.md, the dashboards and the PrometheusRule from code'
 	@echo 'make stubs           generate the stubs of the wire contract'
-	@echo 'make lock            pin the newest versions that fit pyproject.toml'
+	@echo 'make lock            pin the newest versions that pyproject.toml allows'
 
-# mappy is built from source: it needs a C compiler, and the headers of zlib and Python.
+# mappy is built from source, so it needs a C compiler and the headers of zlib and Python.
 system:
 	@missing=(); \
 	command -v gcc >/dev/null || missing+=(gcc libc6-dev); \
@@ -47,7 +47,7 @@ system:
 	if [ $${#missing[@]} -gt 0 ]; then \
 		install="apt-get install -y --no-install-recommends $${missing[*]}"; \
 		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then apt-get update -qq && $$install; \
-		else echo "missing; please run: sudo $$install" >&2; exit 1; fi; \
+		else echo "missing system packages; please run: sudo $$install" >&2; exit 1; fi; \
 	fi
 
 setup: $(VENV)/.ready
@@ -56,7 +56,7 @@ $(VENV)/.ready: pyproject.toml requirements.lock | system
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install -q 'torch==$(TORCH_VERSION)+cpu' 2>/dev/null \
 		|| $(PIP) install -q --extra-index-url $(TORCH_INDEX) 'torch==$(TORCH_VERSION)+cpu' \
-		|| { echo 'no CPU build of torch to be had: installing the default one' >&2; \
+		|| { echo 'cannot find a CPU build of torch; installing the default build' >&2; \
 		     $(PIP) install -q 'torch==$(TORCH_VERSION)'; }
 	$(PIP) install -q -c requirements.lock -e '.[dev]'
 	touch $@
@@ -64,7 +64,7 @@ $(VENV)/.ready: pyproject.toml requirements.lock | system
 demo: setup
 	$(BIN)/porestream demo -o demo
 
-# Those that start and kill whole servers have the machine for themselves. PYTEST_ARGS: one run, with these arguments.
+# Tests that start and kill whole servers run alone. PYTEST_ARGS replaces both runs with one that has these arguments.
 test: setup
 ifdef PYTEST_ARGS
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
@@ -73,7 +73,7 @@ else
 	$(BIN)/python -m pytest tests/end_to_end
 endif
 
-# The parts that an ops team meets, against a real Prometheus, browser and manifests: what `make test` does not need.
+# What an ops team works with, tested with a real Prometheus, browser and manifests. `make test` needs none of these.
 ops-check: setup ops-system
 	$(BIN)/python -m pytest tests/ops
 
@@ -85,7 +85,7 @@ ops-system:
 	if [ $${#missing[@]} -gt 0 ]; then \
 		install="apt-get install -y --no-install-recommends $${missing[*]}"; \
 		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then apt-get update -qq && $$install; \
-		else echo "missing; please run: sudo $$install" >&2; exit 1; fi; \
+		else echo "missing system packages; please run: sudo $$install" >&2; exit 1; fi; \
 	fi
 
 lint: setup
@@ -107,8 +107,8 @@ compare-bonito: setup
 compare-remora: setup
 	PYTHON=$(PYTHON) TORCH_VERSION=$(TORCH_VERSION) $(BIN)/python benchmarks/compare_remora.py --record --data $(DATA)
 
-# ARGS: other flags, as '--seed 1 --run 17' to have one run again.
-# The second line: what comes as a file. Neither needs more than this machine.
+# ARGS: more flags, for example '--seed 1 --run 17' to repeat one run.
+# The second command tests hostile files. Both run on this machine alone.
 attack: setup
 	$(BIN)/python benchmarks/attack.py $(ARGS)
 	$(BIN)/python -m pytest -q tests/models/test_hostile.py tests/kernels/test_hostile_index.py tests/cli/test_hostile.py \
@@ -120,13 +120,13 @@ chaos: setup
 soak: setup
 	$(BIN)/python benchmarks/soak.py --minutes 60 --load 0.7 $(ARGS)
 
-# After CALLING_REVISION was raised. Only this kind of machine's: others' are taken there.
+# Run this after raising CALLING_REVISION. It records digests for this kind of machine only; run it on each other kind too.
 record-calling: setup
 	RECORD_CALLING=1 $(BIN)/python -m pytest -n0 tests/server/test_revision.py tests/cli/test_demo.py
 
 gpu-check:
 	@nvidia-smi -L >/dev/null 2>&1 || { \
-		echo 'nvidia-smi finds no card here. On a machine with one, gpu-check installs PyTorch with CUDA into $(GPU_VENV),' >&2; \
+		echo 'nvidia-smi finds no GPU. On a machine with one, gpu-check installs PyTorch with CUDA into $(GPU_VENV),' >&2; \
 		echo 'runs tests/gpu, compares kernels with the emulator and bases with the CPU, measures samples/s, decoded bases/s' >&2; \
 		echo 'and GCUPS, and writes gpu-report.md.' >&2; exit 2; }
 	$(MAKE) $(GPU_VENV)/.ready
@@ -138,7 +138,7 @@ $(GPU_VENV)/.ready: pyproject.toml requirements.lock | system
 	$(GPU_VENV)/bin/python -m pip install -q -c requirements.lock -e '.[dev,gpu$(CUDA)]'
 	touch $@
 
-# The files that are made from the code.
+# The files that are generated from code.
 docs: setup
 	$(BIN)/python -m porestream.cli.help_pages > docs/cli.md
 	$(BIN)/python -m porestream.server.watch.metrics > docs/metrics.md

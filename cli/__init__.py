@@ -1,1 +1,1 @@
-"""The `porestream` command: thin, with lazy imports."""
+"""The `porestream` command: a thin layer with lazy imports."""

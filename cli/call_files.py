@@ -1,4 +1,4 @@
-"""The files of `porestream call`: none is both read and written, and those of an earlier call are gone on with."""
+"""The files that `porestream call` reads and writes, and those of an earlier call that it continues."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -20,11 +20,11 @@ from porestream.kernels.align.fasta import first_bytes, read_fasta
 from porestream.kernels.align.mmi import MAGIC
 
 SUMMARY, REJECTED = "sequencing_summary.txt", "rejected_reads.tsv"
-"""Names beside an output."""
+"""Names of the files beside an output."""
 
 
 def check_files(request: Request, inputs: Iterable[Path], partial: Partial | None, rejected_reads: Path | None) -> None:
-    """Hold every file that will be written against every one that will be read: see `check_outputs`.
+    """Compare every file that will be written with every file that will be read: see `check_outputs`.
 
     Parameters
     ----------
@@ -33,14 +33,14 @@ def check_files(request: Request, inputs: Iterable[Path], partial: Partial | Non
     inputs
         The POD5 files.
     partial
-        What is resumed from, if anything.
+        The call to resume from, if any.
     rejected_reads
         The table of rejected reads.
 
     Raises
     ------
     click.UsageError
-        One is both.
+        A file would be both.
     """
     output = None if request.output_dir or request.output == "-" else Path(request.output)
     summary = request.beside_output(SUMMARY) if request.emit_summary else None
@@ -82,7 +82,7 @@ def check_files(request: Request, inputs: Iterable[Path], partial: Partial | Non
 
 
 def open_outputs(request: Request, runs: Mapping[str, RunInfo], settings: OutputSettings) -> Outputs:
-    """The file, or the folder, for the records."""
+    """Open the file, or make the folder, for the records."""
     if request.output_dir is None:
         return SingleOutput(request.output, runs, settings)
     request.output_dir.mkdir(parents=True, exist_ok=True)
@@ -90,17 +90,17 @@ def open_outputs(request: Request, runs: Mapping[str, RunInfo], settings: Output
 
 
 def open_table(request: Request, partial: Partial | None) -> SummaryTable:
-    """The sequencing summary, which goes on with that of what is resumed from."""
+    """Open the sequencing summary; it continues the one of the call to resume from."""
     path = request.beside_output(SUMMARY)
     assert path is not None
     return SummaryTable(path, _summary_before(partial) if partial else None, aligned=bool(request.options.reference))
 
 
 def fill_table(table: SummaryTable, partial: Partial, outputs: Outputs, source: Pod5Source) -> None:
-    """Have a row of every sequence that was taken over.
+    """Give every sequence that was taken over a row.
 
-    A call that was killed has records without rows, for what was written last of the table was not yet on the disk, and
-    one without --emit-summary has no table: rows that are not there are made again from the records.
+    A call that was killed may have records without rows, because the end of the table had not reached the disk. A call
+    without --emit-summary has no table. Missing rows are rebuilt from the records.
     """
     before = _summary_before(partial)
     there = table.copy(before, partial.read_ids) if before.is_file() else ReadIds()
@@ -116,24 +116,24 @@ def fill_table(table: SummaryTable, partial: Partial, outputs: Outputs, source: 
                 yield result
 
         table.write_all(results())
-        what = f"{counted(len(missing), 'row')} of the sequencing summary, which {before} lacks"
-        say(f"{what}, made again from the records{_inexact(partial, without_pod5)}")
+        what = f"{counted(len(missing), 'row')} of the sequencing summary not found in {before}"
+        say(f"{what}, rebuilt from the records{_inexact(partial, without_pod5)}")
     table.settle()
 
 
 def _inexact(partial: Partial, without_pod5: int) -> str:
-    """In what rows that were made again may differ from those that were lost."""
+    """Say how rebuilt rows may differ from the lost ones."""
     told = []
     if any(is_text(file) for file in partial.files):
-        told.append("mean qualities are rounded to the six digits that SAM and FASTQ have")
+        told.append("mean qualities are rounded to six digits, as in SAM and FASTQ")
     if without_pod5:
-        whose = f"of {counted(without_pod5, 'read')} that no input has"
-        told.append(f"{whose} the start is to the millisecond, and the experiment unknown")
+        whose = f"for {counted(without_pod5, 'read')} in no input"
+        told.append(f"{whose} the start is rounded to the millisecond and the experiment is unknown")
     return f": {'; '.join(told)}" if told else ""
 
 
 def _summary_before(partial: Partial) -> Path:
-    """The sequencing summary of what is resumed from, there or not."""
+    """Return where the sequencing summary of the call to resume from is, or would be."""
     if partial.path.is_dir():
         whole = partial.path / SUMMARY
         return whole if whole.exists() else partial_of(whole)
@@ -143,12 +143,12 @@ def _summary_before(partial: Partial) -> Path:
 
 
 def check_reference(request: Request, info: ServerInfo) -> None:
-    """Where --reference is a FASTA here, whether the server's of that name holds the same: CRAM is made with ours.
+    """Check that --reference, if it is a FASTA here, equals the server's of that name: CRAM is made with ours.
 
     Raises
     ------
     ValueError
-        It does not.
+        They differ.
     """
     path = Path(request.options.reference)
     theirs = info.references.get(last_part(request.options.reference))
@@ -160,23 +160,23 @@ def check_reference(request: Request, info: ServerInfo) -> None:
         (a.name for a, b in zip(mine, theirs, strict=False) if a.length != b.length or (b.md5 and a.md5 != b.md5)), ""
     )
     if names[0] != names[1] or differ:
-        what = f"sequence {differ} is another" if differ and names[0] == names[1] else "they have other sequences"
+        what = f"sequence {differ} differs" if differ and names[0] == names[1] else "their sequences differ"
         raise ValueError(
-            f"reference {path} is not the {path.name} of {request.server}: {what}; serve this one under a name of its "
-            "own, or give the name alone, from a folder that has no such file"
+            f"reference {path} is not the same as {path.name} on {request.server}: {what}; serve yours under another "
+            "name, or run this in a folder without that file and give only the name"
         )
 
 
 def cram_reference(reference: str) -> Path | None:
-    """The FASTA that a CRAM is compressed against; None where there is none with an index, nor one to be made."""
+    """Return the FASTA to compress a CRAM against; None if there is none, or it cannot be indexed."""
     if not reference or not Path(reference).is_file():
         return None
     try:
-        pysam.FastaFile(reference).close()  # makes the index if it is not there
+        pysam.FastaFile(reference).close()  # makes the index if it is missing
     except (OSError, ValueError):
         say(
-            f"note: {reference} cannot be indexed (gzip instead of bgzip, or a folder that cannot be written to): the "
-            "CRAM holds all bases itself, and is larger"
+            f"note: {reference} cannot be indexed (is it gzip instead of bgzip, or its folder read-only?), so the CRAM "
+            "stores all bases itself and is larger"
         )
         return None
     return Path(reference)

@@ -1,4 +1,4 @@
-"""What `porestream call` does: source, server, client, outputs, books."""
+"""Run `porestream call`: source, server, client, outputs, counts."""
 
 import asyncio
 import signal
@@ -58,15 +58,15 @@ _NAMED_IDS = 5
 
 
 def run_call(request: Request) -> int:
-    """Do it; returns the exit code.
+    """Run the call and return the exit code.
 
     Raises
     ------
     click.UsageError
-        An output has the wrong name, or nowhere to be: better known now than at the end.
+        An output's name is wrong, or its folder is missing: better said now than at the end.
     """
     _check_outputs(request)
-    pysam.set_verbosity(0)  # htslib's own error messages; ours say the same
+    pysam.set_verbosity(0)  # silences htslib: our messages say the same
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
@@ -78,7 +78,7 @@ def run_call(request: Request) -> int:
     )
     try:
         return asyncio.run(_Call(request).run())
-    except KeyboardInterrupt:  # while inputs were looked through
+    except KeyboardInterrupt:  # while scanning the inputs
         say("stopped by Ctrl-C before anything was called")
         return EXIT_INTERRUPTED
     except (OSError, ServerRefused, ValueError) as error:
@@ -95,23 +95,23 @@ def _check_outputs(request: Request) -> None:
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     if form is Format.FASTQ and request.options.reference:
-        raise click.UsageError("a FASTQ holds no alignments: leave --reference out, or write a BAM")
+        raise click.UsageError("a FASTQ cannot hold alignments: leave out --reference, or write a BAM")
     for path in (Path(request.output), request.summary_json, request.rejected_reads):
         if path is not None and not path.parent.is_dir():
-            raise click.UsageError(f"{path}: there is no folder {path.parent}; make it first")
+            raise click.UsageError(f"{path}: folder {path.parent} does not exist; create it first")
 
 
 class _Call:
-    """One call, from its source to its books."""
+    """One call, from reading the source to the final counts."""
 
     def __init__(self, request: Request) -> None:
         self.request = request
         self.summary = Summary()
         self.partial = Partial(request.resume_from) if request.resume_from else None
         if self.partial is not None and self.partial.path != request.resume_from:
-            say(f"resuming from {self.partial.path}: there is no {request.resume_from}")
+            say(f"resuming from {self.partial.path}, as {request.resume_from} does not exist")
         if self.partial is not None and (kept := larger_kept(self.partial.path)):
-            say(f"note: {kept} is larger, and may have more reads: --resume-from takes that, too")
+            say(f"note: {kept} is larger and may have more reads; --resume-from accepts it, too")
         rejected_reads = request.rejected_reads or request.beside_output(REJECTED)
         self.source = Pod5Source(
             request.reads,
@@ -130,11 +130,11 @@ class _Call:
         self.stop_code, self.stop_name = 0, ""
         self.streaming = self.sorting = False
         self.outputs: Outputs | None = None
-        self.is_whole = False  # whether the outputs are in their places
+        self.is_whole = False  # whether the outputs have their final names
         self.resumable: list[Path] = []
 
     async def run(self) -> int:
-        """Returns the exit code."""
+        """Run the call and return the exit code."""
         try:
             return await self._run()
         finally:
@@ -181,7 +181,7 @@ class _Call:
             if self.watch is not None:
                 self.watch.stop()
             if first and self.streaming and not self.sorting:
-                say(f"{name}: the reads under way are finished first; once more stops now")
+                say(f"{name}: finishing the reads under way; press or send it again to stop now")
             else:
                 if self.outputs is not None:
                     self.outputs.stop_sorting()
@@ -201,7 +201,7 @@ class _Call:
         request = self.request
         info = await BasecallClient(address, StreamOptions(credentials=request.options.credentials)).server_info()
         if info.version != version("porestream"):
-            say(f"note: the server is porestream {shown(info.version)}, this is {version('porestream')}")
+            say(f"note: the server runs porestream {shown(info.version)}, this is {version('porestream')}")
         runs = self.source.runs.values()
         if request.server:
             await asyncio.to_thread(check_reference, request, info)
@@ -216,11 +216,11 @@ class _Call:
         used = list(dict.fromkeys(caller.model for caller in callers.values()))
         if unknown := [name for name in used if name not in info.models]:
             known = shown(", ".join(info.models), 500)
-            raise ServerRefused(f"the server calls with {shown(unknown[0])!r}, and has only {known}")
+            raise ServerRefused(f"the server would call with {shown(unknown[0])!r}, but lists only {known}")
         if request.server and not request.options.model and used == [BUNDLED.name]:
             say(f"model: {BUNDLED.name}, {ABOUT_BUNDLED}.")
         elif len(used) > 1:
-            say(f"models: {shown(', '.join(used), 500)}, each for its runs")
+            say(f"models: {shown(', '.join(used), 500)}, one for each chemistry")
         partial = self.partial
         settings = self._output_settings(first, info, lambda run: callers.get(run.key) or client.caller_of(run))
         if partial is not None:
@@ -234,8 +234,8 @@ class _Call:
             raise
         table: SummaryTable | None = None
         finished = False
-        # In a thread, for whoever reads our output may be slow, and heartbeats must go on; in one, so that nothing is
-        # closed while it is written.
+        # In a thread, because whoever reads our output may be slow and heartbeats must continue; in a single one, so
+        # that no file is closed while it is being written.
         loop, writing = asyncio.get_running_loop(), ThreadPoolExecutor(1)
         try:
             if partial is not None:
@@ -272,7 +272,7 @@ class _Call:
             writing.shutdown(wait=False)
             if left_out := sum(writer.left_out for writer in outputs.writers):
                 below = f"{counted(left_out, 'read')} below Q {request.options.min_mean_qscore:g}"
-                say(f"{below} left out of the FASTQ: --output-dir keeps them")
+                say(f"{below} left out of the FASTQ; use --output-dir to keep them")
 
     async def _stream(
         self,
@@ -314,7 +314,7 @@ class _Call:
             summary.reads_unsent += client.unsent
 
     def _reads(self, check: ChemistryCheck) -> Iterator[SignalRead]:
-        """What is sent, in the client's thread. A run that appears later may not be the model's: its reads are not."""
+        """Yield the reads to send, in the client's thread, without those of later runs that the model is not for."""
         warned = set(self.source.runs)
         for read in self.watch or self.source:
             if self.stopping.is_set():
@@ -326,7 +326,7 @@ class _Call:
                     say(f"warning: {warning}")
             if reason := check.mismatch(run):
                 fault = ReadFault(str(read.info.read_id), Path(read.info.file_name), f"chemistry: {reason}")
-                self.source.read_faults.append(fault)  # booked in the end
+                self.source.read_faults.append(fault)  # counted at the end
                 continue
             self.summary.reads_received += 1
             yield read
@@ -371,7 +371,7 @@ class _Call:
             word for flag, value in (given | dict(self.request.server_flags)).items() if value for word in (flag, value)
         ]
 
-    # the books
+    # the counts
 
     def _reject(self, read_id: object, file_name: str, status: str, reason: str) -> None:
         if line := self.rejected.add(read_id, file_name, status, reason):
@@ -392,12 +392,12 @@ class _Call:
         self.rejected.close(finish=self.is_whole)
         if unmet := source.unmet:
             named = ", ".join(unmet[:_NAMED_IDS]) + (", ..." if len(unmet) > _NAMED_IDS else "")
-            say(f"warning: {len(unmet)} of the read ids in {self.request.read_ids} are in no input: {named}")
+            say(f"warning: {len(unmet)} of the read ids in {self.request.read_ids} are not in any input: {named}")
         summary.files_unreadable = sorted({str(fault.path) for fault in source.file_faults})
         if summary.reads_received or not (failure or self.stop_code):
             say(str(summary))
         if self.rejected.counts:
-            where = f"; all are in {self.rejected.path}" if self.rejected.path else ""
+            where = f"; listed in {self.rejected.path}" if self.rejected.path else ""
             say(f"rejected or failed: {self.rejected}{where}")
         if self.watch is not None and self.watch.ended_by:
             say(f"watched until the {self.watch.ended_by}")
@@ -415,14 +415,14 @@ class _Call:
             say(f"Error: {'server lost: ' if lost else ''}{_message(failure)}{self._way_on()}")
             return EXIT_SERVER_LOST if lost else EXIT_FAILURE
         if missing:
-            say(f"Error: the books do not balance: {counted(missing, 'read')} without a result{self._way_on()}")
+            say(f"Error: the counts do not add up: {counted(missing, 'read')} without a result{self._way_on()}")
             return EXIT_UNBALANCED
         if faults:
             count = len(self.summary.files_unreadable)
             say(f"Error: {count} of the inputs could not be read, or not to the end; see above")
             return EXIT_UNREADABLE
         if failed := self.summary.reads_failed:
-            say(f"Error: {counted(failed, 'read')} failed, not for anything wrong with the input{self._way_on()}")
+            say(f"Error: {counted(failed, 'read')} failed, through no fault of the input{self._way_on()}")
             return EXIT_FAILED_READS
         return 0
 
@@ -430,9 +430,11 @@ class _Call:
         if not self.resumable:
             return ""
         if folder := self.request.output_dir:
-            return f"; what was called is in {folder}: --resume-from {folder} and another --output-dir go on"
+            way_on = f"use --resume-from {folder} and another --output-dir"
+            return f"; the reads called so far are in {folder}: to continue, {way_on}"
         partial = self.resumable[0]
-        return f"; what was called is in {partial}: the same command with --resume-from {partial} goes on"
+        way_on = f"run the same command with --resume-from {partial}"
+        return f"; the reads called so far are in {partial}: to continue, {way_on}"
 
 
 def _message(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""Which model calls which run: the choice, and what does not agree."""
+"""Choose the model for each run, and check that they fit."""
 
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -24,40 +24,40 @@ _MISMATCH_FLAG = "--allow-chemistry-mismatch"
 
 
 class ChemistryMismatch(ValueError):
-    """A run and the model do not go together; the message names both, and what would."""
+    """A run does not fit the model; the message names both, and models that would fit."""
 
 
 def resolve_model(
     name: str, runs: Iterable[RunInfo], models_directory: Path | None, say: Callable[[str], None]
 ) -> Path:
-    """The model directory for --model and the runs; says so if the choice was ours.
+    """Return the model directory for --model and the runs; tell the user if we chose it.
 
     Raises
     ------
     NoModel
-        There is none; the message says what to do.
+        No model fits; the message says what to do.
     """
     kind = kind_of(name)
     if name != "auto" and kind is None:
         return find_model(name, models_directory)
     model, passed_over = choose_model([run.chemistry for run in runs], models_directory, kind)
     for reason in passed_over:
-        say(f"model passed over: {reason}")
+        say(f"model skipped: {reason}")
     if model == BUNDLED:
         folder = models_directory or default_models_directory()
-        say(f"model: {model.name}, {ABOUT_BUNDLED}: put one's directory into {folder}, or give --model DIR.")
+        say(f"model: {model.name}, {ABOUT_BUNDLED}: put one into {folder}, or give --model DIR.")
     else:
         say(f"model: {model}")
     return model
 
 
 def model_on_server(name: str, runs: Iterable[RunInfo], models: Mapping[str, Chemistry], server: str) -> str:
-    """What to name to the server; empty where it has one model, or where only it can say what is amiss.
+    """Return the model to ask the server for; empty if it has only one, or if only it can say what is wrong.
 
     Raises
     ------
     NoModel
-        The server has none of the kind for these runs.
+        The server has no model of this kind for these runs.
     """
     kind = kind_of(name)
     if kind is None and name not in ("", "auto"):
@@ -68,23 +68,23 @@ def model_on_server(name: str, runs: Iterable[RunInfo], models: Mapping[str, Che
     model = model_among(models, chemistries, kind)
     if kind and not model:
         described = "; ".join(sorted({str(chemistry) for chemistry in chemistries}))
-        raise NoModel(f"no {kind} model for {described} on {server}; there are: {shown(', '.join(models), 500)}")
+        raise NoModel(f"no {kind} model for {described} on {server}; it has: {shown(', '.join(models), 500)}")
     return model
 
 
 class ChemistryCheck:
-    """Tells whether a model is for a run, once for each run.
+    """Check whether a model fits a run, once for each run.
 
     Parameters
     ----------
     model
-        The model that calls; empty: of the server's the one that is for the run.
+        The model that calls; empty: the server's model for the run.
     models
-        The server's, and what they are for.
+        The server's models, and what they are for.
     others
-        Models that could be had instead, and what they are for.
+        Models that could be used instead, and what they are for.
     allowed
-        Whether a mismatch is to be called all the same.
+        Whether to call runs in spite of a mismatch.
     """
 
     def __init__(
@@ -95,29 +95,27 @@ class ChemistryCheck:
         self._known: dict[str, str] = {}
 
     def mismatch(self, run: RunInfo) -> str:
-        """Why this run should not be called with this model; empty: it may."""
+        """Say why this run should not be called with this model; empty if it may be."""
         if run.key not in self._known:
             self._known[run.key] = "" if self._allowed else self._compare(run)
         return self._known[run.key]
 
     def warnings(self, run: RunInfo) -> list[str]:
-        """What the user should know, though the run can be called."""
+        """Return warnings about a run that can be called."""
         warnings = []
         model, made_for = self._model_for(run)
         if made_for is None:
             return []
         if self._allowed and (reason := self._compare(run)):
-            warnings.append(f"{reason.split('; for such a run')[0]}: called all the same, as asked for")
+            warnings.append(f"{reason.split('; for such a run')[0]}: called anyway, as requested")
         if not run.chemistry.known and made_for.known:
-            warnings.append(
-                f"run {shown(run.key)} does not say its flow cell or kit: whether {model} is for it is not known"
-            )
+            warnings.append(f"run {shown(run.key)} names no flow cell or kit, so {model} may not be the right model")
         if different := enzyme_warning(model, shown(run.sequencing_kit)):
             warnings.append(f"run {shown(run.key)}: {different}")
         return warnings
 
     def _model_for(self, run: RunInfo) -> tuple[str, Chemistry | None]:
-        """The model that calls a run, and what it is for; None: that is for the server to say."""
+        """Return the model that calls a run, and what it is for; None if only the server knows."""
         model = self._model or model_among(self._models, [run.chemistry], None)
         return model, self._models.get(model)
 
@@ -128,22 +126,22 @@ class ChemistryCheck:
             return ""
         fitting = [name for name, made_for in self._others.items() if made_for.known and made_for.fits(chemistry)]
         names = shown(", ".join(fitting), 500)
-        there_is = f"there is {names}" if fitting else "there is no model here (`porestream models`)"
+        there_is = f"use {names}" if fitting else "there is no model here (`porestream models`)"
         said = ", ".join(shown(name) for name in (run.flow_cell_product_code, run.sequencing_kit) if name)
         facts = said or "no flow cell or kit named"
         return (
             f"run {shown(run.key)} ({facts}) is {chemistry}, but {model} is for {made_for}; "
-            f"for such a run {there_is}; {_MISMATCH_FLAG} calls it all the same"
+            f"for such a run {there_is}; {_MISMATCH_FLAG} calls it anyway"
         )
 
 
 def local_models(models_directory: Path | None) -> dict[str, Chemistry]:
-    """The models here and what they are for; those that cannot be read are left out."""
+    """Return the models here and what they are for, without those that cannot be read."""
     return {model.name: chemistry for model in known_models(models_directory) if (chemistry := chemistry_of(model))}
 
 
 def chemistry_of(model: Path) -> Chemistry | None:
-    """What a model directory is for; None where its config cannot be read."""
+    """Return what a model is for; None if its config cannot be read."""
     try:
         return chemistry_of_model(model.name, load_config(model).sample_rates_hz)
     except (ModelError, OSError):
@@ -151,5 +149,5 @@ def chemistry_of(model: Path) -> Chemistry | None:
 
 
 def last_part(path: str) -> str:
-    """What the server calls a model or reference: the last part of its path."""
+    """Return the server's name for a model or reference: the last part of its path."""
     return os.path.basename(os.path.abspath(path)) if path else ""

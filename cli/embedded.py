@@ -1,4 +1,4 @@
-"""A private server for one command: another process, on a Unix socket in a folder that only this user can enter."""
+"""Run a private server for one command, as a process on a Unix socket in a folder that only this user can enter."""
 
 import asyncio
 import os
@@ -21,22 +21,22 @@ _STOP_TIMEOUT_S = 10.0
 
 @asynccontextmanager
 async def embedded_server(flags: Sequence[str]) -> AsyncIterator[str]:
-    """Start `porestream serve` with these flags; yields its address once it serves, and stops it in the end.
+    """Start `porestream serve` with these flags; yield its address once it serves, and stop it at the end.
 
-    It is started again if it dies (the client sends its reads again), at most three times. It ends with this process,
-    however that ends, for it watches its standard input.
+    If it dies, restart it, at most three times (the client sends its reads again). The server watches its standard
+    input, so it ends with this process, however that ends.
 
     Raises
     ------
     click.ClickException
-        It does not start; the message is its own.
+        The server does not start, with its message; or it keeps dying.
     """
     with tempfile.TemporaryDirectory(prefix="porestream-", dir=short_folder()) as folder:
         socket = Path(folder) / "socket"
         log_file = Path(folder) / "log"
         command = [
             sys.executable,
-            "-P",  # or what lies in the working folder would be taken for a module
+            "-P",  # keeps Python from importing modules from the working folder
             "-m",
             "porestream.cli.main",
             "serve",
@@ -72,7 +72,7 @@ async def embedded_server(flags: Sequence[str]) -> AsyncIterator[str]:
             nonlocal process, failure
             for _ in range(_MAX_RESTARTS):
                 code = await process.wait()
-                log.warning("the embedded server died and is started again", exit_code=code)
+                log.warning("the embedded server died, restarting it", exit_code=code)
                 socket.unlink(missing_ok=True)
                 try:
                     process = await start()
@@ -81,7 +81,7 @@ async def embedded_server(flags: Sequence[str]) -> AsyncIterator[str]:
                     break
             else:
                 code = await process.wait()
-                failure = click.ClickException(f"the embedded server died again and again, last with exit code {code}")
+                failure = click.ClickException(f"the embedded server keeps dying, last with exit code {code}")
             if main is not None:
                 main.cancel()
 

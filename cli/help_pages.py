@@ -1,4 +1,4 @@
-"""docs/cli.md, made of the commands themselves: `python -m porestream.cli.help_pages > docs/cli.md` (`make docs`)."""
+"""Generate docs/cli.md from the commands: `python -m porestream.cli.help_pages > docs/cli.md` (`make docs`)."""
 
 import inspect
 import re
@@ -11,21 +11,21 @@ from porestream.cli.options import REFUSED
 
 _ABOUT = """\
 # The command line
-Made from the code by `make docs`; a test compares. `porestream COMMAND --help` says the same. Data goes to standard
-output, all else to standard error; progress is shown only on a terminal. Times are in seconds, sizes in bytes or like
-512M, where a flag does not say otherwise.
+`make docs` generates this page from the code, and a test compares them; `porestream COMMAND --help` says the same. Data
+goes to standard output, everything else to standard error; progress bars appear only on a terminal. Unless a flag says
+otherwise, times are in seconds, and sizes are in bytes or like 512M.
 """
 _OTHERS = """\
 ## Flags and commands of other tools
-They are refused by name, with what to do instead.
+porestream refuses them by name and says what to do instead.
 
-| word | what is said |
+| word | message |
 | --- | --- |
 """
 
 
 def reference() -> str:
-    """The page, as Markdown."""
+    """Return the page as Markdown."""
     root = click.Context(
         main, info_name="porestream", **main.context_settings
     )  # or click remembers other names of --help
@@ -50,7 +50,7 @@ def _command(command: click.Command, ctx: click.Context) -> Iterator[str]:
 
 
 def _description(text: str) -> Iterator[str]:
-    """Paragraphs; those after a \\b, which click does not wrap, as code."""
+    """Yield paragraphs; those after a \\b, which click does not wrap, as code."""
     for paragraph in re.split(r"\n\s*\n", inspect.cleandoc(text)):
         if paragraph.startswith("\b"):
             yield "\n".join(f"    {line}" for line in paragraph.lstrip("\b\n").splitlines())
@@ -72,7 +72,7 @@ def _short(command: click.Command) -> str:
 
 
 def _markdown(text: str) -> str:
-    """No letter of plain text may be taken for markup."""
+    """Escape plain text, so that none of it is taken for markup."""
     return re.sub(r"([*_<>|])", r"\\\1", text) if "`" not in text else text
 
 

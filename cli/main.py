@@ -1,4 +1,4 @@
-"""The `porestream` command. Subcommands are imported when they are used: `--help` must not wait for torch."""
+"""The `porestream` command. It imports subcommands on use, so that `--help` does not wait for torch."""
 
 import importlib
 import os
@@ -18,20 +18,20 @@ _COMMANDS = {
         "porestream.cli.commands.info",
         "Show what is in POD5 files: runs, chemistry, reads, end reasons.",
     ),
-    "index": ("porestream.cli.commands.index", "Build the index with which a card aligns to a reference."),
-    "models": ("porestream.cli.commands.models", "List the models that are there, and which of them run."),
-    "simulate": ("porestream.cli.commands.simulate", "Simulate R10.4.1 signal of a reference into a POD5 file."),
-    "completion": ("porestream.cli.commands.completion", "Print the completion script for a shell."),
+    "index": ("porestream.cli.commands.index", "Build the index for aligning to a reference on a GPU."),
+    "models": ("porestream.cli.commands.models", "List the models you have, and which of them run."),
+    "simulate": ("porestream.cli.commands.simulate", "Simulate R10.4.1 reads from a reference into a POD5 file."),
+    "completion": ("porestream.cli.commands.completion", "Print a shell's completion script."),
 }
 
 
 ELSEWHERE = {
-    # Words of other tools, and what is said to them.
-    "basecaller": "is dorado's; here it is porestream call READS --model MODEL",
-    "aligner": "is dorado's; here reads are aligned as they are called: porestream call --reference",
-    "summary": "is dorado's; here it is porestream call --emit-summary",
-    "trim": "is dorado's; here adapters are trimmed as reads are called, unless --no-trim is given",
-    "download": "is dorado's; porestream downloads nothing: docs/models/directories.md says where models are to be had",
+    # Other tools' commands, and the messages for them.
+    "basecaller": "is dorado's; use porestream call READS --model MODEL",
+    "aligner": "is dorado's; porestream aligns reads as it calls them: porestream call --reference",
+    "summary": "is dorado's; use porestream call --emit-summary",
+    "trim": "is dorado's; porestream call trims adapters, unless --no-trim is given",
+    "download": "is dorado's; porestream downloads nothing: docs/models/directories.md says where to get models",
     **dict.fromkeys(
         ("demux", "duplex", "correct", "polish", "variant"), "is dorado's; porestream has nothing like it yet"
     ),
@@ -72,31 +72,31 @@ def main() -> None:
     """Nanopore signal in, basecalled and aligned reads out.
 
     \b
-    See all of it work, with a run that is made up:
+    See everything work on a simulated run:
         porestream demo
     Call a run on this machine:
         porestream call run.pod5 --reference ref.fasta -o calls.bam
     Serve instruments and pipelines, and call through the server:
         porestream serve --reference ref.fasta --listen 0.0.0.0:50051
         porestream call run.pod5 --server HOST:50051 --reference ref.fasta -o calls.bam
-    See what is in a run, and which models are there:
+    See what is in a run, and which models you have:
         porestream info run.pod5
         porestream models
-    Make a run to try it with:
+    Simulate a run to try it with:
         porestream simulate ref.fasta -o run.pod5
     """
 
 
 def run() -> None:
-    """The program's entry: a server first starts itself again with glibc's heap on huge pages.
+    """Run the program; a server first restarts itself with glibc's heap on huge pages.
 
-    glibc reads that from the environment when a process starts, and it is worth an eighth of the speed.
+    glibc reads that setting from the environment when a process starts. It is worth an eighth of the speed.
     """
     open_standard_streams()
     tunables = os.environ.get("GLIBC_TUNABLES", "")
     if sys.argv[1:2] == ["serve"] and sys.platform == "linux" and "glibc.malloc.hugetlb" not in tunables:
         os.environ["GLIBC_TUNABLES"] = ":".join(filter(None, [tunables, "glibc.malloc.hugetlb=1"]))
-        # -P: or what lies in the working folder would be taken for a module.
+        # -P keeps Python from importing modules from the working folder.
         os.execv(sys.executable, [sys.executable, "-P", "-m", "porestream.cli.main", *sys.argv[1:]])
     main(prog_name="porestream")
 

@@ -1,4 +1,4 @@
-"""What commands share: the flags that go to a server, and other tools' flags, which are refused by name."""
+"""Options that commands share, and other tools' flags, which are refused by name."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,14 +15,14 @@ DEVICES = "auto|cpu|cuda|cuda:N|emulated"
 
 _NOT_HERE = "is not part of porestream yet"
 REFUSED = {
-    # Flags of other tools, and what is said to them.
-    "-x": "is the device in dorado and the preset in minimap2: say --device or --preset",
-    "-v": "has no meaning here: porestream serve --log-format text shows a server's log",
-    "-c": "is not to be chosen: a model brings its chunk size",
-    "--chunksize": "is not to be chosen: a model brings its chunk size",
-    "--overlap": "is not to be chosen: a model brings its overlap",
-    "--mm2-opts": "is not taken: --preset map-ont or lr:hq",
-    "--trim": "is said as --no-trim here: adapters are trimmed unless it is given",
+    # Other tools' flags, and the messages for them.
+    "-x": "is the device in dorado and the preset in minimap2: use --device or --preset",
+    "-v": "has no meaning here: use porestream serve --log-format text to see a server's log",
+    "-c": "cannot be set: the model defines its chunk size",
+    "--chunksize": "cannot be set: the model defines its chunk size",
+    "--overlap": "cannot be set: the model defines its overlap",
+    "--mm2-opts": "is not supported: use --preset map-ont or --preset lr:hq",
+    "--trim": "is not needed: adapters are trimmed unless --no-trim is given",
     "--skip-model-compatibility-check": "is --allow-chemistry-mismatch here",
     "--output_dir": "is --output-dir",
     **dict.fromkeys(
@@ -34,7 +34,7 @@ REFUSED = {
             "--sample-sheet",
             "--no-classify",
         ),
-        f"is about barcodes, which {_NOT_HERE}: dorado demux takes our BAM, called with --no-trim",
+        f"is about barcodes: demultiplexing {_NOT_HERE}; call with --no-trim and pass the BAM to dorado demux",
     ),
     **dict.fromkeys(
         (
@@ -46,16 +46,16 @@ REFUSED = {
         f"is about modified bases: calling them {_NOT_HERE}",
     ),
     **dict.fromkeys(("--estimate-poly-a", "--poly-a-config"), f"is about poly(A) tails: measuring them {_NOT_HERE}"),
-    **dict.fromkeys(("--disable-read-splitting",), f"is about splitting reads, which {_NOT_HERE}: no read is split"),
+    **dict.fromkeys(("--disable-read-splitting",), f"is not needed: splitting reads {_NOT_HERE}"),
     **dict.fromkeys(("--pairs", "--duplex"), f"is about duplex reads: calling them {_NOT_HERE}"),
     "--primer-sequences": f"is about primers: trimming them {_NOT_HERE}; standard adapters are trimmed",
-    "--bed-file": f"is about counting hits in regions, which {_NOT_HERE}: samtools view -L takes our BAM",
-    "--rna-adapters": "is not needed: RNA's adapter is trimmed on the signal",
+    "--bed-file": f"is about counting hits in regions: this {_NOT_HERE}; use samtools view -L on the BAM",
+    "--rna-adapters": "is not needed: RNA's adapter is trimmed from the signal",
 }
 
 
 class CallCommand(click.Command):
-    """A command that knows dorado's and minimap2's flags, and says what to do instead."""
+    """A command that recognizes dorado's and minimap2's flags, and says what to do instead."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         for argument in args:
@@ -68,14 +68,14 @@ class CallCommand(click.Command):
 
 
 def server_options(command: _F) -> _F:
-    """The flags that say how a server calls: those of `serve`, and of `call` for the server that it starts."""
+    """Add the flags that say how a server calls, for `serve`, and for the server that `call` starts."""
     for option in reversed(_SERVER_OPTIONS):
         command = option(command)
     return command
 
 
 def connection_options(command: _F) -> _F:
-    """The flags that say how a server is met; `credentials_of` takes them."""
+    """Add the flags that say how to connect to a server; pass them to `credentials_of`."""
     for option in reversed(_CONNECTION_OPTIONS):
         command = option(command)
     return command
@@ -84,12 +84,12 @@ def connection_options(command: _F) -> _F:
 def credentials_of(
     server: str, tls: bool, tls_ca: Path | None, token_file: Path | None, proxy: str | None
 ) -> "Credentials":
-    """What `connection_options` say, and whether the server's address is one.
+    """Turn `connection_options` into credentials, and check the server's address.
 
     Raises
     ------
     click.UsageError
-        A file is not there, or the address is none.
+        A file does not exist, or the address is not valid.
     """
     from porestream.client.channel import Credentials
     from porestream.server.edge.address import wrong_address
@@ -112,26 +112,26 @@ _CONNECTION_OPTIONS: Sequence[Callable[[Any], Any]] = (
     click.option(
         "--tls",
         is_flag=True,
-        help="Meet the server with TLS: its certificate must be for the HOST of --server. Default: without encryption, "
+        help="Connect with TLS; the server's certificate must be for the HOST of --server. Default: no encryption, "
         "unless --tls-ca or --token-file is given.",
     ),
     click.option(
         "--tls-ca",
         type=click.Path(path_type=Path),
         metavar="PEM",
-        help="TLS, with the certificate of the authority that signed the server's. Default: public authorities.",
+        help="Connect with TLS and trust this certificate authority (PEM). Default: public authorities.",
     ),
     click.option(
         "--token-file",
         type=click.Path(path_type=Path),
         metavar="FILE",
-        help="TLS, and the token in FILE is shown to the server. Default: none.",
+        help="Connect with TLS and send the token in FILE. Default: no token.",
     ),
     click.option(
         "--proxy",
         metavar="http://HOST:PORT",
-        help="HTTP proxy on the way to the server. Default: $grpc_proxy, $https_proxy or $http_proxy. None is taken "
-        "for servers that $no_proxy or $NO_PROXY exempts, for this machine itself, and for Unix sockets.",
+        help="HTTP proxy for connecting to the server. Default: $grpc_proxy, $https_proxy or $http_proxy. Not used for "
+        "servers in $no_proxy or $NO_PROXY, this machine, and Unix sockets.",
     ),
 )
 
@@ -139,27 +139,27 @@ _SERVER_OPTIONS: Sequence[Callable[[Any], Any]] = (
     click.option(
         "--device",
         metavar=DEVICES,
-        help="Where the network runs and scores are decoded. Default: auto (the first CUDA card where PyTorch finds "
-        "one, else the CPU). emulated: the network on the CPU, the card's kernels on an emulator: for a few short "
-        "reads, to learn how they work; needs g++.",
+        help="Where to run the network and decode scores. Default: auto (the first CUDA GPU that PyTorch finds, else "
+        "the CPU). emulated: the network on the CPU and the GPU kernels on an emulator, to learn from a few short "
+        "reads how they work; needs g++.",
     ),
     click.option(
         "--decoder",
         type=click.Choice(["auto", "gpu", "cpu"]),
-        help="What makes bases of scores: the device, or the CPU. Default: auto (gpu, where the device is not the "
-        "CPU).",
+        help="Where to decode scores into bases: on the device, or on the CPU. Default: auto (gpu, unless the device "
+        "is the CPU).",
     ),
     click.option(
         "--aligner",
         type=click.Choice(["auto", "gpu", "mappy"]),
-        help="What aligns: the device, many reads at a time, or mappy (minimap2) on the CPU, which takes what the "
-        "device cannot. gpu builds the index that it needs; `porestream index` does beforehand. Default: auto (a card "
-        "where there is an index for it, else mappy).",
+        help="gpu: align on the device, many reads at a time, and use mappy for reads that it cannot take. mappy: "
+        "align with minimap2 on the CPU. gpu builds its index if needed; `porestream index` builds it beforehand. "
+        "Default: auto (gpu if there is a GPU and an index, else mappy).",
     ),
     click.option(
         "--precision",
         type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
-        help="Of the network. Default: auto (fp16 on a card; on a CPU bf16 where the processor computes it).",
+        help="Precision of the network. Default: auto (fp16 on a GPU; on a CPU bf16 if the processor supports it).",
     ),
     click.option(
         "-b",
@@ -168,27 +168,27 @@ _SERVER_OPTIONS: Sequence[Callable[[Any], Any]] = (
         "batch_size",
         type=click.IntRange(1, 4096),
         metavar="N",
-        help="Chunks that a worker calls at a time. Default: 16 on a CPU, where it does not change any base; on a card "
-        "as many as fit into its memory.",
+        help="Chunks that a worker calls at a time; on a CPU this changes no base. Default: 16 on a CPU; on a GPU as "
+        "many as fit into its memory.",
     ),
     click.option(
         "-t",
         "--threads",
         type=click.IntRange(1),
         metavar="N",
-        help="Workers, one core each. Default: one for every core.",
+        help="Number of workers, one core each. Default: one per core.",
     ),
     click.option(
         "--cache-dir",
         type=click.Path(path_type=Path),
         metavar="DIR",
-        help="Where compiled code and indexes are kept. Default: $XDG_CACHE_HOME/porestream or ~/.cache/porestream.",
+        help="Folder for compiled code and indexes. Default: $XDG_CACHE_HOME/porestream or ~/.cache/porestream.",
     ),
 )
 
 
 def _names(options: Sequence[Callable[[Any], Any]]) -> tuple[str, ...]:
-    """The parameters that these options become."""
+    """Return the parameter names of these options."""
 
     def command() -> None:
         pass
@@ -202,7 +202,7 @@ CONNECTION_OPTIONS, SERVER_OPTIONS = _names(_CONNECTION_OPTIONS), _names(_SERVER
 
 
 def models_directory_option(**attributes: Any) -> Callable[[_F], _F]:
-    """--models-dir."""
+    """Make the --models-dir option."""
     return click.option(
         "--models-dir",
         "--models-directory",

@@ -11,7 +11,7 @@ _MOST_LINES = 40
 
 
 def say(message: str) -> None:
-    """Tell the user."""
+    """Print a message, without its middle lines if it is long."""
     lines = message.split("\n")
     if (left_out := len(lines) - _MOST_LINES) > 0:
         lines = [*lines[: _MOST_LINES // 2], f"... ({left_out:,} lines) ...", *lines[-_MOST_LINES // 2 :]]
@@ -19,19 +19,19 @@ def say(message: str) -> None:
 
 
 def _print(text: str) -> None:
-    """Above the progress bar. A terminal that is gone, or a pipe that nobody reads from, must not end a call."""
+    """Print above the progress bar. A lost terminal, or a pipe without a reader, must not end a call."""
     with contextlib.suppress(OSError):
         tqdm.write(text, file=sys.stderr)
 
 
 class AboveProgress:
-    """Lets log lines stand above the progress bar."""
+    """A file that prints log lines above the progress bar."""
 
     def write(self, text: str) -> None:
-        """A line or several."""
+        """Print one or more lines."""
         _print(text.rstrip("\n"))
 
     def flush(self) -> None:
-        """As a file's."""
+        """Flush standard error."""
         with contextlib.suppress(OSError):
             sys.stderr.flush()

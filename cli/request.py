@@ -1,4 +1,4 @@
-"""What `porestream call` was asked for."""
+"""The parameters of `porestream call`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,16 +10,16 @@ from porestream.client.stream import StreamOptions
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """The command's parameters, under the names of its options; those that are a stream's are in `options`.
+    """The command's parameters, named like its options; stream options are in `options`.
 
     Attributes
     ----------
     options
-        What a stream is asked for. Its model and its reference may still be paths.
+        Options of the stream. Its model and reference may still be paths.
     server_flags
-        Flags for the server that is started for this call.
+        Flags for the private server.
     command_line
-        As it may stand in an output's header.
+        The command line for an output's header, without passwords.
     """
 
     reads: tuple[Path, ...]
@@ -44,11 +44,11 @@ class Request:
 
     @property
     def form(self) -> Format | None:
-        """The format that is asked for; None: by the output's name."""
+        """The requested format; None: by the output's name."""
         return Format(self.emit) if self.emit else None
 
     def beside_output(self, name: str) -> Path | None:
-        """The file of this name that goes with the output; None where that is standard output."""
+        """Return the file of this name beside the output; None if the output is standard output."""
         if self.output_dir is not None:
             return self.output_dir / name
         return None if self.output == "-" else beside(Path(self.output), name)

@@ -1,4 +1,4 @@
-"""Commands that are stopped by Ctrl-C or SIGTERM."""
+"""Stop commands cleanly on Ctrl-C or SIGTERM."""
 
 import contextlib
 import os
@@ -14,9 +14,9 @@ EXIT_HUNG_UP, EXIT_INTERRUPTED, EXIT_TERMINATED = 128 + signal.SIGHUP, 128 + sig
 
 
 def open_standard_streams() -> None:
-    """Make up for streams that whoever started us has closed: a file that is opened would get their number.
+    """Reopen standard streams that our parent closed, or the next file opened would get their number.
 
-    What is written to a closed standard output is an error all the same; messages nobody wants to see are dropped.
+    Writing to a closed standard output stays an error; messages to a closed standard error are dropped.
     """
     for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         try:
@@ -28,14 +28,14 @@ def open_standard_streams() -> None:
 
 
 class Terminated(BaseException):
-    """SIGTERM came: what is open is to be cleaned up, as by Ctrl-C."""
+    """SIGTERM came; clean up, as after Ctrl-C."""
 
 
 @contextlib.contextmanager
 def whole_or_not_at_all(output: Path) -> Iterator[None]:
-    """Stopped within it, the command cleans up, says that `output` has not been written, and exits with 130 or 143.
+    """If the command is stopped, clean up, say that `output` was not written, and exit with 130 or 143.
 
-    SIGTERM raises `Terminated`, instead of ending the process on the spot.
+    SIGTERM raises `Terminated` instead of ending the process at once.
     """
 
     def terminate(_number: int, _frame: FrameType | None) -> None:

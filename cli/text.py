@@ -1,12 +1,12 @@
-"""Text for a terminal."""
+"""Make text safe for a terminal."""
 
 _MOST_CHARACTERS = 2000
 
 
 def escaped(text: str) -> str:
-    """No control characters: a file's name, or what stands in a file, must not steer the terminal, nor fill it.
+    """Escape control characters and shorten: file names and contents must not control the terminal, nor fill it.
 
-    Of what is very long the beginning is left, and the end, for there the way out is.
+    Keep the beginning and the end of very long text, as the end says the way out.
     """
     if (left_out := len(text) - _MOST_CHARACTERS) > 0:
         half = _MOST_CHARACTERS // 2

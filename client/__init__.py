@@ -1,4 +1,4 @@
-"""What instruments and lab pipelines import: sources of reads, the client, and records of what comes back."""
+"""The public API for instruments and lab pipelines: sources of reads, the client, and writers of records."""
 
 from porestream.client.client import BasecallClient, SyncBasecallClient
 from porestream.client.outputs.writers import OutputSettings, RecordWriter

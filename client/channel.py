@@ -1,4 +1,4 @@
-"""The way to a server: in the clear, or with TLS and a token."""
+"""Connect to a server, in plaintext or with TLS and a token."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,24 +14,24 @@ from porestream.v1 import porestream_pb2_grpc as pb_grpc
 _OPTIONS = (
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
-    ("grpc.use_local_subchannel_pool", 1),  # a new channel tries at once, whatever an old one went through
+    ("grpc.use_local_subchannel_pool", 1),  # or a new channel inherits an old one's backoff
 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Credentials:
-    """How a server is met. Files are read for each connection, so that they may be rotated.
+    """How to connect to a server. Files are read again for each connection, so they can be rotated.
 
     Attributes
     ----------
     tls
-        Whether the connection is encrypted, and the server must prove its name.
+        Whether to encrypt the connection and verify the server's name.
     authority_file
-        Certificates (PEM) of the authorities that may have signed the server's; None: those that gRPC brings.
+        Certificates (PEM) of the authorities to trust; None: those built into gRPC.
     token_file
-        Whose first word is sent as a bearer token; only with TLS.
+        File whose first word is sent as a bearer token; only with TLS.
     proxy
-        URL of the HTTP proxy on the way; empty: as the environment has it. See `proxy_for`.
+        URL of the HTTP proxy to use; empty: take it from the environment. See `proxy_for`.
     """
 
     tls: bool = False
@@ -41,27 +41,27 @@ class Credentials:
 
     def __post_init__(self) -> None:
         if not self.tls and (self.authority_file or self.token_file):
-            raise ValueError("a token or an authority needs TLS: the token would travel in the clear")
+            raise ValueError("a token or an authority needs TLS, or the token would be sent in plaintext")
 
 
 PLAINTEXT = Credentials()
 
 
 def way_to(target: str, credentials: Credentials) -> str:
-    """A server's address for messages, with the proxy on the way to it."""
+    """Return a server's address for messages, and the proxy if there is one."""
     proxy = proxy_for(target, credentials.proxy)
     return f"{target} through {proxy}" if proxy else target
 
 
 def open_channel(target: str, credentials: Credentials) -> grpc.aio.Channel:
-    """A channel to HOST:PORT or unix:PATH.
+    """Open a channel to HOST:PORT or unix:PATH.
 
     Raises
     ------
     OSError
-        A file of the credentials cannot be read.
+        A credentials file cannot be read.
     ValueError
-        There is no token in the token's file.
+        The token file is empty.
     """
     proxy = proxy_for(target, credentials.proxy)
     options = [*_OPTIONS, ("grpc.http_proxy", proxy.url) if proxy else ("grpc.enable_http_proxy", 0)]
@@ -72,18 +72,18 @@ def open_channel(target: str, credentials: Credentials) -> grpc.aio.Channel:
     if credentials.token_file:
         words = credentials.token_file.read_text("utf-8-sig").split()
         if not words:
-            raise ValueError(f"{credentials.token_file}: no token in it")
+            raise ValueError(f"{credentials.token_file}: the token file is empty")
         channel = grpc.composite_channel_credentials(channel, grpc.access_token_call_credentials(words[0]))
     return grpc.aio.secure_channel(target, channel, options=options)
 
 
 def service(channel: grpc.aio.Channel) -> pb_grpc.BasecallServiceStub:
-    """The service on a channel. A response that is no message of ours is None."""
+    """Return the service on a channel. A response that cannot be decoded is None."""
     return pb_grpc.BasecallServiceStub(_Wary(channel))
 
 
 class _Wary:
-    """A channel whose responses may be anything: gRPC would print a traceback of what cannot be decoded."""
+    """A channel that returns None for responses it cannot decode, where gRPC would print a traceback."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self._channel = channel

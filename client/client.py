@@ -1,4 +1,4 @@
-"""The client: asyncio, and a synchronous face."""
+"""The client, for asyncio, and a synchronous wrapper."""
 
 import asyncio
 import threading
@@ -30,25 +30,25 @@ from porestream.v1 import porestream_pb2_grpc as pb_grpc
 
 _T = TypeVar("_T")
 _INTERRUPT_TIMEOUT_S = 5.0
-_LAST_READ_S = 1.0  # for a read that is being taken when all is over
+_LAST_READ_S = 1.0  # for a read that is still being taken at the end
 
 _MAX_LIVE_STREAMS = 4
 _PAUSE_S = 0.3
 _AHEAD_READS, _AHEAD_SAMPLES = 64, 1_000_000
-_SILENT = {  # words of gRPC's errors, and what is to be done
-    "Handshake read failed": "something is there, but does not speak TLS: do without --tls, --tls-ca and --token-file",
-    "Socket closed": "something is there, but does not speak in the clear: does it want TLS (--tls)?",
-    "Hostname Verification": "its certificate is not for this name",
-    "CERTIFICATE_VERIFY_FAILED": "its certificate is of no authority that is known here (--tls-ca)",
-    "handshake failed": "something is there, but does not speak TLS: do without --tls, --tls-ca and --token-file",
+_SILENT = {  # what gRPC's errors say, and what to tell the user
+    "Handshake read failed": "something listens there, but without TLS: leave out --tls, --tls-ca and --token-file",
+    "Socket closed": "something listens there, but not in plaintext: does it need TLS (--tls)?",
+    "Hostname Verification": "its certificate is not for this host name",
+    "CERTIFICATE_VERIFY_FAILED": "no authority known here signed its certificate; name yours with --tls-ca",
+    "handshake failed": "something listens there, but without TLS: leave out --tls, --tls-ca and --token-file",
 }
 _UNKNOWN_RUN = RunInfo(run_id="", sample_rate_hz=0)
 FIRST_CONTACT_S = 10.0
-"""How long a server that never answered may take: a wrong address should not cost minutes."""
+"""How long to wait for a server's first answer: a wrong address should not cost minutes."""
 
 
 async def _why_silent(stub: pb_grpc.BasecallServiceStub) -> str:
-    """A connection that is waited for gives no reason, one that is not does."""
+    """Ask again without waiting for the connection: only then does gRPC say why it fails."""
     try:
         await stub.GetServerInfo(pb.GetServerInfoRequest(), timeout=2.0)
     except grpc.aio.AioRpcError as error:
@@ -59,19 +59,19 @@ async def _why_silent(stub: pb_grpc.BasecallServiceStub) -> str:
 
 
 class BasecallClient:
-    """Has reads called by a server.
+    """Send reads to a server and yield their results.
 
     Parameters
     ----------
     target
         HOST:PORT or unix:PATH.
     options
-        What is asked of the server.
+        What to ask of the server.
 
     Attributes
     ----------
     reconnects, resent, unsent
-        Of all calls that are over: see `RunStream`. Reads that cannot be encoded are unsent, too.
+        Totals over all finished calls: see `RunStream`. Reads that cannot be encoded count as unsent, too.
 
     Examples
     --------
@@ -87,12 +87,12 @@ class BasecallClient:
         self._callers: dict[RunInfo, pb.CallerIdentity] = {}
 
     async def server_info(self, timeout_s: float = FIRST_CONTACT_S) -> ServerInfo:
-        """What the server has.
+        """Ask the server what it has.
 
         Raises
         ------
         ServerLost
-            It does not answer within `timeout_s`.
+            The server does not answer within `timeout_s`.
         ServerRefused
             It answers, but not as a porestream server.
         """
@@ -112,24 +112,26 @@ class BasecallClient:
                     raise ServerRefused(f"{where}: {error.details()}") from error
                 if error.code() in FINAL:
                     reason = f"{error.code().name}: {error.details()}"
-                    raise ServerRefused(f"{where} is no porestream server, or of another time: {reason}") from error
+                    raise ServerRefused(
+                        f"{where} is not a porestream server, or runs an incompatible version: {reason}"
+                    ) from error
                 raise ServerLost(f"{where} does not answer: {error.code().name}: {error.details()}") from error
         try:
             if info is None:
-                raise ValueError("it sends what is no message")
+                raise ValueError("it sent something that is not a message")
             return decode_server_info(info)
         except ValueError as error:
-            raise ServerRefused(f"{where} is no porestream server, or a broken one: {error}") from error
+            raise ServerRefused(f"{where} is not a porestream server, or a broken one: {error}") from error
 
     async def identify(self, run: RunInfo = _UNKNOWN_RUN) -> CallerIdentity:
-        """Who calls this run: model, reference, precision... as this server resolves the options. No other will, then.
+        """Ask which caller (model, reference, precision...) this server chooses for a run, and pin it.
 
-        Without a run: one that says nothing of itself.
+        Without a run: for one of which nothing is known.
 
         Raises
         ------
         ServerRefused, ServerLost
-            The server does not have what is asked for, or does not answer.
+            The server does not have what the options ask for, or does not answer.
         """
         if run not in self._callers:
             ask = partial(resolve_caller, self.target, self.options, run)
@@ -137,7 +139,7 @@ class BasecallClient:
         return self.caller_of(run)
 
     def caller_of(self, run: RunInfo) -> CallerIdentity:
-        """Who calls this run, as `identify` was told, or the run's stream when it was opened.
+        """Return this run's caller, as learned by `identify` or when the run's stream was opened.
 
         Raises
         ------
@@ -147,18 +149,18 @@ class BasecallClient:
         return decode_identity(self._callers[run])
 
     async def call(self, reads: Iterable[SignalRead]) -> AsyncGenerator[ReadResult, None]:
-        """Have reads called; yields each one's result once, in the order in which they are ready.
+        """Call reads; yield each read's result once, in the order in which they are ready.
 
-        A result is acknowledged when the consumer comes back for the next: store it before. Reads of several runs go
-        over a stream for each run. Broken connections are made anew; reads without a result are sent again. `reads` is
-        iterated in a thread, a little ahead of what is sent.
+        Store each result before asking for the next: asking acknowledges it. Each run gets a stream of its own. When a
+        connection breaks, the client reconnects and sends the reads without a result again. It iterates over `reads` in
+        a thread, a little ahead of sending.
 
         Raises
         ------
         ServerRefused
-            The server will not serve this: no such model or reference, or another caller than before the break.
+            The server cannot do this: it lacks the model or reference, or is another caller than before the break.
         ServerLost
-            No server answered within 10 s in the beginning, or could be reached for `options.give_up_s` later on.
+            No server answered within 10 s at the start, or for `options.give_up_s` later on.
         """
         async with aclosing(self._deliveries(reads)) as batches:
             async for batch in batches:
@@ -168,7 +170,7 @@ class BasecallClient:
                     stored()
 
     async def call_batches(self, reads: Iterable[SignalRead]) -> AsyncGenerator[list[ReadResult], None]:
-        """As `call`, but yields all results that are ready: cheaper where reads are short. Never an empty list."""
+        """Like `call`, but yield all results that are ready, at least one: cheaper for short reads."""
         async with aclosing(self._deliveries(reads)) as batches:
             async for batch in batches:
                 if results := [result for result, _ in batch if result is not None]:
@@ -181,7 +183,7 @@ class BasecallClient:
         deliveries: asyncio.Queue[Delivery | None] = asyncio.Queue()  # bounded by the streams' windows
         live: OrderedDict[RunInfo, tuple[RunStream, asyncio.Task[None]]] = OrderedDict()
         streams: list[RunStream] = []
-        refused: dict[RunInfo, str] = {}  # why no stream can be opened for it; empty: it can
+        refused: dict[RunInfo, str] = {}  # why no stream can be opened for a run; empty: one can
         sequences = info.references.get(self.options.reference)
         lengths = {sequence.name: sequence.length for sequence in sequences or ()}
         source = _ReadAhead(reads, min(CHUNK_SAMPLES, info.max_chunk_samples or CHUNK_SAMPLES), info.max_message_bytes)
@@ -199,7 +201,7 @@ class BasecallClient:
                     continue
                 run = read.info.run
                 if run not in live:
-                    if len(live) >= _MAX_LIVE_STREAMS:  # finish the run that had no read for longest
+                    if len(live) >= _MAX_LIVE_STREAMS:  # finish the run that has gone longest without a read
                         _, (oldest, task) = live.popitem(last=False)
                         oldest.end()
                         await task
@@ -309,7 +311,7 @@ class SyncBasecallClient:
             return future.result()
         except KeyboardInterrupt:
             future.cancel()
-            ended.wait(_INTERRUPT_TIMEOUT_S)  # what comes next may need what this one held
+            ended.wait(_INTERRUPT_TIMEOUT_S)  # the next call may need what this one held
             raise
 
 
@@ -318,7 +320,7 @@ async def _close(results: AsyncGenerator[ReadResult, None]) -> None:
 
 
 async def _persist(ask: Callable[[], Awaitable[_T]], seconds: float) -> _T:
-    """Ask again where the server broke off: it may just be starting, or leaving for another."""
+    """Ask again if the server breaks off: it may be starting, or being replaced."""
     deadline_s = time.monotonic() + seconds
     while True:
         try:
@@ -330,9 +332,9 @@ async def _persist(ask: Callable[[], Awaitable[_T]], seconds: float) -> _T:
 
 
 class _ReadAhead:
-    """Encodes reads in a thread of its own, a little ahead; iterate over it once.
+    """Encode reads in a thread, a little ahead of sending; iterate over it once.
 
-    A turn of the event loop and back for each read would cost more than a short read's encoding.
+    A round trip to the event loop for each read would cost more than encoding a short read.
     """
 
     def __init__(self, reads: Iterable[SignalRead], chunk_samples: int, max_message_bytes: int) -> None:
@@ -366,7 +368,7 @@ class _ReadAhead:
             await self._has_news.wait()
 
     async def stop(self) -> None:
-        """Take no more reads. Returns when the thread has ended, or waits for a read that does not come."""
+        """Take no more reads. Wait for the thread to end, but not for a source that is stuck."""
         with self._changed:
             self._is_stopped = True
             self._changed.notify()
@@ -402,7 +404,7 @@ class _ReadAhead:
 
 
 def _encoded(read: SignalRead, chunk_samples: int, max_message_bytes: int) -> EncodedRead | ReadResult:
-    """The read as it is sent; or its result, where a value of it cannot be: one strange read must not end a run."""
+    """Encode a read, or reject it if a value is out of range: one strange read must not end a run."""
     try:
         encoded = encode_read(read, chunk_samples)
         reason = read_fault(encoded, max_message_bytes)

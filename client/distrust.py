@@ -1,7 +1,7 @@
-"""What a server sends, held against what it can be: it may be broken, or another program altogether.
+"""Check what a server sends: it may be broken, or another program altogether.
 
-A result that cannot be is its read's failure, by name. Nothing of it must come into records, where it would end the
-sorting of a whole file, or lead others astray.
+An impossible result fails its read, with the reason. None of it may reach the records, where it could make the sorting
+of a whole file fail, or mislead others.
 """
 
 import math
@@ -14,7 +14,7 @@ from porestream.v1 import porestream_pb2 as pb
 
 _REVERSE, _SECONDARY, _SUPPLEMENTARY = 0x10, 0x100, 0x800
 _MAX_QUALITY = 93  # SAM's last: '~'
-_MAX_STRIDE = 127  # the mv tag is of signed bytes
+_MAX_STRIDE = 127  # the mv tag holds signed bytes
 _MAX_MAPPING_QUALITY = 255
 _MAX_LENGTH = (1 << 31) - 1  # of a reference sequence: SAM specification, section 1.3
 _REFERENCE_NAME = re.compile(r"[0-9A-Za-z!#$%&+./:;?@^_|~-][0-9A-Za-z!#$%&*+./:;=?@^_|~-]*")  # as there, 1.2.1
@@ -25,14 +25,14 @@ _ALIGNED, _IN_READ, _IN_REFERENCE = [_M, _EQUAL, _X], [_M, _I, _S, _EQUAL, _X], 
 
 
 def result_fault(message: pb.ReadResult, samples: int | None, lengths: Mapping[str, int] | None) -> str:
-    """Why this cannot be what became of a read; empty: it can.
+    """Say why a read cannot have this result; empty if it can.
 
     Parameters
     ----------
     message
-        Of a read that was called, or filtered.
+        The result of a read that was called or filtered.
     samples
-        Of the read's signal; None: not known.
+        Length of the read's signal; None: not known.
     lengths
         Bases of each reference sequence, by name; None: not known.
     """
@@ -52,7 +52,7 @@ def _part_fault(part: pb.CalledRead, signal_samples: int) -> str:
         return f"a part of status {part.status}"
     if len(part.read_id) != 16:
         return f"a read id of {len(part.read_id)} bytes"
-    if part.sequence.strip("ACGT"):  # of letters within as well: those before them are stripped, they are left
+    if part.sequence.strip("ACGT"):  # empty only if every letter is A, C, G or T
         return "a base that is none of A, C, G and T"
     if len(part.qualities) != bases:
         return f"{bases} bases with {len(part.qualities)} qualities"
@@ -113,12 +113,12 @@ def _alignment_fault(alignment: pb.Alignment, bases: int, lengths: Mapping[str, 
 
 
 def check_references(message: pb.GetServerInfoResponse) -> None:
-    """Whether a file's header can name the references that a server says it has.
+    """Check that a file's header can name the references that a server says it has.
 
     Raises
     ------
     ValueError
-        It cannot: one has a name, length or digest that SAM does not allow, or a name comes twice.
+        A name, length or digest is not allowed in SAM, or a name appears twice.
     """
     for reference in message.references:
         names: set[str] = set()
@@ -128,9 +128,9 @@ def check_references(message: pb.GetServerInfoResponse) -> None:
             if not _REFERENCE_NAME.fullmatch(name):
                 raise ValueError(f"{where} has a name that SAM does not allow")
             if name in names:
-                raise ValueError(f"{where} comes twice")
+                raise ValueError(f"{where} appears twice")
             if not 0 < sequence.length <= _MAX_LENGTH:
                 raise ValueError(f"{where} has {sequence.length} bases")
             if not _MD5.fullmatch(sequence.md5):
-                raise ValueError(f"{where} has a digest that is none")
+                raise ValueError(f"{where} has an MD5 that is not 32 hexadecimal digits")
             names.add(name)

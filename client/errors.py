@@ -1,4 +1,4 @@
-"""Errors that say what they are about."""
+"""Errors that name their file."""
 
 import os
 from pathlib import Path
@@ -7,10 +7,10 @@ from porestream.client.outputs.output_file import BeingWritten
 
 
 def cannot_write(target: Path | None, error: OSError) -> OSError:
-    """The same error, with the file in its message; None: standard output."""
+    """Return the same error with the file in its message; None: standard output."""
     where = f"cannot write to {target or 'standard output'}"
     if isinstance(error, BeingWritten):
-        return OSError(f"{where}: another call is writing it; name another file, or wait for that call")
-    if not error.errno:  # htslib's has none, whatever the system said
+        return OSError(f"{where}: another call is writing to it; choose another file, or wait for that call")
+    if not error.errno:  # htslib sets none, whatever the system said
         return OSError(f"{where}: {error} (is the disk full, or a quota or `ulimit -f` reached?)")
     return OSError(error.errno, f"{where}: {os.strerror(error.errno)}")

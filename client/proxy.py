@@ -1,15 +1,15 @@
-"""Which HTTP proxy stands between client and server: gRPC would send loopback through it, and knows no NO_PROXY."""
+"""Choose the HTTP proxy for a server. Left alone, gRPC would proxy loopback too, and ignore NO_PROXY."""
 
 import ipaddress
 import os
 import re
 from typing import NamedTuple
 
-_NAMES = ("grpc_proxy", "https_proxy", "http_proxy")  # which gRPC looks for, in this order and case
+_NAMES = ("grpc_proxy", "https_proxy", "http_proxy")  # the ones gRPC reads, in this order and case
 
 
 class Proxy(NamedTuple):
-    """A proxy's URL, and who names it: "--proxy", or an environment variable."""
+    """A proxy's URL, and where it was set: "--proxy" or an environment variable."""
 
     url: str
     named_by: str
@@ -19,24 +19,24 @@ class Proxy(NamedTuple):
 
 
 def without_password(url: str) -> str:
-    """A proxy's URL to be shown: whatever stands before its last @ may be a password, or part of one."""
+    """Mask a proxy's URL for display: anything before the last @ may be a password, or part of one."""
     return re.sub(r"^([^:/]*://)?.*@", r"\1***@", url, flags=re.DOTALL)
 
 
 def proxy_for(target: str, asked: str = "") -> Proxy | None:
-    """The proxy on the way to HOST:PORT; None for loopback, Unix sockets, and what no_proxy or NO_PROXY exempts.
+    """Return the proxy for HOST:PORT; None for loopback, Unix sockets, and hosts in no_proxy or NO_PROXY.
 
     Parameters
     ----------
     target
-        As gRPC takes it.
+        The address, as gRPC takes it.
     asked
-        A proxy's URL that goes before the environment's grpc_proxy, https_proxy and http_proxy.
+        A proxy's URL; overrides grpc_proxy, https_proxy and http_proxy in the environment.
 
     Raises
     ------
     ValueError
-        What stands in the URL as a password cannot; gRPC's message about it would have it in it.
+        The password in the URL has unescaped characters; gRPC's own message would print it.
     """
     host = _host_of(target)
     if not host or _is_loopback(host) or any(_is_exempt(host, entry) for entry in _exemptions()):
@@ -52,19 +52,19 @@ def proxy_for(target: str, asked: str = "") -> Proxy | None:
 def _proxy(url: str, named_by: str) -> Proxy:
     if re.search(r"[/?#\s\\].*@", url.partition("://")[2] or url, re.DOTALL):
         raise ValueError(
-            f"{named_by}: in a proxy's URL a password has / as %2F, ? as %3F, # as %23, @ as %40 and a space as %20"
+            f"{named_by}: escape the password in the proxy's URL: / as %2F, ? as %3F, # as %23, @ as %40, space as %20"
         )
     return Proxy(url if "://" in url else f"http://{url}", named_by)
 
 
 def _exemptions() -> list[str]:
-    """What no_proxy says, in either case."""
+    """Return the entries of no_proxy, in either case."""
     found = (os.environ.get(name, "") for name in ("no_grpc_proxy", "no_proxy", "NO_PROXY"))
     return ",".join(found).replace(",", " ").split()
 
 
 def _host_of(target: str) -> str:
-    """Empty where there is none."""
+    """Return the host; empty if there is none."""
     if target.startswith("unix"):
         return ""
     host, _, _ = target.removeprefix("dns:").rpartition("/")[2].rpartition(":")
@@ -72,7 +72,7 @@ def _host_of(target: str) -> str:
 
 
 def _is_exempt(host: str, entry: str) -> bool:
-    """Whether an entry of no_proxy means this host: *, a name and all below it, or a network (10.0.0.0/8)."""
+    """Whether a no_proxy entry covers this host: *, a domain and its subdomains, or a network (10.0.0.0/8)."""
     if entry == "*":
         return True
     try:

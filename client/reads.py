@@ -1,4 +1,4 @@
-"""What goes in and what comes out: reads with their signal, and what became of them."""
+"""The reads that go in, with their signal, and the results that come out."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -13,7 +13,7 @@ from porestream.models.files.chemistry import Chemistry, chemistry_of_run
 
 
 class ReadStatus(Enum):
-    """What became of a read. FILTERED is called, but below the least mean Q; REJECTED is the input's fault."""
+    """A read's outcome. FILTERED: called, but below the minimum mean Q. REJECTED: the input's fault."""
 
     CALLED = "called"
     FILTERED = "filtered"
@@ -25,8 +25,8 @@ class ReadStatus(Enum):
 class RunInfo:
     """One acquisition, as POD5 describes it.
 
-    `run_id` is the acquisition's id; `distinction` tells a run from others of the same id, as SAM can hold it, and is
-    empty where there are none (`client/sources/runs.py`).
+    `run_id` is the acquisition's id. `distinction` tells runs with the same id (as SAM can hold it) apart; it is empty
+    if there are no others (`client/sources/runs.py`).
     """
 
     run_id: str
@@ -43,13 +43,13 @@ class RunInfo:
 
     @property
     def key(self) -> str:
-        """What tells this run from all others of a call; the first part of its read group's id, and so printable."""
+        """Unique among the runs of a call; printable, as it is the first part of the read group's id."""
         run_id = printable(self.run_id)
         return f"{run_id}-{self.distinction}" if self.distinction else run_id
 
     @property
     def chemistry(self) -> Chemistry:
-        """What its flow cell, kit and sample rate say."""
+        """The chemistry, from flow cell, kit and sample rate."""
         return chemistry_of_run(self.flow_cell_product_code, self.sequencing_kit, self.sample_rate_hz)
 
 
@@ -57,8 +57,8 @@ class RunInfo:
 class ReadInfo:
     """One read without its signal.
 
-    current_pa = (adc + offset_adc) * scale_pa_per_adc; start_sample counts from the run's start; an open-pore level of
-    0 is unknown.
+    current_pa = (adc + offset_adc) * scale_pa_per_adc. `start_sample` counts from the run's start. An open-pore level
+    of 0 means unknown.
     """
 
     read_id: UUID
@@ -77,7 +77,7 @@ class ReadInfo:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SignalRead:
-    """A complete read: its facts and its signal_S, int16 ADC counts."""
+    """A complete read: its metadata and its signal_S, int16 ADC counts."""
 
     info: ReadInfo
     signal_S: npt.NDArray[np.int16]
@@ -85,7 +85,7 @@ class SignalRead:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Alignment:
-    """One alignment: the fields of a SAM record. `cigar` in BAM's encoding (length << 4 | operation)."""
+    """One alignment: the fields of a SAM record. `cigar` has BAM's encoding (length << 4 | operation)."""
 
     flag: int
     reference_name: str
@@ -106,13 +106,13 @@ class CalledPart:
     Attributes
     ----------
     qualities
-        Phred, one byte a base, without +33.
+        Phred, one byte per base, without +33.
     moves
-        One byte a time step (0 or 1); empty unless asked for.
+        One byte per time step (0 or 1); empty unless requested.
     alignments
-        Primary first; empty: unmapped, or no reference.
+        Primary first; empty if unmapped, or without a reference.
     status
-        CALLED or FILTERED; of a read that was split parts may differ.
+        CALLED or FILTERED; the parts of a split read may differ.
     """
 
     read_id: UUID
@@ -129,7 +129,7 @@ class CalledPart:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReadResult:
-    """Everything that became of one read. `parts` is empty where it was rejected or failed; `detail` says why."""
+    """The result of one read. `parts` is empty if it was rejected or failed; `detail` says why."""
 
     info: ReadInfo
     status: ReadStatus
@@ -148,7 +148,7 @@ class ReadResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallerIdentity:
-    """What decides a read's bytes: equal identities give equal results, whatever the version."""
+    """What determines a read's bytes: equal identities give equal results, whatever the version."""
 
     model: str
     model_sha256: str
@@ -163,7 +163,7 @@ class CallerIdentity:
 
 @dataclass(frozen=True, slots=True)
 class ReferenceSequence:
-    """One sequence of a reference; md5 as SAM's @SQ M5, empty where unknown."""
+    """One sequence of a reference; `md5` as in SAM's @SQ M5, empty if unknown."""
 
     name: str
     length: int
@@ -172,7 +172,7 @@ class ReferenceSequence:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerInfo:
-    """What a server has; `models` by name, with what they are for."""
+    """What a server has; `models` by name, with their chemistry."""
 
     version: str
     device: str

@@ -1,7 +1,7 @@
-"""One run's stream: sends reads within the server's credit, takes results, and survives broken connections.
+"""One run's stream: it sends reads within the server's credit, takes results, and survives broken connections.
 
-The client owns each read until its result is stored; after a break it sends every read again that has no result. What
-decides the bytes is pinned at the first connection: another server must be an equal one.
+The client owns each read until its result is stored; after a break it resends every read without a result. The first
+connection pins everything that determines the bytes: another server must have an equal caller.
 """
 
 import asyncio
@@ -28,13 +28,13 @@ from porestream.v1 import porestream_pb2 as pb
 log = structlog.get_logger()
 
 _MESSAGE_BYTES = 256 << 10
-_BATCH_BYTES = 64  # of a message with chunks, without these
-_FACT_CHARACTERS = 100  # more than any product's code has
-_IDENTITY_BYTES = 300  # more than a caller's takes, but for the names that are asked for
-_MAX_RUN_ID_LENGTH = 256  # what servers take
-_MIN_WINDOW_SAMPLES = 1024  # of the window for a read, however short: so their number is bounded, too
+_BATCH_BYTES = 64  # of a message, without its chunks
+_FACT_CHARACTERS = 100  # more than any product code has
+_IDENTITY_BYTES = 300  # more than a caller's identity takes, without the requested names
+_MAX_RUN_ID_LENGTH = 256  # the servers' limit
+_MIN_WINDOW_SAMPLES = 1024  # a read uses at least this much of the window, so the number of reads is bounded, too
 _FIRST_BACKOFF_S, _MAX_BACKOFF_S = 0.2, 5.0
-_FIRST_WARNING_S, _WARNING_EVERY_S = 60.0, 300.0  # of a server that is there and delivers nothing
+_FIRST_WARNING_S, _WARNING_EVERY_S = 60.0, 300.0  # about a server that is up but delivers nothing
 _SENT_BACK_PAUSE_S, _MAX_SENT_BACK_PAUSE_S = 1.0, 120.0
 FINAL = {
     grpc.StatusCode.INVALID_ARGUMENT,
@@ -44,52 +44,52 @@ FINAL = {
     grpc.StatusCode.UNAUTHENTICATED,
     grpc.StatusCode.UNIMPLEMENTED,
 }
-"""What a server says that will not say otherwise when it is asked again."""
+"""Statuses that a server will not change when asked again."""
 
 
 _FINAL_HERE = {grpc.StatusCode.NOT_FOUND, grpc.StatusCode.FAILED_PRECONDITION}
-"""Of those what another server may not say, where one has served the stream already: it has a model that this lacks."""
+"""Those that are not final once the stream has been open: another server may have the model that this one lacks."""
 
 PRIORITIES = {"live": pb.PRIORITY_LIVE, "standard": pb.PRIORITY_STANDARD, "bulk": pb.PRIORITY_BULK}
 """Scheduling classes by name."""
 
 
 class ServerRefused(Exception):
-    """The server will not serve this stream, however often it is asked, or not as the contract says.
+    """The server will not serve this stream, however often it is asked, or it breaks the contract.
 
-    The message is the server's, or says what it does that it must not.
+    The message is the server's, or says how it broke the contract.
     """
 
 
 class ServerLost(Exception):
-    """No server could be reached for too long, or connections broke again and again without a result."""
+    """No server could be reached for too long, or connections kept breaking without a result."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamOptions:
-    """What is asked of the server, and how patient the client is.
+    """What to ask of the server, and how patient to be.
 
     Attributes
     ----------
     model, reference, preset
-        Names that the server has; empty: its only model, no alignment, the preset that suits the model.
+        Names on the server; empty: its only model, no alignment, the preset that suits the model.
     min_mean_qscore
-        Reads below are FILTERED.
+        Reads below it are FILTERED.
     emit_moves, emit_md
         Whether results carry moves and MD.
     no_trim
         Whether sequencing adapters stay in the sequence.
     allow_chemistry_mismatch
-        Have the named model call runs that it is not for.
+        Let the named model call runs that it is not for.
     heartbeat_s
         Longest silence of either side, 1-30 s.
     window_samples
-        Reads sent ahead of stored results, in samples; what they take in memory, compressed, is about 0.7 bytes each.
+        How far to send ahead of stored results, in samples. Each takes about 0.7 bytes of memory, compressed.
     credentials
-        Whether the server is met with TLS and a token.
+        Whether to use TLS and a token.
     give_up_s
-        How long to go on while no server is in reach, or connections break again and again without any result. One that
-        is there and lets reads wait, as a busy one does, is waited for: a warning says so after a minute, and again.
+        How long to keep trying while no server can be reached, or connections keep breaking without a result. A server
+        that is up but busy is waited for, with a warning after a minute and every five minutes.
     """
 
     model: str = ""
@@ -110,7 +110,7 @@ class StreamOptions:
 def open_message(
     run: RunInfo, options: StreamOptions, expected: pb.CallerIdentity | None, reconnects: int = 0
 ) -> pb.StreamReadsRequest:
-    """The first message of a stream."""
+    """Make the first message of a stream."""
     heartbeat = Duration()
     heartbeat.FromMilliseconds(int(options.heartbeat_s * 1000))
     return pb.StreamReadsRequest(
@@ -126,20 +126,20 @@ def open_message(
 
 
 class _AnotherCaller(Exception):
-    """The run was begun by another caller than would go on with it here."""
+    """This server would call the run with another caller than the one that began it."""
 
 
 def _call_options(options: StreamOptions) -> pb.CallOptions:
-    """Each field is the option of its name."""
+    """Copy each option to the field of the same name."""
     names = {one.name for one in fields(options)}.intersection(pb.CallOptions.DESCRIPTOR.fields_by_name)
     return pb.CallOptions(**{name: getattr(options, name) for name in names})
 
 
 def run_fault(run: RunInfo, options: StreamOptions, max_message_bytes: int) -> str:
-    """Why no server would open a stream for this run, whatever of the others; empty: it may.
+    """Say why no server would open a stream for this run; empty if one might.
 
-    Looked at before anything is sent: of a server's refusal nobody can say whom else it concerns, and what is larger
-    than a message may be looks like a server that has no room now.
+    Checked before sending, because a refusal does not say whether it concerns other runs as well, and an oversized
+    message looks like a server that has no room right now.
     """
     why = ""
     if not run.run_id:
@@ -161,7 +161,7 @@ def run_fault(run: RunInfo, options: StreamOptions, max_message_bytes: int) -> s
 
 
 def read_fault(read: EncodedRead, max_message_bytes: int) -> str:
-    """Why no message can hold a chunk of this read; empty: each fits."""
+    """Say why a chunk of this read fits in no message; empty if all fit."""
     size = _BATCH_BYTES + max(map(chunk_bytes, read.chunks))
     if not 0 < max_message_bytes < size:
         return ""
@@ -169,12 +169,12 @@ def read_fault(read: EncodedRead, max_message_bytes: int) -> str:
 
 
 async def resolve_caller(target: str, options: StreamOptions, run: RunInfo) -> pb.CallerIdentity:
-    """Who would call this run with these options on this server. No more of the run is told than decides that.
+    """Ask a server which caller it would use for this run. Send only the run's facts that decide this.
 
     Raises
     ------
     ServerRefused, ServerLost
-        The server does not have what is asked for, or does not answer.
+        The server does not have what the options ask for, or does not answer.
     """
     async with open_channel(target, options.credentials) as channel:
         facts = pb.RunInfo(
@@ -189,7 +189,7 @@ async def resolve_caller(target: str, options: StreamOptions, run: RunInfo) -> p
             kind = ServerRefused if error.code() in FINAL else ServerLost
             raise kind(f"{error.code().name}: {error.details()}") from error
     if response is None:
-        raise _breach(target, "it sends what is no message")
+        raise _breach(target, "it sent something that is not a message")
     caller: pb.CallerIdentity = response.caller
     _check_asked(target, caller, options)
     return caller
@@ -199,22 +199,22 @@ def _check_asked(target: str, caller: pb.CallerIdentity, options: StreamOptions)
     for name in ("model", "reference", "preset"):
         asked, said = getattr(options, name), getattr(caller, name)
         if asked not in ("", "auto", said):
-            raise _breach(target, f"{name} {asked!r} was asked for, it has {shown(said)!r}")
+            raise _breach(target, f"{name} {asked!r} was requested, it offers {shown(said)!r}")
 
 
 def _breach(target: str, what: str) -> ServerRefused:
-    return ServerRefused(f"{target} is no porestream server, or a broken one: {what}")
+    return ServerRefused(f"{target} is not a porestream server, or a broken one: {what}")
 
 
 async def _next_response(call: grpc.aio.StreamStreamCall, patience_s: float) -> Any:
-    """What the server says next, or EOF; TimeoutError where it is silent."""
+    """Return the server's next message, or EOF; raise TimeoutError if it is silent."""
     async with asyncio.timeout(patience_s):
         return await call.read()
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class _Connection:
-    """What is known of the current connection."""
+    """The state of the current connection."""
 
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     credit: int = 0
@@ -228,46 +228,46 @@ class _Connection:
     half_closed: bool = False
     to_send: deque[EncodedRead] = field(default_factory=deque)
     next_chunk: int = 0  # of the first read in `to_send`
-    sent: dict[bytes, bool] = field(default_factory=dict)  # reads without a result: whether to their end
-    resting: int = 0  # reads that the server sent back, and that are sent again in a while
+    sent: dict[bytes, bool] = field(default_factory=dict)  # reads without a result: whether sent completely
+    resting: int = 0  # reads that the server sent back, to be sent again after a pause
 
 
 Delivery = tuple[ReadResult | None, Callable[[], None]]
-"""A result (None: a read that was sent back), and what to call when it is stored."""
+"""A result (None: the server sent the read back), and a callback for when it is stored."""
 
 
 class RunStream:
-    """Streams one run's reads to a server until every one has a stored result.
+    """Stream one run's reads to a server until every one has a stored result.
 
     Parameters
     ----------
     target
         HOST:PORT or unix:PATH.
     run, options
-        What goes into `open`.
+        For the `open` message.
     deliver
-        Takes each result, in order, with what to call when it is stored. Must not block.
+        Takes each result, in order, with a callback for when it is stored. Must not block.
     min_chunk_credit_samples
-        What a chunk counts at least (the server's Limits).
+        The least credit that a chunk uses (the server's Limits).
     expected
-        Who must call; None: whoever calls first. Where another would, after a break, it is tried again elsewhere.
+        The caller to require; None: whichever calls first. If a reconnection finds another one, the stream tries again.
     max_message_bytes
-        The most that a message may have (the server's Limits); 0: not known.
+        The largest message that the server takes (its Limits); 0: not known.
     lengths
-        Bases of each sequence of the reference: results are held against them. None: not known.
+        Length of each reference sequence, to check results against. None: not known.
     opened
-        Told who calls, before the first result.
+        Called with the caller's identity, before the first result.
 
     Attributes
     ----------
     caller
-        Who calls; None: no stream has been open yet.
+        The caller; None until a stream has been opened.
     reconnects
         Connections after the first.
     resent
-        Reads that were begun to be sent once more, each time counted.
+        How many times a read was sent again.
     unsent
-        Reads rejected here, for one of the same id was under way: no server saw them.
+        Reads rejected here because one of the same id was under way: no server saw them.
     """
 
     def __init__(
@@ -293,13 +293,13 @@ class RunStream:
         self._ended = False
         self._connection: _Connection | None = None
         self._results = 0
-        self._sent_back: Counter[bytes] = Counter()  # by the pending ones' ids: how often
-        self._waiting_since_s, self._warned_s = math.inf, math.inf  # for a result; when it was said last
-        self._begun: set[bytes] = set()  # of the pending ones, those that a server may have seen
+        self._sent_back: Counter[bytes] = Counter()  # by pending read id: how often
+        self._waiting_since_s, self._warned_s = math.inf, math.inf  # for a result; last warning
+        self._begun: set[bytes] = set()  # pending reads that a server may have seen
         self.reconnects = self.resent = self.unsent = 0
 
     async def put(self, read: EncodedRead) -> None:
-        """Have a read called; waits while too much is under way."""
+        """Queue a read for calling; wait while too much is under way."""
         cost = _window_cost(read)
         while self._window_used and self._window_used + cost > self._options.window_samples:
             self._window_free.clear()
@@ -317,18 +317,18 @@ class RunStream:
             self._connection.changed.set()
 
     def end(self) -> None:
-        """No more reads will come."""
+        """Say that no more reads will come."""
         self._ended = True
         if self._connection:
             self._connection.changed.set()
 
     async def run(self) -> None:
-        """Stream until all is done.
+        """Stream until every read has a stored result.
 
         Raises
         ------
         ServerRefused, ServerLost
-            Why not; reads without a result are named in the message.
+            The stream cannot continue; `ServerLost` names reads without a result.
         """
         backoff_s = _FIRST_BACKOFF_S
         failing_since_s: float | None = None
@@ -346,7 +346,7 @@ class RunStream:
                 reason = str(error)
             except TimeoutError:
                 reason = f"silent for {4 * self._options.heartbeat_s:g} s"
-            if self._is_done():  # whatever ended the connection, nothing is missing
+            if self._is_done():  # nothing is missing, whatever ended the connection
                 return
             now_s = time.monotonic()
             self.reconnects += 1
@@ -363,7 +363,7 @@ class RunStream:
         return self._ended and not self._pending
 
     async def _connect(self) -> None:
-        """One connection's life."""
+        """Open a connection and serve it until it ends."""
         async with open_channel(self._target, self._options.credentials) as channel:
             call = service(channel).StreamReads()
             connection = _Connection()
@@ -373,7 +373,7 @@ class RunStream:
             try:
                 while (response := await _next_response(call, patience_s)) is not grpc.aio.EOF:
                     if response is None:
-                        raise _breach(self._target, "it sends what is no message")
+                        raise _breach(self._target, "it sent something that is not a message")
                     if response.WhichOneof("message") == "opened":
                         self._open(response.opened, connection)
                         sender = asyncio.create_task(self._send(call, connection))
@@ -391,7 +391,7 @@ class RunStream:
 
     def _open(self, opened: pb.StreamOpened, connection: _Connection) -> None:
         if connection.is_open:
-            raise _breach(self._target, "it says twice that the stream is open")
+            raise _breach(self._target, "it opened the stream twice")
         if self.caller is None:
             _check_asked(self._target, opened.caller, self._options)
             self.caller = opened.caller
@@ -415,12 +415,12 @@ class RunStream:
 
     def _take_result(self, seq: int, message: pb.ReadResult, connection: _Connection) -> None:
         if seq != connection.received_seq + 1:
-            raise _breach(self._target, f"result {seq} comes where {connection.received_seq + 1} was expected")
+            raise _breach(self._target, f"it sent result {seq} instead of {connection.received_seq + 1}")
         connection.received_seq = seq
         is_whole = connection.sent.pop(message.read_id, None)
         if is_whole is None:
             name = UUID(bytes=message.read_id) if len(message.read_id) == 16 else message.read_id[:20].hex()
-            raise _breach(self._target, f"a result of read {name}, of which it has none to give")
+            raise _breach(self._target, f"it sent a result for read {name}, which is not waiting for one")
         if message.status == pb.READ_STATUS_TRY_AGAIN:
             self._send_again(seq, self._pending[message.read_id], connection)
             return
@@ -443,7 +443,7 @@ class RunStream:
         self._deliver((result, stored))
 
     def _send_again(self, seq: int, read: EncodedRead, connection: _Connection) -> None:
-        """The server needs the read's memory for others: it is begun once more after a while, behind what waits."""
+        """Resend a read that the server sent back for lack of memory, after a pause and behind those that wait."""
         if connection.to_send and connection.to_send[0] is read and connection.next_chunk:
             connection.to_send.popleft()
             connection.next_chunk = 0
@@ -461,9 +461,9 @@ class RunStream:
         read_id = read.info.read_id.bytes
         self._sent_back[read_id] += 1
         longest_s = min(_SENT_BACK_PAUSE_S * 2 ** self._sent_back[read_id], _MAX_SENT_BACK_PAUSE_S)
-        pause_s = longest_s * random.uniform(0.2, 1.0)  # so that of reads in each other's way one is alone in the end
+        pause_s = longest_s * random.uniform(0.2, 1.0)  # so that reads in each other's way spread out
         asyncio.get_running_loop().call_later(pause_s, send)
-        self._deliver((None, noted))  # acknowledged in its turn
+        self._deliver((None, noted))  # acknowledged in order
 
     async def _send(self, call: grpc.aio.StreamStreamCall, connection: _Connection) -> None:
         sent_s = time.monotonic()
@@ -481,7 +481,7 @@ class RunStream:
                 message.heartbeat.sent_at.GetCurrentTime()
             try:
                 await call.write(message)
-            except asyncio.InvalidStateError:  # the call is over: who reads from it learns why
+            except asyncio.InvalidStateError:  # the call is over: the reader learns why
                 return
             sent_s = time.monotonic()
 
@@ -503,7 +503,7 @@ class RunStream:
         return None
 
     def _next_chunks(self, connection: _Connection) -> list[pb.ReadChunk]:
-        """Chunks that fit into one message and the credit."""
+        """Take chunks that fit into one message and the credit."""
         chunks: list[pb.ReadChunk] = []
         size = 0
         most_bytes = (self._max_message_bytes or 2 * _MESSAGE_BYTES) - _BATCH_BYTES
@@ -528,7 +528,7 @@ class RunStream:
         return chunks
 
     def _tell_of_waiting(self, connection: _Connection) -> None:
-        """A server that delivers nothing may be busy with others, for hours: the user is told, and decides."""
+        """Warn the user if the server delivers nothing: it may be busy for hours, and the user should decide."""
         now_s = time.monotonic()
         has_warned = self._warned_s > self._waiting_since_s
         if not self._pending or now_s - self._warned_s < (_WARNING_EVERY_S if has_warned else _FIRST_WARNING_S):
@@ -536,7 +536,7 @@ class RunStream:
         self._warned_s = now_s
         silent_s = now_s - self._waiting_since_s
         log.warning(
-            "the server is there, but delivers nothing: it may be busy with others, or stuck",
+            "the server is up but delivers nothing: it may be busy with other streams, or stuck",
             server=self._target,
             since=time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(time.time() - silent_s)),
             seconds=round(silent_s),
@@ -551,20 +551,23 @@ class RunStream:
 
 
 def _check_caller(caller: pb.CallerIdentity, expected: pb.CallerIdentity) -> None:
-    """Servers compare all of an identity, but one may be broken, and one from before there was a revision does not know
-    of it. As there, nothing is compared that was not said, nor the version."""
+    """Check that a server's caller is the expected one.
+
+    Servers compare identities themselves, but one may be broken, or too old to know of the calling revision. As there,
+    unset fields and the version are not compared.
+    """
     names = {field.name for field, _ in expected.ListFields()} - {"version"} | {"calling_revision"}
     for name in sorted(names):
         theirs, mine = getattr(caller, name), getattr(expected, name)
         if theirs != mine:
             before, here = (shown(str(v.hex() if isinstance(v, bytes) else v), 80) for v in (mine, theirs))
             if name == "calling_revision" and not theirs:
-                here = "none, of a server from before there was one"
-            raise _AnotherCaller(f"another caller than expected: {name} {before}, here it is {here}")
+                here = "none, as the server is too old to have one"
+            raise _AnotherCaller(f"the caller differs: {name} was {before}, here it is {here}")
 
 
 def _is_too_large(error: grpc.aio.AioRpcError) -> bool:
-    """Whether a message had more bytes than is taken there: it has the status of a server that has no room just now."""
+    """Whether a message was too large: the status is the same as that of a server with no room right now."""
     return error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in str(error.details())
 
 

@@ -1,4 +1,4 @@
-"""Between the client's values and protobuf."""
+"""Convert between the client's values and protobuf."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from porestream.models.files.chemistry import Chemistry, chemistry_of_model
 from porestream.v1 import porestream_pb2 as pb
 
 CHUNK_SAMPLES = 65_536
-_CHUNK_BYTES = 128  # what a chunk's fields of fixed size take at most, and what tells that it is one
+_CHUNK_BYTES = 128  # the most that a chunk's fixed-size fields and framing take
 _MAX_DETAIL = 1000
 
 _STATUSES = {
@@ -37,7 +37,7 @@ _STATUSES = {
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EncodedRead:
-    """A read as it goes over the wire; kept until its result is stored, so that it can be sent again."""
+    """A read as sent over the wire; kept until its result is stored, so that it can be resent."""
 
     info: ReadInfo
     samples: int
@@ -45,7 +45,7 @@ class EncodedRead:
 
 
 def encode_read(read: SignalRead, chunk_samples: int = CHUNK_SAMPLES) -> EncodedRead:
-    """Cut a read into chunks and compress them (VBZ), with a checksum each."""
+    """Cut a read into chunks, each compressed (VBZ) and with a checksum."""
     info = read.info
     chunks = []
     total = int(read.signal_S.size)
@@ -74,12 +74,12 @@ def encode_read(read: SignalRead, chunk_samples: int = CHUNK_SAMPLES) -> Encoded
 
 
 def chunk_bytes(chunk: pb.ReadChunk) -> int:
-    """What a chunk takes in a message, at most."""
+    """Return the most bytes that a chunk takes in a message."""
     return _CHUNK_BYTES + len(chunk.signal) + len(chunk.end_reason.encode())
 
 
 def encode_run(run: RunInfo) -> pb.RunInfo:
-    """The run, for `open`."""
+    """Encode a run for `open`."""
     message = pb.RunInfo(
         run_id=run.run_id,
         flow_cell_id=run.flow_cell_id,
@@ -98,14 +98,14 @@ def encode_run(run: RunInfo) -> pb.RunInfo:
 def decode_result(
     message: pb.ReadResult, info: ReadInfo, samples: int | None = None, lengths: Mapping[str, int] | None = None
 ) -> ReadResult:
-    """A read's result, with the facts that the client kept of it. One that cannot be is the server's failure.
+    """Decode a read's result and add what the client knows of the read. An impossible result becomes FAILED.
 
     Parameters
     ----------
     message, info
-        What the server says, and of which read.
+        The server's result, and the read.
     samples, lengths
-        What it is held against: see `distrust.result_fault`.
+        To check it against: see `distrust.result_fault`.
     """
     status, detail = _STATUSES.get(message.status), message.detail[:_MAX_DETAIL]
     signal_samples = message.signal_samples if samples is None else min(message.signal_samples, samples)
@@ -159,7 +159,7 @@ def _parts(message: pb.ReadResult) -> Iterator[CalledPart]:
 
 
 def decode_identity(message: pb.CallerIdentity) -> CallerIdentity:
-    """Who calls."""
+    """Decode a caller's identity."""
     return CallerIdentity(
         model=message.model,
         model_sha256=message.model_sha256.hex(),
@@ -174,12 +174,12 @@ def decode_identity(message: pb.CallerIdentity) -> CallerIdentity:
 
 
 def decode_server_info(message: pb.GetServerInfoResponse) -> ServerInfo:
-    """What a server has.
+    """Decode what a server says it has.
 
     Raises
     ------
     ValueError
-        It cannot be: see `distrust.check_references`.
+        A reference is not valid: see `distrust.check_references`.
     """
     check_references(message)
     return ServerInfo(

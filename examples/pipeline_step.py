@@ -1,4 +1,4 @@
-"""A pipeline's step: reads of at least this mean Q as FASTQ: `pipeline_step.py HOST:PORT Q POD5... > good.fastq`."""
+"""A pipeline step: print reads with at least mean Q as FASTQ: `pipeline_step.py HOST:PORT Q POD5... > good.fastq`."""
 
 import asyncio
 import sys
@@ -8,10 +8,10 @@ from porestream.client import BasecallClient, Pod5Source, StreamOptions
 
 
 async def step(server: str, least_q: float, paths: list[Path]) -> int:
-    """Returns how many reads came back without bases."""
+    """Print the good reads; return how many reads and files gave no bases."""
     source, without = Pod5Source(paths), 0
     client = BasecallClient(server, StreamOptions(min_mean_qscore=least_q))
-    async for result in client.call(source):  # broken connections are survived; each result comes once
+    async for result in client.call(source):  # survives broken connections; each result comes once
         for part in result.parts if result.status.value == "called" else ():
             qualities = "".join(chr(33 + quality) for quality in part.qualities)
             print(f"@{part.read_id} qs:f:{part.mean_qscore:.1f}\n{part.sequence}\n+\n{qualities}")

@@ -1,1 +1,1 @@
-"""Bases to alignments: references, indexes and aligners behind one protocol."""
+"""CUDA kernels for decoding and alignment, the emulator that runs them on a CPU, and minimap2."""

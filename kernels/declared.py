@@ -1,4 +1,4 @@
-"""What a CUDA source declares: its kernels' parameters and its structs, so that Python need not say them again."""
+"""Reads kernel parameters and structs from CUDA sources, so that Python need not repeat them."""
 
 import functools
 import re
@@ -30,8 +30,8 @@ class Parameter(NamedTuple):
     Attributes
     ----------
     dtype
-        Of the value, or of the array's items where `is_array`; None: of a struct, which travels as bytes, or of what a
-        macro says.
+        Dtype of the value, or of the array's items if `is_array`; None for structs, which are passed as bytes, and for
+        types that a macro defines.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Parameter(NamedTuple):
 
 @functools.cache
 def parameters(source: str, kernel: str) -> tuple[Parameter, ...]:
-    """A kernel's parameters in order; LookupError: the source has none of that name."""
+    """Return a kernel's parameters in order; raise LookupError if the source has no such kernel."""
     text = _COMMENT.sub("", source)
     for match in _KERNEL.finditer(text):
         name, listed = _name_and_parameters(text[match.end() :])
@@ -51,7 +51,7 @@ def parameters(source: str, kernel: str) -> tuple[Parameter, ...]:
 
 
 def _name_and_parameters(text: str) -> tuple[str, str]:
-    """Of a declaration behind its `void`, which may begin with __launch_bounds__(...)."""
+    """Split a declaration after its `void`, which may start with __launch_bounds__(...)."""
     if text.lstrip().startswith("__launch_bounds__"):
         text = text[_closing(text, text.index("(")) + 1 :]
     begin = text.index("(")
@@ -59,13 +59,13 @@ def _name_and_parameters(text: str) -> tuple[str, str]:
 
 
 def _closing(text: str, begin: int) -> int:
-    """Where the bracket that opens at `begin` closes."""
+    """Return where the bracket that opens at `begin` closes."""
     depth = 0
     for place in range(begin, len(text)):
         depth += {"(": 1, ")": -1}.get(text[place], 0)
         if depth == 0:
             return place
-    raise ValueError(f"a bracket that does not close: {text[begin : begin + 40]}")
+    raise ValueError(f"this bracket is never closed: {text[begin : begin + 40]}")
 
 
 def _parameter(declaration: str) -> Parameter:
@@ -75,13 +75,13 @@ def _parameter(declaration: str) -> Parameter:
     kind, star, name = match.groups()
     known = _TYPES.get(kind)
     if known is None and not star:
-        raise ValueError(f"a value of type {kind!r} is not known: {declaration.strip()!r}")
+        raise ValueError(f"unknown parameter type {kind!r}: {declaration.strip()!r}")
     return Parameter(name, np.dtype(known) if known else None, star is not None)
 
 
 @functools.cache
 def struct(source: str, name: str) -> np.dtype[np.void]:
-    """A struct of numbers as numpy's dtype, laid out as C does it; LookupError: the source has none of that name."""
+    """Return a struct of numbers as a numpy dtype with C's layout; raise LookupError if there is no such struct."""
     for found, body in _STRUCT.findall(_COMMENT.sub("", source)):
         if found == name:
             fields = [

@@ -1,7 +1,6 @@
-"""Where kernels run: on a CUDA card through CuPy, which only this file imports, or on the CPU emulator.
+"""The devices that kernels run on: a CUDA GPU through CuPy, which only this file imports, or the CPU emulator.
 
-Host code is written against `Device.xp`, cupy or numpy, and launches what `kernels.source.load` gives it: the same on
-either.
+Host code uses `Device.xp` (cupy or numpy) and launches kernels from `kernels.source.load`, so it is the same on both.
 """
 
 from __future__ import annotations
@@ -22,25 +21,25 @@ Array = Any
 """An array of `Device.xp`."""
 
 Launch = Callable[..., None]
-"""A kernel: called with grid, block, arguments (arrays and numpy scalars) and `shared_mem` in bytes, as CuPy has it."""
+"""A kernel, called as in CuPy: grid, block, arguments (arrays and numpy scalars), and `shared_mem` in bytes."""
 
 
 class DeviceError(ValueError):
-    """A device that is not there, or whose software is not; the message says what to do."""
+    """A device or the software for it is missing; the message says what to do."""
 
 
 class CardTooOld(DeviceError):
-    """A card that lacks instructions which the kernels are made of."""
+    """The GPU lacks instructions that the kernels need."""
 
 
 class Module(Protocol):
-    """What a source was compiled to; `cupy.RawModule` is one."""
+    """A compiled source; `cupy.RawModule` is one."""
 
     def get_function(self, name: str) -> Launch: ...
 
 
 class Device(Hashable, Protocol):
-    """What kernels are loaded for and launched on. Devices are equal when what was loaded for one serves the other.
+    """A device that kernels are compiled for and launched on. Equal devices can share compiled kernels.
 
     Attributes
     ----------
@@ -49,7 +48,7 @@ class Device(Hashable, Protocol):
     xp
         cupy or numpy.
     arch
-        Compute capability as in sm_90: 90. The emulator has that of the kernels' paths which it runs.
+        Compute capability: 90 for sm_90. For the emulator, the one whose code path it runs.
     """
 
     @property
@@ -60,28 +59,28 @@ class Device(Hashable, Protocol):
     def arch(self) -> int: ...
 
     def compile(self, code: str, options: Sequence[str], file: str) -> Module:
-        """Compile a source; DeviceError, which names `file`, where that fails."""
+        """Compile a source; raise a DeviceError that names `file` if that fails."""
 
     def in_order(self) -> contextlib.AbstractContextManager[object]:
-        """Within it arrays are allocated and kernels launched in the order of the device's stream."""
+        """Return a context in which allocations and launches go into the device's stream, in order."""
 
     def array(self, tensor: Any) -> Array:
-        """A torch tensor of this device, or any other array that speaks DLPack, as an array of `xp`: not a copy."""
+        """View a torch tensor on this device, or any other array that supports DLPack, as an array of `xp`."""
 
     def to_host(self, array: Array) -> npt.NDArray[Any]:
-        """A copy in the host's memory, after everything that is in the stream."""
+        """Copy an array to host memory, after all work in the stream."""
 
 
 @dataclass(frozen=True)
 class EmulatedDevice:
-    """The CPU, one fiber a CUDA thread: exact, and a thousand times slower than a card. For tests and for teaching.
+    """The CPU, with one fiber per CUDA thread: exact, but a thousand times slower than a GPU. For tests and teaching.
 
     Attributes
     ----------
     arch
-        Which path of the kernels it takes: 90 and above is the one with DPX instructions.
+        Which of the kernels' code paths to run; 90 and above use DPX instructions.
     sanitize
-        "address" or "thread": compiled with that sanitizer.
+        "address" or "thread" to compile with that sanitizer.
     """
 
     arch: int = 90
@@ -112,20 +111,20 @@ class EmulatedDevice:
 
 @dataclass(frozen=True, kw_only=True)
 class CudaDevice:
-    """A card, in one stream of its own or another library's.
+    """A CUDA GPU, with a stream of its own or another library's.
 
     Attributes
     ----------
     index
-        Which card.
+        The GPU's number.
     stream
-        A CUDA stream's address, say `torch.cuda.Stream.cuda_stream`; 0: the default stream. All work goes into it, so
-        that what torch puts into it before is done before.
+        A CUDA stream's address, for example `torch.cuda.Stream.cuda_stream`; 0 is the default stream. All work goes
+        into this stream, after anything that torch has put into it.
     allocate, free
-        Where arrays' memory is from: (bytes) -> address, and (address). Give torch's, and both share one pool: memory
-        that one library has freed serves the other. Without them CuPy has its own.
+        Functions that allocate and free memory for arrays: (bytes) -> address, and (address). With torch's, both
+        libraries share one pool, and either can use memory that the other has freed. Without them CuPy uses its own.
     limit_bytes
-        What arrays may take together where CuPy has its own memory, beyond which there is a MemoryError; 0: all of it.
+        Most memory that arrays may take from CuPy's own pool before a MemoryError; 0 means no limit.
     """
 
     index: int = 0
@@ -154,13 +153,13 @@ class CudaDevice:
                 module.compile()
         except OSError as error:
             raise DeviceError(
-                f"{self.name}: CuPy cannot keep what it compiles ({error}): --cache-dir or CUPY_CACHE_DIR names a "
-                "folder that it can write to"
+                f"{self.name}: CuPy cannot write to its cache of compiled kernels ({error}); set --cache-dir or "
+                "CUPY_CACHE_DIR to a folder that it can write to"
             ) from error
-        except (RuntimeError, cupy.cuda.compiler.CompileException) as error:  # CUDA's and NVRTC's are RuntimeErrors
+        except (RuntimeError, cupy.cuda.compiler.CompileException) as error:  # CUDA and NVRTC raise RuntimeErrors
             raise DeviceError(
                 f"{self.name}: {file} does not compile for sm_{self.arch} ({str(error)[:200]}); --decoder cpu and "
-                "--aligner mappy do without"
+                "--aligner mappy do not need it"
             ) from error
         return module  # type: ignore[no-any-return]
 
@@ -195,31 +194,31 @@ class CudaDevice:
 
 
 def find_kernel_device(name: str, **cuda: Any) -> Device:
-    """The device of kernels called "emulated", "cuda" or "cuda:N"; `cuda` are `CudaDevice`'s other attributes.
+    """Return the kernel device "emulated", "cuda" or "cuda:N"; `cuda` holds `CudaDevice`'s other attributes.
 
     Raises
     ------
     DeviceError
-        There is no such device here, or CuPy does not find it.
+        There is no such device, or CuPy does not find it.
     CardTooOld
-        It is there, and the kernels do not run on it.
+        The GPU is too old for the kernels.
     """
     if name == "emulated":
         return EmulatedDevice()
     kind, _, index = name.partition(":")
     if kind != "cuda" or not (index.isdecimal() or name == "cuda"):
-        raise DeviceError(f"kernels do not run on {name!r}: cuda, cuda:N and emulated are devices")
+        raise DeviceError(f"kernels cannot run on {name!r}; use cuda, cuda:N or emulated")
     count = cuda_count()
     if int(index or 0) >= count:
-        raise DeviceError(f"device {name}: CuPy finds {count} cards; docs/gpu.md says how to install it")
+        raise DeviceError(f"device {name}: CuPy finds {count} GPU(s); docs/gpu.md says how to install it")
     device = CudaDevice(index=int(index or 0), **cuda)
     if device.arch < _LEAST_ARCH:
-        raise CardTooOld(f"device {name}: it is an sm_{device.arch}, kernels need sm_{_LEAST_ARCH} (A100) or newer")
+        raise CardTooOld(f"device {name} is sm_{device.arch}; the kernels need sm_{_LEAST_ARCH} (A100) or newer")
     return device
 
 
 def cuda_count() -> int:
-    """Cards that CuPy finds: none without a driver.
+    """Return how many GPUs CuPy finds; 0 without a driver.
 
     Raises
     ------
@@ -236,7 +235,7 @@ def _cupy() -> ModuleType:
         import cupy
     except ImportError as error:
         raise DeviceError(
-            f"kernels on a card need CuPy ({error}): pip install 'porestream[gpu13]', or [gpu12], as "
-            "torch.version.cuda is 13 or 12"
+            f"the GPU kernels need CuPy ({error}): pip install 'porestream[gpu13]', or 'porestream[gpu12]' if "
+            "torch.version.cuda is 12"
         ) from error
     return cupy  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""The kernels' sources, and what they are compiled to: once a device and configuration."""
+"""Loads kernels: reads their sources and compiles them, once per device and configuration."""
 
 import functools
 import re
@@ -14,23 +14,23 @@ from porestream.kernels.device import Device, Launch, Module
 
 FOLDER = Path(__file__).parent
 OPTIONS = ("--std=c++17", "--fmad=false")
-"""Of NVRTC. The emulator and the CPU's decoder fuse nothing, so a card does not. (CuPy adds -ftz=true: no kernel here
-depends on numbers so small.)"""
+"""Options for NVRTC. The emulator and the CPU decoder fuse no multiply-adds, so the GPU must not either. (CuPy adds
+-ftz=true, but no kernel here depends on such small numbers.)"""
 
 _INCLUDE = re.compile(r'^#include "([\w.]+)"[^\n]*$', re.MULTILINE)
 
 
 def path_of(file: str) -> Path:
-    """Where a source lies, whose name is enough."""
+    """Find a source by its file name."""
     (path,) = FOLDER.glob(f"*/{file}")
     return path
 
 
 @functools.cache
 def read_source(file: str) -> str:
-    """A source with the headers that it includes written into it.
+    """Return a source with its headers inlined.
 
-    CuPy's cache knows a kernel by its text: it would not see that a header has changed.
+    CuPy's cache identifies a kernel by its text, so it would miss a change in a header.
     """
 
     def included(match: re.Match[str]) -> str:
@@ -42,30 +42,30 @@ def read_source(file: str) -> str:
 
 
 def defines(values: Mapping[str, int | str]) -> tuple[str, ...]:
-    """As the compiler's options: -DNAME=value, of types -DNAME=type."""
+    """Turn macros into compiler options: -DNAME=value."""
     return tuple(f"-D{name}={value}" for name, value in sorted(values.items()))
 
 
 def struct(file: str, name: str) -> np.dtype[np.void]:
-    """A struct of a source, as numpy's dtype."""
+    """Return a struct declared in a source, as a numpy dtype."""
     return declared.struct(read_source(file), name)
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """A kernel that is launched with its parameters' names, as its source has them."""
+    """A kernel that takes its arguments by name, as its source declares them."""
 
     name: str
     parameters: tuple[declared.Parameter, ...]
     function: Launch
 
     def __call__(self, blocks: int, threads: int, /, **arguments: Any) -> None:
-        """Launch it; numbers become what the source declares.
+        """Launch the kernel; numbers are converted to the declared types.
 
         Raises
         ------
         TypeError
-            A parameter is missing, or unknown, or an array of another type.
+            A parameter is missing or unknown, or an array has the wrong dtype.
         """
         if arguments.keys() != {parameter.name for parameter in self.parameters}:
             names = [parameter.name for parameter in self.parameters]
@@ -79,12 +79,12 @@ class Kernel:
             assert parameter.dtype is not None
             return parameter.dtype.type(value)
         if parameter.dtype is not None and value.dtype != parameter.dtype:
-            raise TypeError(f"{self.name}: {parameter.name} is {parameter.dtype}, not {value.dtype}")
+            raise TypeError(f"{self.name}: {parameter.name} must be {parameter.dtype}, not {value.dtype}")
         return value
 
 
 def load(device: Device, file: str, kernel: str, **values: int | str) -> Kernel:
-    """A kernel of a source, compiled with these macros."""
+    """Load a kernel from a source, compiled with these macros."""
     return _kernel(device, file, kernel, defines(values))
 
 
@@ -95,6 +95,6 @@ def _module(device: Device, file: str, macros: tuple[str, ...]) -> Module:
 
 @functools.cache
 def _kernel(device: Device, file: str, kernel: str, macros: tuple[str, ...]) -> Kernel:
-    with device.in_order():  # a card's code is loaded for the card that is current
+    with device.in_order():  # CUDA loads code for the current GPU
         function = _module(device, file, macros).get_function(kernel)
     return Kernel(kernel, declared.parameters(read_source(file), kernel), function)

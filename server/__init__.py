@@ -1,1 +1,1 @@
-"""The gRPC service: sessions, scheduling, the pipeline and its metrics."""
+"""The gRPC service: sessions, scheduling, the pipeline and metrics."""

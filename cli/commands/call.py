@@ -28,132 +28,135 @@ _MODEL = re.compile(r"(auto|fast|hac|sup)(@[\w.]+)?(,.*)?$|(dna|rna)[\w.]*@v[\d.
 
 @click.command(cls=CallCommand, short_help="Call and align POD5 files into a BAM, SAM, CRAM or FASTQ.")
 @click.argument("reads", nargs=-1, type=click.Path(path_type=Path), metavar="READS...")
-@click.option("-r", "--recursive", is_flag=True, help="Take the POD5 files of folders within the folders, too.")
+@click.option("-r", "--recursive", is_flag=True, help="Search folders recursively.")
 @click.option(
     "-l",
     "--read-ids",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
-    help="Call only the reads that FILE lists, a read id a line (or a table that begins with them). Default: all.",
+    help="Call only the reads listed in FILE, one read id per line (or a table with the ids in its first column). "
+    "Default: all.",
 )
 @click.option("-n", "--max-reads", type=click.IntRange(1), metavar="N", help="Stop after N reads. Default: all.")
 @click.option(
     "--watch",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
     metavar="FOLDER",
-    help="Call the POD5 files in FOLDER and the folders within as a sequencer finishes them, until the run's end "
-    "(MinKNOW's final_summary_*.txt) or --watch-timeout-s. Instead of READS; with -o or --output-dir. Default: none.",
+    help="Call the POD5 files in FOLDER and its subfolders as the sequencer finishes them, until the run ends (MinKNOW "
+    "writes final_summary_*.txt) or --watch-timeout-s has passed. Use instead of READS, with -o or --output-dir. "
+    "Default: none.",
 )
 @click.option(
     "--watch-timeout-s",
     type=click.FloatRange(min=0, min_open=True),
     metavar="S",
-    help="Seconds without anything new after which --watch ends. Default: 7200 (MinKNOW finishes a file every hour).",
+    help="Stop watching after S seconds without a new file. Default: 7200 (MinKNOW finishes a file every hour).",
 )
 @click.option(
     "--resume-from",
     type=click.Path(path_type=Path),
     metavar="PARTIAL",
-    help="Take the complete reads from what an interrupted call has written (FILE.partial, or the folder of "
-    "--output-dir; BAM, SAM, CRAM or FASTQ, cut off or not), and call the others. -o may be as before; of a folder it "
-    "must be another one. Default: call all.",
+    help="Keep the complete reads that an interrupted call wrote (to FILE.partial or its --output-dir; BAM, SAM, CRAM "
+    "or FASTQ, cut off or not), and call only the rest. -o may name the same file as before; --output-dir must name "
+    "another folder. Default: call all.",
 )
 @click.option(
     "--model",
     metavar="auto|fast|hac|sup|NAME|DIR",
-    help="Model directory, or the name of a model in the models folder (`porestream models` lists them); fast, hac or "
-    "sup: the newest of that kind that fits the runs; hac@v5.0.0: that release of it. With --server: one of its "
-    "models. Default: auto: the fastest kind's newest that fits the runs' chemistry, else the one that ships "
-    "(R10.4.1 DNA); with --server: its model for that chemistry.",
+    help="Model directory, or the name of a model in the models folder (`porestream models` lists them). fast, hac or "
+    "sup: the newest model of that kind that fits the runs; hac@v5.0.0: that release. With --server: one of the "
+    "server's models. Default: auto: the newest model of the fastest kind that fits the runs' chemistry, or the "
+    "bundled one (R10.4.1 DNA) if none does; with --server: the server's model for that chemistry.",
 )
 @models_directory_option(type=click.Path(path_type=Path, exists=True, file_okay=False), envvar="PORESTREAM_MODELS")
 @click.option(
     "--allow-chemistry-mismatch",
     is_flag=True,
-    help="Call runs with a model of another pore, molecule, speed or sample rate. Bases will be poor, or nonsense.",
+    help="Call runs with a model for another pore, molecule, speed or sample rate. Bases will be poor, or nonsense.",
 )
 @click.option(
     "--reference",
     metavar="FASTA|MMI|NAME",
-    help="Align to this FASTA or minimap2 index; with --server, to one of its references. Default: no alignment.",
+    help="Align to this FASTA or minimap2 index; with --server, to a reference of the server. Default: no alignment.",
 )
 @click.option(
     "--preset",
     type=click.Choice(["map-ont", "lr:hq"]),
-    help="Alignment preset of minimap2. Default: what suits the model (fast: map-ont, hac and sup: lr:hq).",
+    help="minimap2 preset. Default: the one that suits the model (fast: map-ont; hac and sup: lr:hq).",
 )
 @click.option(
     "--min-qscore",
     "min_mean_qscore",
     type=click.FloatRange(0, 50),
     metavar="Q",
-    help="Least mean Phred quality (qs tag). Reads below are flagged (0x200), lie in the fail folder of --output-dir, "
-    "and are left out of a FASTQ. Default: 0 (none are below).",
+    help="Minimum mean Phred quality (qs tag). Reads below it are flagged (0x200), go to the fail folder of "
+    "--output-dir, and are left out of a FASTQ. Default: 0 (no read is below it).",
 )
-@click.option("--no-trim", is_flag=True, help="Leave the sequencing adapters in the sequences. Default: trim them.")
+@click.option("--no-trim", is_flag=True, help="Leave sequencing adapters in the sequences. Default: trim them.")
 @click.option(
     "-o",
     "--output",
     metavar="FILE|-",
-    help="Where records go: a .bam, .sam, .cram, .fastq or .fastq.gz, which is written as FILE.partial and takes its "
-    "place when it is whole. Default: -, standard output: SAM on a terminal, else uncompressed BAM.",
+    help="Output file: .bam, .sam, .cram, .fastq or .fastq.gz. It is written as FILE.partial and gets its name when it "
+    "is complete. Default: -, standard output: SAM on a terminal, otherwise uncompressed BAM.",
 )
 @click.option(
     "--output-dir",
     type=click.Path(path_type=Path, file_okay=False),
     metavar="DIR",
-    help="Folder for the records, laid out as MinKNOW does: a folder for each run, in it bam_pass and bam_fail. "
-    "Instead of -o. Default: none.",
+    help="Output folder, laid out as MinKNOW does: one folder per run, with bam_pass and bam_fail in it. "
+    "Use instead of -o. Default: none.",
 )
 @click.option("--emit-sam", is_flag=True, help="Write SAM (to standard output, or into --output-dir).")
-@click.option("--emit-cram", is_flag=True, help="Write CRAM, compressed against --reference where that is a FASTA.")
+@click.option("--emit-cram", is_flag=True, help="Write CRAM, compressed against --reference if that is a FASTA.")
 @click.option("--emit-fastq", is_flag=True, help="Write FASTQ, with the SAM tags in its header lines.")
 @click.option(
     "--sort",
     is_flag=True,
-    help="Sort by coordinate and index, in at most 1 GiB of memory; needs --reference, and -o or --output-dir.",
+    help="Sort by coordinate and index, in at most 1 GiB of memory. Needs --reference, and -o or --output-dir.",
 )
-@click.option("--emit-moves", is_flag=True, help="Write the mv tag: where in the signal each base is.")
+@click.option("--emit-moves", is_flag=True, help="Write the mv tag, which says where in the signal each base is.")
 @click.option(
     "--emit-summary",
     is_flag=True,
-    help="Write ONT's sequencing summary, a row a read: OUTPUT.sequencing_summary.txt, or DIR/sequencing_summary.txt.",
+    help="Write ONT's sequencing summary, one row per read, to OUTPUT.sequencing_summary.txt or "
+    "DIR/sequencing_summary.txt.",
 )
 @click.option(
     "--summary-json",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
-    help="Write the final counts and rates to FILE. Default: only to standard error.",
+    help="Also write the final counts and rates to FILE, as JSON. Default: only to standard error.",
 )
 @click.option(
     "--rejected-reads",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
-    help="Table of the reads that were rejected or failed, and why; made if there are any. Default: "
+    help="Table of the reads that were rejected or failed, and why; written only if there are any. Default: "
     "OUTPUT.rejected_reads.tsv, or DIR/rejected_reads.tsv.",
 )
 @click.option(
-    "--server", metavar="HOST:PORT|unix:PATH", help="Call on this server. Default: one is started for this command."
+    "--server", metavar="HOST:PORT|unix:PATH", help="Call on this server. Default: start one for this command."
 )
 @connection_options
 @click.option(
     "--priority",
     type=click.Choice(["live", "standard", "bulk"]),
-    help="With --server: what goes first where it has more than it can call at once. Default: bulk; with --watch: "
-    "standard.",
+    help="With --server: how urgent this call is when the server has more than it can call at once. Default: bulk; "
+    "with --watch: standard.",
 )
 @click.option(
     "--give-up-s",
     type=click.FloatRange(min=0, min_open=True),
     metavar="S",
-    help="With --server: seconds without any server, after which the call ends; --resume-from goes on. A server that "
-    "is there and lets reads wait, as a busy one does, is waited for, and a warning says so. Default: 120; with "
-    "--watch: 3600, as servers come back.",
+    help="With --server: give up after S seconds without a server; --resume-from continues later. If the server is up "
+    "but busy, the call keeps waiting and prints a warning. Default: 120; with --watch: 3600, as servers come "
+    "back.",
 )
 @server_options
 @click.pass_context
 def call(ctx: click.Context, /, **given: Any) -> None:
-    """Call and align the reads of POD5 files, or of folders of them, into a BAM, SAM, CRAM or FASTQ.
+    """Call and align reads from POD5 files, or folders of them, into a BAM, SAM, CRAM or FASTQ.
 
     \b
     porestream call run.pod5 --reference ref.fa --sort -o calls.bam
@@ -163,8 +166,9 @@ def call(ctx: click.Context, /, **given: Any) -> None:
     porestream call pod5_folder/ --resume-from calls.bam.partial -o calls.bam
 
     READS are POD5 files, folders of them, or patterns in quotes. Records go to the output, everything else to standard
-    error. Files appear when they are whole. Ctrl-C or SIGTERM once: the reads under way are finished, twice: stop now.
-    Either way what was called stays in FILE.partial, and the same command with --resume-from FILE.partial goes on.
+    error. Files get their names when they are complete. Press Ctrl-C or send SIGTERM once to finish the reads under way
+    and stop, twice to stop now. Either way FILE.partial keeps the reads called so far; to continue, run the same
+    command with --resume-from FILE.partial.
 
     Exit codes: 0 every input was read and every read is accounted for (rejected ones are listed and counted), 2 wrong
     usage, 3 an input could not be read, or not to its end, 4 the server was lost, 5 reads are missing, 6 reads failed
@@ -174,47 +178,47 @@ def call(ctx: click.Context, /, **given: Any) -> None:
     _check(ctx, given, server_flags)
     try:
         from porestream.cli.caller import run_call
-    except KeyboardInterrupt:  # it takes a second
+    except KeyboardInterrupt:  # the import takes a second
         ctx.exit(130)
     ctx.exit(run_call(_request(given, server_flags)))
 
 
 def _check(ctx: click.Context, given: dict[str, Any], server_flags: dict[str, str]) -> None:
-    """Refuse what does not go together, with the way out."""
+    """Refuse options that do not go together, and say the way out."""
     reads, watch, server = given["reads"], given["watch"], given["server"]
     if server is not None and server_flags:
-        raise click.UsageError(f"{next(iter(server_flags))} is the server's to choose; give it to `porestream serve`")
+        raise click.UsageError(f"{next(iter(server_flags))} does not go with --server; pass it to `porestream serve`")
     if server is not None and ctx.get_parameter_source("models_dir") is ParameterSource.COMMANDLINE:
-        raise click.UsageError("--models-dir is the server's to choose; give it to `porestream serve`")
+        raise click.UsageError("--models-dir does not go with --server; pass it to `porestream serve`")
     about_server = (*CONNECTION_OPTIONS, "priority", "give_up_s")
     if server is None and (alone := [name for name in about_server if given[name]]):
-        raise click.UsageError(f"{_flag(alone[0])} is about --server HOST:PORT, which is missing")
+        raise click.UsageError(f"{_flag(alone[0])} needs --server HOST:PORT")
     if bool(reads) is (watch is not None):
-        raise click.UsageError("name what to call: READS (POD5 files or folders), or --watch FOLDER, not both")
+        raise click.UsageError("give either READS (POD5 files or folders) or --watch FOLDER")
     if reads and _MODEL.match(str(reads[0])) and not reads[0].exists():
         rest = shlex.join(map(str, reads[1:])) or "READS"
         raise click.UsageError(
-            f"{reads[0]} is a model, and there is no file of that name; dorado takes the model first, here it is "
-            f"porestream call {rest} --model {reads[0]}"
+            f"{reads[0]} is a model's name, and there is no such file; dorado takes the model first, porestream as an "
+            f"option: porestream call {rest} --model {reads[0]}"
         )
     if given["watch_timeout_s"] is not None and watch is None:
-        raise click.UsageError("--watch-timeout-s is about --watch FOLDER")
+        raise click.UsageError("--watch-timeout-s needs --watch FOLDER")
     for flag, is_given in (("--sort", given["sort"]), ("--preset", given["preset"] is not None)):
         if is_given and given["reference"] is None:
-            raise click.UsageError(f"{flag} is about alignment, which needs --reference")
+            raise click.UsageError(f"{flag} needs --reference")
     if sum(given[f"emit_{form}"] for form in _FORMATS) > 1:
-        raise click.UsageError("one of --emit-sam, --emit-cram and --emit-fastq, not several")
+        raise click.UsageError("give only one of --emit-sam, --emit-cram and --emit-fastq")
     if given["output"] is not None and given["output_dir"] is not None:
-        raise click.UsageError("-o names one file, --output-dir a folder for several: give one of them")
+        raise click.UsageError("give either -o (one file) or --output-dir (a folder), not both")
     is_stdout = given["output"] in (None, "-") and given["output_dir"] is None
     for name in ("watch", "sort", "emit_summary"):
         if given[name] and is_stdout:
-            way_out = "; to sort what goes to standard output: | samtools sort" if name == "sort" else ""
+            way_out = "; to sort standard output, pipe it: | samtools sort" if name == "sort" else ""
             raise click.UsageError(f"{_flag(name)} needs a file or folder: -o FILE or --output-dir DIR{way_out}")
 
 
 def _request(given: dict[str, Any], server_flags: dict[str, str]) -> "Request":
-    """One value of the command's parameters, defaults filled in: what `Request` does not name is a stream's option."""
+    """Turn the parameters into a `Request`, with defaults. Those that `Request` does not name are stream options."""
     from porestream.cli.options import credentials_of
     from porestream.cli.request import Request
     from porestream.client.stream import PRIORITIES, StreamOptions
@@ -251,7 +255,7 @@ def _flag(name: str) -> str:
 
 
 def _without_password(arguments: list[str], proxy: str | None) -> list[str]:
-    """The command's arguments as they may stand in an output's header: `proxy` is what --proxy was given."""
+    """Return the arguments for the output's header, without the password in --proxy's value `proxy`."""
     from porestream.client.proxy import without_password
 
     return [word.replace(proxy, without_password(proxy)) for word in arguments] if proxy else arguments

@@ -11,8 +11,8 @@ _HOW = {
 
 
 @click.command(
-    short_help="Print the completion script for a shell.",
-    help="Print the script that has a shell complete porestream's commands, flags and files.\n\n\b\n"
+    short_help="Print a shell's completion script.",
+    help="Print the script with which a shell completes porestream's commands, flags and files.\n\n\b\n"
     + "\n".join(_HOW.values()),
 )
 @click.argument("shell", type=click.Choice(list(_HOW)))

@@ -17,13 +17,13 @@ from porestream.cli.commands.simulate import simulate
 from porestream.cli.stopping import EXIT_INTERRUPTED, EXIT_TERMINATED, Terminated, whole_or_not_at_all
 
 _CONTIGS = {"demo_1": 60_000, "demo_2": 40_000}
-_LENGTH_MEAN, _LENGTH_SD = 5000, 2500  # 150 reads: 10 million samples, a quarter of a minute on two cores
+_LENGTH_MEAN, _LENGTH_SD = 5000, 2500  # 150 reads: 10 million samples, 15 s on two cores
 _LEAST_PLACED = 0.9
 
 
 @dataclass(frozen=True, slots=True)
 class _Files:
-    """What the demo leaves."""
+    """The files that the demo makes."""
 
     folder: Path
 
@@ -50,10 +50,10 @@ class _Files:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Comparison:
-    """What the records say of the truth.
+    """How the records compare with the truth.
 
-    `placed` reads overlap the place that they are from, on its strand. `identity` is their median of matches over
-    alignment columns, 0 if there are none; `mean_qscore` the mean over all called reads.
+    `placed` reads overlap their origin, on its strand. `identity` is their median of matches over alignment columns, 0
+    if there are none. `mean_qscore` is the mean over all called reads.
     """
 
     reads: int
@@ -72,10 +72,10 @@ class _Comparison:
     default="demo",
     show_default=True,
     metavar="DIR",
-    help="Folder for all files; made if need be. What an earlier demo left in it is replaced.",
+    help="Folder for all files, created if missing. Files of an earlier demo are replaced.",
 )
 @click.option(
-    "-n", "--reads", type=click.IntRange(1), default=150, show_default=True, metavar="N", help="How many reads."
+    "-n", "--reads", type=click.IntRange(1), default=150, show_default=True, metavar="N", help="Number of reads."
 )
 @click.option(
     "--seed",
@@ -87,18 +87,18 @@ class _Comparison:
 )
 @click.pass_context
 def demo(ctx: click.Context, output: Path, reads: int, seed: int) -> None:
-    """Show the whole way on this machine in a minute: signal in, aligned reads out, and how right they are.
+    """Show the whole pipeline on this machine in a minute: signal in, aligned reads out, and how accurate they are.
 
     \b
-    1. Makes up a reference of 100,000 bases.
-    2. Simulates R10.4.1 reads of it (porestream simulate).
-    3. Starts a server on a Unix socket (porestream serve) and streams the reads to it (porestream call --sort); they
-       are called with the model that ships, aligned, sorted and indexed.
-    4. Compares them with what was simulated.
+    1. Makes a random reference of 100,000 bases.
+    2. Simulates R10.4.1 reads from it (porestream simulate).
+    3. Starts a server on a Unix socket (porestream serve) and streams the reads to it (porestream call --sort), which
+       calls them with the bundled model, then aligns, sorts and indexes them.
+    4. Compares the result with the truth.
 
-    It needs no network, no data and no other model. At the end stands how to look at the files, and how to do the same
-    with your own. Exit codes: 0 all of it worked, 1 something did not, 2 wrong usage, 3-6 as of porestream call, 130
-    and 143 stopped by Ctrl-C or SIGTERM: then there is no calls.bam.
+    It needs no network, no data and no other model. The end of the output says how to look at the files, and how to do
+    the same with your own. Exit codes: 0 all of it worked, 1 something did not, 2 wrong usage, 3-6 as of porestream
+    call, 130 and 143 stopped by Ctrl-C or SIGTERM: then there is no calls.bam.
     """
     files = _Files(output)
     try:
@@ -106,17 +106,17 @@ def demo(ctx: click.Context, output: Path, reads: int, seed: int) -> None:
             found, samples_per_s = _make(ctx, files, reads, seed)
     except OSError as error:
         about = f"{error.filename}: " if error.filename else ""
-        raise click.ClickException(f"{about}{error.strerror or error}; -o DIR names another folder") from error
+        raise click.ClickException(f"{about}{error.strerror or error}; use another -o DIR") from error
     click.echo(_report(files, found, samples_per_s))
     if found.called < found.reads or found.placed < _LEAST_PLACED * found.reads:
         raise click.ClickException(
-            f"of {found.reads} reads {found.called} were called and {found.placed} lie where they are from: "
+            f"of {found.reads} reads, {found.called} were called and {found.placed} aligned to their origin: "
             "something is wrong with this installation (is the processor supported? `make test` tells more)"
         )
 
 
 def _make(ctx: click.Context, files: _Files, reads: int, seed: int) -> tuple[_Comparison, float]:
-    """All four steps; returns how right the records are, and at how many samples a second was called."""
+    """Do all four steps; return how accurate the records are, and the calling speed in samples/s."""
     _clear(files)
     _step(1, f"making up a reference of {sum(_CONTIGS.values()):,} bases: {files.reference}")
     _write_reference(files.reference, seed)
@@ -144,24 +144,24 @@ def _step(number: int, text: str) -> None:
 
 
 def _clear(files: _Files) -> None:
-    """Make the folder, and take an earlier demo's records out of it: they would not be of the new reads.
+    """Make the folder, and remove an earlier demo's records, which would not match the new reads.
 
     Raises
     ------
     click.UsageError
-        Files of these names are somebody else's.
+        The folder has files with these names that no demo made.
     """
     files.folder.mkdir(parents=True, exist_ok=True)
     ours = files.reference.is_file() and files.reference.read_bytes().startswith(f">{next(iter(_CONTIGS))}".encode())
     for path in (files.reference, files.reads, files.truth, files.calls, files.index):
         if (path.exists() or path.is_symlink()) and not ours:
-            raise click.UsageError(f"{path} is not of an earlier demo and would be lost; -o DIR names another folder")
+            raise click.UsageError(f"{path} is not from an earlier demo and would be lost; use another -o DIR")
     for path in (files.calls, files.index):
         path.unlink(missing_ok=True)
 
 
 def _write_reference(path: Path, seed: int) -> None:
-    import numpy as np  # here and below: --help must not wait for it
+    import numpy as np  # imported here and below, so that --help need not wait
 
     from porestream.models.simulate.sequence import decode, random_bases
 
@@ -170,12 +170,12 @@ def _write_reference(path: Path, seed: int) -> None:
 
 
 def _call_and_sort(ctx: click.Context, files: _Files, folder: Path) -> tuple[Path, float]:
-    """Make the sorted, indexed BAM in `folder`; returns it, and at how many samples a second was called.
+    """Make the sorted, indexed BAM in `folder`; return it, and the calling speed in samples/s.
 
     Raises
     ------
     click.exceptions.Exit
-        Calling did not end well, and has said why.
+        Calling failed, and has said why.
     Terminated
         SIGTERM came.
     """
@@ -196,7 +196,7 @@ def _call_and_sort(ctx: click.Context, files: _Files, folder: Path) -> tuple[Pat
                 summary_json=summary,
                 command_line=shlex.join(["porestream", *sys.argv[1:]]),
                 options=StreamOptions(
-                    model=str(BUNDLED),  # not auto: the user's own might take fifteen times as long
+                    model=str(BUNDLED),  # not auto: the user's own models might take fifteen times as long
                     reference=str(files.reference),
                     emit_md=True,
                     priority=PRIORITIES["bulk"],
@@ -204,20 +204,20 @@ def _call_and_sort(ctx: click.Context, files: _Files, folder: Path) -> tuple[Pat
             )
         )
     finally:
-        signal.signal(signal.SIGTERM, terminate)  # asyncio leaves the default behind, which cleans nothing up
+        signal.signal(signal.SIGTERM, terminate)  # asyncio leaves the default handler, which cleans nothing up
     if code == EXIT_TERMINATED:
         raise Terminated
     if code == EXIT_INTERRUPTED:
         raise KeyboardInterrupt
     if code:
-        click.echo(f"calling failed (exit code {code}): {files.calls} has not been written", err=True)
+        click.echo(f"calling failed (exit code {code}): {files.calls} was not written", err=True)
         ctx.exit(code)
     _step(4, f"comparing with the truth: {files.truth}")
     return calls, float(json.loads(summary.read_text())["samples_per_second"])
 
 
 def _compare(calls: Path, truth: Path) -> _Comparison:
-    """Compare primary records with the truth's table; columns and mismatches are from CIGAR and NM."""
+    """Compare primary records with the truth table; columns and mismatches come from CIGAR and NM."""
     import pysam
 
     with truth.open(newline="") as table:
@@ -252,7 +252,7 @@ def _compare(calls: Path, truth: Path) -> _Comparison:
 
 
 def _report(files: _Files, found: _Comparison, samples_per_s: float) -> str:
-    """The summary, and what to do next, in commands that can be copied."""
+    """Return the summary, and the next commands to copy."""
     program = _program()
     reference, reads, calls = (shlex.quote(str(path)) for path in (files.reference, files.reads, files.calls))
     return f"""
@@ -268,16 +268,16 @@ def _report(files: _Files, found: _Comparison, samples_per_s: float) -> str:
     samtools view {calls} | less -S
     igv -g {reference} {calls}
 
-The same with your own reads (R10.4.1 DNA; ONT's models, if you have one, call better: --model DIR):
+The same with your own reads (R10.4.1 DNA; if you have one of ONT's models, it calls better: --model DIR):
     {program} call READS.pod5 --reference REF.fasta -o calls.bam
     {program} call POD5_FOLDER/ --reference REF.fasta --sort --emit-summary -o calls.bam
 
-And with a server for many instruments and pipelines; in another terminal the second command:
+And with a server for many instruments and pipelines (run the second command in another terminal):
     {program} serve --reference {reference} --listen 127.0.0.1:50051
     {program} call {reads} --server 127.0.0.1:50051 --reference {files.reference.name} -o calls.bam"""
 
 
 def _program() -> str:
-    """This program as the user can call it: in a virtual environment it need not be on the PATH."""
+    """Return how the user can run this program: in a virtual environment it may not be on the PATH."""
     called = sys.argv[0]
     return called if Path(called).name == "porestream" and not shutil.which("porestream") else "porestream"

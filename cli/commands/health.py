@@ -16,21 +16,21 @@ _DEFAULT = "127.0.0.1:50051"
 @click.option(
     "--server",
     metavar="HOST:PORT|unix:PATH",
-    help="Whom to ask. Default: where a server with this environment listens: $PORESTREAM_HEALTH_LISTEN, "
+    help="Server to ask. Default: where a server with this environment listens: $PORESTREAM_HEALTH_LISTEN, "
     f"$PORESTREAM_LISTEN or {_DEFAULT}.",
 )
 @click.option(
     "--service",
     default="",
     metavar="NAME",
-    help="What to ask about: liveness (whether it works at all), or a gRPC service. Default: whether it is ready.",
+    help="What to ask about: liveness (does it work at all?), or a gRPC service. Default: is it ready?",
 )
 @click.option(
     "--timeout-s",
     type=click.FloatRange(min=0, min_open=True),
     default=5.0,
     metavar="S",
-    help="Seconds to wait. Default: 5.",
+    help="Seconds to wait for the answer. Default: 5.",
 )
 @connection_options
 def health(
@@ -42,9 +42,9 @@ def health(
     token_file: Path | None,
     proxy: str | None,
 ) -> None:
-    """Ask a server, by gRPC's health protocol, whether it is ready for streams.
+    """Ask a server, with gRPC's health protocol, whether it is ready for streams.
 
-    Exit codes: 0 it is; 1 it is not, or does not answer.
+    Exit codes: 0 it is ready; 1 it is not, or does not answer.
     """
     import asyncio
 
@@ -69,7 +69,7 @@ def health(
     except grpc.aio.AioRpcError as error:
         click.echo(escaped(f"{way_to(address, credentials)}: {error.code().name}: {error.details()}"), err=True)
         sys.exit(1)
-    except (OSError, ValueError) as error:  # a file of the credentials, or the proxy's URL
+    except (OSError, ValueError) as error:  # a credentials file, or the proxy's URL
         click.echo(str(error), err=True)
         sys.exit(1)
     click.echo(status)
@@ -77,6 +77,6 @@ def health(
 
 
 def _reachable(listen: str) -> str:
-    """Where one connects to that listens on all addresses."""
+    """Return an address to connect to, also if the server listens on all."""
     host, colon, port = listen.rpartition(":")
     return f"127.0.0.1{colon}{port}" if host in ("0.0.0.0", "[::]") else listen

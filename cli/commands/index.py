@@ -9,29 +9,29 @@ import click
 from porestream.cli.stopping import whole_or_not_at_all
 
 
-@click.command(short_help="Build the index with which a card aligns to a reference.")
+@click.command(short_help="Build the index for aligning to a reference on a GPU.")
 @click.argument("reference", type=click.Path(path_type=Path), metavar="REF.fasta")
 @click.option(
     "-o",
     "--output",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
-    help="Default: REF.fasta.PRESET.psindex, where `porestream serve --reference REF.fasta` finds it.",
+    help="The index. Default: REF.fasta.PRESET.psindex, where `porestream serve --reference REF.fasta` looks for it.",
 )
 @click.option(
     "--preset",
     type=click.Choice(["map-ont", "lr:hq"]),
-    help="minimap2's preset that it is for. Default: lr:hq, which suits hac and sup models; map-ont suits fast ones.",
+    help="minimap2 preset of the index. Default: lr:hq, which suits hac and sup models; map-ont suits fast ones.",
 )
 def index(reference: Path, output: Path | None, preset: str | None) -> None:
-    """Build the index with which a card aligns to a reference; on a CPU it is not needed.
+    """Build the index for aligning to a reference on a GPU; a CPU does not need one.
 
     \b
     porestream index GRCh38.fasta
     porestream index GRCh38.fasta --preset map-ont
 
-    It takes some 1.2 bytes a base of a large genome on the card, and memory of a few times the longest sequence to
-    build. Exit codes: 0 it is there; 1 failed, 2 wrong usage, 130 and 143 stopped by Ctrl-C or SIGTERM: then nothing is
+    On the GPU it takes about 1.2 bytes per base of a large genome. Building it takes memory of a few times the longest
+    sequence. Exit codes: 0 built, 1 failed, 2 wrong usage, 130 and 143 stopped by Ctrl-C or SIGTERM: then nothing is
     left behind.
     """
     from porestream.kernels.align.aligner import PRESETS
@@ -49,7 +49,7 @@ def index(reference: Path, output: Path | None, preset: str | None) -> None:
 
     try:
         if first_bytes(reference, len(MMI_MAGIC)) == MMI_MAGIC:
-            raise ReferenceFileError(reference, "an index for minimap2 is none for a card", "give its FASTA")
+            raise ReferenceFileError(reference, "a .mmi cannot be used on a GPU", "pass the FASTA")
         with whole_or_not_at_all(target):
             say(f"reading {reference.name}")
             found = read_fasta(reference)

@@ -21,28 +21,28 @@ if TYPE_CHECKING:
     from porestream.client.sources.runs import FileRuns, Runs
     from porestream.models.files.chemistry import Chemistry
 
-_EXIT_UNREADABLE = 3  # as of `porestream call`
+_EXIT_UNREADABLE = 3  # as in `porestream call`
 _UNKNOWN = "unknown"
 
 
 @click.command(short_help="Show what is in POD5 files: runs, chemistry, reads, samples, end reasons.")
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="FILE...")
-@click.option("-r", "--recursive", is_flag=True, help="Look into folders within folders, too.")
+@click.option("-r", "--recursive", is_flag=True, help="Search folders recursively.")
 @models_directory_option(type=click.Path(path_type=Path, exists=True, file_okay=False), envvar="PORESTREAM_MODELS")
-@click.option("--json", "as_json", is_flag=True, help="Write JSON: all figures of each run, and what is unreadable.")
+@click.option("--json", "as_json", is_flag=True, help="Write JSON: all figures of each run, and unreadable files.")
 @click.pass_context
 def info(ctx: click.Context, files: tuple[Path, ...], recursive: bool, models_dir: Path | None, as_json: bool) -> None:
-    """Show what is in POD5 files, or in folders of them, run by run. Signal is not read, so it is quick.
+    """Show what is in POD5 files, or in folders of them, run by run. It is quick, as it does not read the signal.
 
     \b
     porestream info run.pod5
     porestream info -r /data/experiment
     porestream info pod5_folder/ --json | jq '.runs[].reads'
 
-    A run is shown once, however many its files are. "model" is what `porestream call` takes if it is given none;
-    "bases" are what so much signal is worth at the chemistry's speed, an estimate that is a little high, for some of
-    it is adapter or stalled; "time covered" goes from the first read's start to the last one's end. Half of all
-    samples are in reads of the N50 or longer; it is given to 0.2%.
+    Each run is shown once, however many files it has. "model" is the one that `porestream call` would choose. "bases"
+    is an estimate from the amount of signal and the chemistry's speed; it is a little high, as some of the signal is
+    adapter or stalled. "time covered" is from the start of the first read to the end of the last one. Half of all
+    samples are in reads of the N50 or longer; the N50 is accurate to 0.2%.
 
     Exit codes: 0 all was read, 2 wrong usage, 3 a file could not be read (it is named, and the others are shown).
     """
@@ -95,10 +95,10 @@ def _empty_histogram() -> "npt.NDArray[np.float64]":
 
 @dataclass(kw_only=True)
 class _Run:
-    """An acquisition: what its files say of it, and what their reads add up to.
+    """One acquisition: its metadata, and its reads' totals.
 
-    `lengths_2L` has for each of L bins of read lengths, of equal width in the logarithm, how many reads are in it and
-    how many samples they have. Starts and ends are in samples from the run's start.
+    `lengths_2L` is a histogram of read lengths with L bins of equal width on a logarithmic scale: row 0 counts reads,
+    row 1 their samples. Starts and ends are in samples from the run's start.
     """
 
     said: "RunInfo"
@@ -130,7 +130,7 @@ class _Run:
         self.end_reasons += end_reasons
         bins = self.lengths_2L.shape[1]
         bin_R = (np.log2(np.maximum(samples_R, 1)) * _BINS_PER_OCTAVE).astype(np.int64).clip(max=bins - 1)
-        self.lengths_2L[0] += np.bincount(bin_R, weights=samples_R > 0, minlength=bins)  # empty reads are in none
+        self.lengths_2L[0] += np.bincount(bin_R, weights=samples_R > 0, minlength=bins)  # empty reads are in no bin
         self.lengths_2L[1] += np.bincount(bin_R, weights=samples_R, minlength=bins)
 
     def add(self, other: "_Run") -> None:
@@ -146,7 +146,7 @@ class _Run:
         self.lengths_2L += other.lengths_2L
 
     def order(self) -> tuple[str, str]:
-        """By start."""
+        """Sort key: start, then id."""
         return self._started, self.said.key
 
     @property
@@ -164,14 +164,14 @@ class _Run:
 
     @property
     def bases(self) -> int | None:
-        """Estimated; None where the chemistry's speed or the sample rate is not known."""
+        """An estimate; None if the chemistry's speed or the sample rate is unknown."""
         if not self.sample_rate_hz or not self.chemistry.bases_per_second:
             return None
         return round(self.samples / self.sample_rate_hz * self.chemistry.bases_per_second)
 
     @property
     def covered_s(self) -> float | None:
-        """From the first read's start to the last one's end."""
+        """Time from the first read's start to the last one's end."""
         return None if self.first_start is None else self._seconds(self.last_end - self.first_start)
 
     @property
@@ -180,7 +180,7 @@ class _Run:
 
     @property
     def n50_samples(self) -> float:
-        """Half of all samples are in reads of this length or above: the mean length of the bin where they are."""
+        """The N50, where half of all samples are in longer reads: the mean length of its bin."""
         count_L, samples_L = self.lengths_2L[:, ::-1]
         if not self.samples:
             return 0.0
@@ -188,7 +188,7 @@ class _Run:
         return float(samples_L[bin_] / count_L[bin_])
 
     def lines(self, models: "_Models") -> Iterator[tuple[str, str]]:
-        """What is shown, as name and value; an empty value is unknown."""
+        """Yield names and values to show; an empty value is unknown."""
         from porestream.client.text import counted
 
         seconds, said = self._seconds, self.said
@@ -218,7 +218,7 @@ class _Run:
         )
 
     def as_json(self, models: "_Models") -> dict[str, object]:
-        """All figures; what is unknown is null."""
+        """Return all figures; unknown ones are null."""
         name, reason = models.of(self.chemistry)
         said = self.said
         return {
@@ -253,7 +253,7 @@ class _Run:
 
 @dataclass
 class _Models:
-    """What `porestream call` takes for a chemistry: the model's name, or why there is none."""
+    """The models that `porestream call` would choose: for a chemistry, a name, or why there is none."""
 
     directory: Path | None
     _known: "dict[Chemistry, tuple[str, str]]" = field(default_factory=dict, init=False)
@@ -270,7 +270,7 @@ class _Models:
 
 
 def _read_file(path: Path, all_runs: "Runs") -> dict[str, _Run]:
-    """The runs of a file by key, from the columns of its table of reads, a batch at a time.
+    """Read a file's runs, by key, from the columns of its read table, batch by batch.
 
     Raises
     ------
@@ -310,10 +310,10 @@ def _add_batch(batch: Any, in_file: "FileRuns", runs: dict[str, _Run]) -> None:
 
 
 def _decoded(column: Any) -> "tuple[npt.NDArray[np.int64], list[str]]":
-    """A dictionary column as indices into names; the last name is for nulls."""
+    """Return a dictionary column as indices into names; the last name is for nulls."""
     import numpy as np
 
-    column.validate(full=True)  # indices that point out of the dictionary
+    column.validate(full=True)  # catches indices outside the dictionary
     names = [name or _UNKNOWN for name in column.dictionary.to_pylist()]
     return column.indices.fill_null(len(names)).to_numpy().astype(np.int64), [*names, _UNKNOWN]
 

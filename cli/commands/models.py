@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _HOW_TO_GET_THEM = "docs/models/directories.md says how to get ONT's"
 
 
-@click.command(short_help="List the models that are there, and which of them run.")
+@click.command(short_help="List the models you have, and which of them run.")
 @click.argument(
     "directory",
     required=False,
@@ -26,25 +26,23 @@ _HOW_TO_GET_THEM = "docs/models/directories.md says how to get ONT's"
     type=click.Path(path_type=Path, exists=True, file_okay=False),
     metavar="[DIR]",
 )
-@click.option("--json", "as_json", is_flag=True, help="Write a JSON list, one object a model, with whole digests.")
-@click.option(
-    "--no-digest", is_flag=True, help="Do not read the weights: quicker, but neither digest nor check of them."
-)
+@click.option("--json", "as_json", is_flag=True, help="Write a JSON list, one object per model, with full digests.")
+@click.option("--no-digest", is_flag=True, help="Do not read the weights: quicker, but without digests and checks.")
 def models(directory: Path | None, as_json: bool, no_digest: bool) -> None:
-    """List the models in a folder and the one that ships: what each is for, and whether it runs here.
+    """List the models in a folder and the bundled one: what each is for, and whether it runs here.
 
     \b
     porestream models
     porestream models /data/dorado_models
     porestream models /data/dorado_models/dna_r10.4.1_e8.2_400bps_hac@v5.0.0 --json
 
-    DIR is a folder of model directories, or one of them. Default: $PORESTREAM_MODELS or
-    ~/.local/share/porestream/models. The first column is what --model of `call` and `serve` takes; with it goes
-    --models-dir DIR where DIR is not the default. --model fast, hac or sup takes the newest of that kind that fits the
-    run. They are listed by molecule, pore and kind, the newest first.
+    DIR is a folder of model directories, or a single one. Default: $PORESTREAM_MODELS or
+    ~/.local/share/porestream/models. Pass a name from the first column to --model of `call` and `serve`, with
+    --models-dir DIR if DIR is not the default. --model fast, hac or sup takes the newest of that kind that fits the
+    run. Models are listed by molecule, pore and kind, newest first.
 
-    All weights are read and checked, and the digest is made of them and config.toml: the same model has the same
-    digest in dorado's files as in model.safetensors.
+    All weights are read and checked. The digest covers them and config.toml: the same model has the same digest in
+    dorado's files as in model.safetensors.
     """
     from porestream.models.files.catalog import BUNDLED, default_models_directory, models_in
 
@@ -66,7 +64,7 @@ def models(directory: Path | None, as_json: bool, no_digest: bool) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Row:
-    """A model directory. `kind`, `release` and `chemistry` are as its name says; of a companion, its basecaller's."""
+    """A model directory. `kind`, `release` and `chemistry` come from its name, or its basecaller's for a companion."""
 
     directory: Path
     chemistry: "Chemistry"
@@ -82,7 +80,7 @@ class _Row:
         return self.directory.absolute().name
 
     def order(self) -> tuple[bool, str, list[int], str, int, str, list[int], str]:
-        """By molecule, pore, kind, release; names that tell nothing last."""
+        """Sort key: molecule, pore, kind, release; names that do not say go last."""
         from porestream.models.files.catalog import KINDS, padded
 
         chemistry = self.chemistry
@@ -150,7 +148,7 @@ def _listed(directories: Iterable[Path], digest: bool) -> list[_Row]:
 
 
 def _row(directory: Path, digest: bool) -> _Row:
-    """Never fails: what is wrong with a directory stands in its row."""
+    """Make a directory's row; it says what is wrong instead of raising."""
     from porestream.models.files.bundle import load_bundle, weights_bytes
     from porestream.models.files.catalog import companion_of
     from porestream.models.files.chemistry import Chemistry, ModelName, parse_model_name
@@ -187,7 +185,7 @@ def _row(directory: Path, digest: bool) -> _Row:
 
 
 def _reason(error: Exception, directory: Path) -> str:
-    """An error's message, without the directory that it begins with, for that is the row's."""
+    """Return an error's message without the directory at its beginning, which the row already names."""
     text = str(error) or type(error).__name__
     for path in {str(directory), str(directory.resolve())}:
         text = text.removeprefix(f"{path}/config.toml: ").removeprefix(f"{path}: ").removeprefix(f"{path}/")

@@ -16,10 +16,10 @@ from porestream.cli.options import CallCommand, models_directory_option, server_
     "--model",
     multiple=True,
     metavar="auto|fast|hac|sup|NAME|DIR",
-    help="Model directory, or the name of a model in the models folder (`porestream models` lists them); fast, hac or "
-    "sup: the newest of that kind for every chemistry and sample rate in the folder. Repeat for several. Streams name "
-    "one by its directory's name, or get the one that fits their run. Default: auto: the one that ships (R10.4.1 DNA; "
-    "ONT's models call better).",
+    help="Model directory, or the name of a model in the models folder (`porestream models` lists them). fast, hac or "
+    "sup serves the newest model of that kind for every chemistry and sample rate in the folder. Repeat for several. A "
+    "stream names a model by its directory name, or gets the one that fits its run. Default: auto, the model that "
+    "ships with porestream (R10.4.1 DNA; ONT's models are more accurate).",
 )
 @models_directory_option(type=click.Path(path_type=Path))
 @click.option(
@@ -27,82 +27,89 @@ from porestream.cli.options import CallCommand, models_directory_option, server_
     multiple=True,
     type=click.Path(path_type=Path),
     metavar="FASTA|MMI",
-    help="Reference to align to; repeat for several. Streams name one by its file's name.",
+    help="Reference to align to; repeat for several. Streams name a reference by its file name.",
 )
 @click.option(
     "--preset",
     multiple=True,
     metavar="PRESET",
-    help="Alignment preset: map-ont or lr:hq. Default: what suits each model (fast: map-ont, others: lr:hq).",
+    help="Alignment preset: map-ont or lr:hq. Default: map-ont for fast models, lr:hq for others.",
 )
-@click.option("--listen", metavar="HOST:PORT|unix:PATH", help="Where to serve gRPC. Default: 127.0.0.1:50051.")
+@click.option("--listen", metavar="HOST:PORT|unix:PATH", help="Address to serve gRPC on. Default: 127.0.0.1:50051.")
 @click.option(
     "--tls-certificate",
     type=click.Path(path_type=Path),
     metavar="PEM",
-    help="Serve with TLS: the certificate, and those of its authorities after it. It is read again when it changes. "
-    "Default: none, without encryption.",
+    help="Certificate to serve TLS with, followed by its CA chain. Reloaded when the file changes. Default: none, no "
+    "encryption.",
 )
-@click.option("--tls-key", type=click.Path(path_type=Path), metavar="PEM", help="The certificate's key. Default: none.")
+@click.option(
+    "--tls-key",
+    type=click.Path(path_type=Path),
+    metavar="PEM",
+    help="Private key of the certificate, unencrypted. Default: none.",
+)
 @click.option(
     "--token-file",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Serve only clients that have one of the tokens in FILE, one a line; it is read again when it changes. Needs "
-    "TLS. After a token may stand name=NAME (for log and metrics), role=watcher (no reads called, default: caller) and "
-    "priorities=standard,bulk (default: all). Default: serve everyone.",
+    help="Serve only clients that send one of the tokens in FILE, one per line. Needs TLS. Reloaded when the file "
+    "changes. After a token you can add name=NAME (shown in logs and metrics), role=watcher (may not have reads "
+    "called; default: caller) and priorities=standard,bulk (default: all). Default: serve everyone.",
 )
 @click.option(
     "--token-file-lost",
     metavar="keep|refuse",
-    help="Where the token file is gone or unusable: keep the tokens of before, or refuse everyone. Default: keep.",
+    help="What to do if the token file disappears or becomes unusable: keep the last tokens, or refuse everyone. "
+    "Default: keep.",
 )
 @click.option(
     "--health-listen",
     metavar="HOST:PORT",
-    help="A second port without TLS and tokens, with gRPC's health service only, for whoever watches over the server. "
-    "Default: none.",
+    help="Second port with only the gRPC health service, without TLS or tokens, for health checks. Default: none.",
 )
 @click.option(
     "--metrics-port",
     type=int,
     metavar="P",
-    help="Port of Prometheus' /metrics, and of a page for people at /. Default: none.",
+    help="Port for Prometheus metrics (/metrics) and the status page (/). Default: none.",
 )
-@click.option("--metrics-host", metavar="HOST", help="Address that the metrics port is bound to. Default: 127.0.0.1.")
+@click.option("--metrics-host", metavar="HOST", help="Address to bind the metrics port to. Default: 127.0.0.1.")
 @click.option(
     "--metrics-allowed-hosts",
     multiple=True,
     metavar="NAME",
-    help="Name by which browsers and Prometheus ask the metrics port, as a proxy's; *.DOMAIN and * are patterns. "
-    "Repeat for several. Addresses, this machine's names and a cluster's are always taken. Default: no others.",
+    help="Extra host name that browsers and Prometheus may use for the metrics port, such as a proxy's; *.DOMAIN and * "
+    "are patterns. Repeat for several. IP addresses, this machine's names and cluster-internal names are always "
+    "allowed. Default: no others.",
 )
 @click.option(
     "--memory-budget",
     metavar="BYTES",
-    help="What all streams' signal and results may take beside the idle server: bytes, or like 512M, 2G. Default: 1G.",
+    help="Memory for the signal and results of all streams, on top of what the idle server uses: in bytes, or e.g. "
+    "512M, 2G. Default: 1G.",
 )
-@click.option("--max-streams", type=int, metavar="N", help="Streams served at once; more are turned away. Default: 64.")
+@click.option("--max-streams", type=int, metavar="N", help="Streams served at once; more are refused. Default: 64.")
 @click.option(
     "--max-streams-per-peer",
     type=int,
     metavar="N",
-    help="Streams that one address may have (or one named token, from wherever). Behind a proxy all clients have one "
-    "address: set it to --max-streams there. Default: three quarters of --max-streams.",
+    help="Streams that one address may open (or one named token, from any address). Behind a proxy all clients share "
+    "one address, so set it to the value of --max-streams. Default: three quarters of --max-streams.",
 )
 @click.option(
     "--live-share",
     type=float,
     metavar="X",
-    help="Of the samples called while other streams wait: the share, from 0 to 1, that live streams get first. Raise "
-    "it on a server for instruments. Default: 0.3.",
+    help="Share of calling, from 0 to 1, that live streams get first while other streams wait, in samples. Raise it on "
+    "a server for instruments. Default: 0.3.",
 )
 @click.option(
     "--live-rate",
     type=float,
     metavar="N",
-    help="Samples a second that one live stream may send as such; what is beyond waits as standard. Default: "
-    "16,000,000 (3,000 channels of 5 kHz, a PromethION flow cell).",
+    help="Samples per second that one live stream gets live priority for; the rest is scheduled as standard. Default: "
+    "16,000,000 (3,000 channels at 5 kHz, a PromethION flow cell).",
 )
 @click.option("--max-read-samples", type=int, metavar="N", help="Longer reads are rejected. Default: 50,000,000.")
 @server_options
@@ -110,35 +117,35 @@ from porestream.cli.options import CallCommand, models_directory_option, server_
     "--batch-delay-s",
     type=float,
     metavar="S",
-    help="Longest time in seconds that a chunk waits for its batch to fill. Default: 0.02.",
+    help="Longest time, in seconds, that a chunk waits for its batch to fill. Default: 0.02.",
 )
 @click.option(
-    "--grace-s", type=float, metavar="S", help="Seconds that streams have to finish after SIGTERM. Default: 30."
+    "--grace-s", type=float, metavar="S", help="Seconds that streams get to finish after SIGTERM. Default: 30."
 )
 @click.option(
     "--log-format",
     metavar="auto|json|text",
-    help="Of the log on stderr. Default: auto (text on a terminal, else JSON lines).",
+    help="Format of the log on stderr. Default: auto (text on a terminal, otherwise JSON lines).",
 )
 @click.option(
     "--log-read-ids/--no-log-read-ids",
     default=None,
-    help="Name reads in the log where one is rejected or fails. Default: no.",
+    help="Log the ids of reads that are rejected or fail. Default: no.",
 )
 @click.option(
     "--config",
     type=click.Path(path_type=Path),
     metavar="TOML",
-    help="File of settings: the flags' names with underscores.",
+    help="Settings file; settings are named like the flags, with underscores.",
 )
-@click.option("--until-stdin-closes", is_flag=True, hidden=True, help="End with the process that started it.")
+@click.option("--until-stdin-closes", is_flag=True, hidden=True, help="Stop when the parent process ends.")
 def serve(config: Path | None, until_stdin_closes: bool, **flags: Any) -> None:
     """Serve basecalling and alignment over gRPC (porestream.v1), with health and reflection.
 
-    Every flag may also be an environment variable (--max-streams: PORESTREAM_MAX_STREAMS; --models-dir:
-    PORESTREAM_MODELS; of those that repeat, a list with commas) or stand in the TOML file of
-    --config (max_streams = 64); a flag goes before the environment, that before the file. Unknown settings are refused.
-    SIGTERM drains: streams are told to go elsewhere, complete reads are finished, and the exit code is 0.
+    Every flag can also be set as an environment variable (--max-streams: PORESTREAM_MAX_STREAMS; --models-dir:
+    PORESTREAM_MODELS; repeatable flags: a comma-separated list) or in the TOML file given with --config
+    (max_streams = 64). Flags override the environment, which overrides the file. Unknown settings are refused. On
+    SIGTERM the server drains: it sends streams to another server, finishes complete reads, and exits with code 0.
     """
     from porestream.server.start.settings import SettingsError, load_settings
 
@@ -152,18 +159,18 @@ def serve(config: Path | None, until_stdin_closes: bool, **flags: Any) -> None:
         from porestream.server.start.app import serve
         from porestream.server.watch.logs import configure_logging
 
-        with closing(configure_logging(settings.log_format, read_ids=settings.log_read_ids)):  # an error comes last
+        with closing(configure_logging(settings.log_format, read_ids=settings.log_read_ids)):  # flush before any error
             asyncio.run(
                 serve(settings, _announce if until_stdin_closes else _ignore, until_stdin_closes=until_stdin_closes)
             )
     except SettingsError as error:
         raise click.UsageError(str(error)) from error
-    except ValueError as error:  # a model or reference that cannot be used
+    except ValueError as error:  # an unusable model or reference
         raise click.ClickException(str(error)) from error
 
 
 def _announce(address: str) -> None:
-    """Tell the process that started this server, in one line on stdout, where it listens."""
+    """Print the server's address on stdout, for the process that started it."""
     print(address, file=sys.stdout, flush=True)
 
 

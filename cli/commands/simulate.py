@@ -23,7 +23,7 @@ _MAX_LENGTH = 1_000_000_000
 
 
 class _FiniteRange(click.FloatRange):
-    """A range without nan, which is neither below nor above any bound, and without inf."""
+    """A range that excludes inf, and nan, which passes every comparison with a bound."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         number = float(super().convert(value, param, ctx))
@@ -32,7 +32,7 @@ class _FiniteRange(click.FloatRange):
         return number
 
 
-@click.command(short_help="Simulate R10.4.1 signal of a reference into a POD5 file.")
+@click.command(short_help="Simulate R10.4.1 reads from a reference into a POD5 file.")
 @click.argument("reference", type=click.Path(path_type=Path), metavar="REF")
 @click.option(
     "-o",
@@ -40,14 +40,14 @@ class _FiniteRange(click.FloatRange):
     required=True,
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="OUT.pod5",
-    help="The POD5 file to write; an older one is replaced when the new one is complete.",
+    help="POD5 file to write; an existing one is replaced when the new one is complete.",
 )
-@click.option("-n", "--reads", type=click.IntRange(1), metavar="N", help="How many reads. Default: 1000.")
+@click.option("-n", "--reads", type=click.IntRange(1), metavar="N", help="Number of reads. Default: 1000.")
 @click.option(
     "--coverage",
     type=_FiniteRange(0, min_open=True),
     metavar="X",
-    help="As many reads as cover the reference X times, instead of --reads.",
+    help="Simulate enough reads to cover the reference X times, instead of --reads.",
 )
 @click.option(
     "--length-mean",
@@ -55,7 +55,7 @@ class _FiniteRange(click.FloatRange):
     default=5000,
     show_default=True,
     metavar="BASES",
-    help="Of the reads.",
+    help="Mean length of the reads.",
 )
 @click.option(
     "--length-sd",
@@ -63,7 +63,7 @@ class _FiniteRange(click.FloatRange):
     default=4000,
     show_default=True,
     metavar="BASES",
-    help="Of a gamma distribution; 0 makes all reads equally long. None is shorter than 200 bases.",
+    help="Standard deviation of the lengths (gamma distribution; at least 200 bases). 0: all reads are equally long.",
 )
 @click.option(
     "--strand",
@@ -77,7 +77,7 @@ class _FiniteRange(click.FloatRange):
     type=click.Choice(["5000", "4000"]),
     default="5000",
     show_default=True,
-    help="Samples a second.",
+    help="Samples per second.",
 )
 @click.option(
     "--noise",
@@ -85,7 +85,7 @@ class _FiniteRange(click.FloatRange):
     default=1.0,
     show_default=True,
     metavar="FACTOR",
-    help="Times the noise of real reads. 0 leaves flat bases (in random times), the leader, and each read's drift, "
+    help="Multiple of real reads' noise. 0 leaves flat bases (of random duration), the leader, and each read's drift, "
     "gain and offset.",
 )
 @click.option(
@@ -102,7 +102,7 @@ class _FiniteRange(click.FloatRange):
     default=_NATURAL.speed_sd,
     show_default=True,
     metavar="SHARE",
-    help="How much the reads' speeds differ (standard deviation), as a share of the mean; within 25%.",
+    help="Standard deviation of speed between reads, as a share of the mean; speeds stay within 25% of it.",
 )
 @click.option(
     "--drift",
@@ -110,7 +110,7 @@ class _FiniteRange(click.FloatRange):
     default=_NATURAL.drift_sd_units * PA_PER_UNIT,
     show_default=True,
     metavar="PA",
-    help="Standard deviation of the baseline's change from a read's begin to its end, in pA.",
+    help="Standard deviation of the baseline's change from a read's start to its end, in pA.",
 )
 @click.option(
     "--stalls",
@@ -118,26 +118,29 @@ class _FiniteRange(click.FloatRange):
     default=1000 * _NATURAL.stall_share,
     show_default=True,
     metavar="N",
-    help="Stalls (of 0.1 s on average) in a thousand bases.",
+    help="Stalls (0.1 s on average) per thousand bases.",
 )
-@click.option("--no-adapters", is_flag=True, help="Leave out open pore, leader and adapters: bases only.")
+@click.option("--no-adapters", is_flag=True, help="Simulate only the bases, without open pore, leader and adapters.")
 @click.option(
     "--channels",
     type=click.IntRange(1, 512),
     default=128,
     show_default=True,
     metavar="N",
-    help="How many of the flow cell's 512 channels take reads at the same time.",
+    help="How many of the flow cell's 512 channels sequence at the same time.",
 )
 @click.option(
-    "--truth", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Default: OUT.truth.tsv."
+    "--truth",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Truth table. Default: OUT.truth.tsv.",
 )
-@click.option("--boundaries", is_flag=True, help="Add to the truth the first sample of every base of every read.")
+@click.option("--boundaries", is_flag=True, help="Add the first sample of every base to the truth.")
 @click.option(
     "--seed",
     type=click.IntRange(0),
     metavar="N",
-    help="The same seed and options give the same run. Default: a new one, named at the end.",
+    help="The same seed and options give the same run. Default: a random seed, printed at the end.",
 )
 def simulate(
     reference: Path,
@@ -162,31 +165,33 @@ def simulate(
     """Simulate R10.4.1 signal (LSK114, 400 bases/s) of reads from the FASTA file REF into a POD5 file.
 
     \b
-    A thousand reads, and where they come from in run.truth.tsv:
+    A thousand reads, with their origins in run.truth.tsv:
         porestream simulate ref.fasta -o run.pod5
-    Thirty-fold coverage of short reads, the same whenever it is made:
+    Thirty-fold coverage with short reads, the same every time:
         porestream simulate ref.fasta.gz -o run.pod5 --coverage 30 --length-mean 1500 --length-sd 800 --seed 7
     An easy set at 4 kHz, with the sample at which each base arrives:
         porestream simulate ref.fasta -o easy.pod5 -n 100 --sample-rate 4000 --noise 0.5 --no-adapters --boundaries
 
-    Reads come from all sequences in proportion to their lengths, and not from stretches of N where that can be avoided.
-    The truth has a line for each read: read_id, contig, start and end (0-based, half open), strand, bases, samples,
-    samples before the first base and after the last one, channel, well, read number, start sample, end reason.
+    Reads come from all sequences in proportion to their lengths, avoiding stretches of N where possible. The truth has
+    a line for each read: read_id, contig, start and end (0-based, half open), strand, bases, samples, samples before
+    the first base and after the last one, channel, well, read number, start sample, end reason.
     Exit codes: 0 done, 1 failed, 2 wrong usage, 130 and 143 stopped by Ctrl-C or SIGTERM: then nothing is left behind.
     """
     if reads is not None and coverage is not None:
-        raise click.UsageError("--reads and --coverage both say how much; give one of them")
+        raise click.UsageError("give either --reads or --coverage, not both")
     if output.suffix != ".pod5":
-        raise click.UsageError(f"-o {output}: the name must end in .pod5, by which POD5 files are found")
+        raise click.UsageError(f"-o {output}: the name must end in .pod5")
     truth = truth or output.with_suffix(".truth.tsv")
     for path in (output, truth):
         if not path.parent.is_dir():
-            raise click.UsageError(f"{path}: there is no folder {path.parent}; make it first")
+            raise click.UsageError(f"{path}: folder {path.parent} does not exist; create it first")
     if truth.resolve() in (reference.resolve(), output.resolve()):
-        raise click.UsageError(f"--truth {truth}: that is the reference or the output; give it another name")
+        raise click.UsageError(f"--truth {truth}: this is the reference or the output; choose another name")
 
     from porestream.models.simulate.run import Plan, Run
-    from porestream.models.simulate.simulated_reads import ReadSettings  # here, for torch and numba take a second
+    from porestream.models.simulate.simulated_reads import (
+        ReadSettings,
+    )  # here: torch and numba take a second
 
     natural = SignalNoise(
         speed_bases_per_s=speed, speed_sd=speed_sd, drift_sd_units=drift / PA_PER_UNIT, stall_share=stalls / 1000
@@ -213,7 +218,7 @@ def simulate(
 
 
 def _simulate(run: "Run", reference_path: Path, output: Path, truth: Path, boundaries: bool) -> None:
-    """Do it, with a progress bar on a terminal and a summary at the end."""
+    """Simulate, with a progress bar on a terminal and a summary at the end."""
     import torch
     from tqdm import tqdm
 
@@ -222,7 +227,7 @@ def _simulate(run: "Run", reference_path: Path, output: Path, truth: Path, bound
     from porestream.models.simulate.run import MIN_LENGTH, simulate_run
     from porestream.models.simulate.writer import RunWriter, run_info
 
-    torch.set_num_threads(1)  # reads are made side by side, one a core
+    torch.set_num_threads(1)  # reads run in parallel, one per core
     began_s = time.perf_counter()
     reference = Reference.load(reference_path, MIN_LENGTH)
     reads = bases = samples = end_sample = 0

@@ -1,1 +1,1 @@
-"""Where results go."""
+"""Write results: records, tables and counts."""

@@ -1,4 +1,4 @@
-"""Files that appear when they are whole: until then they are written as NAME.partial, and what was there stays."""
+"""Files that appear when complete: until then NAME.partial is written, and any older file stays in place."""
 
 import contextlib
 import errno
@@ -11,17 +11,17 @@ _OLD, _NEW = f"{PARTIAL}.old", f"{PARTIAL}.new"
 
 
 def partial_of(path: Path) -> Path:
-    """Where a file is written until it is whole."""
+    """Return the name under which a file is written until it is complete."""
     return path.with_name(path.name + PARTIAL)
 
 
 def unfinished_of(path: Path) -> list[Path]:
-    """All names that what is not whole may have: `OutputFile` may move each of them."""
+    """Return all names that an unfinished file may have: `OutputFile` may move each of them."""
     return [path.with_name(path.name + suffix) for suffix in (PARTIAL, _OLD, _NEW)]
 
 
 def larger_kept(partial: Path) -> Path | None:
-    """Of NAME.partial that which is kept as NAME.partial.old, if that is larger: it may have more in it."""
+    """Return the NAME.partial.old kept beside NAME.partial if it is larger: it may have more reads."""
     kept = partial.with_name(partial.name.removesuffix(PARTIAL) + _OLD)
     if not partial.name.endswith(PARTIAL) or not kept.is_file() or kept.stat().st_size <= partial.stat().st_size:
         return None
@@ -29,7 +29,7 @@ def larger_kept(partial: Path) -> Path | None:
 
 
 def whole_name(name: str) -> str:
-    """A file's name without what an unfinished one has behind it."""
+    """Strip the suffixes of an unfinished file from a name."""
     return name.removesuffix(_OLD).removesuffix(_NEW).removesuffix(PARTIAL)
 
 
@@ -38,32 +38,32 @@ class BeingWritten(OSError):
 
 
 class OutputFile:
-    """A place for a file, held until `finish` or `release`.
+    """A file's name, locked until `finish` or `release`.
 
-    What an earlier call has left unfinished there is kept as NAME.partial.old, unless this call goes on with it: then
-    NAME.partial.new is written until `settle`, and the one before is kept until `finish`. So whenever this process is
-    killed, what was there is there. Devices and pipes are written as they are.
+    An earlier call's unfinished file is kept as NAME.partial.old, unless this call continues it. In that case
+    NAME.partial.new is written until `settle`, and the earlier file is kept until `finish`. So nothing is lost whenever
+    this process is killed. Devices and pipes are written directly.
 
     Parameters
     ----------
     path
-        The file. Of a link, the file that it leads to is replaced.
+        The file. If it is a link, its target is replaced.
     continued
-        The file that this call goes on with, if any.
+        The file that this call continues, if any.
     keeps
-        Whether what was left unfinished is kept.
+        Whether to keep what an earlier call left unfinished.
 
     Attributes
     ----------
     path
-        The file, once it is whole.
+        The file, once it is complete.
     written
         The file to write to.
 
     Raises
     ------
     BeingWritten
-        By another process, on any machine whose locks this file system knows.
+        Another process, on any machine that shares this file system's locks, is writing it.
     OSError
         It cannot be written.
     """
@@ -84,12 +84,12 @@ class OutputFile:
         self.written = self._new if self._continued else self._partial
         if not self._continued and keeps and self._partial.is_file() and self._partial.stat().st_size:
             os.replace(self._partial, self._old)
-        self.written.unlink(missing_ok=True)  # it may be a link that somebody else has put there
+        self.written.unlink(missing_ok=True)  # it may be a link that somebody else planted
 
     def settle(self) -> None:
-        """All that was to be taken over is in this file: it takes the place of the one before, which is kept.
+        """Everything is taken over: put this file in place of the earlier one, which is kept as NAME.partial.old.
 
-        Of what is kept the larger: one that was killed before its first records came to the disk has fewer.
+        The larger one is kept: a call killed before its first records reached the disk left fewer.
         """
         if self._is_special or self.written != self._new:
             return
@@ -102,20 +102,20 @@ class OutputFile:
         self.written = self._partial
 
     def finish(self) -> None:
-        """The file is whole: it takes its place, and what this call went on with goes."""
+        """Give the complete file its name, and remove the one that this call continued."""
         if not self._is_special:
             self.settle()
             os.replace(self.written, self.path)
         self.done()
 
     def done(self) -> None:
-        """The file has taken its place in some other way."""
+        """Clean up after the file got its name in some other way."""
         if not self._is_special and self._continued:
             self._old.unlink(missing_ok=True)
         self.release()
 
     def release(self) -> None:
-        """Let others write it. What was not settled is of no use: the one before has all of it."""
+        """Let others write it. Remove what was not settled: the earlier file has all of it."""
         if self._lock is None:
             return
         if self.written == self._new:
@@ -125,18 +125,18 @@ class OutputFile:
         self._lock = None
 
     def _hold(self) -> None:
-        """Lock the place. A file of its own is locked: on some network drives what is locked cannot be written."""
+        """Lock the name, by a separate file: on some network drives a locked file cannot be written."""
         while self._lock is None:
             lock = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 os.close(lock)
-                raise BeingWritten(errno.EBUSY, "another call is writing it", str(self.path)) from error
+                raise BeingWritten(errno.EBUSY, "another call is writing to it", str(self.path)) from error
             except OSError:  # a file system without locks
                 self._lock = lock
                 return
-            with contextlib.suppress(FileNotFoundError):  # whoever had it before may just have taken it away
+            with contextlib.suppress(FileNotFoundError):  # the previous holder may just have removed it
                 if os.path.samestat(os.fstat(lock), os.stat(self._lock_path)):
                     self._lock = lock
                     return

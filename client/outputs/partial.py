@@ -1,4 +1,4 @@
-"""What an interrupted call has written: its complete reads are taken over, so that only the rest is called."""
+"""Take over the complete reads that an interrupted call wrote, so that only the rest is called."""
 
 import contextlib
 import gzip
@@ -30,27 +30,27 @@ _BATCH_READS = 4096
 
 
 class CannotResume(ValueError):
-    """The file cannot be gone on with; the message says why, and the way out."""
+    """The file cannot be resumed from; the message says why, and the way out."""
 
 
 def resumable(path: Path) -> Path:
-    """The file or folder that is meant: of calls.bam and calls.bam.partial either name means the one that is there.
+    """Return the file or folder to resume from: either of calls.bam and calls.bam.partial means the one that exists.
 
     Raises
     ------
     CannotResume
-        The whole name is given, and both are there; or neither is.
+        Neither exists, or both do and `path` is the complete one.
     """
     unfinished, whole = partial_of(path), path.with_name(whole_name(path.name))
     if path.is_file() and unfinished.is_file():
         raise CannotResume(
-            f"{path} is whole, and {unfinished} is what a later call has left: --resume-from {unfinished} goes on with "
-            f"that; to take the reads of {path}, remove {unfinished} or give it another name"
+            f"{path} is complete, but a later call left {unfinished}: to continue that call, use --resume-from "
+            f"{unfinished}; to take the reads of {path}, remove or rename {unfinished}"
         )
     for candidate in (path, unfinished, whole):
         if candidate.exists():
             return candidate
-    raise CannotResume(f"{path}: no such file or folder to resume from, nor {unfinished}")
+    raise CannotResume(f"nothing to resume from: neither {path} nor {unfinished} exists")
 
 
 @dataclass
@@ -60,23 +60,23 @@ class Partial:
     Parameters
     ----------
     path
-        A BAM, SAM, CRAM or FASTQ file, or a folder of them that `--output-dir` has made; see `resumable`.
+        A BAM, SAM, CRAM or FASTQ file, or a folder that `--output-dir` made; see `resumable`.
 
     Attributes
     ----------
     files
-        The files.
+        The files of `path`.
     read_ids
-        After `take_over`: the reads whose records are complete.
+        Reads whose records are complete; filled by `take_over`.
     sequences
-        As well: the ids of their sequences, of which one that was split has several.
+        Ids of those reads' sequences (a split read has several); filled by `take_over`.
     runs
-        The runs that the files' read groups name, by key, as far as a header tells.
+        The runs of the files' read groups, by key, as far as a header tells.
 
     Raises
     ------
     CannotResume
-        There is nothing to read, or not by us.
+        There is nothing to read, or nothing that porestream can read.
     OSError
         A file cannot be read at all.
     """
@@ -95,10 +95,10 @@ class Partial:
             found = (file for file in files_within(self.path, recursive=True) if file.is_file())
             self.files = [file for file in found if not file.name.endswith((".old", ".new")) and _form(file)]
             if not self.files:
-                raise CannotResume(f"{self.path}: no BAM, SAM, CRAM or FASTQ in this folder to resume from")
+                raise CannotResume(f"{self.path}: this folder has no BAM, SAM, CRAM or FASTQ to resume from")
         else:
             if _form(self.path) is None:
-                raise CannotResume(f"{self.path}: only from .bam, .sam, .cram, .fastq and .fastq.gz can be resumed")
+                raise CannotResume(f"{self.path}: can only resume from .bam, .sam, .cram, .fastq or .fastq.gz")
             self.files = [self.path]
         for file in self.files:
             for group in self._groups(file):
@@ -106,55 +106,54 @@ class Partial:
                 self.runs[run.key] = run
 
     def check(self, settings: OutputSettings) -> None:
-        """Whether outputs with these settings can hold what is here.
+        """Check that outputs with these settings can hold the records.
 
         Raises
         ------
         CannotResume
-            The records were made by another caller, or to another reference, than these outputs are for; or they are a
-            FASTQ's, and the outputs are not.
+            The records come from another caller or reference, or from a FASTQ although the outputs are not FASTQ.
         """
         here = settings.header(self.runs.values())
         for file in self.files:
             if _form(file) is Format.FASTQ:
                 if settings.form is not Format.FASTQ:
-                    raise CannotResume(f"{file}: a FASTQ lacks what other formats need; write a FASTQ again")
+                    raise CannotResume(f"{file}: a FASTQ lacks fields that other formats need; write FASTQ again")
                 continue
             try:
                 with _open(file, settings.reference) as opened:
                     there = opened.header
                     next(opened.fetch(until_eof=True))
-            except (OSError, ValueError, StopIteration):  # cut before its first record: there is nothing to take
+            except (OSError, ValueError, StopIteration):  # cut off before its first record: nothing to take
                 continue
             _check(file, there, here, self._run_of_group)
 
     def take_over(self, outputs: Outputs, runs: Mapping[str, RunInfo]) -> int:
-        """Copy the records of all complete reads; returns how many reads that is.
+        """Copy the records of all complete reads; return how many reads there are.
 
-        The files are still there, and are needed for `results`, until `outputs.settle()`.
+        The files stay until `outputs.settle()`, because `results` needs them.
 
         Parameters
         ----------
         outputs
-            Where to. Of the same format where this is FASTQ.
+            Where to copy the records. Must be FASTQ if the files are.
         runs
-            Those of the input, which go before what a header tells.
+            The runs of the input; they take precedence over a header's.
 
         Raises
         ------
         CannotResume
-            A sorted file is cut off, or a record's run is not known.
+            A sorted file is cut off, or a record's run is unknown.
         """
         run_of_group = self._runs_by_group(outputs, runs)
         for file in self.files:
             of_file, ids, sequences = ReadIds(), list[bytes](), list[bytes]()
             for name, group, written in self._reads(file, outputs):
                 if len(self.read_ids) and name.bytes in self.read_ids:
-                    continue  # a file before has it
+                    continue  # an earlier file has it
                 run = run_of_group.get(group)
                 if run is None:
                     raise CannotResume(
-                        f"{file}: read {name} is of read group {shown(str(group))!r}, which no input has"
+                        f"{file}: read {name} has read group {shown(str(group))!r}, which is not in any input"
                     )
                 outputs.copy(run, written)
                 ids.append(name.bytes)
@@ -174,7 +173,7 @@ class Partial:
         return len(self.read_ids)
 
     def reads_of(self, sequences: ReadIds) -> ReadIds:
-        """The reads that these sequences are of."""
+        """Return the reads that these sequences belong to."""
         reads = ReadIds()
         for ids_N in sequences.arrays:
             reads.add(ids_N)
@@ -185,7 +184,7 @@ class Partial:
     def results(
         self, outputs: Outputs, runs: Mapping[str, RunInfo], wanted: ReadIds, facts: ReadFacts
     ) -> Iterator[ReadResult]:
-        """Each of these sequences that were taken over, as a result again: see `remade`.
+        """Rebuild the results of these sequences: see `remade`.
 
         Parameters
         ----------
@@ -199,7 +198,7 @@ class Partial:
         run_of_group = self._runs_by_group(outputs, runs)
         made = ReadIds()
         for file in self.files:
-            # A read's records stand together, unless they were sorted.
+            # A read's records are adjacent unless sorted.
             others = self._others_of(file, outputs, wanted) if self._is_sorted(file) else {}
             of_file = list[bytes]()
             for name, group, written in self._reads(file, outputs):
@@ -243,15 +242,15 @@ class Partial:
                 return list(records.header.to_dict().get("RG", []))
         except (OSError, ValueError):
             if file.stat().st_size and not _begins_well(file):
-                raise CannotResume(f"{file}: not a file that porestream wrote, or damaged at its beginning") from None
+                raise CannotResume(f"{file}: not a file that porestream wrote, or its beginning is damaged") from None
             return []
 
     def _reads(self, file: Path, outputs: Outputs) -> Iterator[tuple[UUID, str, list[pysam.AlignedSegment]]]:
-        """Id, read group and records of each read that is complete."""
+        """Yield id, read group and records of each complete read."""
         if _form(file) is Format.FASTQ:
             if outputs.form is not Format.FASTQ:
                 raise CannotResume(
-                    f"{file}: a FASTQ lacks what a {outputs.form.value.upper()} needs; write FASTQ again"
+                    f"{file}: a FASTQ lacks fields that a {outputs.form.value.upper()} needs; write FASTQ again"
                 )
             yield from _fastq_reads(file, outputs)
             return
@@ -261,16 +260,18 @@ class Partial:
         except CannotResume:
             raise
         except (OSError, ValueError):
-            return  # cut within its header
+            return  # cut off within its header
 
 
 def _grouped(file: Path, records: pysam.AlignmentFile) -> Iterator[tuple[UUID, str, list[pysam.AlignedSegment]]]:
-    """A read's records stand together, unless they were sorted; the last one's may lack some where a file was cut."""
+    """Yield each read's records, adjacent unless sorted. Of a file that is cut off, drop the last read."""
     is_sorted = _has_sorted_header(records)
     has_end = _has_end(file)
     if is_sorted and not has_end:
-        raise CannotResume(f"{file}: sorted, and cut off: which reads are complete cannot be told; call anew")
-    if is_sorted:  # and complete: one by one, for a read's records lie anywhere
+        raise CannotResume(
+            f"{file}: sorted and cut off, which hides the incomplete reads; call again without --resume-from"
+        )
+    if is_sorted:  # and complete: one by one, as a read's records may be anywhere
         for record in records.fetch(until_eof=True):
             yield read_id_of(record), str(record.get_tag("RG")), [record]
         return
@@ -294,9 +295,9 @@ def _has_sorted_header(records: pysam.AlignmentFile) -> bool:
 
 
 def _fastq_reads(file: Path, outputs: Outputs) -> Iterator[tuple[UUID, str, list[pysam.AlignedSegment]]]:
-    """Entries of a FASTQ as unmapped records; the last one of a file without an end is left.
+    """Yield a FASTQ's entries as unmapped records, without the last one if the file is cut off.
 
-    No flag is to be had in them: which reads are below the least Q, their folder says.
+    A FASTQ has no flags: its folder says whether reads are below the minimum Q.
     """
     flag = UNMAPPED | (QC_FAIL if file.parent.name == f"{Format.FASTQ.value}_fail" else 0)
     before: tuple[UUID, str, list[pysam.AlignedSegment]] | None = None
@@ -320,7 +321,7 @@ def _fastq_reads(file: Path, outputs: Outputs) -> Iterator[tuple[UUID, str, list
 
 
 def _check(file: Path, there: pysam.AlignmentHeader, here: pysam.AlignmentHeader, runs: Mapping[str, RunInfo]) -> None:
-    """The same caller of each run, and the same reference, or CannotResume."""
+    """Raise CannotResume unless each run has the same caller, and the reference is the same."""
     callers = {run.key: group.get("PG", "") for group, run in _groups_of(here)}
     for group in there.to_dict().get("RG", [{}]):
         run = runs.get(group.get("ID", ""))
@@ -331,11 +332,11 @@ def _check(file: Path, there: pysam.AlignmentHeader, here: pysam.AlignmentHeader
                 if before.get(key) != now.get(key):
                     was = shown(before.get(key, "none"), 80)
                     raise CannotResume(
-                        f"{file} was made with {key}={was}, this call has {now.get(key, 'none')}: "
-                        "one file cannot hold both; call as before, or anew without --resume-from"
+                        f"{file} was made with {key}={was}, but this call has {now.get(key, 'none')}; "
+                        "one file cannot hold both: call as before, or start over without --resume-from"
                     )
     if (there.references, there.lengths) != (here.references, here.lengths):
-        raise CannotResume(f"{file} has other reference sequences than this call")
+        raise CannotResume(f"{file} has different reference sequences than this call; use its --reference")
 
 
 def _groups_of(head: pysam.AlignmentHeader) -> Iterator[tuple[dict[str, str], RunInfo]]:
@@ -344,7 +345,7 @@ def _groups_of(head: pysam.AlignmentHeader) -> Iterator[tuple[dict[str, str], Ru
 
 
 def _program(head: pysam.AlignmentHeader, name: str, caller: str) -> dict[str, str]:
-    """What decides a read's bytes, of the program of this name that goes with this caller's @PG."""
+    """Return what determines a read's bytes from the @PG of this program that goes with this caller's."""
     wanted = name + caller.removeprefix("basecaller")
     line: dict[str, str] = next((program for program in head.to_dict().get("PG", []) if program["ID"] == wanted), {})
     words = dict(word.split("=", 1) for word in line.get("DS", "").split() if "=" in word)
@@ -352,7 +353,7 @@ def _program(head: pysam.AlignmentHeader, name: str, caller: str) -> dict[str, s
 
 
 def _form(file: Path) -> Format | None:
-    """By its name; but what is to be sorted is a BAM until then, whatever it is to be."""
+    """Return the format by name, but BAM for a file waiting to be sorted into another format."""
     try:
         named = format_of(whole_name(file.name))
     except ValueError:
@@ -363,7 +364,7 @@ def _form(file: Path) -> Format | None:
 
 
 def is_text(file: Path) -> bool:
-    """Whether a file holds numbers as text, SAM or FASTQ, which has six digits of them."""
+    """Whether a file (SAM or FASTQ) holds numbers as text, with six digits."""
     return _form(file) in (Format.SAM, Format.FASTQ)
 
 
@@ -375,9 +376,9 @@ def _is_gzip(file: Path) -> bool:
 @contextlib.contextmanager
 def _open(file: Path, reference: Path | None = None) -> Iterator[pysam.AlignmentFile]:
     if _form(file) is Format.BAM and not _has_bam_header(file):
-        raise ValueError("cut off within its header")  # pysam says so too, and complains once more as it is freed
+        raise ValueError("cut off within its header")  # pysam says so too, but complains again when freed
     name = str(reference) if reference else None
-    with warnings.catch_warnings(action="ignore"):  # of a missing end
+    with warnings.catch_warnings(action="ignore"):  # about a missing end
         opened = pysam.AlignmentFile(str(file), check_sq=False, reference_filename=name, ignore_truncation=True)
     try:
         yield opened
@@ -387,7 +388,7 @@ def _open(file: Path, reference: Path | None = None) -> Iterator[pysam.Alignment
 
 
 def _has_bam_header(file: Path) -> bool:
-    """Whether a BAM's header is whole: SAM specification, section 4.2."""
+    """Whether a BAM's header is complete: SAM specification, section 4.2."""
     with gzip.open(file) as opened:
 
         def number() -> int:
@@ -412,7 +413,7 @@ def _exactly(opened: gzip.GzipFile, size: int) -> bytes:
 
 
 def _has_end(file: Path) -> bool:
-    """Whether a file says that it is complete. Text never does."""
+    """Whether a file ends with an end marker. Text files never do."""
     form = _form(file)
     end = _CRAM_END if form is Format.CRAM else _BGZF_END
     if form is Format.SAM or (form is Format.FASTQ and not _is_gzip(file)):
@@ -423,14 +424,14 @@ def _has_end(file: Path) -> bool:
 
 
 def _begins_well(file: Path) -> bool:
-    """Whether a file, which may have been cut off there, begins as one of its kind does."""
+    """Whether the file's first bytes, which may be cut off, are those of a known format."""
     with file.open("rb") as opened:
         first = opened.read(4)
     return any(first.startswith(magic) or magic.startswith(first) for magic in (b"\x1f\x8b\x08", b"CRAM", b"@"))
 
 
 def _run_of(group: dict[str, str]) -> RunInfo:
-    """A run as far as a read group tells."""
+    """Return a run, as far as a read group describes it."""
     said = re.match(r"runid=(.*) basecall_model=", group.get("DS", ""))
     run_id = said[1] if said else group["ID"].split("_")[0]
     distinct = re.fullmatch(rf"{re.escape(run_id)}-([0-9a-f]{{8}})_.*", group["ID"])

@@ -1,4 +1,4 @@
-"""Results as SAM records, with dorado's tags as far as POD5 and the caller know them."""
+"""Turn results into SAM records, with dorado's tags as far as POD5 and the caller know them."""
 
 import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -33,11 +33,11 @@ def header(
     choices: str = "",
     identity_of: Callable[[RunInfo], CallerIdentity] | None = None,
 ) -> pysam.AlignmentHeader:
-    """The header: @HD, an @SQ for each reference sequence, an @RG for each run, an @PG for each caller and aligner.
+    """Make the header: @HD, an @SQ per reference sequence, an @RG per run, an @PG per caller and aligner.
 
-    Fields are those of ONT's output specification for BAM. In a caller's @PG, DS has all that decides a read's bytes:
-    its identity, and `choices`, what was asked for of filtering and trimming ("min_qscore=10 trim=adapters"). The @RG
-    names its caller's @PG. `identity` is every run's where `identity_of` is None.
+    The fields follow ONT's output specification for BAM. DS of a caller's @PG has all that determines a read's bytes:
+    the caller's identity, and `choices` for filtering and trimming ("min_qscore=10 trim=adapters"). Each @RG names its
+    caller's @PG. If `identity_of` is None, `identity` is the caller of every run.
     """
     callers = {run: identity_of(run) if identity_of else identity for run in runs}
     suffixes = {caller: f".{number}" if number else "" for number, caller in enumerate(dict.fromkeys(callers.values()))}
@@ -57,7 +57,7 @@ def header(
 
 
 def _program_lines(identity: CallerIdentity, suffix: str, command_line: str, choices: str) -> Iterator[dict[str, str]]:
-    """The caller's @PG, and the aligner's after it."""
+    """Yield the caller's @PG, then the aligner's."""
     caller = {
         "ID": f"basecaller{suffix}",
         "PN": "porestream",
@@ -98,7 +98,7 @@ def _group_line(run: RunInfo, identity: CallerIdentity, program: str) -> dict[st
 
 
 def instrument_fields(run: RunInfo) -> dict[str, str]:
-    """What @RG says of where and when a run was measured; what is unknown is left out."""
+    """Return the @RG fields that say where and when a run was sequenced, without unknown ones."""
     line = {
         "PU": _clean(run.flow_cell_id),
         "PM": _clean(run.position),
@@ -110,12 +110,12 @@ def instrument_fields(run: RunInfo) -> dict[str, str]:
 
 
 def read_group(run: RunInfo, model: str) -> str:
-    """The id of a run's read group, as dorado makes it; of runs that share an id, each its own."""
+    """Return the id of a run's read group, as dorado does, but unique for runs that share an id."""
     return printable(f"{run.key}_{model}")
 
 
 def records(result: ReadResult, head: pysam.AlignmentHeader, model: str) -> Iterator[pysam.AlignedSegment]:
-    """A result's records: for each part its primary, supplementary and secondary alignments, or one unmapped record.
+    """Yield a result's records: each part's primary, supplementary and secondary alignments, or one unmapped record.
 
     Supplementary records carry the whole sequence, soft-clipped; secondary ones carry none.
     """
@@ -171,7 +171,7 @@ def _tags(result: ReadResult, part: CalledPart, model: str) -> list[tuple[str, A
 
 
 def _fits(value: Any, kind: str) -> bool:
-    """Whether a tag can hold this: instruments have been seen to write numbers that are none."""
+    """Whether a tag can hold this value: instruments have been seen to write NaN."""
     if kind == "i":
         return bool(-(1 << 31) <= value < 1 << 31)
     return kind != "f" or bool(abs(value) <= _MAX_FLOAT32)  # false for NaN
@@ -219,5 +219,5 @@ def _reverse_complement(sequence: str) -> str:
 
 
 def _clean(text: str) -> str:
-    """A header field: tabs and line ends would break it."""
+    """Clean text for a header field, which tabs and line ends would break."""
     return "".join(character for character in " ".join(text.split()) if character.isprintable())

@@ -1,4 +1,4 @@
-"""The list of the reads that have no record, and why: nobody should have to guess what became of a read."""
+"""List the reads without a record, and why: nobody should have to guess what happened to a read."""
 
 import collections
 from pathlib import Path
@@ -12,17 +12,17 @@ _LISTED = 20
 
 
 class RejectedReads:
-    """Writes each read that was rejected or failed to a table, if there is one; it appears when it is whole.
+    """Count rejected and failed reads, and write them to a table, which appears when it is complete.
 
     Parameters
     ----------
     path
-        The table (tab-separated: read_id, filename, status, reason); None: there is none.
+        The table (tab-separated: read_id, filename, status, reason); None: write no table.
 
     Attributes
     ----------
     counts
-        Reads by the kind of reason, which is what stands before its first colon.
+        Number of reads by kind of reason: the text before its first colon.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -32,7 +32,7 @@ class RejectedReads:
         self._file: TextIO | None = None
 
     def hold(self) -> None:
-        """Take the table's place, at a call's start: another call that has it shall not end this one in its midst.
+        """Lock the table when a call starts, so that it cannot fail midway because another call has it.
 
         Raises
         ------
@@ -41,12 +41,12 @@ class RejectedReads:
         """
         if self.path is not None and self._place is None:
             try:
-                self._place = OutputFile(self.path, keeps=False)  # what was rejected is called again on resuming
+                self._place = OutputFile(self.path, keeps=False)  # rejected reads are called again on resuming
             except OSError as error:
                 raise cannot_write(self.path, error) from error
 
     def add(self, read_id: object, file_name: str, status: str, reason: str) -> str:
-        """Note a read; returns the line for the user, empty once there were many.
+        """Add a read; return a line for the user, empty after the first 21.
 
         Raises
         ------
@@ -64,12 +64,12 @@ class RejectedReads:
         if listed <= _LISTED:
             return f"read {read_id} of {file_name} {status}: {reason}"
         if listed == _LISTED + 1:
-            where = f"are in {self.path}" if self.path else "are counted, not listed: --rejected-reads FILE lists all"
-            return f"further rejected and failed reads {where}"
+            where = f"are in {self.path}" if self.path else "are only counted; --rejected-reads FILE lists all"
+            return f"more rejected and failed reads {where}"
         return ""
 
     def close(self, *, finish: bool = True) -> None:
-        """Finish the table; where no read is in it, none is left. Without `finish` it stays unfinished."""
+        """Finish the table, or leave it unfinished. A finished call without such reads leaves none."""
         if finish:
             self.hold()
         if self._place is None:
@@ -80,12 +80,12 @@ class RejectedReads:
                 self._place.finish()
             else:
                 self.path = self._place.written
-        elif finish and self._place.path.is_file():  # of an earlier call; a device is left alone
+        elif finish and self._place.path.is_file():  # an earlier call's table; devices are left alone
             self._place.path.unlink()
         self.release()
 
     def release(self) -> None:
-        """Let others have the table's place, whatever has become of the table."""
+        """Unlock the table."""
         if self._place is not None:
             self._place.release()
 

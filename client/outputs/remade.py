@@ -1,7 +1,7 @@
-"""Results made again from records: what the sequencing summary needs of a call that was interrupted.
+"""Rebuild results from records, as far as the sequencing summary of an interrupted call needs them.
 
-Of a read whose POD5 is at hand all is as it was. Else its start is known to the millisecond, and its experiment not.
-Text (SAM, FASTQ) has six digits of a mean quality.
+With the read's POD5 at hand, its row is exact. Without it, the start is known to the millisecond and the experiment is
+unknown. SAM and FASTQ hold a mean quality with six digits.
 """
 
 from collections.abc import Sequence
@@ -19,32 +19,32 @@ _OF_ALIGNMENTS = REVERSE | SECONDARY | SUPPLEMENTARY
 
 
 def read_id_of(record: pysam.AlignedSegment) -> UUID:
-    """Of the read; a part of one that was split names it in a tag."""
+    """Return the read's id; part of a split read names it in a tag."""
     return UUID(str(record.get_tag("pi") if record.has_tag("pi") else record.query_name))
 
 
 def is_primary(record: pysam.AlignedSegment) -> bool:
-    """Whether a record is the one that every sequence has once."""
+    """Whether this is the one primary record of its sequence."""
     return not record.flag & (SECONDARY | SUPPLEMENTARY)
 
 
 def result_of(primary: pysam.AlignedSegment, others: Sequence[int], run: RunInfo, said: ReadInfo | None) -> ReadResult:
-    """One sequence's result, as far as records tell; instead of its bases there are so many letters.
+    """Rebuild one sequence's result, as far as records tell, with N for each base.
 
     Parameters
     ----------
     primary
-        The record that is no secondary or supplementary one.
+        The primary record.
     others
-        The flags of those.
+        The flags of the secondary and supplementary records.
     run
-        Of its read group.
+        The run of its read group.
     said
-        What its POD5 says of the read (see `sources.ReadFacts`); None: that is not at hand.
+        What the POD5 says of the read (see `sources.ReadFacts`); None if it is not at hand.
     """
     samples, trimmed = _number(primary, "ns"), _number(primary, "ts")
     seconds = float(_tag(primary, "du", 0.0))
-    if not run.sample_rate_hz and seconds:  # a header does not have it
+    if not run.sample_rate_hz and seconds:  # headers do not have it
         run = replace(run, sample_rate_hz=round(samples / seconds))
     if said is None:
         said = ReadInfo(

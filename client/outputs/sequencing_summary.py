@@ -1,4 +1,4 @@
-"""ONT's sequencing summary: a table of the called reads, a row each, as QC tools read it."""
+"""ONT's sequencing summary, the table of called reads that QC tools read."""
 
 import itertools
 import os
@@ -36,7 +36,7 @@ _READ_COLUMNS = (
     "sample_id",
     "end_reason",
 )
-_UNMAPPED = {  # the alignment columns, and what stands in them where there is none
+_UNMAPPED = {  # the alignment columns, and their values without an alignment
     "alignment_genome": "*",
     "alignment_direction": "*",
     "alignment_genome_start": "-1",
@@ -61,25 +61,25 @@ _MATCH, _INSERTION, _DELETION, _SOFT_CLIP, _HARD_CLIP, _EQUAL, _MISMATCH = 0, 1,
 
 
 class SummaryTable:
-    """Writes results to a sequencing summary, which appears when it is whole; a context manager.
+    """Write results to a sequencing summary, which appears when it is complete; a context manager.
 
-    Tab-separated, a row for each called sequence.
+    Tab-separated, one row per called sequence.
 
-    Names, units and order of the columns are those of ONT's output specification (sequencing summary 1.1, the one that
-    is made of files), without those that do not apply here: batches, events, poly(A) tails, barcodes, BED
-    files and duplex. Times are in seconds, starts count from the run's start. Each part of a split read has a row of
-    its own, with the start of the whole read, whose id is `parent_read_id`. Reads that were filtered have FALSE in
-    `passes_filtering`; those rejected or failed have no row.
+    Names, units and order of the columns follow ONT's output specification (sequencing summary 1.1, the one made from
+    files), without columns that do not apply here: batches, events, poly(A) tails, barcodes, BED files and duplex.
+    Times are in seconds, and starts count from the run's start. Each part of a split read has its own row, with the
+    start of the whole read, whose id is `parent_read_id`. Filtered reads have FALSE in `passes_filtering`; rejected and
+    failed reads have no row.
 
     Parameters
     ----------
     path
-        The file, by custom sequencing_summary.txt.
+        The file, usually sequencing_summary.txt.
     continued
-        The table of the call that this one goes on with, if any: see `OutputFile`.
+        The table of the call that this one continues, if any: see `OutputFile`.
     aligned
-        Whether reads were aligned, so that there are alignment columns. They tell of the primary alignment, and of an
-        unmapped sequence `*`, -1 and 0, as dorado writes them.
+        Whether to write alignment columns. They describe the primary alignment; for an unmapped sequence they are `*`,
+        -1 and 0, as dorado writes them.
 
     Raises
     ------
@@ -99,9 +99,9 @@ class SummaryTable:
             raise cannot_write(path, error) from error
 
     def copy(self, before: Path, read_ids: ReadIds) -> ReadIds:
-        """Take over the rows that an earlier call has written of these reads; returns whose, by id of the sequence.
+        """Take over an earlier call's rows for these reads; return the ids of their sequences.
 
-        A row that is damaged, or was cut short, is left, and so is a table with other columns.
+        Skip damaged rows, rows that were cut short, and a table with other columns.
         """
         found = ReadIds()
         with before.open(encoding="utf-8", errors="replace", newline="\n") as rows:
@@ -120,7 +120,7 @@ class SummaryTable:
         return found
 
     def _ids_of(self, row: str) -> tuple[bytes, bytes] | None:
-        """Of the read and of the sequence; None: it is no row of this table."""
+        """Return the ids of the read and of the sequence; None if this is not a row of this table."""
         fields = row.split("\t")
         if not row.endswith("\n") or len(fields) != len(self._columns) or "\ufffd" in row or "\0" in row:
             return None
@@ -130,7 +130,7 @@ class SummaryTable:
             return None
 
     def settle(self) -> None:
-        """What was to be taken over is written: see `OutputFile`."""
+        """Say that everything is taken over: see `OutputFile`."""
         self._place.settle()
 
     def write_all(self, results: Iterable[ReadResult]) -> None:
@@ -138,7 +138,7 @@ class SummaryTable:
         self._write(self._row(result, part) for result in results for part in result.parts)
 
     def close(self, *, finish: bool = True) -> None:
-        """Close the file, down to the disk; unless there will be more (`finish` False), have it take its place."""
+        """Close the file and flush it to disk; with `finish`, give it its final name."""
         if self._file.closed:
             return
         try:
@@ -198,10 +198,10 @@ def _read_values(result: ReadResult, part: CalledPart) -> dict[str, str]:
 
 
 def _alignment_values(part: CalledPart) -> dict[str, str]:
-    """Of the primary alignment.
+    """Return the columns of the primary alignment.
 
-    As in dorado, identity is of the bases that are aligned to a base, accuracy of all columns of the alignment, and
-    `strand_start` and `strand_end` count along the sequence as SAM has it, which of `-` is the reverse complement.
+    As in dorado, identity counts bases aligned to a base, and accuracy all columns of the alignment. `strand_start` and
+    `strand_end` count along the sequence as in SAM, which is the reverse complement for `-`.
     """
     primary: Alignment = part.alignments[0]
     bases = _bases_of_operations(primary.cigar)
@@ -231,7 +231,7 @@ def _alignment_values(part: CalledPart) -> dict[str, str]:
 
 
 def _bases_of_operations(cigar: tuple[int, ...]) -> list[int]:
-    """How many bases each operation has, as BAM numbers them."""
+    """Return the number of bases of each operation, indexed as BAM numbers them."""
     bases = [0] * 16
     for value in cigar:
         bases[value & 15] += value >> 4
@@ -239,7 +239,7 @@ def _bases_of_operations(cigar: tuple[int, ...]) -> list[int]:
 
 
 def _clip(cigar: tuple[int, ...]) -> int:
-    """Bases clipped before the first operation that is none."""
+    """Return how many bases are clipped before the first other operation."""
     clipped = 0
     for value in cigar:
         if value & 15 not in (_SOFT_CLIP, _HARD_CLIP):
@@ -265,5 +265,5 @@ def _divided(value: int, by: int) -> float:
 
 
 def _field(text: str) -> str:
-    """A cell without quotation marks anywhere: pandas would look for them."""
+    """Return a cell without quotation marks, which pandas would try to match."""
     return cell(text.replace('"', "_"))

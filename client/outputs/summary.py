@@ -1,4 +1,4 @@
-"""What became of a call: counts that must balance, and throughput."""
+"""A call's totals: counts that must balance, and throughput."""
 
 import json
 import time
@@ -14,9 +14,9 @@ from porestream.client.text import counted
 class Summary:
     """Counts of one call. The books balance when received = called + filtered + rejected + failed.
 
-    `reads_unsent` are those of them that no server saw: their signal could not be read, or they are duplicates. So a
-    server's books of the call say: attempts = received - unsent + resent (more only of what a broken connection lost).
-    `reads_taken_over` are those of an earlier call, which this one goes on with; no other count has them.
+    `reads_unsent` counts received reads that no server saw: unreadable signal, or duplicates. So a server's books for
+    this call say: attempts = received - unsent + resent (more only by what a broken connection lost).
+    `reads_taken_over` counts reads of the earlier call that this one continues; no other count includes them.
     """
 
     reads_received: int = 0
@@ -38,36 +38,36 @@ class Summary:
     _started_s: float = field(default_factory=time.monotonic, repr=False)
 
     def start_clock(self) -> None:
-        """Count the seconds from now on."""
+        """Start counting seconds."""
         self._started_s = time.monotonic()
 
     def add(self, result: ReadResult) -> None:
-        """Book a result."""
+        """Count a result."""
         self._count(result.status)
         self.reads_aligned += result.is_aligned
         self.samples += result.signal_samples
         self.bases += sum(len(part.sequence) for part in result.parts)
 
     def add_unreadable_read(self) -> None:
-        """Book a read whose signal could not be read from its file."""
+        """Count a read whose signal could not be read from its file."""
         self.reads_received += 1
         self.reads_unsent += 1
         self._count(ReadStatus.REJECTED)
 
     def stop_clock(self) -> None:
-        """Stop the clock."""
+        """Take the time, and compute the rates."""
         self.seconds = max(time.monotonic() - self._started_s, 1e-9)
         self.samples_per_second = self.samples / self.seconds
         self.bases_per_second = self.bases / self.seconds
 
     @property
     def missing(self) -> int:
-        """Reads that were received and have no result."""
+        """Received reads without a result."""
         done = self.reads_called + self.reads_filtered + self.reads_rejected + self.reads_failed
         return self.reads_received - done
 
     def to_json(self) -> str:
-        """All figures."""
+        """Return all figures as JSON."""
         figures = {name: value for name, value in asdict(self).items() if not name.startswith("_")}
         return json.dumps(figures, indent=2)
 

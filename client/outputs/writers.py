@@ -1,4 +1,4 @@
-"""Where records go: a BAM, SAM, CRAM or FASTQ file, standard output, or a folder laid out as MinKNOW does."""
+"""Write records to a BAM, SAM, CRAM or FASTQ file, standard output, or a folder laid out as MinKNOW does."""
 
 import errno
 import glob
@@ -28,7 +28,7 @@ from porestream.client.reads import CallerIdentity, ReadResult, ReadStatus, Refe
 
 _STDOUT = 1
 _SORT_MEMORY_BYTES = 1 << 30
-_MAX_PART = 60  # of a field in a name: four of them are in one, which has at most 255 bytes
+_MAX_PART = 60  # of a field in a file name: four of them must fit into 255 bytes
 _SORT_THREADS = 4
 _BAI_MAX_BASES = (1 << 29) - 1
 _INDEXES = ("bai", "csi", "crai")
@@ -40,7 +40,7 @@ _sorting: set[subprocess.Popen[bytes]] = set()
 
 
 class Format(Enum):
-    """Of an output; the value is the word in --emit-sam and the like."""
+    """An output's format; the value is the word in --emit-sam and the like."""
 
     BAM = "bam"
     SAM = "sam"
@@ -63,12 +63,12 @@ _SUFFIX_OF = {form: "fastq.gz" if form is Format.FASTQ else form.value for form 
 
 
 def format_of(output: str, asked: Format | None = None) -> Format:
-    """An output's format: by its name; of standard output ("-") what is asked for, else SAM on a terminal, else BAM.
+    """Return an output's format by its name; for standard output ("-") `asked`, else SAM on a terminal, else BAM.
 
     Raises
     ------
     ValueError
-        The name says none, or another than is asked for.
+        The name says no format, or another one than `asked`.
     """
     if output == "-":
         return asked or (Format.SAM if sys.stdout.isatty() else Format.BAM)
@@ -77,7 +77,7 @@ def format_of(output: str, asked: Format | None = None) -> Format:
     if named is None:
         raise ValueError(
             f"{output}: the output's name must end in {', '.join(_SUFFIXES)}, or be - for standard output; "
-            "--output-dir names a folder"
+            "for a folder use --output-dir"
         )
     if asked and named is not asked:
         raise ValueError(
@@ -87,7 +87,7 @@ def format_of(output: str, asked: Format | None = None) -> Format:
 
 
 def beside(output: Path, word: str) -> Path:
-    """A file that goes with an output: run.1.x.txt with run.1.fastq.gz, and with run.1.fastq.gz.partial."""
+    """Return a name beside an output: run.1.x.txt for run.1.fastq.gz, and for run.1.fastq.gz.partial."""
     name = whole_name(output.name)
     suffix = max((suffix for suffix in _SUFFIXES if name.lower().endswith(suffix)), key=len, default="")
     return output.with_name(f"{name.removesuffix(name[len(name) - len(suffix) :])}.{word}")
@@ -102,15 +102,15 @@ class OutputSettings:
     identity, sequences, command_line, choices
         For the header: see `records.header`.
     run_identity
-        Who calls which run, as far as it is known (KeyError: it is not); None: `identity` calls all.
+        Returns a run's caller, or raises KeyError if it is unknown; None: `identity` calls all.
     form
-        None: by the output's name.
+        The format; None: by the output's name.
     reference
-        FASTA that CRAM is compressed against, with an index beside it; None: CRAM holds the bases itself.
+        Indexed FASTA to compress CRAM against; None: CRAM stores the bases itself.
     sort
-        By coordinate, with an index, when all is written.
+        Whether to sort by coordinate and index at the end.
     continued
-        The file that an interrupted call has left, and this one goes on with.
+        The file of an interrupted call that this one continues.
     """
 
     identity: CallerIdentity
@@ -124,14 +124,14 @@ class OutputSettings:
     run_identity: Callable[[RunInfo], CallerIdentity] | None = None
 
     def identity_of(self, run: RunInfo) -> CallerIdentity:
-        """Who calls this run."""
+        """Return the caller of this run."""
         try:
             return self.run_identity(run) if self.run_identity else self.identity
         except KeyError:
             return self.identity
 
     def header(self, runs: Iterable[RunInfo]) -> pysam.AlignmentHeader:
-        """Of a file of these runs."""
+        """Make the header for a file of these runs."""
         return header(runs, self.identity, self.sequences, self.command_line, self.choices, self.identity_of)
 
 
@@ -142,25 +142,25 @@ class _Sink(Protocol):
 
 
 class RecordWriter:
-    """Writes the records of some runs to one file, which appears when it is whole; a context manager.
+    """Write the records of some runs to one file, which appears when it is complete; a context manager.
 
     Parameters
     ----------
     output
-        A file's name, or "-": standard output; BAM goes there uncompressed.
+        A file's name, or "-" for standard output, which gets BAM uncompressed.
     runs
-        For the header; results must be of one of them.
+        The runs for the header; every result must belong to one of them.
     settings
-        Formats and choices.
+        Format and other choices.
     keeps_failed
-        Whether reads below the least Q go into a FASTQ as well, which cannot flag them. (Other formats have them.)
+        Whether to write reads below the minimum Q to a FASTQ, which cannot flag them. (Other formats keep them.)
 
     Attributes
     ----------
     path
         The file; None: standard output.
     left_out
-        Reads below the least Q that were not written.
+        Number of reads below the minimum Q that were not written.
 
     Raises
     ------
@@ -187,7 +187,7 @@ class RecordWriter:
 
     @property
     def partial_path(self) -> Path | None:
-        """The file that is written until all is: not sorted yet, and with `.partial` behind its name."""
+        """The file being written, not sorted yet and with `.partial` after its name; None: standard output."""
         return self._file.written if self._file else None
 
     def _open(self) -> _Sink:
@@ -206,7 +206,7 @@ class RecordWriter:
         return pysam.AlignmentFile(target, mode, header=self.header)
 
     def write(self, result: ReadResult) -> None:
-        """Write all of a result's records."""
+        """Write all records of a result."""
         if self.form is Format.FASTQ and result.status is ReadStatus.FILTERED and not self._keeps_failed:
             self.left_out += 1
             return
@@ -220,7 +220,7 @@ class RecordWriter:
             self.write(result)
 
     def copy(self, written: Iterable[pysam.AlignedSegment]) -> None:
-        """Write records that are there already."""
+        """Write existing records."""
         for record in written:
             try:
                 self._sink.write(record)
@@ -228,20 +228,19 @@ class RecordWriter:
                 raise cannot_write(self.partial_path, error) from error
 
     def settle(self) -> None:
-        """What was to be taken over is written: see `OutputFile`."""
+        """Say that everything is taken over: see `OutputFile`."""
         if self._file is not None:
             self._file.settle()
 
     def close(self, *, finish: bool = True) -> None:
-        """Close the file, down to the disk; unless there will be more (`finish` False), sort it if asked to, and have
-        it take its place."""
+        """Close the file and flush it to disk; with `finish`, sort it if asked to and give it its final name."""
         if self._is_closed:
             return
         self._is_closed = True
         pipe = os.dup(_STDOUT) if self.path is None else None
         try:
             self._sink.close()
-            if pipe is not None and _reader_is_gone(pipe):  # pysam passes over EPIPE
+            if pipe is not None and _reader_is_gone(pipe):  # pysam ignores EPIPE
                 raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
         except OSError as error:
             raise cannot_write(self.partial_path, error) from error
@@ -280,9 +279,9 @@ class RecordWriter:
 
 
 class _FastqSink:
-    """FASTQ (.gz: BGZF, which any gzip reads) with SAM tags behind the name, separated by tabs, as htslib has them.
+    """FASTQ (.gz: BGZF, which any gzip reads) with tab-separated SAM tags after the name, as htslib writes them.
 
-    One entry a sequence, in sequencing orientation. Of the read group's fields come DT, PU, LB and SM.
+    One entry per sequence, in sequencing orientation, with the read group's DT, PU, LB and SM.
     """
 
     def __init__(self, target: str, head: pysam.AlignmentHeader, *, compressed: bool) -> None:
@@ -311,16 +310,16 @@ class _FastqSink:
 
 
 def sort_and_index(unsorted: Path, target: Path, named: Path, form: Format, settings: OutputSettings) -> None:
-    """Sort by coordinate with samtools' code, in at most 1 GiB of memory beside what it writes to the disk meanwhile.
+    """Sort by coordinate with samtools' code, in at most 1 GiB of memory plus temporary files.
 
-    The target appears when it is complete, its index beside the name by which it is known, which may be a link to the
-    target. In a process of its own, for that can be stopped; in a folder of its own, for nobody else can put links
-    there. The target's place is held, so a folder that is there was left by a process that was killed.
+    The target appears when it is complete. The index goes beside `named`, which may be a link to the target. Sorting
+    runs in a separate process, which can be stopped, and in a separate folder, where nobody else can plant links. The
+    target is locked, so an existing folder was left by a killed process.
 
     Raises
     ------
     OSError
-        The disk is full, most likely; the unsorted file is left.
+        Sorting failed, most likely because the disk is full; the unsorted file stays.
     """
     prefix = f".{target.name}.sorting-"
     for leftover in target.parent.glob(f"{glob.escape(prefix)}*"):
@@ -331,11 +330,11 @@ def sort_and_index(unsorted: Path, target: Path, named: Path, form: Format, sett
         _remove_indexes(named, target)
         os.replace(made, target)
         if index is not None:
-            shutil.move(index, named.with_name(f"{named.name}{index.suffix}"))  # it may be another disk
+            shutil.move(index, named.with_name(f"{named.name}{index.suffix}"))  # it may be on another disk
 
 
 def _sort(unsorted: Path, made: Path, form: Format, settings: OutputSettings) -> Path | None:
-    """Sort into a file that is not there yet; returns its index, if its format has one."""
+    """Sort into a new file; return its index, if its format has one."""
     threads = min(_SORT_THREADS, len(os.sched_getaffinity(0)))
     longest = max((sequence.length for sequence in settings.sequences), default=0)
     kind = "crai" if form is Format.CRAM else "bai" if longest <= _BAI_MAX_BASES else "csi"
@@ -359,9 +358,9 @@ def _sort(unsorted: Path, made: Path, form: Format, settings: OutputSettings) ->
 
 
 def _remove_indexes(*names: Path) -> None:
-    """Those of the file that is about to be replaced, which may have a link: they would be taken for the new one's.
+    """Remove the indexes of a file about to be replaced: programs would take them for the new file's.
 
-    htslib finds x.bai beside x.bam, too.
+    htslib accepts x.bai beside x.bam, too.
     """
     for name in names:
         for kind in _INDEXES:
@@ -371,16 +370,16 @@ def _remove_indexes(*names: Path) -> None:
 
 
 def _reader_is_gone(pipe: int) -> bool:
-    """Whether a pipe's other end was closed; it cannot have seen the end of the data while we hold this one."""
+    """Whether a pipe's reader has closed it, which cannot be because of the end of data while we hold our end."""
     poll = select.poll()
     poll.register(pipe, 0)
     return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 class Outputs(ABC):
-    """All files of one call: results go to the one of their run, and pass or fail.
+    """All files of one call. A subclass's `writer(run, failed)` chooses the file for a result.
 
-    A subclass says which: `writer(run, failed)`. `form` and `header` are what their files have in common.
+    `form` and `header` are the same for all files.
     """
 
     def __init__(self, runs: Mapping[str, RunInfo], settings: OutputSettings) -> None:
@@ -391,11 +390,11 @@ class Outputs(ABC):
 
     @abstractmethod
     def writer(self, run: RunInfo, failed: bool) -> RecordWriter:
-        """The writer for reads of this run."""
+        """Return the writer for reads of this run."""
 
     @property
     def writers(self) -> list[RecordWriter]:
-        """All that were opened, each once."""
+        """All open writers, each once."""
         return list(dict.fromkeys(self._writers.values()))
 
     def write_all(self, results: Iterable[ReadResult]) -> list[ReadResult]:
@@ -404,7 +403,7 @@ class Outputs(ABC):
         Returns
         -------
         list
-            The results; of a read that cannot be written as records that it has failed, and why.
+            The results; a read that cannot be written as records is FAILED, with the reason.
         """
         return [self._write(result) for result in results]
 
@@ -412,27 +411,27 @@ class Outputs(ABC):
         writer = self.writer(result.info.run, result.status is ReadStatus.FILTERED)
         try:
             writer.write(result)
-        except (ValueError, TypeError, ArithmeticError, struct.error) as error:  # what pysam makes of a strange value
+        except (ValueError, TypeError, ArithmeticError, struct.error) as error:  # what pysam raises for a strange value
             detail = f"no record: {type(error).__name__}: {error}"
             return replace(result, status=ReadStatus.FAILED, detail=detail, parts=())
         return result
 
     def copy(self, run: RunInfo, written: Sequence[pysam.AlignedSegment]) -> None:
-        """Write the records that one read has already."""
+        """Write the existing records of one read."""
         self.writer(run, bool(written[0].flag & QC_FAIL)).copy(written)
 
     def settle(self) -> None:
-        """What was to be taken over is written."""
+        """Say that everything is taken over: see `OutputFile`."""
         for writer in self.writers:
             writer.settle()
 
     def stop_sorting(self) -> None:
-        """Have a `close` that sorts end, from another thread: it raises, and leaves the unsorted file."""
+        """Stop a `close` that is sorting in another thread: it raises, and leaves the unsorted file."""
         for process in list(_sorting):
             process.kill()
 
     def close(self, *, finish: bool = True) -> None:
-        """Close all files; each is, even if one cannot be."""
+        """Close all files, even if one fails."""
         errors = []
         for writer in self.writers:
             try:
@@ -444,7 +443,7 @@ class Outputs(ABC):
 
 
 class SingleOutput(Outputs):
-    """One file, or standard output, for all; a run that began after the file did gets one of its own beside it."""
+    """One file, or standard output, for all. A run that appears later gets its own file beside it."""
 
     def __init__(self, output: str, runs: Mapping[str, RunInfo], settings: OutputSettings) -> None:
         super().__init__(runs, settings)
@@ -467,10 +466,10 @@ class SingleOutput(Outputs):
 
 
 class OutputFolder(Outputs):
-    """A folder as MinKNOW lays it out: a folder for each run, in it those for reads that pass and fail.
+    """A folder laid out as MinKNOW does: one folder per run, with folders for pass and fail reads in it.
 
     `EXPERIMENT/SAMPLE/START_POSITION_FLOWCELL_PROTOCOLRUN/bam_pass/FLOWCELL_pass_PROTOCOLRUN_RUN_0.bam`: ONT's output
-    specification, "Output structure"; what a run does not say is "unknown" there.
+    specification, "Output structure". What a run does not say is "unknown".
     """
 
     def __init__(self, folder: Path, runs: Mapping[str, RunInfo], settings: OutputSettings) -> None:
@@ -481,7 +480,7 @@ class OutputFolder(Outputs):
                 if any((run_folder(folder, run) / f"{self.form.value}_{status}").glob("*")):
                     raise FileExistsError(
                         errno.EEXIST,
-                        "has records of this run already: name another folder",
+                        "already has records of this run; choose another folder",
                         str(run_folder(folder, run)),
                     )
 
@@ -495,21 +494,21 @@ class OutputFolder(Outputs):
             number = 0
             name = f"{flow_cell}_{status}_{protocol}_{_short(run.run_id)}"
             while (path := folder / f"{name}_{number}.{_SUFFIX_OF[form]}").exists() or partial_of(path).exists():
-                number += 1  # another run of the same flow cell, whose short id is the same
+                number += 1  # another run of this flow cell has the same short id
             writer = RecordWriter(str(path), {run.key: run}, self.settings, keeps_failed=True)
             self._writers[run.key, failed] = writer
         return self._writers[run.key, failed]
 
 
 def run_folder(folder: Path, run: RunInfo) -> Path:
-    """Where a run's files lie in an output folder."""
+    """Return the folder of a run's files within an output folder."""
     start = run.acquisition_start_time.strftime("%Y%m%d_%H%M") if run.acquisition_start_time else "unknown"
     name = "_".join([start, _part(run.position), _part(run.flow_cell_id), _short(run.protocol_run_id)])
     return folder / _part(run.experiment_id) / _part(run.sample_id) / name
 
 
 def _part(text: str) -> str:
-    """A run's field as part of a file's name: a POD5's text must not lead out of the folder, nor be too long."""
+    """Make a run's field fit a file name: a POD5's text must not lead out of the folder, nor be too long."""
     part = re.sub(r"[^A-Za-z0-9_.-]", "_", text).strip(".") or "unknown"
     if len(part) <= _MAX_PART:
         return part

@@ -1,1 +1,1 @@
-"""Where reads come from."""
+"""Sources of reads: POD5 files and folders."""

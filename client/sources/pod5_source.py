@@ -1,4 +1,4 @@
-"""Where reads come from: POD5 files, folders of them, and a folder that a sequencer is still writing to."""
+"""Read POD5 files, and folders of them."""
 
 import contextlib
 import glob
@@ -36,9 +36,9 @@ class ReadFault:
 
 
 def files_within(folder: Path, *, recursive: bool = False) -> list[Path]:
-    """The files of a folder, and of those within, in order. Links are followed, each folder is looked into once.
+    """Return the files of a folder, and of its subfolders if asked to, sorted. Follow links; visit each folder once.
 
-    What is named with a dot in front is left out: `._x.pod5` is what macOS writes beside x.pod5, not one itself.
+    Skip names that begin with a dot: macOS writes `._x.pod5` beside x.pod5, which is not a POD5.
     """
     found: list[Path] = []
     seen: set[tuple[int, int]] = set()
@@ -46,7 +46,7 @@ def files_within(folder: Path, *, recursive: bool = False) -> list[Path]:
     def is_new(path: str) -> bool:
         try:
             status = os.stat(path)
-        except OSError:  # moved away meanwhile
+        except OSError:  # moved away in the meantime
             return False
         place = status.st_dev, status.st_ino
         return place not in seen and not seen.add(place)  # type: ignore[func-returns-value]
@@ -61,19 +61,19 @@ def files_within(folder: Path, *, recursive: bool = False) -> list[Path]:
 
 
 def pod5_files_within(folder: Path, *, recursive: bool = False) -> list[Path]:
-    """The POD5 files among `files_within`."""
+    """Return the POD5 files among `files_within`."""
     return [file for file in files_within(folder, recursive=recursive) if file.suffix == ".pod5"]
 
 
 def find_pod5_files(paths: Iterable[Path], *, recursive: bool = False) -> tuple[list[Path], list[FileFault]]:
-    """The POD5 files that are meant, each once, and what is not there.
+    """Return the POD5 files that the paths name, each once, and the paths that have none.
 
     Parameters
     ----------
     paths
-        Files, folders whose `*.pod5` are taken, and patterns (`run*/*.pod5`) that no shell has expanded.
+        Files, folders with `*.pod5` files, and patterns (`run*/*.pod5`) that the shell did not expand.
     recursive
-        Take those of folders within as well, linked ones too.
+        Search subfolders as well, linked ones too.
     """
     files: list[Path] = []
     faults: list[FileFault] = []
@@ -82,7 +82,7 @@ def find_pod5_files(paths: Iterable[Path], *, recursive: bool = False) -> tuple[
             found = pod5_files_within(path, recursive=recursive)
             if not found:
                 deeper = not recursive and any(pod5_files_within(path, recursive=True))
-                hint = "; those within it have some: -r takes them" if deeper else ""
+                hint = "; its subfolders do: use -r" if deeper else ""
                 faults.append(FileFault(path, f"the folder has no .pod5 files{hint}"))
             files.extend(found)
         elif path.exists() or not glob.has_magic(str(path)):
@@ -90,7 +90,7 @@ def find_pod5_files(paths: Iterable[Path], *, recursive: bool = False) -> tuple[
         elif matches := sorted(glob.glob(str(path), recursive=True)):
             files.extend(map(Path, matches))
         else:
-            faults.append(FileFault(path, "the pattern matches nothing"))
+            faults.append(FileFault(path, "no file matches this pattern"))
     once: dict[str, Path] = {}
     for path in files:
         once.setdefault(os.path.realpath(path), path)
@@ -98,18 +98,18 @@ def find_pod5_files(paths: Iterable[Path], *, recursive: bool = False) -> tuple[
 
 
 def load_read_ids(path: Path) -> frozenset[bytes]:
-    """The read ids that a text file lists, one a line: the first word of it, so that tables with a heading do as well.
+    """Read read ids from a text file: the first word of each line, so tables with a header work, too.
 
     Raises
     ------
     ValueError
-        A line begins with something else than a UUID; the message has its number. Or there is none.
+        A line does not begin with a UUID (the message gives its number), or the file lists no ids.
     OSError
         The file cannot be read.
     """
     ids = set()
-    data = path.read_bytes()  # once, for it may be a pipe
-    encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"  # Windows puts a mark first
+    data = path.read_bytes()  # only once, as it may be a pipe
+    encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"  # Windows writes a byte-order mark
     for number, line in enumerate(data.decode(encoding, "replace").splitlines(), 1):
         word = (line.replace(",", " ").split() or [""])[0]
         if not word or word.startswith("#") or (number == 1 and word.strip('"') in ("read_id", "id")):
@@ -124,9 +124,9 @@ def load_read_ids(path: Path) -> frozenset[bytes]:
 
 
 class ReadIds:
-    """A growing set of read ids, 16 bytes each: what a run of three days asks for.
+    """A growing set of read ids at 16 bytes each, small enough for a three-day run.
 
-    Sorted arrays, each at most half as long as the one before; so few are searched, and each id is moved rarely.
+    Sorted arrays, each at most half as long as the one before, so there are few to search and ids rarely move.
     """
 
     def __init__(self) -> None:
@@ -140,11 +140,11 @@ class ReadIds:
 
     @property
     def arrays(self) -> list[npt.NDArray[np.bytes_]]:
-        """The ids, in several arrays."""
+        """The ids, in several sorted arrays."""
         return self._sorted
 
     def known(self, ids_N: npt.NDArray[np.bytes_]) -> npt.NDArray[np.bool_]:
-        """Of each id (S16), whether it is here."""
+        """Return for each id (S16) whether it is in the set."""
         known_N = np.zeros(ids_N.size, bool)
         for array in self._sorted:
             places_N = np.searchsorted(array, ids_N)
@@ -152,14 +152,14 @@ class ReadIds:
         return known_N
 
     def without(self, others: "ReadIds") -> "ReadIds":
-        """Those that are not among the others."""
+        """Return the ids that are not in the other set."""
         left = ReadIds()
         for ids_N in self._sorted:
             left.add(ids_N[~others.known(ids_N)])
         return left
 
     def add(self, ids_N: npt.NDArray[np.bytes_]) -> None:
-        """Take these ids (S16)."""
+        """Add ids (S16)."""
         new = np.unique(ids_N[~self.known(ids_N)])
         if not new.size:
             return
@@ -169,9 +169,9 @@ class ReadIds:
 
 
 class ReadFacts:
-    """Where many reads begin, and what they share with others: their run, file, end reason and type of pore.
+    """The start of many reads, and what they share with others: run, file, end reason and pore type.
 
-    30 bytes a read, for there may be all of three days.
+    Takes 30 bytes per read, because a run may last three days.
     """
 
     def __init__(self) -> None:
@@ -181,7 +181,7 @@ class ReadFacts:
         self._kinds: list[tuple[RunInfo, str, str, str]] = []
 
     def add(self, infos: Iterable[ReadInfo]) -> None:
-        """Take some reads. Of one that is here already, what was said first counts."""
+        """Add reads. If a read is added twice, its first facts count."""
         ids, starts, shared = list[bytes](), list[int](), list[int]()
         for info in infos:
             ids.append(info.read_id.bytes)
@@ -193,7 +193,7 @@ class ReadFacts:
             self._sorted = None
 
     def of(self, read_id: UUID) -> ReadInfo | None:
-        """A read, without channel, well, number and calibration; None: nothing is known of it."""
+        """Return a read, without channel, well, number and calibration; None if it is unknown."""
         if not self._batches:
             return None
         if self._sorted is None:
@@ -222,27 +222,27 @@ class ReadFacts:
 
 @dataclass
 class Pod5Source:
-    """The reads of POD5 files and folders, in order. A file named twice is read once, in one iteration only.
+    """The reads of POD5 files and folders, in order; iterate over it once. A file named twice is read once.
 
-    What cannot be read is passed over and recorded in `file_faults` and `read_faults`; the rest goes on.
+    What cannot be read is skipped and recorded in `file_faults` and `read_faults`.
 
     Parameters
     ----------
     paths, recursive
         Files, folders, patterns: see `find_pod5_files`.
     max_reads
-        Stop after so many; None: all.
+        Stop after this many reads; None: all.
     read_ids
         Only these reads (16 bytes each); None: all.
     runs_before
-        Those of what is resumed from, by key: runs of the files keep the keys that they have there.
+        Runs of the call to resume from, by key: the same runs here get the same keys.
 
     Attributes
     ----------
     runs
-        The runs that the files so far have reads of, by key; with `read_ids`, those of these reads.
+        The runs of the reads found so far, by key; with `read_ids`, only the runs of those reads.
     total_reads
-        How many reads there are to call, as far as is known.
+        How many reads there are to call, as far as known.
     """
 
     paths: Iterable[Path]
@@ -277,7 +277,7 @@ class Pod5Source:
 
     @property
     def unmet(self) -> list[str]:
-        """Those of `read_ids` that no file has."""
+        """The `read_ids` that no file has."""
         if self._wanted is None:
             return []
         unmet = _bytes_of(self._wanted[~self._known.known(self._wanted)])
@@ -285,23 +285,23 @@ class Pod5Source:
 
     @property
     def files(self) -> list[Path]:
-        """Those that are still to be read."""
+        """The files still to be read."""
         return [file.path for file in self._files]
 
     def add(self, path: Path) -> str:
-        """Count a file's reads and learn its runs: an output's header needs them before the first read.
+        """Add a file: count its reads and note its runs, which an output's header needs before the first read.
 
         Returns
         -------
         str
-            Why it cannot be read; empty: it can.
+            Why the file cannot be read; empty if it can.
         """
         try:
             if not path.exists():
                 raise FileNotFoundError("no such file")
             with pod5.Reader(path) as reader:
                 if not reader.read_table.num_record_batches:
-                    return ""  # no reads: pod5 cannot count them then
+                    return ""  # pod5 cannot count reads if there are none
                 ids_N = np.frombuffer(b"".join(reader.read_ids_raw.to_pylist()), "S16")
                 runs = self._runs_with_reads(reader)
         except Exception as error:  # noqa: BLE001 - whatever pod5 and Arrow raise for a file that is not one
@@ -318,12 +318,12 @@ class Pod5Source:
         return ""
 
     def _runs_with_reads(self, reader: pod5.Reader) -> list[RunInfo]:
-        """The runs of the reads that are to be called: others in the file must not matter."""
+        """Return the runs of the reads to call: other runs in the file must not matter."""
         runs, found = self._all_runs.of_file(reader), dict[RunInfo, None]()
         for index in range(reader.read_table.num_record_batches):
             batch = reader.read_table.get_batch(index)
             if (column := batch.column("run_info")).null_count or not _is_sound(column):
-                continue  # passed over when it is read
+                continue  # skipped when the file is read
             run_N = column.indices.to_numpy()
             if self._wanted is not None:
                 ids_N = np.frombuffer(b"".join(batch.column("read_id").to_pylist()), "S16")
@@ -333,14 +333,14 @@ class Pod5Source:
         return list(found)
 
     def skip(self, done: ReadIds) -> None:
-        """These reads need no call any more. They count towards `max_reads`, as if they were called now."""
+        """Skip reads that are called already. They count towards `max_reads` as if called now."""
         self._done = done
         self._recount()
 
     def facts(self, wanted: ReadIds) -> "ReadFacts":
-        """What the files that are still to be read say of these reads; of copies what the first says.
+        """Look up these reads in the files still to be read; of copies, the first counts.
 
-        Takes nothing away. What cannot be read is passed over: it is told when its turn comes.
+        Reads nothing from the source. Skip what cannot be read: it is reported when its turn comes.
         """
         facts = ReadFacts()
         for file in self._files:
@@ -387,9 +387,9 @@ class Pod5Source:
             self.file_faults.append(FileFault(path, f"not read to its end: {_reason(error)}"))
 
     def _records(self, reader: pod5.Reader, path: Path) -> Iterator[tuple[pod5.ReadRecord, Sequence[RunInfo | str]]]:
-        """The reads of the batches that are sound, with its runs by their indexes.
+        """Yield the reads of undamaged batches, with the batch's runs by index.
 
-        Arrow would end the process over offsets that lead out of a batch.
+        Batches are checked because Arrow would end the process on offsets outside a batch.
         """
         runs = self._all_runs.of_file(reader)
         if reader.batch_count:
@@ -400,7 +400,7 @@ class Pod5Source:
                 reader.read_table.get_batch(index).validate(full=True)
             except Exception as error:  # noqa: BLE001 - ArrowInvalid, as a rule
                 which = f"batch {index + 1} of {reader.batch_count}"
-                self.file_faults.append(FileFault(path, f"damaged, {which} of its reads is left out: {_reason(error)}"))
+                self.file_faults.append(FileFault(path, f"damaged; skipped {which} of its reads: {_reason(error)}"))
             else:
                 batch_runs = runs.of_batch(reader.read_table.get_batch(index).column("run_info"))
                 for record in reader.get_batch(index).reads():
@@ -416,7 +416,7 @@ def _run_of(record: pod5.ReadRecord, runs: Sequence[RunInfo | str]) -> RunInfo:
 
 
 def _infos_of_batch(reader: pod5.Reader, index: int, runs: FileRuns, wanted: ReadIds, path: Path) -> Iterator[ReadInfo]:
-    """Those of a batch that are wanted. As in `_records`, a batch that is damaged must not be looked into."""
+    """Yield the wanted reads of a batch. As in `_records`, a damaged batch must not be touched."""
     table = reader.read_table.get_batch(index)
     table.validate(full=True)
     wanted_N = wanted.known(np.array(table.column("read_id").to_pylist(), "S16"))
@@ -424,19 +424,19 @@ def _infos_of_batch(reader: pod5.Reader, index: int, runs: FileRuns, wanted: Rea
         return
     batch, batch_runs = reader.get_batch(index), runs.of_batch(table.column("run_info"))
     for row in np.flatnonzero(wanted_N):
-        with contextlib.suppress(Exception):  # it was not to be had when the others were called, either
+        with contextlib.suppress(Exception):  # it could not be read for calling, either
             record = batch.get_read(int(row))
             yield _info(record, _run_of(record, batch_runs), path)
 
 
 def _convert(record: pod5.ReadRecord, run: RunInfo, path: Path) -> SignalRead:
-    """A read as the client sends it."""
+    """Convert a read for the client."""
     return SignalRead(_info(record, run, path), record.signal)
 
 
 def _info(record: pod5.ReadRecord, run: RunInfo, path: Path) -> ReadInfo:
     level_pa = record.open_pore_level  # NaN: the instrument did not say
-    calibration, pore = record.calibration, record.pore  # each is made anew whenever it is asked for
+    calibration, pore = record.calibration, record.pore  # pod5 builds these anew on each access
     return ReadInfo(
         read_id=record.read_id,
         run=run,
@@ -463,11 +463,11 @@ def _is_sound(column: Any) -> bool:
 
 @dataclass(slots=True)
 class _File:
-    """A file, and which of its reads are not the first of their id."""
+    """A file, and which of its reads repeat an id."""
 
     path: Path
-    copies: set[bytes]  # of reads in files before
-    repeated: dict[bytes, bool]  # more than once in this file; whether met yet
+    copies: set[bytes]  # of reads in earlier files
+    repeated: dict[bytes, bool]  # more than once in this file; whether seen yet
 
     def is_copy(self, read_id: bytes) -> bool:
         if read_id in self.copies:

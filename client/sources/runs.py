@@ -1,4 +1,4 @@
-"""Runs, told apart by all that files say of them: files may be merged, and have one acquisition id for several runs."""
+"""Tell runs apart by all their metadata: merged files may have several runs with the same acquisition id."""
 
 import collections
 import hashlib
@@ -15,23 +15,23 @@ _UNKNOWN = "unknown"
 
 
 class Runs:
-    """Gives every run a key of its own: its id, or where another run has that, its id and a digest of what it is.
+    """Give every run a unique key: its id, plus a digest of its metadata if another run has the same id.
 
-    An id with characters that SAM cannot hold has the digest, too: others may differ from it in these alone.
+    An id with characters that SAM cannot hold gets the digest, too: other ids may differ only in those.
 
     Parameters
     ----------
     before
-        Runs of an earlier call, by key, as far as a header tells: theirs are not given to others.
+        Runs of an earlier call, by key, as far as a header tells: no other run gets their keys.
     """
 
     def __init__(self, before: Mapping[str, RunInfo]) -> None:
         self._before = before
-        self._known: dict[RunInfo, RunInfo] = {}  # as a file says it: with its key
+        self._known: dict[RunInfo, RunInfo] = {}  # a run as in the file: the same with its key
         self._taken: set[str] = set()
 
     def of_file(self, reader: pod5.Reader) -> "FileRuns":
-        """The runs of a POD5 file."""
+        """Return the runs of a POD5 file."""
         return FileRuns(self._keyed(_run_info(row)) for row in reader.run_info_table.read_all().to_pylist())
 
     def _keyed(self, said: RunInfo) -> RunInfo:
@@ -40,13 +40,13 @@ class Runs:
             while self._is_anothers(run):
                 digest = hashlib.sha256(repr(values).encode("utf-8", "backslashreplace")).hexdigest()
                 run = replace(said, distinction=digest[:8])
-                values.append("again")  # a run may have the id that would be made for another
+                values.append("again")  # a run may already have the key that another would get
             self._taken.add(run.key)
             self._known[said] = run
         return self._known[said]
 
     def _is_anothers(self, run: RunInfo) -> bool:
-        """Whether another run has this one's key, or might have."""
+        """Whether another run has, or might have, this run's key."""
         if not run.distinction and run.key != run.run_id:
             return True
         before = self._before.get(run.key)
@@ -54,7 +54,7 @@ class Runs:
 
 
 class FileRuns:
-    """The runs of one file, in the order of its table of runs."""
+    """The runs of one file, in the order of its run table."""
 
     def __init__(self, runs: Iterable[RunInfo]) -> None:
         self._by_id: dict[str, list[RunInfo]] = collections.defaultdict(list)
@@ -63,14 +63,14 @@ class FileRuns:
 
     @property
     def all(self) -> list[RunInfo]:
-        """Each run once."""
+        """The runs, each once."""
         return list(dict.fromkeys(run for runs in self._by_id.values() for run in runs))
 
     def of_batch(self, column: Any) -> Sequence[RunInfo | str]:
-        """What the indexes of a batch's column `run_info` mean: a run, or why there is none.
+        """Return, for each index in a batch's column `run_info`, the run, or why it is unknown.
 
-        The column's dictionary has ids only. Where several runs of the table have one id, it stands in the
-        dictionary as often, in the same order.
+        The column's dictionary has only ids. If several runs of the table share an id, the dictionary has it as often,
+        in the same order.
         """
         ids = [name or _UNKNOWN for name in column.dictionary.to_pylist()]
         counts, met = collections.Counter(ids), collections.Counter[str]()

@@ -1,4 +1,4 @@
-"""A folder that a sequencer is writing to: its POD5 files are read as they are finished, until the run's end."""
+"""Watch a folder that a sequencer writes to, and read its POD5 files as they are finished until the run ends."""
 
 import fnmatch
 import os
@@ -16,27 +16,27 @@ from porestream.client.text import counted
 _END = "final_summary*.txt"
 _COUNTS = re.compile(r"^pod5_files_in_(?:final_dest|fallback)=(\d+)\s*$", re.MULTILINE)
 _SETTLE_S = 5.0
-_UNREADABLE_SETTLE_S = 60.0  # a file that cannot be read may still be copied
+_UNREADABLE_SETTLE_S = 60.0  # an unreadable file may still be being copied
 
 
 @dataclass
 class FolderWatch:
-    """The reads of the POD5 files in a folder and those within, as they appear; iterate over it once.
+    """Yield the reads of POD5 files in a folder and its subfolders as they appear; iterate over it once.
 
-    MinKNOW writes the footer, without which a POD5 cannot be read, when it closes a file: a file that cannot be read
-    is tried again when it has changed. The run is over when MinKNOW's `final_summary_*.txt` is there, which it writes
-    last, and no file has changed for a few seconds. Where the run's own folder is watched, as many files must be there
-    as the summary counts: a copy of the folder may get the summary first. Files that cannot be read, and those that
-    never came, are `source.file_faults`.
+    A POD5 cannot be read without its footer, which MinKNOW writes when it closes the file; so an unreadable file is
+    tried again when it has changed. The run is over when MinKNOW has written `final_summary_*.txt`, its last file, and
+    nothing has changed for a few seconds. If the run's own folder is watched, it must also have as many files as the
+    summary counts: a copy of the folder may get the summary first. Files that cannot be read, or never came, are added
+    to `source.file_faults`.
 
     Parameters
     ----------
     folder
-        The run's, or its `pod5` folder.
+        The run's folder, or its `pod5` folder.
     source
-        A source without paths, which takes the files.
+        A source without paths; it gets the files.
     timeout_s
-        Stop when nothing was new for so long.
+        Stop after this long without a new or changed file.
     poll_s
         How often to look.
     """
@@ -48,14 +48,14 @@ class FolderWatch:
     ended_by: str = field(default="", init=False)
     """Why the watch is over: "end of the run", "time-out" or "stopped"."""
     _taken: set[Path] = field(default_factory=set, init=False)
-    _real: set[str] = field(default_factory=set, init=False)  # where those lie, for links may lead there too
+    _real: set[str] = field(default_factory=set, init=False)  # their real paths, as links may lead there too
     _unreadable: dict[Path, tuple[tuple[int, int], str]] = field(default_factory=dict, init=False)
     _summaries: list[Path] = field(default_factory=list, init=False)
     _news_s: float = field(default_factory=time.monotonic, init=False)
     _stopped: threading.Event = field(default_factory=threading.Event, init=False)
 
     def wait_for_first(self) -> bool:
-        """Wait for the first file that can be read; False: the watch is over before there is one."""
+        """Wait for the first readable file; return False if the watch ends before there is one."""
         while not self.source.runs:
             self._look()
             if not self.source.runs and not self._wait() and not self._look():
@@ -65,13 +65,13 @@ class FolderWatch:
 
     def __iter__(self) -> Iterator[SignalRead]:
         while True:
-            yield from self.source  # what it was given since
+            yield from self.source  # the files added since
             if self.source.max_reads == 0:
                 self.ended_by = "the reads that were asked for"
                 return
             if self._look() or self._wait():
                 continue
-            if not self._look():  # once more: what was finished before the end was seen
+            if not self._look():  # once more, for files finished just before the end
                 break
         self._end()
 
@@ -80,7 +80,7 @@ class FolderWatch:
         self._stopped.set()
 
     def _look(self) -> bool:
-        """Give the source what is new; whether it got something."""
+        """Give new files to the source; return whether there were any."""
         got = False
         files = files_within(self.folder, recursive=True)
         self._summaries = [file for file in files if fnmatch.fnmatch(file.name, _END)]
@@ -89,7 +89,7 @@ class FolderWatch:
                 continue
             try:
                 status = path.stat()
-            except OSError:  # moved away meanwhile
+            except OSError:  # moved away in the meantime
                 continue
             state = status.st_size, status.st_mtime_ns
             if path in self._unreadable and self._unreadable[path][0] == state:
@@ -105,7 +105,7 @@ class FolderWatch:
         return got
 
     def _wait(self) -> bool:
-        """Wait before the next look; False: there is no need for one."""
+        """Wait before looking again; return False if the watch is over."""
         quiet_s = time.monotonic() - self._news_s
         if self._stopped.is_set():
             self.ended_by = "stopped"
@@ -119,10 +119,10 @@ class FolderWatch:
         return False
 
     def _is_run_over(self) -> bool:
-        """Whether there is a final summary, every POD5 lies in a folder that has one, and as many came as it counts."""
+        """Whether every POD5 lies in a folder with a final summary, and as many came as the summary counts."""
         folder = self.folder.absolute()
         if folder.name.startswith("pod5") and any(folder.parent.glob(_END)):
-            return True  # a run has several such folders, and counts the files of all
+            return True  # a run has several such folders, and its summary counts the files of all
         ended = [file.parent for file in self._summaries]
         files = [*self._taken, *self._unreadable]
         if not ended or not all(self.folder in ended or any(_is_within(file, run) for run in ended) for file in files):
@@ -132,7 +132,7 @@ class FolderWatch:
         return quiet_s >= least_s and not any(self._missing())
 
     def _missing(self) -> Iterator[tuple[Path, int, int]]:
-        """Runs of which files have not come: folder, how many its summaries count, how many there are."""
+        """Yield runs with missing files: folder, number of files in its summaries, number found."""
         there = [*self._taken, *self._unreadable]
         for folder in sorted({file.parent for file in self._summaries}):
             expected = sum(_counted_files(file) for file in self._summaries if file.parent == folder)
@@ -146,19 +146,19 @@ class FolderWatch:
             self.source.file_faults.append(FileFault(Path(os.path.normpath(path)), reason))
         self._unreadable.clear()
         for folder, expected, found in missing:
-            reason = f"its final summary counts {counted(expected, 'POD5 file')}, {found:,} came"
+            reason = f"its final summary lists {counted(expected, 'POD5 file')}, but only {found:,} arrived"
             self.source.file_faults.append(FileFault(folder, reason))
 
 
 def _is_within(file: Path, folder: Path) -> bool:
-    """As it was met, or where it lies: links may lead into the folder, and out of it."""
+    """Whether a file is in a folder, by its path or its real path: links may lead in and out."""
     return folder in file.parents or Path(os.path.realpath(folder)) in Path(os.path.realpath(file)).parents
 
 
 def _counted_files(summary: Path) -> int:
-    """How many POD5 files a run has by its final summary, wherever MinKNOW has put them; 0: it does not say."""
+    """Return how many POD5 files a final summary counts, wherever MinKNOW put them; 0 if it does not say."""
     try:
         text = summary.read_text(errors="replace")
-    except OSError:  # moved away meanwhile
+    except OSError:  # moved away in the meantime
         return 0
     return sum(int(number) for number in _COUNTS.findall(text))

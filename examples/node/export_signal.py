@@ -1,7 +1,7 @@
-"""Writes a POD5's reads as JSON lines, for programs without a POD5 library: `export_signal.py run.pod5 > reads.jsonl`.
+"""Write a POD5's reads as JSON lines, for programs without a POD5 library: `export_signal.py run.pod5 > reads.jsonl`.
 
-The first line is the run, {"run": {...}}, with the fields of the contract's RunInfo in JSON's camelCase; each further
-one a read: facts, calibration, and its signal, int16 ADC counts, little-endian, in base64.
+The first line is the run, {"run": {...}}, with the fields of the contract's RunInfo in JSON's camelCase. Every other
+line is a read: metadata, calibration, and its signal as int16 ADC counts, little-endian, in base64.
 """
 
 import base64
@@ -16,11 +16,11 @@ from porestream.client.wire import encode_run
 
 
 def main(path: Path) -> None:
-    """Export one file, which must be of one run."""
+    """Export one file, which must have only one run."""
     source = Pod5Source([path])
     if len(source.runs) != 1:
         reasons = "; ".join(fault.reason for fault in source.file_faults)
-        sys.exit(f"{path}: {reasons or f'it has {len(source.runs)} runs; export files of one run each'}")
+        sys.exit(f"{path}: {reasons or f'it has {len(source.runs)} runs; export files with one run each'}")
     (run,) = source.runs.values()
     facts = MessageToDict(encode_run(run))
     facts.pop("acquisitionStartTime", None)  # a Timestamp, which the example does not need

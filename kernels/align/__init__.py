@@ -1,1 +1,1 @@
-"""Bases to alignments: minimap2, and the kernels that do the same on a GPU."""
+"""Aligns reads, with minimap2 or with kernels that do the same on a GPU."""

@@ -1,6 +1,6 @@
-"""Reads to alignments: the protocol, and its implementation on minimap2 through mappy.
+"""The aligner protocol, and its implementation with minimap2 through mappy.
 
-mappy gives coordinates, CIGAR, NM and MAPQ; AS, de and the supplementary flag are worked out here as minimap2 does.
+mappy returns coordinates, CIGAR, NM and MAPQ; this module works out AS, de and the supplementary flag as minimap2 does.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _IS_AMBIGUOUS[list(b"ACGTUacgtu")] = False  # sketch.c, seq_nt4_table
 
 
 class UnknownPresetError(ValueError):
-    """A preset that is not in `PRESETS`."""
+    """The preset is not in `PRESETS`."""
 
     def __init__(self, preset: str) -> None:
         super().__init__(f"unknown preset {preset!r}; choose one of: {', '.join(PRESETS)}")
@@ -48,15 +48,15 @@ class Alignment:
     mapping_quality
         0-60.
     cigar
-        uint32[operations], BAM's encoding (length << 4 | operation), in the reference's orientation, with soft clips at
-        both ends, so that it spans the whole read.
+        uint32[operations], BAM's encoding (length << 4 | operation), in the reference's orientation; soft clips at both
+        ends make it span the whole read.
     score
-        AS: the dual affine score of the CIGAR. minimap2's is what its dynamic programming found before it tidied up the
-        CIGAR (align.c, mm_fix_cigar): they differ, by a few points, in 0.1 % of alignments to tandem repeats.
+        AS: the dual affine score of the CIGAR. minimap2 reports the score from before it tidies up the CIGAR (align.c,
+        mm_fix_cigar); for 0.1 % of alignments to tandem repeats that differs by a few points.
     edit_distance
-        NM: mismatches, gap bases, and ambiguous bases wherever they stand, even N against N.
+        NM: mismatches, gap bases, and all ambiguous bases, even N against N.
     md
-        MD; empty unless asked for. N against N counts as a match here, as in minimap2.
+        MD; empty unless requested. N against N counts as a match, as in minimap2.
     divergence
         de: 1 - matches / columns, each gap counted as one column.
     """
@@ -84,7 +84,7 @@ class Aligner(Protocol):
 
     @property
     def device_class(self) -> str:
-        """What decides, beside reference and preset, which of equally good alignments are chosen; empty for mappy."""
+        """Whatever, besides reference and preset, affects the choice of equally good alignments; empty for mappy."""
         ...
 
     def align(self, name: str, sequence: str, *, md: bool) -> list[Alignment]:
@@ -102,13 +102,13 @@ class Aligner(Protocol):
         Returns
         -------
         list[Alignment]
-            The primary first, then the others in minimap2's order; empty if the read is unmapped.
+            The primary alignment first, then the others in minimap2's order; empty if the read is unmapped.
         """
         ...
 
 
 class MappyAligner:
-    """minimap2 on the CPU: one index for all threads, a buffer for each. Mapping runs without the GIL."""
+    """minimap2 on the CPU: all threads share one index and have their own buffers. Mapping runs without the GIL."""
 
     def __init__(self, index: mappy.Aligner, reference: Reference, preset: str) -> None:
         self.reference = reference
@@ -121,18 +121,18 @@ class MappyAligner:
         """See `Aligner.align`."""
         buffer = getattr(self._of_thread, "buffer", None)
         if buffer is None or len(sequence) > _LONG_READ_BASES:
-            buffer = mappy.ThreadBuffer()  # of a long read's own: what it grows to would be kept for ever
+            buffer = mappy.ThreadBuffer()  # long reads get a throwaway buffer, because buffers never shrink
         if len(sequence) <= _LONG_READ_BASES:
             self._of_thread.buffer = buffer
         alignments: list[Alignment] = []
         for hit in self._index.map(sequence, name=name, buf=buffer, MD=md):
-            # hit.c, mm_set_sam_pri: of several primaries, the first is the record and the others supplement it
+            # hit.c, mm_set_sam_pri: the first of several primaries becomes the record, the others are supplementary
             flag = (0 if not alignments else SUPPLEMENTARY) if hit.is_primary else SECONDARY
             alignments.append(self._alignment(hit, sequence, flag))
         return alignments
 
     def bases(self, name: str, start: int, end: int) -> str:
-        """Of a reference sequence, upper case; less where it ends before `end`."""
+        """Return bases of a reference sequence in upper case; fewer if it ends before `end`."""
         return str(self._index.seq(name, start, end))
 
     def _alignment(self, hit: mappy.Alignment, sequence: str, flag: int) -> Alignment:
@@ -144,9 +144,9 @@ class MappyAligner:
         cigar = np.array([*before, *[length << 4 | op for length, op in hit.cigar], *after], np.uint32)
         aligned = cigar[len(before) : len(before) + len(hit.cigar)]
         lengths, operations = aligned >> 4, aligned & 15
-        gaps = lengths[operations != _M].astype(np.int64)  # these presets give M, I and D only
+        gaps = lengths[operations != _M].astype(np.int64)  # these presets only produce M, I and D
         gap_bases, columns = int(gaps.sum()), int(lengths.sum())
-        ambiguous = columns - hit.blen  # align.c, mm_update_extra: blen leaves them out wherever they stand
+        ambiguous = columns - hit.blen  # align.c, mm_update_extra: blen does not count ambiguous bases
         if ambiguous:
             ambiguous -= self._ambiguous_in_gaps(hit, sequence, lengths, operations)
         mismatches = columns - gap_bases - hit.mlen - ambiguous
@@ -183,7 +183,7 @@ class MappyAligner:
 def load_reference(
     path: Path, *, preset: str, cache_dir: Path | None, threads: int, all_anchors: bool = False
 ) -> MappyAligner:
-    """Load a reference to align to. mappy holds the GIL meanwhile (minutes for a human genome): do it before serving.
+    """Load a reference to align to. mappy holds the GIL meanwhile (minutes for a human genome), so load at startup.
 
     Parameters
     ----------
@@ -192,19 +192,19 @@ def load_reference(
     preset
         One of `PRESETS`.
     cache_dir
-        Where the index of a FASTA is kept for the next start; None: nowhere.
+        Where a FASTA's index is kept for the next start; None means that it is not kept.
     threads
-        To build an index with.
+        Threads for building an index.
     all_anchors
-        Whether chaining looks at every anchor in reach (max_chain_skip at infinity), as kernels do: alignments differ
-        rarely.
+        Whether chaining considers every anchor within reach (infinite max_chain_skip), as the kernels do. Alignments
+        rarely differ.
 
     Raises
     ------
     UnknownPresetError
-        If the preset is not in `PRESETS`.
+        The preset is not in `PRESETS`.
     ReferenceFileError
-        If the reference cannot be used.
+        The reference cannot be used.
     """
     if preset not in PRESETS:
         raise UnknownPresetError(preset)
@@ -217,8 +217,8 @@ def load_reference(
 
 
 def preset_for_model(model_name: str) -> str:
-    """Choose a preset by a basecalling model's accuracy: ``lr:hq`` for hac and sup, ``map-ont`` for all else.
+    """Choose a preset by a basecalling model's accuracy: ``lr:hq`` for hac and sup, ``map-ont`` for everything else.
 
-    ``lr:hq`` is dorado's default, but its 19-mers lose short reads of 90 % identity.
+    ``lr:hq`` is dorado's default, but its 19-mers miss short reads of 90 % identity.
     """
     return "lr:hq" if re.search(r"(^|_)(hac|sup)([@_,]|$)", model_name) else "map-ont"

@@ -1,4 +1,4 @@
-"""Anchors to chains, as minimap2 does it (chain.cu)."""
+"""Chains anchors as minimap2 does (chain.cu)."""
 
 from dataclasses import dataclass, replace
 
@@ -17,27 +17,27 @@ _MOST, _MOST_FAR, _REACH_INNER = 5000, 100_000, 1000  # options.c: max_chain_ite
 _RESCUE_BASES, _RESCUE_SHARE = 1000, np.float32(0.1)  # options.c: rmq_rescue_size, rmq_rescue_ratio
 _SPAN = 0xFF
 MAX_LINKS = 2e9
-"""Of a read; more are minimap2's own to chain. minimap2 itself takes hours for some (its issue 324)."""
+"""Most links per read; minimap2 aligns reads that have more. It takes hours for some of them (its issue 324)."""
 MAX_CHAINS = 4096
-"""Of a read; they are compared with each other."""
+"""Most chains per read, because they are all compared with each other."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chains:
-    """On the device; each read's by the place of their first anchors.
+    """Chains on the device, ordered by read and first anchor.
 
     Attributes
     ----------
     x_A, y_A, read_A
-        The anchors of the chains, in order.
+        The chains' anchors, in order.
     anchors
-        int64[reads + 1]: where each read's begin.
+        int64[reads + 1]: where each read's anchors begin.
     score_C, count_C
-        int32: score, and anchors.
+        int32: each chain's score, and number of anchors.
     first_C
-        int64: where a chain's anchors begin.
+        int64: where each chain's anchors begin.
     read_C
-        int32.
+        int32: each chain's read.
     """
 
     x_A: Array
@@ -51,14 +51,15 @@ class Chains:
 
 
 def gap_cost(preset: Preset) -> np.float32:
-    """map.c: chain_gap_scale * 0.01 * k, the scale 0.8 in float32."""
+    """Return map.c's chain_gap_scale * 0.01 * k, with the scale 0.8 in float32."""
     return np.float32(float(np.float32(0.8)) * 0.01 * preset.k)
 
 
 def without_too_much_work(device: Device, anchors: Anchors, preset: Preset) -> tuple[Anchors, Array]:
-    """Leave out the anchors of reads that would hold up all others, and tell which: bool[reads], on the device.
+    """Leave out the anchors of reads that would hold up all others; also return which, bool[reads] on the device.
 
-    Links that may have to be looked at: of each row of anchors within reach as many as can be, for each anchor.
+    The work is estimated from above: in each row of anchors within reach, every anchor may have to be linked to as many
+    others as chaining allows.
     """
     xp = device.xp
     with device.in_order():
@@ -74,7 +75,7 @@ def without_too_much_work(device: Device, anchors: Anchors, preset: Preset) -> t
 
 
 def _too_many_links(device: Device, x: Array, read: Array, reads: int, reach: int, most: int) -> Array:
-    """Which reads have more than `MAX_LINKS`; bool[reads]."""
+    """Return which reads have more than `MAX_LINKS` links; bool[reads]."""
     xp = device.xp
     starts, ends = _segments(device, x, read, reach)
     size = ends - starts
@@ -85,7 +86,7 @@ def _too_many_links(device: Device, x: Array, read: Array, reads: int, reach: in
 
 
 def _segments(device: Device, x: Array, read: Array, reach: int) -> tuple[Array, Array]:
-    """Where rows of anchors begin and end that are no further apart than may be chained."""
+    """Return the start and end of each row of anchors that are close enough to be chained."""
     xp, count = device.xp, len(x)
     if count == 0:
         return xp.zeros(0, np.int64), xp.zeros(0, np.int64)
@@ -96,20 +97,20 @@ def _segments(device: Device, x: Array, read: Array, reach: int) -> tuple[Array,
 
 
 def find_chains(device: Device, anchors: Anchors, preset: Preset, read_length: Array) -> tuple[Chains, Array]:
-    """Chain, and chain again what long joins may make of it (map.c, mm_map_frag_core).
+    """Chain anchors, and chain some reads again with long joins (map.c, mm_map_frag_core).
 
     Parameters
     ----------
     device, anchors, preset
-        Where, what, and with which distances.
+        The device, the anchors, and the preset that gives the distances.
     read_length
-        int32 of all reads, on the device.
+        int32: length of every read, on the device.
 
     Returns
     -------
     chains
     too_much
-        bool[reads]: those that should have been chained again, and have too many links for that or too many chains.
+        bool[reads]: reads with too many chains, or with too many links to be chained again.
     """
     xp, reads = device.xp, len(read_length)
     with device.in_order():
@@ -137,7 +138,7 @@ def _chain(device: Device, x: Array, y: Array, read: Array, reads: int, preset: 
     score, before = (y >> np.uint64(32) & np.uint64(_SPAN)).astype(np.int32), xp.full(count, -1, np.int64)
     if count:
         starts, ends = _segments(device, x, read, reach)
-        several = ends - starts > 1  # an anchor alone is a chain of itself
+        several = ends - starts > 1  # a single anchor is a chain by itself
         starts, ends = starts[several], ends[several]
         if len(starts):
             load(device, "chain.cu", "chain_far" if far else "chain")(
@@ -194,7 +195,7 @@ def _backtracked(
             drop=drop,
             reads=reads,
         )
-    # One after another: chain c of read r stands at ends[r] + c, its anchors follow those of the chains before it.
+    # Concatenate: chain c of read r is at ends[r] + c, and its anchors follow those of the chains before it.
     total = int(chains.sum())
     first_of_read = xp.cumsum(chains) - chains
     read_C = xp.repeat(xp.arange(reads), chains.tolist()) if total else xp.zeros(0, np.int64)
@@ -204,7 +205,7 @@ def _backtracked(
     start_C = (
         anchors[read_C] + before_C - (before_C[xp.minimum(first_of_read, max(total - 1, 0))][read_C] if total else 0)
     )
-    # By the place of the first anchor, which stands last in `taken`.
+    # Sort by the place of the first anchor, which comes last in `taken`.
     x_first = x[taken[start_C + count_C - 1]] if total else xp.zeros(0, np.uint64)
     order = xp.lexsort(xp.stack([x_first, read_C.astype(np.uint64)])) if total else xp.zeros(0, np.int64)
     score_C, count_C, start_C, read_C = (of[order] for of in (score_C, count_C, start_C, read_C))
@@ -228,7 +229,7 @@ def _backtracked(
 
 
 def _to_chain_again(device: Device, chains: Chains, read_length: Array) -> Array:
-    """Reads with several chains, of which the first does not hold nearly all of a short read (map.c)."""
+    """Return which reads have several chains, the first of which leaves much of the read uncovered (map.c)."""
     xp, reads = device.xp, len(read_length)
     first = xp.searchsorted(chains.read_C, xp.arange(reads + 1))
     several = xp.diff(first) > 1
@@ -243,7 +244,7 @@ def _to_chain_again(device: Device, chains: Chains, read_length: Array) -> Array
 
 
 def _merged(device: Device, chains: Chains, far: Chains, again_R: Array) -> Chains:
-    """The chains of `far` for the reads that were chained again, the others' as they were."""
+    """Take the chains of `far` for the reads that were chained again, and keep the others' chains."""
     xp = device.xp
     old_A, old_C = ~again_R[chains.read_A], ~again_R[chains.read_C]
 

@@ -1,6 +1,6 @@
-"""What a CIGAR says of two sequences: AS, NM, MD and de, as minimap2 has them.
+"""Computes AS, NM, MD and de from a CIGAR and two sequences, as minimap2 does.
 
-Sequences are codes: A 0, C 1, G 2, T 3, all else 4.
+Sequences are codes: A 0, C 1, G 2, T 3, anything else 4.
 """
 
 from collections.abc import Iterable
@@ -30,7 +30,7 @@ class Described:
 
 
 def joined(cigars: Iterable[Cigar]) -> Cigar:
-    """CIGARs one after another, with equal operations that meet made one."""
+    """Concatenate CIGARs, merging adjacent equal operations."""
     cigar = np.concatenate([*cigars, np.zeros(0, np.uint32)]).astype(np.uint32)
     if len(cigar) == 0:
         return cigar
@@ -40,20 +40,21 @@ def joined(cigars: Iterable[Cigar]) -> Cigar:
 
 
 def columns_of(cigar: Cigar, query: U8, target: U8) -> tuple[U8, U8, npt.NDArray[np.uint32]]:
-    """Query and target code of each column and its operation; a gap's absent base has any code.
+    """Return each column's query code, target code and operation; the missing base of a gap may have any code.
 
     Raises
     ------
     ValueError
-        The CIGAR has other operations than M, I and D, or does not consume all of both.
+        The CIGAR has operations other than M, I and D, or does not consume all of both sequences.
     """
     operations_C = np.repeat(cigar & 15, cigar >> 4)
     in_query_C, in_target_C = operations_C != D, operations_C != I
     if not np.isin(cigar & 15, (M, I, D)).all():
-        raise ValueError(f"a CIGAR of other operations than M, I and D: {sorted(set((cigar & 15).tolist()))}")
+        raise ValueError(f"the CIGAR has operations other than M, I and D: {sorted(set((cigar & 15).tolist()))}")
     if int(in_query_C.sum()) != len(query) or int(in_target_C.sum()) != len(target):
         raise ValueError(
-            f"a CIGAR of {int(in_query_C.sum())} and {int(in_target_C.sum())} bases for {len(query)} and {len(target)}"
+            f"the CIGAR consumes {int(in_query_C.sum())} and {int(in_target_C.sum())} bases, but the sequences have "
+            f"{len(query)} and {len(target)}"
         )
     query_C, target_C = (np.zeros(len(operations_C), np.uint8) for _ in range(2))
     query_C[in_query_C], target_C[in_target_C] = query, target
@@ -61,10 +62,10 @@ def columns_of(cigar: Cigar, query: U8, target: U8) -> tuple[U8, U8, npt.NDArray
 
 
 def describe(cigar: Cigar, query: U8, target: U8, scoring: Scoring = MINIMAP2, *, md: bool = True) -> Described:
-    """Score and count an alignment of all of both sequences.
+    """Compute the figures of an alignment of two whole sequences.
 
-    AS and de after minimap2's align.c (mm_update_extra, mm_event_identity); NM and MD after format.c. An ambiguous base
-    never matches for NM, and equals another ambiguous one for MD.
+    AS and de follow minimap2's align.c (mm_update_extra, mm_event_identity); NM and MD follow format.c. An ambiguous
+    base never matches for NM, but equals another ambiguous base for MD.
     """
     query_C, target_C, operations_C = columns_of(cigar, query, target)
     gaps = (cigar >> 4)[(cigar & 15) != M].astype(np.int64)
@@ -85,7 +86,7 @@ def describe(cigar: Cigar, query: U8, target: U8, scoring: Scoring = MINIMAP2, *
 
 
 def _md(cigar: Cigar, query_C: U8, target_C: U8, operations_C: npt.NDArray[np.uint32]) -> str:
-    """SAM's MD: numbers of equal bases between the target's letters at mismatches and, after ^, in deletions."""
+    """Return SAM's MD: counts of equal bases, with the target's letters at mismatches and, after ^, in deletions."""
     letters = _LETTERS[target_C].tobytes().decode()
     differ = np.flatnonzero((operations_C == M) & (query_C != target_C))
     ends = np.cumsum(cigar >> 4, dtype=np.int64)

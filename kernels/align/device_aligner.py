@@ -1,6 +1,6 @@
-"""Reads to alignments on a device: index, seeds, chains and base-level alignment, in batches, all as minimap2 does it.
+"""Aligns batches of reads on a device as minimap2 does: look-up, seeds, chains and base-level alignment.
 
-What the device cannot take goes to minimap2 itself, and is counted.
+Reads that the device cannot align go to minimap2 itself, and are counted.
 """
 
 import contextlib
@@ -24,28 +24,28 @@ from porestream.kernels.align.sketch import Reads, sketch
 from porestream.kernels.device import Device
 
 MEMORY_BYTES = 256 << 20
-"""Of the device, for the tasks of base-level alignment at a time."""
+"""Device memory for the base-level alignment tasks that run at once."""
 BATCH_BASES = 50_000_000
 BYTES_A_BASE = 64
-"""What a batch takes of the device beside its tasks, at the most, for each of its bases: minimizers (a fifth as many as
-bases, 55 bytes each), anchors (a quarter as many where few repeat, 130 bytes with what sorting and chaining take), and
-the bases themselves. A batch of more repetitive reads does not fit, and is halved."""
+"""Device memory that a batch takes per base, besides its tasks: minimizers (a fifth as many as bases, 55 bytes each),
+anchors (a quarter as many if few are repeats, 130 bytes each with sorting and chaining), and the bases themselves. A
+batch of more repetitive reads does not fit, and is split in half."""
 U8 = npt.NDArray[np.uint8]
 
 
 class DeviceAligner:
-    """Aligns reads on a device; see `kernels.aligner.Aligner`.
+    """Aligns reads on a device; see `kernels.align.aligner.Aligner`.
 
     Parameters
     ----------
     device
-        Where.
+        The device to run on.
     index
-        Of the reference.
+        The reference's index.
     fallback
-        For reads that the device cannot take.
+        Aligns reads that the device cannot.
     batch_bases
-        How many are aligned at a time.
+        Bases per batch.
     """
 
     def __init__(self, device: Device, index: Index, fallback: MappyAligner, batch_bases: int = BATCH_BASES) -> None:
@@ -53,8 +53,8 @@ class DeviceAligner:
         self._device, self._index, self._fallback = device, index, fallback
         self._on_device = IndexOnDevice(device, index)
         self._hits = HitAligner(device, self._on_device, MEMORY_BYTES)
-        self._lock = threading.Lock()  # one batch at a time: its memory is planned
-        self.fallbacks: Counter[Failure] = Counter()  # reads that minimap2 aligned itself
+        self._lock = threading.Lock()  # one batch at a time, because memory is planned for one
+        self.fallbacks: Counter[Failure] = Counter()  # reads that minimap2 aligned instead
 
     @property
     def reference(self) -> Reference:
@@ -69,16 +69,16 @@ class DeviceAligner:
         return "-gpu-aligner"
 
     def align(self, name: str, sequence: str, *, md: bool) -> list[Alignment]:
-        """See `kernels.aligner.Aligner.align`."""
+        """See `kernels.align.aligner.Aligner.align`."""
         found = self.align_batch([(name, sequence)], md=md)[0]
         return self.align_elsewhere(name, sequence, md=md) if found is None else found
 
     def align_elsewhere(self, name: str, sequence: str, *, md: bool) -> list[Alignment]:
-        """Have minimap2 align a read on the CPU, however long that takes."""
+        """Align a read with minimap2 on the CPU, however long that takes."""
         return self._fallback.align(name, sequence, md=md)
 
     def align_batch(self, reads: Sequence[tuple[str, str]], *, md: bool) -> list[list[Alignment] | None]:
-        """Align many reads, each as `align` would; None: the device cannot take it, `align_elsewhere` does."""
+        """Align many reads, each as `align` would; None marks a read that needs `align_elsewhere`."""
         codes = [encode_bases(sequence) for _, sequence in reads]
         hashes = np.array([read_hash(name, len(sequence)) for name, sequence in reads], np.uint32)
         found: list[list[Alignment] | None] = [None] * len(reads)
@@ -87,7 +87,7 @@ class DeviceAligner:
         return found
 
     def warm_up(self) -> None:
-        """Compile all that the first read would wait for, by aligning some of the reference.
+        """Compile all kernels, by aligning part of the reference, so that the first read need not wait.
 
         Raises
         ------
@@ -107,13 +107,13 @@ class DeviceAligner:
         found: list[list[Alignment] | None],
         md: bool,
     ) -> None:
-        """Those reads; in halves where they do not fit."""
+        """Align these reads; if they do not fit in memory, each half separately."""
         if len(numbers) == 0:
             return
         hits = None
         with contextlib.suppress(MemoryError):
             hits = self._hits_of([codes[number] for number in numbers], hashes[numbers])
-        # Only now, as an exception that is being handled would hold all that the batch has taken of the device.
+        # Retry only out here: while an exception is being handled, it keeps the batch's device memory alive.
         if hits is None:
             if len(numbers) == 1:
                 self.fallbacks[Failure.MEMORY] += 1

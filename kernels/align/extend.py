@@ -1,4 +1,4 @@
-"""Alignment in a band of diagonals, from where two sequences begin: to where it scores best, or to both ends."""
+"""Aligns two sequences in a band of diagonals, from their beginnings to the best score or to both ends (extend.cu)."""
 
 from functools import partial
 
@@ -22,10 +22,10 @@ from porestream.kernels.device import Array, Device
 from porestream.kernels.source import load
 
 GROUPS = (1, 2, 3)
-"""Groups of eight cells of a lane that there are kernels for."""
+"""Groups of eight cells per lane that there are kernels for."""
 
 _GROUP_DIAGONALS = 512
-_FIRST_STEP = 16  # a band's first diagonal is a multiple of it, so that all lanes load bases at the same time
+_FIRST_STEP = 16  # a band's first diagonal is a multiple of this, so that all lanes load bases at the same time
 _WARPS = 4
 _WARP = 32
 _WALKERS = 64
@@ -35,23 +35,23 @@ WIDEST_BAND = (GROUPS[-1] * _GROUP_DIAGONALS - _FIRST_STEP) // 2
 
 
 class Extender:
-    """Extends alignments, a warp a task.
+    """Extends alignments, one warp per task.
 
     Parameters
     ----------
     device
-        Where.
+        The device to run on.
     memory_bytes
-        Of the device's memory, for one batch.
+        Device memory for one batch.
     scoring
         Scores of bases and gaps.
     packed
-        Two cells a register where their scores fit; False: never. The results are the same.
+        Whether to pack two cells into a register if their scores fit. The results are the same either way.
 
     Notes
     -----
-    A task that goes backwards extends to the left. Of equally good ways it takes the other ones, so that gaps stand
-    where they would from the other side: as far left as can be, as minimap2 has them (align.c, KSW_EZ_RIGHT).
+    A task that runs backwards extends to the left. It breaks ties the other way, so that gaps end up as far left as
+    possible in both directions, as in minimap2 (align.c, KSW_EZ_RIGHT).
     """
 
     def __init__(self, device: Device, memory_bytes: int, scoring: Scoring = MINIMAP2, *, packed: bool = True) -> None:
@@ -72,18 +72,18 @@ class Extender:
         Parameters
         ----------
         query, target
-            The tasks' sequences. A task goes backwards where the target's piece does.
+            The tasks' sequences. A task runs backwards if its target piece does.
         band
-            Half-width w: at least the diagonals -w to w of target and query positions are looked at, of each task or of
-            all. At most `WIDEST_BAND`.
+            Half-width w, for all tasks or one for each: at least the diagonals -w to w are computed. At most
+            `WIDEST_BAND`.
         zdrop
-            Ends a task where the score falls by more than this, and one long gap's extension for each base of the
-            difference in diagonals, below the best (Li 2018, section 2.2.2); -1: never.
+            Ends a task when the score falls below the best by more than this plus, for each base of difference in
+            diagonals, a long gap's extension cost (Li 2018, section 2.2.2); -1 turns the test off.
         end_bonus
-            What reaching the query's end is worth: the alignment ends there where this makes it the best (ksw2.h); -1:
-            nothing is.
+            Score for reaching the query's end: the alignment ends there if that makes it the best (ksw2.h); -1 turns
+            this off.
         to_ends
-            Align all of both instead: no z-drop.
+            Align both sequences to their ends, without z-drop.
 
         Raises
         ------
@@ -108,11 +108,11 @@ class Extender:
         rows_N, columns_N = query.length_N, target.length_N
         check_counts(query, target)
         if band.shape not in ((), rows_N.shape):
-            raise ValueError(f"a band for all tasks or one for each of {len(rows_N)}, not {band.shape}")
+            raise ValueError(f"band must be one number or {len(rows_N)}, one for each task, not of shape {band.shape}")
         if band.size and int(band.min()) < 0:
-            raise ValueError(f"a band of {int(band.min())} diagonals: it must be 0 or more")
+            raise ValueError(f"band must be 0 or more, not {int(band.min())}")
         if band.size and int(band.max()) > WIDEST_BAND:
-            raise ValueError(f"a band of +-{int(band.max())} diagonals is too wide: at most +-{WIDEST_BAND}")
+            raise ValueError(f"a band of +-{int(band.max())} diagonals is too wide; the limit is +-{WIDEST_BAND}")
         first_N = (-np.minimum(band, rows_N)) // _FIRST_STEP * _FIRST_STEP
         wide_N = np.minimum(band, columns_N) - first_N + 1
         groups_N = (-(-wide_N // _GROUP_DIAGONALS)).astype(np.int32)

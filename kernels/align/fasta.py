@@ -1,4 +1,4 @@
-"""A reference genome's identity: names, lengths and digests of its sequences."""
+"""Reads a reference FASTA, and computes the names, lengths and digests that identify it."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from pathlib import Path
 
 import pysam
 
-# minimap2 packs a position and a strand into 32 bits (index.c, sketch.c), and its offsets and ours are 32 bits in all;
-# BAM's positions end at 2**31 - 1 too. A name's length is one byte in a .mmi (index.c, mm_idx_dump).
+# minimap2 packs a position and a strand into 32 bits (index.c, sketch.c); its offsets into the whole reference, like
+# ours, are 32 bits. BAM's positions also end at 2**31 - 1. A .mmi stores a name's length in a byte (mm_idx_dump).
 MAX_BASES = 2**32 - 1
 MAX_SEQUENCE_BASES = 2**31 - 1
 MAX_NAME_BYTES = 255
 
 INDEX_MAGIC = b"PSINDEX1"
-"""How a file of `kernels.index` begins."""
+"""First bytes of a file from `kernels.align.index`."""
 
 _NOT_A_BASE = re.compile(r"[^A-Za-z]")
 _NAME = re.compile(r"[0-9A-Za-z!#$%&+./:;?@^_|~-][0-9A-Za-z!#$%&*+./:;=?@^_|~-]*")  # SAM specification, section 1.2.1
 
 
 class ReferenceFileError(ValueError):
-    """A reference that cannot be used; the message names the file, the problem and the way out."""
+    """A reference cannot be used; the message names the file and the problem, and says what to do."""
 
     def __init__(self, path: Path, problem: str, way_out: str) -> None:
         super().__init__(f"reference {path}: {problem}; {way_out}")
@@ -43,7 +43,7 @@ class ReferenceSequence:
     length
         In bases.
     md5
-        SAM's ``@SQ M5``: of the upper-case letters. None where a .mmi no longer has the original letters.
+        SAM's ``@SQ M5``, computed from upper-case letters. None if the sequence is from a .mmi that lost some letters.
     """
 
     name: str
@@ -53,16 +53,16 @@ class ReferenceSequence:
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """What alignments are made against.
+    """The reference that reads are aligned to.
 
     Attributes
     ----------
     name
         The file's name, without folders.
     sequences
-        In the file's order.
+        Sequences in the file's order.
     sha256
-        Of the sequences' ``name <tab> length <tab> md5`` lines; of the file's bytes where an md5 is unknown.
+        Digest of the sequences' ``name <tab> length <tab> md5`` lines, or of the whole file if an md5 is unknown.
     """
 
     name: str
@@ -71,17 +71,17 @@ class Reference:
 
 
 def md5_of(bases: str) -> str:
-    """MD5 as in SAM's ``@SQ M5`` (SAM specification, section 1.3.2): upper case, IUPAC letters as they are."""
+    """Return the MD5 for SAM's ``@SQ M5`` (SAM specification, section 1.3.2): upper case, IUPAC letters unchanged."""
     return hashlib.md5(bases.upper().encode("ascii"), usedforsecurity=False).hexdigest()
 
 
 def make_reference(path: Path, sequences: Iterable[ReferenceSequence]) -> Reference:
-    """Check the sequences of a file and work out the digest of the whole.
+    """Check a file's sequences and compute the digest of the whole reference.
 
     Raises
     ------
     ReferenceFileError
-        If there are none, one is nameless or empty, a name comes twice, is too long or not one that SAM allows, or
+        There are no sequences, one is nameless or empty, a name is a duplicate, too long or not allowed in SAM, or
         there are too many bases.
     """
     known: dict[str, ReferenceSequence] = {}
@@ -92,17 +92,17 @@ def make_reference(path: Path, sequences: Iterable[ReferenceSequence]) -> Refere
             raise ReferenceFileError(path, f"sequence {len(known) + 1} has no name", "name it after the '>'")
         if not _NAME.fullmatch(name):
             problem = (
-                f"the name {name!r} is none that SAM allows (no , \\ ( ) [ ] {{ }} < > or quotes, nor * or = first)"
+                f"SAM does not allow the name {name!r} (no , \\ ( ) [ ] {{ }} < > or quotes, and not * or = first)"
             )
-            raise ReferenceFileError(path, problem, "rename it: samtools and others would misread the records")
+            raise ReferenceFileError(path, problem, "rename it, or samtools and other tools would misread the records")
         if name in known:
             raise ReferenceFileError(path, f"two sequences are named {name!r}", "rename or remove one")
         if len(name.encode()) > MAX_NAME_BYTES:
-            raise ReferenceFileError(path, f"the name {name!r} exceeds {MAX_NAME_BYTES} bytes", "shorten it")
+            raise ReferenceFileError(path, f"the name {name!r} is longer than {MAX_NAME_BYTES} bytes", "shorten it")
         if sequence.length == 0:
-            raise ReferenceFileError(path, f"sequence {name!r} is empty", "remove it, or fetch the file again")
+            raise ReferenceFileError(path, f"sequence {name!r} is empty", "remove it, or download the file again")
         if sequence.length > MAX_SEQUENCE_BASES:
-            problem = f"sequence {name!r} has {sequence.length:,} bases, more than {MAX_SEQUENCE_BASES:,}"
+            problem = f"sequence {name!r} has {sequence.length:,} bases; the limit is {MAX_SEQUENCE_BASES:,}"
             raise ReferenceFileError(path, problem, "split it")
         if bases > MAX_BASES:
             raise ReferenceFileError(path, f"it has more than {MAX_BASES:,} bases", "split it into several references")
@@ -124,7 +124,7 @@ def first_bytes(path: Path, count: int) -> bytes:
     Raises
     ------
     ReferenceFileError
-        If the file is missing or cannot be read.
+        The file is missing or cannot be read.
     """
     try:
         with path.open("rb") as file:
@@ -144,12 +144,12 @@ def read_fasta(path: Path) -> Reference:
     Raises
     ------
     ReferenceFileError
-        If it is missing, damaged, not FASTA, or unusable (`make_reference`).
+        The file is missing, damaged, not FASTA, or unusable (`make_reference`).
     """
     head = first_bytes(path, 4096).lstrip()
     if head.startswith(INDEX_MAGIC):
-        problem = "it is the index that `porestream index` makes of a reference"
-        raise ReferenceFileError(path, problem, "give the FASTA: the index is found beside it")
+        problem = "this is an index that `porestream index` built"
+        raise ReferenceFileError(path, problem, "give the FASTA; porestream finds an index that is next to it")
     if head and not head.startswith(b">"):
         problem = f"not FASTA: it starts with {head[:20]!r}, not '>'"
         raise ReferenceFileError(path, problem, "give a FASTA (plain or gzipped) or a minimap2 .mmi")
@@ -157,16 +157,16 @@ def read_fasta(path: Path) -> Reference:
 
 
 def _fasta_sequences(path: Path) -> Iterator[ReferenceSequence]:
-    # pysam, because mappy's reader takes a truncated gzip file for a short one.
+    # pysam, because mappy's reader does not notice that a gzip file is truncated
     try:
         with pysam.FastxFile(str(path), persist=False) as file:
             for entry in file:
                 name, bases = entry.name or "", entry.sequence or ""
                 if stray := _NOT_A_BASE.search(bases):
                     problem = f"sequence {name!r} has {stray.group()!r} at base {stray.start() + 1:,}"
-                    raise ReferenceFileError(path, problem, "leave only letters in its lines")
+                    raise ReferenceFileError(path, problem, "sequence lines may only contain letters")
                 yield ReferenceSequence(name, len(bases), md5_of(bases))
     except ReferenceFileError:
         raise
     except (OSError, ValueError) as error:
-        raise ReferenceFileError(path, f"damaged or not FASTA ({error})", "fetch or zip the file again") from error
+        raise ReferenceFileError(path, f"damaged or not FASTA ({error})", "download or zip the file again") from error

@@ -1,4 +1,4 @@
-"""Global alignment of two whole sequences, as between two anchors: in no band (fill.cu)."""
+"""Aligns two whole sequences globally and without a band, for example between two anchors (fill.cu)."""
 
 from functools import partial
 
@@ -20,26 +20,26 @@ from porestream.kernels.device import Array, Device
 from porestream.kernels.source import load
 
 MAX_ROWS = 4095
-"""Bases of the shorter sequence; the longer may have any number."""
+"""Most bases of the shorter sequence; the longer one may have any length."""
 
 _WARP_ROWS = 256
-_WARPS = 4  # of a block where a warp has a task of its own
+_WARPS = 4  # warps per block if each warp has its own task
 _WARP = 32
 _WALKERS = 64
 
 
 class Filler:
-    """Aligns pairs of sequences from end to end. Parameters as of `kernels.extend.Extender`.
+    """Aligns pairs of sequences from end to end. Parameters as for `kernels.align.extend.Extender`.
 
-    All cells are looked at, as minimap2 does between anchors, where its band is as wide as the gap. The shorter
-    sequence lies along the rows: a deletion of 15 kb in a read costs no more than 15 kb of columns.
+    It computes all cells, as minimap2 does between anchors, where its band is as wide as the gap. The shorter sequence
+    lies along the rows, so that a 15 kb deletion in a read only costs 15 kb of columns.
     """
 
     def __init__(self, device: Device, memory_bytes: int, scoring: Scoring = MINIMAP2, *, packed: bool = True) -> None:
         self.device, self.memory_bytes, self.scoring, self._packed = device, memory_bytes, scoring, packed
 
     def __call__(self, query: Pieces, target: Pieces) -> Alignments:
-        """Align each task's query to its target; gaps stand as far left as can be, in the order of the pieces.
+        """Align each task's query to its target; gaps are placed as far left as possible, in the pieces' order.
 
         Raises
         ------
@@ -54,7 +54,7 @@ class Filler:
         columns_N = np.maximum(query.length_N, target.length_N).astype(np.int64)
         if len(rows_N) and int(rows_N.max()) > MAX_ROWS:
             longest = int(rows_N.max())
-            raise ValueError(f"two sequences of {longest:,} bases and more are too long to fill: at most {MAX_ROWS:,}")
+            raise ValueError(f"the shorter sequence of a task has {longest:,} bases; the limit is {MAX_ROWS:,}")
         warps_N = rows_N // _WARP_ROWS + 1
         layout = Layout(
             query=query,

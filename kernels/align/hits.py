@@ -1,4 +1,4 @@
-"""Chains to alignments on a device, as minimap2 does it (hits.cu)."""
+"""Turns chains into alignments on a device, as minimap2 does (hits.cu)."""
 
 from dataclasses import dataclass, fields
 from enum import IntEnum
@@ -36,7 +36,7 @@ def _wang(key: int) -> int:
 
 
 def read_hash(name: str, length: int) -> int:
-    """What breaks ties (map.c, mm_map_frag_core; khash.h, __ac_X31_hash_string)."""
+    """Return the hash of a read that breaks ties (map.c, mm_map_frag_core; khash.h, __ac_X31_hash_string)."""
     value = 0
     for byte in name.encode():
         value = (value * 31 + (byte if byte < 128 else byte - 256)) & 0xFFFFFFFF
@@ -56,29 +56,29 @@ def _hash64(xp: object, key: Array) -> Array:
 
 
 class Failure(IntEnum):
-    """Why the device does not align a read."""
+    """Why the device cannot align a read."""
 
     NONE = 0
-    SIZE = 1  # what lies between two anchors is too large
-    DROPS = 2  # the score falls so far there that minimap2 may split, or look for an inversion
+    SIZE = 1  # the gap between two anchors is too large
+    DROPS = 2  # the score drops so far in a gap that minimap2 may split the alignment or look for an inversion
     WORK = 3  # too many anchors or chains
-    MEMORY = 4  # it does not fit into the device's, not even alone
+    MEMORY = 4  # the read does not fit in device memory, even alone
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hits:
-    """Alignments of reads, in the host's memory.
+    """Alignments of reads, in host memory.
 
     Attributes
     ----------
     hit
-        `HIT`, of one read after another, in minimap2's order.
+        `HIT` structs, read by read, in minimap2's order.
     first
-        int64[reads + 1]: where each read's begin.
+        int64[reads + 1]: where each read's hits begin.
     cigars
-        uint32: all CIGARs, without clips; a hit's are `operations` from `cigar` on.
+        uint32: all CIGARs, without clips; a hit's has `operations` entries, starting at `cigar`.
     failed
-        uint8[reads]: `Failure`; not 0: minimap2's own to align.
+        uint8[reads]: `Failure`; if not 0, minimap2 must align the read.
     """
 
     hit: npt.NDArray[np.void]
@@ -108,7 +108,7 @@ class HitAligner:
         chains: Chains,
         failed: npt.NDArray[np.uint8],
     ) -> Hits:
-        """Choose, align, and choose among the alignments. `failed`: reads that are left out; it is changed."""
+        """Choose chains, align them, and choose alignments. Skips reads marked in `failed`, and marks new failures."""
         device, xp, preset = self._device, self._device.xp, self._on_device.index.preset
         span, max_gap = preset.k, MAX_GAP[preset.name]
         count = len(reads)
@@ -175,7 +175,7 @@ class HitAligner:
         load(self._device, "hits.cu", name)(-(-threads // _THREADS) or 1, _THREADS, **arguments)
 
     def _from_chains(self, hashes: npt.NDArray[np.uint32], chains: Chains, reads: int) -> tuple[Array, Array]:
-        """A hit a chain, the best of each read first (hit.c, mm_gen_regs)."""
+        """Make one hit per chain, each read's best first (hit.c, mm_gen_regs)."""
         xp = self._device.xp
         x, y = chains.x_A[chains.first_C], chains.y_A[chains.first_C]
         of_read = xp.asarray(hashes)[chains.read_C].astype(np.uint64)
@@ -195,7 +195,7 @@ class HitAligner:
     def _squeezed(
         self, table: npt.NDArray[np.void], read_of: npt.NDArray[np.int64], chains: Chains, reads: int
     ) -> tuple[Array, Array, Array]:
-        """The hits' own anchors, in the order in which they were (hit.c, mm_squeeze_a)."""
+        """Keep only the hits' anchors, in their original order (hit.c, mm_squeeze_a)."""
         xp = self._device.xp
         order = np.argsort(table["anchors"], kind="stable")
         counts = table["count"][order].astype(np.int64)
@@ -249,7 +249,7 @@ class HitAligner:
         span: int,
         failed: npt.NDArray[np.uint8],
     ) -> Array:
-        """Fill, extend and join; `table` and `failed` are changed."""
+        """Fill, extend and join; updates `table` and `failed`."""
         device, xp, count = self._device, self._device.xp, len(table)
         of_device = xp.asarray(plans.view(np.uint8))
         points = _starts(plans["fills"].astype(np.int64) + 1)
@@ -271,7 +271,7 @@ class HitAligner:
         side = _Sides(reads=reads, table=table, read_of=read_of, plans=plans, windows=windows, codes=target)
         query, place = device.to_host(query_P).astype(np.int64), device.to_host(target_P).astype(np.int64)
         is_piece = np.ones(len(query), np.bool_)
-        is_piece[points[1:] - 1] = False  # the last point of a hit begins nothing
+        is_piece[points[1:] - 1] = False  # no piece begins at a hit's last point
         piece = np.flatnonzero(is_piece)
         of_piece = np.repeat(np.arange(count), plans["fills"])
         rows, columns = query[piece + 1] - query[piece], place[piece + 1] - place[piece]
@@ -329,7 +329,7 @@ class HitAligner:
     def _unpacked(
         self, table: npt.NDArray[np.void], plans: npt.NDArray[np.void], windows: npt.NDArray[np.int64]
     ) -> Array:
-        """The reference's bases within reach of each hit, on the device."""
+        """Unpack the reference's bases within reach of each hit, on the device."""
         xp, total = self._device.xp, int(windows[-1])
         first = self._on_device.index.offset[table["sequence"]] + plans["rs0"]
         codes = xp.zeros(max(total, 1), np.uint8)
@@ -381,7 +381,7 @@ class _Sides:
         *,
         backwards: bool,
     ) -> Pieces:
-        """From a place of the read's strand on; another strand's bases are taken from the read, complemented."""
+        """Make pieces that start at a place on the hit's strand; for the reverse strand, the read is complemented."""
         read = self.read_of[hits]
         other = (self.table["flags"][hits] & REVERSE) != 0
         forward = np.where(other, self.reads.length[read] - 1 - place, place)
@@ -425,7 +425,7 @@ def _starts(sizes: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
 def _kept(
     table: npt.NDArray[np.void], first: npt.NDArray[np.int64], left: npt.NDArray[np.int32]
 ) -> tuple[npt.NDArray[np.void], npt.NDArray[np.int64]]:
-    """The first `left` of each read's hits, and whose they are."""
+    """Return the first `left` of each read's hits, and the read of each."""
     read_of = np.repeat(np.arange(len(left)), left)
     place = np.arange(len(read_of)) - np.repeat(_starts(left)[:-1], left) + first[:-1][read_of]
     return table[place].copy(), read_of

@@ -1,11 +1,12 @@
-"""The index of a reference for the device: minimap2's minimizers in flat arrays, in one file that is memory-mapped.
+"""Builds and loads a reference's index for the device: minimap2's minimizers in flat arrays, in a memory-mapped file.
 
-Minimizers are sorted by hash. `bucket` tells, by a hash's high bits, where its `key`s are, the low bits; `start` where
-a key's `position`s are. Bytes a base of a human genome (3.1 Gb, k 15, w 10: 553 M positions of 100 M keys, 2**26
-buckets): 4 * 0.178 positions + 0.022 strands + 0.032 keys + 0.129 starts + 0.087 buckets + 0.25 bases = 1.23.
+Minimizers are sorted by hash. A hash's high bits select a `bucket`, which says where the `key`s (the low bits) start;
+`start` says where a key's `position`s start. Bytes per base of a human genome (3.1 Gb, k 15, w 10: 553 M positions of
+100 M keys, 2**26 buckets): 4 * 0.178 positions + 0.022 strands + 0.032 keys + 0.129 starts + 0.087 buckets + 0.25
+bases = 1.23.
 
-The file: `INDEX_MAGIC`, the length of the header as uint64, its CRC-32 as uint32, the header (JSON), and each array at
-a multiple of 64 bytes.
+File format: `INDEX_MAGIC`, the header's length as uint64, its CRC-32 as uint32, the header (JSON), and each array at a
+multiple of 64 bytes.
 """
 
 import json
@@ -34,8 +35,8 @@ from porestream.kernels.align.mmi import Preset
 from porestream.kernels.align.pack import AMBIGUOUS_CODE, encode_bases
 
 _ALIGN = 64
-_PARTITION_BITS = 8  # hashes are sorted in so many parts, by their first bits
-_KEYS_A_BUCKET_BITS = 3  # positions a bucket: of a genome, two to seven keys
+_PARTITION_BITS = 8  # hashes are sorted in 2**8 parts, by their first bits
+_KEYS_A_BUCKET_BITS = 3  # 2**3 positions per bucket; for a genome, two to seven keys
 _OCCURRENCES = {"map-ont": (10, 1_000_000), "lr:hq": (50, 500)}  # options.c: min_mid_occ, max_mid_occ
 _FREQUENT = float(np.float32(2e-4))  # options.c: mid_occ_frac
 _DTYPES = {
@@ -52,7 +53,7 @@ _KEY_BITS = {"|u1": 8, "<u2": 16, "<u4": 32}
 _MAX_K, _MAX_W = (
     19,
     255,
-)  # a hash without its first 8 bits, a position and a strand are 64 bits; options.c, mm_check_opt
+)  # a hash without its first 8 bits, a position and a strand fit in 64 bits; options.c, mm_check_opt
 _CHECKED_ENTRIES = 1 << 24  # at a time
 
 Progress = Callable[[str], None]
@@ -60,16 +61,16 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Index:
-    """The arrays, mapped from the file.
+    """An index's arrays, mapped from the file.
 
     Attributes
     ----------
     reference
-        What it was built of.
+        The reference that was indexed.
     preset
-        Whose k and w it has.
+        The preset that gave k and w.
     frequent
-        Minimizers that occur more often are left out when reads are mapped (map.c, mid_occ).
+        Mapping ignores minimizers that occur more often than this (map.c, mid_occ).
     bucket
         uint32[2**bits + 1]: where each bucket's keys begin.
     key
@@ -77,15 +78,15 @@ class Index:
     start
         uint32[keys + 1]: where each key's positions begin.
     position
-        uint32: of a k-mer's last base in all sequences one after another.
+        uint32: position of a k-mer's last base in the concatenated sequences.
     strand
-        uint8: a bit a position, the first in the highest; 1: the other strand's k-mer was hashed.
+        uint8: one bit per position, highest bit first; 1 means that the other strand's k-mer was hashed.
     bases
-        uint8: four bases, the first in the lowest bits; where they are unknown, A.
+        uint8: four bases each, the first in the lowest bits; unknown bases are stored as A.
     unknown
-        int64[runs, 2]: where bases are unknown, from and to.
+        int64[runs, 2]: start and end of each run of unknown bases.
     offset
-        int64[sequences + 1]: where each sequence begins in all of them.
+        int64[sequences + 1]: where each sequence begins in the concatenation.
     """
 
     reference: Reference
@@ -102,11 +103,11 @@ class Index:
 
     @property
     def device_bytes(self) -> int:
-        """What the arrays take on a device."""
+        """Device memory that the arrays take."""
         return sum(getattr(self, name).nbytes for name in _ARRAYS)
 
     def codes(self, first: int, last: int) -> npt.NDArray[np.uint8]:
-        """Of bases `first` to `last` of all sequences one after another: A 0, C 1, G 2, T 3, unknown 4."""
+        """Return the codes of bases `first` to `last` of the concatenation: A 0, C 1, G 2, T 3, unknown 4."""
         packed = np.asarray(self.bases[first // 4 : -(-last // 4)])
         four = packed[:, None] >> np.array([0, 2, 4, 6], np.uint8) & np.uint8(3)
         codes: npt.NDArray[np.uint8] = four.reshape(-1)[first % 4 : first % 4 + last - first]
@@ -118,23 +119,23 @@ class Index:
 
 
 def build_index(path: Path, reference: Reference, preset: Preset, output: Path, say: Progress = lambda _: None) -> None:
-    """Build the index of a FASTA into a file, in memory of a few times its longest sequence.
+    """Build the index of a FASTA into a file. Takes memory for a few times the longest sequence.
 
     Parameters
     ----------
     path, reference
-        The file and what `kernels.reference.read_fasta` says of it.
+        The file and the result of `kernels.align.fasta.read_fasta`.
     preset
         Gives k, w and how often a minimizer may occur.
     output
-        Written beside first, and then renamed: it is there whole or not at all.
+        The index is written next to this and then renamed, so it is either complete or absent.
     say
-        Told what is done.
+        Called with progress messages.
 
     Raises
     ------
     OSError
-        It cannot be written.
+        The index cannot be written.
     """
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as name:
         folder = Path(name)
@@ -167,7 +168,7 @@ def build_index(path: Path, reference: Reference, preset: Preset, output: Path, 
 
 
 def _frequent(counts_K: npt.NDArray[np.unsignedinteger[Any]], preset: Preset) -> int:
-    """How often a minimizer may occur: index.c, mm_idx_cal_max_occ, within options.c's bounds (mm_mapopt_update)."""
+    """Return how often a minimizer may occur: index.c, mm_idx_cal_max_occ, in options.c's bounds (mm_mapopt_update)."""
     least, most = _OCCURRENCES[preset.name]
     if len(counts_K) == 0:
         return most
@@ -176,14 +177,14 @@ def _frequent(counts_K: npt.NDArray[np.unsignedinteger[Any]], preset: Preset) ->
 
 
 class _Sketch:
-    """The minimizers of a reference on their way into order, and its bases: in files, a part of the hashes each."""
+    """Collects a reference's minimizers in files, one per range of hashes, and sorts them; also packs its bases."""
 
     def __init__(self, folder: Path, preset: Preset) -> None:
         self._folder, self._preset = folder, preset
         self._low_bits = 2 * preset.k - _PARTITION_BITS
         self._files = [(folder / f"hashes{part}").open("w+b") for part in range(1 << _PARTITION_BITS)]
         self._bases = (folder / "bases").open("w+b")
-        self._rest = np.zeros(0, np.uint8)  # less than four bases
+        self._rest = np.zeros(0, np.uint8)  # fewer than four bases
         self._unknown: list[npt.NDArray[np.int64]] = []
         self._count = 0
 
@@ -212,7 +213,7 @@ class _Sketch:
             file.close()
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
-        """Those of `Index`; the large ones are mapped from files."""
+        """Return the arrays of `Index`; the large ones are mapped from files."""
         bits = max(_PARTITION_BITS, self._count.bit_length() - 1 - _KEYS_A_BUCKET_BITS)
         key_bits = 2 * self._preset.k - bits
         key_dtype = np.uint8 if key_bits <= 8 else np.uint16 if key_bits <= 16 else np.uint32
@@ -247,7 +248,7 @@ class _Sketch:
         }
 
     def _mapped(self, name: str, dtype: Any) -> npt.NDArray[Any]:
-        """An entry a minimizer, in a file."""
+        """Make an array in a file, with one entry per minimizer."""
         return np.memmap(self._folder / name, dtype, "w+", shape=(max(self._count, 1),))[: self._count]
 
 
@@ -278,22 +279,22 @@ def _first_array(header_bytes: int) -> int:
 
 
 def index_beside(path: Path, preset: str) -> Path:
-    """Where the index of a FASTA is looked for first."""
+    """Return where to look first for a FASTA's index."""
     return path.with_name(f"{path.name}.{preset.replace(':', '-')}.psindex")
 
 
 def index_name(reference: Reference, preset: Preset) -> str:
-    """A file's name that stands for a reference and the parameters."""
+    """Return an index's file name, which identifies the reference and the parameters."""
     return f"{reference.sha256[:32]}.k{preset.k}w{preset.w}.{preset.name.replace(':', '-')}.psindex"
 
 
 def load_index(path: Path) -> Index:
-    """Map an index into memory, and check it: kernels trust that what leads elsewhere leads to what is there.
+    """Map an index into memory and check it, because kernels do not check its offsets.
 
     Raises
     ------
     ReferenceFileError
-        It is missing, truncated, damaged, or no index of this program's.
+        The file is missing, truncated, damaged, or not a porestream index.
     """
     again = "build it again with porestream index"
     try:
@@ -301,7 +302,7 @@ def load_index(path: Path) -> Index:
         with path.open("rb") as file:
             head = file.read(len(INDEX_MAGIC) + 12)
             if head[: len(INDEX_MAGIC)] != INDEX_MAGIC or len(head) < len(INDEX_MAGIC) + 12:
-                raise ReferenceFileError(path, "it is no index of porestream's (of this version)", again)
+                raise ReferenceFileError(path, "it is not a porestream index, or another version built it", again)
             length = int.from_bytes(head[len(INDEX_MAGIC) : len(INDEX_MAGIC) + 8], "little")
             text = file.read(min(length, size))
     except OSError as error:
@@ -313,7 +314,7 @@ def load_index(path: Path) -> Index:
         first = _first_array(length)
         expected = first + _whole(header["bytes"])
         if size != expected:
-            raise ReferenceFileError(path, f"the index is truncated: it has {size:,} bytes of {expected:,}", again)
+            raise ReferenceFileError(path, f"the index is truncated: it has {size:,} of {expected:,} bytes", again)
         index = _index(path, header, first, size)
         _check_values(index)
     except ReferenceFileError:
@@ -324,16 +325,16 @@ def load_index(path: Path) -> Index:
 
 
 def _index(path: Path, header: dict[str, Any], first: int, size: int) -> Index:
-    """What the header says, with the arrays that begin at `first`, where that is what an index can be."""
+    """Check the header and map the arrays, which begin at `first`."""
     about, preset = header["reference"], Preset(**header["preset"])
     reference = make_reference(path, [_sequence(*sequence) for sequence in about["sequences"]])
     if about["sha256"] != reference.sha256 or not isinstance(about["name"], str):
-        raise ValueError("its digest is not that of its sequences")
+        raise ValueError("the digest does not match the sequences")
     if preset.name not in _OCCURRENCES or not 1 <= _whole(preset.k) <= _MAX_K or not 1 <= _whole(preset.w) <= _MAX_W:
-        raise ValueError(f"{preset} cannot be")
+        raise ValueError(f"invalid preset {preset}")
     least, most = _OCCURRENCES[preset.name]
     if not least <= _whole(header["frequent"]) <= most:
-        raise ValueError(f"frequent = {header['frequent']}, not {least} to {most}")
+        raise ValueError(f"frequent = {header['frequent']} is out of range: {least} to {most}")
     return Index(
         reference=Reference(about["name"], reference.sequences, reference.sha256),
         preset=preset,
@@ -356,28 +357,28 @@ def _sequence(name: object, length: object, md5: object) -> ReferenceSequence:
 
 
 def _map(path: Path, name: str, described: Any, first: int, size: int) -> npt.NDArray[Any]:
-    """An array of the file; its type, shape and place are checked before it is mapped."""
+    """Map an array of the file, after checking its dtype, shape and place."""
     dtype, shape, at = described
     lengths = tuple(map(_whole, shape))
     if dtype not in _DTYPES[name]:
-        raise ValueError(f"{name} is of type {dtype!r:.40}, not {' or '.join(_DTYPES[name])}")
+        raise ValueError(f"{name} has dtype {dtype!r:.40}, not {' or '.join(_DTYPES[name])}")
     if len(lengths) != (2 if name == "unknown" else 1) or (name == "unknown" and lengths[1] != 2):
-        raise ValueError(f"{name} has the shape {lengths!r:.40}")
+        raise ValueError(f"{name} has the wrong shape, {lengths!r:.40}")
     begin = first + _whole(at)
     if begin % _ALIGN or begin + math.prod(lengths) * np.dtype(dtype).itemsize > size:
-        raise ValueError(f"{name} is not within the file")
+        raise ValueError(f"{name} extends beyond the file")
     if 0 in lengths:
         return np.zeros(lengths, dtype)
     return np.memmap(path, np.dtype(dtype), "r", begin, lengths)
 
 
 def _check_values(index: Index) -> None:
-    """That arrays fit together, and what is in them is within them: kernels look no more."""
+    """Check that the arrays fit together and all offsets are in range; the kernels do not check again."""
     bases, positions, keys = int(index.offset[-1]), len(index.position), len(index.key)
     buckets = len(index.bucket) - 1
     key_bits = 2 * index.preset.k - buckets.bit_length() + 1
     if buckets < 1 or buckets & (buckets - 1) or not 0 <= key_bits <= _KEY_BITS[index.key.dtype.str]:
-        raise ValueError(f"{buckets:,} buckets do not go with k = {index.preset.k} and keys of {index.key.dtype}")
+        raise ValueError(f"{buckets:,} buckets do not fit k = {index.preset.k} and keys of {index.key.dtype}")
     expected = {"start": keys + 1, "strand": -(-positions // 8), "bases": -(-bases // 4)}
     for name, length in expected.items():
         if len(getattr(index, name)) != length:
@@ -386,28 +387,28 @@ def _check_values(index: Index) -> None:
     _check_ascending("start", index.start, positions)
     for part in _parts(index.position):
         if part.min() < index.preset.k - 1 or part.max() >= bases:
-            raise ValueError("a position is in no sequence")
+            raise ValueError("a position is outside all sequences")
     ends = index.unknown.reshape(-1)  # from, to, from, to
     if len(ends) and (ends[0] < 0 or ends[-1] > bases or np.any(index.unknown[:, 0] >= index.unknown[:, 1])):
-        raise ValueError("unknown bases are in no sequence")
+        raise ValueError("a run of unknown bases is outside all sequences")
     if np.any(ends[1:] < ends[:-1]):
-        raise ValueError("unknown bases are not in order")
+        raise ValueError("the runs of unknown bases are not in order")
 
 
 def _check_ascending(name: str, array: npt.NDArray[np.uint32], last: int) -> None:
-    """That it goes from 0 to `last` and never back."""
+    """Check that the array ascends from 0 to `last`."""
     if array[0] != 0 or array[-1] != last or any(np.any(part[1:] < part[:-1]) for part in _parts(array)):
-        raise ValueError(f"{name} does not go from 0 to {last:,}")
+        raise ValueError(f"{name} does not ascend from 0 to {last:,}")
 
 
 def _parts(array: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
-    """Its entries, some at a time, each part with the next one's first."""
+    """Yield the entries in parts; each part includes the first entry of the next."""
     for first in range(0, len(array), _CHECKED_ENTRIES):
         yield np.asarray(array[first : first + _CHECKED_ENTRIES + 1])
 
 
 def sequences_of(index: Index) -> Iterator[tuple[str, npt.NDArray[np.uint8]]]:
-    """Name and codes of each sequence."""
+    """Yield each sequence's name and codes."""
     offset = index.offset
     for sequence, first, last in zip(index.reference.sequences, offset[:-1], offset[1:], strict=True):
         yield sequence.name, index.codes(int(first), int(last))

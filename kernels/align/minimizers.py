@@ -1,15 +1,16 @@
-"""minimap2's minimizers (sketch.c, mm_sketch), with NumPy: for the index, and what the kernel is held against.
+"""Finds minimap2's minimizers (sketch.c, mm_sketch) with NumPy: for the index, and to test the kernel against.
 
-What minimap2 does step by step is written here as rules for each step, so that all steps can be looked at at once. At a
-step, a base, the k-mer that ends there comes into the window of the last w steps; `m` is the window's least, the last
-one of equals. A minimizer is written down when it stops being that:
+minimap2 works step by step; here the same is written as rules that apply to each step by itself, so that all steps can
+be computed at once. Each base is a step: the k-mer that ends there enters the window of the last w steps. The window's
+minimum is its smallest hash, the last one if several are equal. A minimum is written when it stops being the minimum:
 
-- the new k-mer is no greater: the least before it is written;
-- else the least leaves the window: it is written, and of the new least's equals all but the new least itself;
-- in a run's first full window all equals of the least so far but itself are written;
-- where a sequence ends, the least of the last window is written; where N ends a run, it is not.
+- if the new k-mer is not greater, the previous minimum is written;
+- or else, if the minimum leaves the window, it is written, and so are all equals of the new minimum except itself;
+- in a run's first full window, all equals of the minimum so far are written, except itself;
+- at the end of a sequence, the last window's minimum is written; if N ends a run, it is not.
 
-Only odd k: there no k-mer is its own reverse complement, which minimap2 passes over. k >= w: no window meets two runs.
+k must be odd, so that no k-mer is its own reverse complement (minimap2 skips those), and k >= w, so that no window
+spans two runs.
 """
 
 from collections.abc import Iterator
@@ -27,16 +28,16 @@ U64 = npt.NDArray[np.uint64]
 
 @dataclass(frozen=True, slots=True)
 class Minimizers:
-    """Of a sequence, in the order of their positions.
+    """A sequence's minimizers, in order of position.
 
     Attributes
     ----------
     hash_M
         uint64, 2 k bits.
     position_M
-        Of the k-mer's last base, int64.
+        int64: position of the k-mer's last base.
     reverse_M
-        Whether the other strand's k-mer is the one that was hashed, bool.
+        bool: whether the other strand's k-mer was hashed.
     """
 
     hash_M: U64
@@ -45,13 +46,13 @@ class Minimizers:
 
 
 def check_parameters(k: int, w: int) -> None:
-    """Raise ValueError where the rules above do not hold, or a hash does not fit."""
+    """Raise ValueError if the rules above do not hold, or a hash does not fit."""
     if not (k % 2 and w <= k <= 27 and w >= 2):
-        raise ValueError(f"minimizers of k {k} and w {w}: k must be odd, at most 27 and no less than w")
+        raise ValueError(f"k = {k}, w = {w} is not supported: k must be odd and w to 27, and w at least 2")
 
 
 def hash64(key: U64, bits: int) -> U64:
-    """minimap2's invertible hash of so many bits (sketch.c)."""
+    """Compute minimap2's invertible hash of `bits` bits (sketch.c)."""
     mask = np.uint64((1 << bits) - 1)
 
     def shifted(value: U64, by: int) -> U64:
@@ -67,7 +68,7 @@ def hash64(key: U64, bits: int) -> U64:
 
 
 def minimizers(codes_S: U8, k: int, w: int) -> Minimizers:
-    """Of one sequence of codes: A 0, C 1, G 2, T 3, all else 4."""
+    """Find the minimizers of one sequence of codes: A 0, C 1, G 2, T 3, anything else 4."""
     parts = list(minimizer_chunks(codes_S, k, w))
     empty = Minimizers(np.zeros(0, np.uint64), np.zeros(0, np.int64), np.zeros(0, np.bool_))
     return Minimizers(
@@ -78,12 +79,12 @@ def minimizers(codes_S: U8, k: int, w: int) -> Minimizers:
 
 
 def minimizer_chunks(codes_S: U8, k: int, w: int) -> Iterator[Minimizers]:
-    """`minimizers`, some hundred thousand bases at a time."""
+    """Yield the minimizers of `minimizers`, a few hundred thousand bases at a time."""
     check_parameters(k, w)
     count = len(codes_S)
     for start in range(0, count, _CHUNK_BASES):
         stop = min(count, start + _CHUNK_BASES)
-        # Whether a k-mer is written hangs on w steps after it, and each of these on w k-mers before.
+        # Whether a k-mer is written depends on w steps after it, and each of those on w k-mers before.
         first, last = max(0, start - w - k), min(count, stop + w)
         hash_S, reverse_S = _kmers(codes_S[first:last], k)
         written_S = _written(hash_S, w, ends=last == count)
@@ -93,7 +94,7 @@ def minimizer_chunks(codes_S: U8, k: int, w: int) -> Iterator[Minimizers]:
 
 
 def _kmers(codes_S: U8, k: int) -> tuple[U64, npt.NDArray[np.bool_]]:
-    """Of the k-mer that ends at each base its hash, NONE where there is none; whether the other strand's is less."""
+    """Return the hash of the k-mer that ends at each base (or NONE), and whether the other strand's is smaller."""
     count = len(codes_S)
     forward_S, backward_S = np.zeros(count, np.uint64), np.zeros(count, np.uint64)
     valid_S = np.zeros(count, np.bool_)
@@ -113,27 +114,27 @@ def _kmers(codes_S: U8, k: int) -> tuple[U64, npt.NDArray[np.bool_]]:
 
 
 def _written(hash_S: U64, w: int, *, ends: bool) -> npt.NDArray[np.bool_]:
-    """The rules; `ends`: the sequence does at the last step."""
+    """Apply the rules; `ends` says whether the sequence ends at the last step."""
     count = len(hash_S)
     padded = np.concatenate([np.full(w, NONE), hash_S])  # step s is at s + w
 
     def before(steps: int) -> U64:
-        """Of the k-mer so many steps before each step."""
+        """Return the hash of the k-mer this many steps before each step."""
         return padded[w - steps : w - steps + count]
 
-    least_S, age_S = hash_S.copy(), np.zeros(count, np.int64)  # the least of a window, and its steps before the last
+    least_S, age_S = hash_S.copy(), np.zeros(count, np.int64)  # a window's minimum, and how many steps ago it was
     for steps in range(1, w):
         earlier = before(steps)
         less = earlier < least_S
         least_S[less], age_S[less] = earlier[less], steps
     valid = np.concatenate([np.zeros(w, np.int64), np.cumsum(hash_S != NONE)])
-    steps_valid = valid[w:] - valid[:-w]  # of the last w
+    steps_valid = valid[w:] - valid[:-w]  # among the last w
     full = steps_valid == w
     first_full = full & (before(w) == NONE)
     later = full & ~first_full
     least_before = np.concatenate([[NONE], least_S[:-1]])
     place_before = np.arange(count) - 1 - np.concatenate([[0], age_S[:-1]])
-    written = np.zeros(count + 1, np.bool_)  # the last one is for whom there is none
+    written = np.zeros(count + 1, np.bool_)  # the extra entry takes writes at -1
     replaced = later & (hash_S <= least_before)
     left = later & ~replaced & (place_before == np.arange(count) - w)
     written[place_before[replaced | left]] = True

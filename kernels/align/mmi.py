@@ -1,7 +1,7 @@
-"""minimap2's index files (.mmi): checking them before mappy loads them, and keeping a cache of them.
+"""Checks minimap2's index files (.mmi) before mappy loads them, and caches them.
 
-mappy trusts a .mmi: a truncated one crashes the process, of a multi-part one it silently uses the first part, and with
-one whose numbers are out of range it reads memory that is not its own, or fills a hash table for hours.
+mappy trusts a .mmi: a truncated file crashes the process, of a multi-part file it silently uses only the first part,
+and out-of-range numbers make it read out of bounds or fill a hash table for hours.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from porestream.kernels.align.fasta import Reference, ReferenceFileError, Refere
 
 MAGIC = b"MMI\2"
 _MAX_K, _MAX_W = 28, 255  # options.c, mm_check_opt
-_HAS_NO_BASES, _FLAGS = 2, 7  # minimap.h: MM_I_NO_SEQ, and all that there are
+_HAS_NO_BASES, _FLAGS = 2, 7  # minimap.h: MM_I_NO_SEQ, and all flags together
 _MAX_BUCKET_BITS = 20  # minimap2 writes 14
 _LEAST_SEQUENCE_BYTES, _LEAST_BUCKET_BYTES = 5, 8
-_GROUP_ENTRIES = 1 << 20  # of buckets that are checked together
-_MAX_ALIKE = 100  # keys of one place in a hash table; of minimap2's hashes it is some ten
+_GROUP_ENTRIES = 1 << 20  # check buckets in groups of about this many entries
+_MAX_ALIKE = 100  # keys that may share one slot of a hash table; with minimap2's hashes, about ten do
 _ALL = 2**31 - 1
 _DIGEST_BYTES = hashlib.sha256().digest_size
 
@@ -36,7 +36,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """minimap2's preset and its minimizers (options.c, mm_set_opt): k-mers of `k` bases, windows of `w` of them."""
+    """A minimap2 preset (options.c, mm_set_opt): minimizers of k-mers of `k` bases in windows of `w` k-mers."""
 
     name: str
     k: int
@@ -45,7 +45,7 @@ class Preset:
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What a .mmi says of itself: `k` and `w`, and lengths in bases by name, in the file's order."""
+    """A .mmi's `k` and `w`, and sequence lengths in bases by name, in the file's order."""
 
     k: int
     w: int
@@ -53,22 +53,22 @@ class Contents:
 
 
 def read_contents(path: Path) -> Contents:
-    """Check a .mmi (minimap2's index.c, mm_idx_load) without loading it: whatever it says has its bounds.
+    """Check a .mmi (minimap2's index.c, mm_idx_load) without loading it: every number in it must be in range.
 
-    That is every size against the file's, before anything is allocated; every position against its sequence; and that a
-    key has its positions, comes once, and is not one of too many for one place in minimap2's hash table.
+    Sizes are checked against the size of the file before anything is allocated, and positions against their sequences.
+    Every key must have its positions and be unique, and not too many may share a slot of minimap2's hash table.
 
     Raises
     ------
     ReferenceFileError
-        If the file is truncated or damaged, has several parts, no bases, or two sequences of one name.
+        The file is truncated or damaged, has several parts or no bases, or two sequences have the same name.
     """
     again = "build it again with minimap2 -d, or give the FASTA"
     size = path.stat().st_size
     with path.open("rb") as file:
         try:
             if file.read(len(MAGIC)) != MAGIC:
-                raise ReferenceFileError(path, "it is no .mmi, or a zipped one", again)
+                raise ReferenceFileError(path, "it is not a .mmi, or it is gzipped", again)
             w, k, bucket_bits, n_sequences, flags = _unpack(file, "<5I")
             if flags & _HAS_NO_BASES:
                 raise ReferenceFileError(path, "the index has no bases (--idx-no-seq)", again)
@@ -80,7 +80,7 @@ def read_contents(path: Path) -> Contents:
             ):
                 if not least <= value <= most:
                     raise ReferenceFileError(
-                        path, f"the index is damaged: its {name} is {value}, not {least} to {most}", again
+                        path, f"the index is damaged: its {name} is {value}, but must be {least} to {most}", again
                     )
             if (n_sequences * _LEAST_SEQUENCE_BYTES) + (_LEAST_BUCKET_BYTES << bucket_bits) > size:
                 raise EOFError
@@ -103,7 +103,7 @@ def read_contents(path: Path) -> Contents:
 
 
 def _fault_in_buckets(file: BinaryIO, size: int, contents: Contents, bits: int) -> str:
-    """What is wrong with the hash tables, of which there are 2**bits one after another; empty: nothing."""
+    """Return what is wrong with the 2**bits consecutive hash tables; empty if nothing is."""
     lengths = np.array([*contents.lengths.values()], np.uint64)
     group: list[tuple[int, npt.NDArray[np.uint64], npt.NDArray[np.uint64]]] = []
     entries = 0
@@ -126,10 +126,10 @@ def _fault_in(
     k: int,
     bits: int,
 ) -> str:
-    """Of some buckets: each has its number, its positions, and its keys and values in turn (index.c, mm_idx_dump).
+    """Return what is wrong with some buckets, given as number, positions, and alternating keys and values.
 
-    A key is a hash without its low bits, which are the bucket's number, and a bit: whether the value is the one
-    position, or where there are how many.
+    The layout is that of index.c, mm_idx_dump. A key is a hash without its low bits, which are the bucket's number,
+    followed by one bit: whether the value is a single position, or the start and count of several.
     """
     one = np.uint64(1)
     low = np.uint64(0xFFFFFFFF)
@@ -140,25 +140,25 @@ def _fault_in(
     places = np.concatenate([*(positions for _, positions, _ in group), value[is_single]])
     sequence, at = places >> np.uint64(32), (places & low) >> one  # sketch.c: the k-mer's last base
     if len(places) and (sequence.max() >= len(lengths) or np.any(at >= lengths[sequence]) or at.min() < k - 1):
-        return "a position is in no sequence"
+        return "a position is outside all sequences"
     first, count = value[~is_single] >> np.uint64(32), value[~is_single] & low
     if np.any(count == 0) or np.any(first + count > np.repeat(n_positions, n_keys)[~is_single]):
-        return "a key has positions that are not there"
+        return "a key points to positions that do not exist"
     bucket = np.repeat(np.array([number for number, *_ in group], np.uint64), n_keys)
     if np.any(hashed >> np.uint64(2 * k - bits)):
         return "a key is too large"
     whole = np.sort(hashed << np.uint64(bits) | bucket)
     if np.any(whole[1:] == whole[:-1]):
-        return "a key comes twice"
+        return "a key occurs twice"
     slots = np.array([1 << max(2, (int(count) - 1).bit_length()) for count in n_keys], np.uint64)  # khash.h, kh_resize
     home = np.sort(bucket << np.uint64(32) | hashed & np.repeat(slots - one, n_keys))
     if np.any(home[_MAX_ALIKE:] == home[:-_MAX_ALIKE]):
-        return "too many keys are alike"
+        return "too many keys share one slot of a hash table"
     return ""
 
 
 def _read(file: BinaryIO, count: int, size: int) -> bytes:
-    """So many bytes of a file of `size`."""
+    """Read `count` bytes from a file of `size` bytes, or raise EOFError."""
     if count > size or len(data := file.read(count)) < count:
         raise EOFError
     return data
@@ -169,14 +169,14 @@ def _unpack(file: BinaryIO, layout: str) -> tuple[int, ...]:
 
 
 def load_index(path: Path, preset: Preset, all_anchors: bool = False) -> tuple[mappy.Aligner, Reference]:
-    """Load a .mmi that somebody built; its own k and w hold, whatever the preset's.
+    """Load a .mmi that the user built; its own k and w override the preset's.
 
-    Its letters other than ACGT have become N, so an md5 is known only for sequences without them.
+    A .mmi stores letters other than ACGT as N, so an md5 is known only for sequences without N.
 
     Raises
     ------
     ReferenceFileError
-        If `read_contents` refuses it, or it is unusable (`make_reference`).
+        `read_contents` refuses the file, or it is unusable (`make_reference`).
     """
     lengths = read_contents(path).lengths
     make_reference(path, (ReferenceSequence(name, length, "-") for name, length in lengths.items()))
@@ -197,22 +197,22 @@ def index_fasta(
     threads: int,
     all_anchors: bool = False,
 ) -> mappy.Aligner:
-    """Load the index of a FASTA file from the cache, or build it and put it there.
+    """Load the index of a FASTA file from the cache, or build it and cache it.
 
-    A cached file ends with the SHA-256 of what comes before, which minimap2 and mappy do not read; a file that does not
-    match, that `read_contents` refuses, or that is of something else, is built again. A cache that cannot be written is
-    reported as a warning, no more.
+    A cached file ends with the SHA-256 of everything before it, which minimap2 and mappy do not read. If the digest
+    does not match, `read_contents` refuses the file, or it belongs to another reference, it is built again. If the
+    cache is not writable, a warning is logged.
 
     Parameters
     ----------
     path, reference
-        The file and what `read_fasta` says of it.
+        The file and the result of `read_fasta`.
     preset
         Gives k and w.
     cache_dir
-        Made if missing. None: nothing is kept.
+        Created if missing. None means no cache.
     threads
-        To build with.
+        Threads for building.
     """
     if cache_dir is None:
         return _build(path, preset, threads, None, all_anchors)
@@ -223,7 +223,7 @@ def index_fasta(
         cache_dir.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=cache_dir, prefix=f".{cached.stem}.", suffix=".tmp")
     except OSError as error:
-        _log.warning("index of %s is not cached: %s", path, error)
+        _log.warning("cannot cache the index of %s: %s", path, error)
         return _build(path, preset, threads, None, all_anchors)
     os.close(handle)
     temporary = Path(name)
@@ -233,7 +233,7 @@ def index_fasta(
             _seal(temporary)
             temporary.replace(cached)
         except (OSError, ReferenceFileError) as error:  # minimap2 does not notice a full disk
-            _log.warning("index of %s is not cached: %s", path, error)
+            _log.warning("cannot cache the index of %s: %s", path, error)
         return index
     finally:
         temporary.unlink(missing_ok=True)
@@ -247,7 +247,7 @@ def _load(path: Path, preset: Preset, all_anchors: bool) -> mappy.Aligner:
 
 
 def _build(path: Path, preset: Preset, threads: int, output: Path | None, all_anchors: bool) -> mappy.Aligner:
-    """Build an index, always of one part (mappy.pyx sets minimap2's batch size, -I, to 2**63 - 1)."""
+    """Build an index; it always has one part (mappy.pyx sets minimap2's batch size, -I, to 2**63 - 1)."""
     return mappy.Aligner(
         str(path),
         preset=preset.name,
@@ -281,20 +281,20 @@ def _is_intact(path: Path) -> bool:
     except FileNotFoundError:
         return False
     except OSError as error:
-        _log.warning("cached index %s cannot be read: %s", path, error)
+        _log.warning("cannot read the cached index %s: %s", path, error)
         return False
     if not intact:
-        _log.warning("cached index %s is damaged: building it again", path)
+        _log.warning("the cached index %s is damaged; building it again", path)
     return intact
 
 
 def _is_of(path: Path, reference: Reference, preset: Preset) -> bool:
-    """Whether a cached index can be loaded, and is of that reference: whoever can write there can work out a digest."""
+    """Return whether a cached index is safe to load and belongs to this reference; anyone can compute a digest."""
     expected = Contents(preset.k, preset.w, {sequence.name: sequence.length for sequence in reference.sequences})
     try:
         if read_contents(path) == expected:
             return True
-        _log.warning("cached index %s is of another reference: building it again", path)
+        _log.warning("the cached index %s belongs to another reference; building it again", path)
     except (ReferenceFileError, OSError) as error:
-        _log.warning("cached index is damaged: building it again: %s", error)
+        _log.warning("the cached index is damaged; building it again: %s", error)
     return False

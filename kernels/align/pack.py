@@ -1,4 +1,4 @@
-"""Sequences of tasks as the kernels of alignment take them: a nibble a base (pack.cu)."""
+"""Packs the tasks' sequences for the alignment kernels, one nibble per base (pack.cu)."""
 
 from dataclasses import dataclass
 
@@ -18,7 +18,7 @@ for _code, _letters in enumerate(("Aa", "Cc", "Gg", "TtUu")):
 
 
 def encode_bases(bases: str) -> npt.NDArray[np.uint8]:
-    """Letters as codes: A 0, C 1, G 2, T and U 3, all else 4."""
+    """Encode letters: A 0, C 1, G 2, T and U 3, anything else 4."""
     return _CODES[np.frombuffer(bases.encode("ascii", "replace"), np.uint8)]
 
 
@@ -29,15 +29,15 @@ class Pieces:
     Attributes
     ----------
     codes
-        Of all sequences, uint8, on the device or in the host's memory.
+        uint8: codes of all sequences, on the device or in host memory.
     start_N
-        Of each task where its first base is, int64.
+        int64: where each task's first base is.
     length_N
-        Bases, int32.
+        int32: number of bases.
     backwards_N
-        Whether the bases that follow lie before it; bool.
+        bool: whether the piece runs towards lower positions.
     complement_N
-        Whether the other strand is meant; bool.
+        bool: whether to take the complement of each base.
     """
 
     codes: Array
@@ -47,7 +47,7 @@ class Pieces:
     complement_N: npt.NDArray[np.bool_]
 
     def take(self, tasks: npt.NDArray[np.integer]) -> "Pieces":
-        """Those of some tasks."""
+        """Return the pieces of a selection of the tasks."""
         return Pieces(
             codes=self.codes,
             start_N=self.start_N[tasks],
@@ -58,10 +58,10 @@ class Pieces:
 
     @staticmethod
     def of(sequences: "list[npt.NDArray[np.uint8]]", *, backwards: bool = False) -> "Pieces":
-        """Sequences of codes, one a task: from their first bases on, or `backwards` from their last ones."""
+        """Make pieces of sequences of codes, one per task: forwards from the first base, or backwards from the last."""
         length_N = np.array([len(codes) for codes in sequences], np.int32)
         start_N = np.concatenate([[0], np.cumsum(length_N, dtype=np.int64)[:-1]]).astype(np.int64)
-        codes = np.concatenate([*sequences, np.zeros(1, np.uint8)])  # a pointer to nothing is no argument
+        codes = np.concatenate([*sequences, np.zeros(1, np.uint8)])  # never empty: a kernel needs a valid pointer
         if backwards:
             start_N = start_N + length_N - 1
         count = len(sequences)
@@ -75,7 +75,7 @@ class Pieces:
 
 
 def packed_words(length_N: npt.NDArray[np.int64], reversed_N: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
-    """Words that each sequence takes."""
+    """Return how many words each sequence takes."""
     return (length_N + np.where(reversed_N, 7, 0)) // 8 + 1
 
 
@@ -87,9 +87,9 @@ def pack_bases(
     reversed_N: npt.NDArray[np.bool_],
     is_columns_N: npt.NDArray[np.bool_],
 ) -> None:
-    """Pack each task's sequence from `words[first_N]` on, in the device's order.
+    """Pack each task's sequence into `words`, starting at `first_N`, in the device's stream.
 
-    `reversed_N` tells whether the nibbles of its words are, `is_columns_N` whether it lies along the columns.
+    `reversed_N` says whether the nibbles of its words are reversed, `is_columns_N` whether it lies along the columns.
     """
     xp, count = device.xp, len(first_N)
     table = np.zeros(count, _PIECE)

@@ -1,4 +1,4 @@
-"""From the minimizers of reads to anchors: matches with the index, as minimap2 takes them (seeds.cu)."""
+"""Turns reads' minimizers into anchors, that is matches with the index, as minimap2 does (seeds.cu)."""
 
 from dataclasses import dataclass
 from types import ModuleType
@@ -34,7 +34,7 @@ class IndexOnDevice:
 
 
 def _copied(xp: ModuleType, array: npt.NDArray[Any]) -> Array:
-    """On the device, piece by piece: CuPy keeps the page-locked memory through which it copies, for ever."""
+    """Copy an array to the device in pieces, because CuPy never frees the page-locked memory that it copies through."""
     copy = xp.empty(len(array), array.dtype)
     step = _COPY_BYTES // array.dtype.itemsize
     for first in range(0, len(array), step):
@@ -53,11 +53,11 @@ class Anchors:
     read_A
         int32.
     first
-        int64[reads + 1]: where each read's begin.
+        int64[reads + 1]: where each read's anchors begin.
     repetitive
-        int32[reads]: bases under minimizers that were left out (map.c, rep_len).
+        int32[reads]: bases covered by minimizers that were left out (map.c, rep_len).
     seed_position, seed_first
-        int32 of all seeds, in order, their positions in the read, and int64[reads + 1].
+        int32: each seed's position in its read, in order; int64[reads + 1]: where each read's seeds begin.
     """
 
     x_A: Array
@@ -70,7 +70,7 @@ class Anchors:
 
 
 def find_anchors(device: Device, on_device: IndexOnDevice, reads: Reads, found: ReadMinimizers) -> Anchors:
-    """Look the minimizers up, choose seeds, and match them with their positions."""
+    """Look up the minimizers, choose seeds, and make an anchor for each of their positions."""
     xp, index, count = device.xp, on_device.index, len(found.hash_M)
     span = index.preset.k
     with device.in_order():
@@ -155,7 +155,7 @@ def find_anchors(device: Device, on_device: IndexOnDevice, reads: Reads, found: 
 
 
 def _without_frequent_in_read(device: Device, found: ReadMinimizers, frequent: int) -> ReadMinimizers:
-    """seed.c, mm_seed_mz_flt: a read's own repeats are left out, as if they were not there."""
+    """Leave out minimizers that repeat within a read (seed.c, mm_seed_mz_flt)."""
     xp, count = device.xp, len(found.hash_M)
     if count == 0:
         return found

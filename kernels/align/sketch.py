@@ -1,4 +1,4 @@
-"""Minimizers of many reads on the device (sketch.cu)."""
+"""Finds the minimizers of many reads on the device (sketch.cu)."""
 
 from dataclasses import dataclass
 
@@ -20,9 +20,9 @@ class Reads:
     Attributes
     ----------
     codes
-        uint8, on the device: A 0, C 1, G 2, T 3, else 4, and `END_CODE` after each read.
+        uint8, on the device: A 0, C 1, G 2, T 3, anything else 4, and `END_CODE` after each read.
     start
-        int64[reads + 1], in the host's memory: where each begins in `codes`.
+        int64[reads + 1], in host memory: where each read begins in `codes`.
     """
 
     codes: Array
@@ -30,7 +30,7 @@ class Reads:
 
     @staticmethod
     def of(device: Device, reads: "list[npt.NDArray[np.uint8]]") -> "Reads":
-        """Put them there."""
+        """Copy reads to the device."""
         lengths = np.array([len(codes) + 1 for codes in reads], np.int64)
         start = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         end = np.array([END_CODE], np.uint8)
@@ -40,7 +40,7 @@ class Reads:
 
     @property
     def length(self) -> npt.NDArray[np.int32]:
-        """Bases of each, int32."""
+        """Bases in each read, int32."""
         return (np.diff(self.start) - 1).astype(np.int32)
 
     def __len__(self) -> int:
@@ -49,18 +49,18 @@ class Reads:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReadMinimizers:
-    """On the device, in the order of reads and positions.
+    """Minimizers on the device, ordered by read and position.
 
     Attributes
     ----------
     read_M, position_M
-        int32: which read, and where in it the k-mer's last base is.
+        int32: the read, and the position of the k-mer's last base in it.
     hash_M
         uint64.
     reverse_M
-        uint8: 1 where the other strand's k-mer was hashed.
+        uint8: 1 if the other strand's k-mer was hashed.
     first
-        int64[reads + 1]: where each read's begin.
+        int64[reads + 1]: where each read's minimizers begin.
     """
 
     read_M: Array
@@ -71,7 +71,7 @@ class ReadMinimizers:
 
 
 def sketch(device: Device, reads: Reads, k: int, w: int) -> ReadMinimizers:
-    """The minimizers of reads, as `kernels.minimizers.minimizers` has them of one."""
+    """Find the minimizers of reads; for each, the result is that of `kernels.align.minimizers.minimizers`."""
     check_parameters(k, w)
     xp, steps = device.xp, int(reads.start[-1])
     with device.in_order():

@@ -1,4 +1,4 @@
-"""What the kernels of base-level alignment share: scores, tasks, how many fit at once, and what they give back."""
+"""What the base-level alignment kernels share: scores, tasks, batches that fit in memory, and results."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
@@ -13,28 +13,29 @@ from porestream.kernels.source import struct
 NOT_REACHED = np.iinfo(np.int32).min
 WORD_BYTES = 4
 STEP_WORDS = 64
-"""Words of directions that a warp writes for eight cells a lane: a byte a cell."""
+"""Words of directions that a warp writes for eight cells per lane: one byte per cell."""
 
 RIGHT, GLOBAL, COLUMNS_ARE_QUERY, FORWARD = 1, 2, 4, 8  # dual_affine.cuh
 
 _TASK, _RESULT = struct("dual_affine.cuh", "Task"), struct("dual_affine.cuh", "Result")
-_FIXED_BYTES = _TASK.itemsize + _RESULT.itemsize + 2 * 40 + 6 * 8  # of a task, its pieces, and in compact_cigars
+_FIXED_BYTES = _TASK.itemsize + _RESULT.itemsize + 2 * 40 + 6 * 8  # per task: itself, its pieces, compact_cigars
 _FLOOR, _TARGET, _INTERVAL, _LARGEST = 64, 20_000, 256, 0x7BFF
-"""dual_affine.cuh: the floor but for costs; where scores are brought back to, each so many steps; the largest that is
-ordered as a half float.
+"""As in dual_affine.cuh: the floor without gap costs; the value that scores are brought back to; how often, in steps;
+and the largest score that sorts correctly as a half float.
 """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scoring:
-    """Dual affine scores, all positive: a gap of k bases costs the less of open + k * extend and the same of the long.
+    """Dual affine scores, all positive: a gap of k bases costs min(open1 + k * extend1, open2 + k * extend2).
 
     The defaults are those of minimap2's presets map-ont and lr:hq (options.c, mm_mapopt_init).
 
     Raises
     ------
     ValueError
-        The kernels take scores with match = mismatch - 2 * ambiguous, and an even mismatch.
+        The kernels need match = mismatch - 2 * ambiguous, an even mismatch, and a second gap cost that opens at a
+        higher cost and extends at a lower one.
     """
 
     match: int = 2
@@ -57,23 +58,23 @@ class Scoring:
                 f"{self.mismatch}, {self.ambiguous}: minimap2's are 2, 4, 1"
             )
         if not (self.open1 <= self.open2 and self.extend1 >= self.extend2 >= 1):
-            raise ValueError(f"the second gap cost must open dearer and extend cheaper than the first: {self}")
+            raise ValueError(f"open2 must be at least open1, and extend2 1 to extend1: {self}")
 
     def gap_costs(self, gaps: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Of gaps of so many bases."""
+        """Return the costs of gaps of these lengths."""
         costs: npt.NDArray[np.int64] = np.minimum(self.open1 + self.extend1 * gaps, self.open2 + self.extend2 * gaps)
         return costs
 
     def macros(self) -> dict[str, int]:
-        """For the compiler."""
+        """Return the scores as macros for the compiler."""
         return {field.name.upper(): getattr(self, field.name) for field in fields(self)}
 
     def fits_packed(self, cells: int) -> bool:
-        """Whether 15 bits hold all scores of an anti-diagonal of so many cells.
+        """Return whether 15 bits can hold all scores of an anti-diagonal of this many cells.
 
-        A cell is worth no less than any other k rows away, less a gap of k (twice: the one that leads to it and the one
-        that the other path saves), less k matches. Beside that there is the floor, and what scores, and gaps that
-        nothing leads to, may gain before they are brought back.
+        A cell's score is at least that of any other cell k rows away, minus two gaps of k (the one that leads to it and
+        the one that the other path saves), minus k matches. Add the floor, and what scores, and gaps that nothing leads
+        to, can gain before they are brought back.
         """
         spread = self.open2 + (2 * self.extend2 + self.match) * cells
         floor = _FLOOR + self.open1 + self.extend1 + self.open2 + self.extend2
@@ -87,19 +88,19 @@ MINIMAP2 = Scoring()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Alignments:
-    """What tasks gave, in the host's memory.
+    """The tasks' results, in host memory.
 
     Attributes
     ----------
     score_N
-        int32; `NOT_REACHED` where the band of a task to both ends does not hold them.
+        int32; `NOT_REACHED` if a task must reach both ends but its band does not contain them.
     query_N, target_N
-        Bases that the alignment consumes, int32.
+        int32: bases that the alignment consumes.
     dropped_N
-        Whether the z-drop test ended it, bool.
+        bool: whether the z-drop test ended the task.
     cigar, offset_N
-        uint32, BAM's encoding, of all tasks; task i has cigar[offset_N[i] : offset_N[i + 1]]. In the order of the
-        target's positions, also where the task went backwards.
+        uint32, BAM's encoding, for all tasks; task i has cigar[offset_N[i] : offset_N[i + 1]], in the order of target
+        positions even if the task ran backwards.
     """
 
     score_N: npt.NDArray[np.int32]
@@ -110,26 +111,26 @@ class Alignments:
     offset_N: npt.NDArray[np.int64]
 
     def cigar_of(self, task: int) -> npt.NDArray[np.uint32]:
-        """One task's."""
+        """Return one task's CIGAR."""
         return self.cigar[self.offset_N[task] : self.offset_N[task + 1]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """Tasks as a kernel has them.
+    """Tasks in the form that a kernel takes.
 
     Attributes
     ----------
     query, target
-        Their sequences.
+        The tasks' sequences.
     swapped_N
-        Whether the target lies along the rows, and not the query; bool.
+        bool: whether the target, rather than the query, lies along the rows.
     direction_words_N
-        That each one's directions take, int64.
+        int64: words that each task's directions take.
     first_diagonal_N, flags_N
-        Of `Task`, int32.
+        int32: fields of `Task`.
     rows_reversed
-        Which of the two sequences has the nibbles of its words reversed: rows, or columns.
+        Whether the sequence along the rows has the nibbles of its words reversed; otherwise that along the columns.
     """
 
     query: Pieces
@@ -151,24 +152,24 @@ class Layout:
         return np.where(self.swapped_N, self.query.length_N, self.target.length_N).astype(np.int64)
 
     def packed_words(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Words of packed bases, of queries and of targets."""
+        """Return the words of packed bases, for queries and for targets."""
         query, target = self.query.length_N.astype(np.int64), self.target.length_N.astype(np.int64)
         return packed_words(query, self.is_reversed(self.swapped_N)), packed_words(
             target, self.is_reversed(~self.swapped_N)
         )
 
     def is_reversed(self, is_columns_N: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-        """Whether the words of sequences have their nibbles reversed."""
+        """Return whether sequences have the nibbles of their words reversed."""
         return is_columns_N ^ self.rows_reversed
 
     def task_bytes(self) -> npt.NDArray[np.int64]:
-        """What each task takes of the device's memory, but for the pools of codes."""
+        """Return the device memory that each task takes, without the pools of codes."""
         query_N, target_N = self.packed_words()
         words_N = self.direction_words_N + cigar_words(self.rows, self.columns) + query_N + target_N
         return WORD_BYTES * words_N + _FIXED_BYTES
 
     def take(self, tasks: npt.NDArray[np.integer]) -> "Layout":
-        """Some of the tasks."""
+        """Return a selection of the tasks."""
         return Layout(
             query=self.query.take(tasks),
             target=self.target.take(tasks),
@@ -181,30 +182,30 @@ class Layout:
 
 
 def check_counts(query: Pieces, target: Pieces) -> None:
-    """Raise ValueError where there are not as many queries as targets."""
+    """Raise ValueError unless there are as many queries as targets."""
     if len(query.length_N) != len(target.length_N):
-        raise ValueError(f"{len(query.length_N)} queries for {len(target.length_N)} targets: a task has one of each")
+        raise ValueError(f"{len(query.length_N)} queries for {len(target.length_N)} targets: a task needs one of each")
 
 
 def cigar_words(rows_N: npt.NDArray[np.int64], columns_N: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Most operations that a CIGAR can have: before, between and after matches an insertion and a deletion."""
+    """Return the most operations a CIGAR can have: an insertion and a deletion before, between and after matches."""
     most_N: npt.NDArray[np.int64] = np.minimum(3 * np.minimum(rows_N, columns_N) + 2, rows_N + columns_N)
     return most_N
 
 
 def batches(bytes_N: npt.NDArray[np.int64], memory_bytes: int) -> Iterator[npt.NDArray[np.int64]]:
-    """Tasks, largest first, in batches that fit: those of one batch then take about as long.
+    """Yield batches of tasks that fit in memory, largest tasks first, so that tasks in a batch take similar time.
 
     Raises
     ------
     MemoryError
-        One task alone does not fit; the message says what it needs.
+        A single task does not fit; the message says how much it needs.
     """
     if len(bytes_N) == 0:
         return
     order = np.argsort(-bytes_N, kind="stable")
     if bytes_N[order[0]] > memory_bytes:
-        raise MemoryError(f"an alignment task needs {bytes_N[order[0]]:,} bytes, and {memory_bytes:,} are for a batch")
+        raise MemoryError(f"an alignment task needs {bytes_N[order[0]]:,} bytes, but a batch may take {memory_bytes:,}")
     first, taken = 0, 0
     for place, size in enumerate(bytes_N[order].tolist()):
         if taken + size > memory_bytes:
@@ -225,7 +226,7 @@ def align_all(
     launch_of: Callable[[int], Launch],
     memory_bytes: int,
 ) -> Alignments:
-    """Align tasks, those of one kind together, in batches that fit.
+    """Align tasks in batches that fit in memory, each of a single kind.
 
     Raises
     ------
@@ -264,14 +265,14 @@ def _consumed(
 def run_batch(
     device: Device, layout: Layout, launch: Launch
 ) -> tuple[npt.NDArray[np.void], npt.NDArray[np.uint32], npt.NDArray[np.int64]]:
-    """One batch: pack the sequences, align and walk back, bring the CIGARs to the host.
+    """Run one batch: pack the sequences, align and walk back, copy the CIGARs to the host.
 
     Returns
     -------
     results
-        As the kernels have them.
+        The kernels' `Result` structs.
     cigar, offset_N
-        As of `Alignments`.
+        As in `Alignments`.
     """
     xp, count = device.xp, len(layout.flags_N)
     swapped_N = layout.swapped_N
@@ -297,7 +298,7 @@ def run_batch(
         cigars = xp.empty(int(cigars_N[-1]), np.uint32)
         launch(tasks, results, bases, directions, cigars, count)
         found = device.to_host(results).view(_RESULT)
-        del directions, bases  # what the CIGARs' way to the host takes is less
+        del directions, bases  # makes room for compact_cigars, which needs less
         cigar, offset_N = compact_cigars(device, cigars, cigars_N[:-1], found["operations"], layout.flags_N)
     return found, cigar, offset_N
 
@@ -309,7 +310,7 @@ def compact_cigars(
     operations_N: npt.NDArray[np.int32],
     flags_N: npt.NDArray[np.int32],
 ) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.int64]]:
-    """CIGARs one after another. The kernels wrote them from the end of the alignment to its start."""
+    """Copy the CIGARs to the host without gaps. The kernels wrote them from the end of the alignment to its start."""
     xp = device.xp
     offset_N = _starts(operations_N)
     if offset_N[-1] == 0:
@@ -324,5 +325,5 @@ def compact_cigars(
 
 
 def _starts(sizes: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
-    """Where each begins when they lie one after another, and where the last ends."""
+    """Return where each item begins when they are concatenated, and where the last one ends."""
     return np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]).astype(np.int64)

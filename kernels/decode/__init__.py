@@ -1,1 +1,1 @@
-"""Scores to bases on a GPU."""
+"""Decodes scores to bases on a GPU."""

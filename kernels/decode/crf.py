@@ -1,4 +1,4 @@
-"""CRF scores to bases, qualities and moves on the device where the scores are: crf.cu's twin of models/call/decode.py.
+"""Decodes CRF scores on the device that has them (crf.cu), with the results of models/call/decode.py.
 
 Dimensions: T time steps, N rows of the batch, C transition scores (4 * S), S states.
 """
@@ -15,14 +15,14 @@ from porestream.kernels.source import load
 MAX_BEAM_WIDTH = 32
 MAX_STATE_LEN = 5
 _WARP = 32
-_BEAM_ROWS = 4  # of a block of crf_beam and crf_call: BEAM_WARPS
+_BEAM_ROWS = 4  # rows per block of crf_beam and crf_call: BEAM_WARPS
 _FILE = "crf.cu"
 
 
 class Calls(NamedTuple):
-    """What a batch says, on the device: uint8 (N, T), of each row its first `counts_N` letters and qualities.
+    """A decoded batch on the device: uint8 (N, T); each row's first `counts_N` letters and qualities are valid.
 
-    `counts_N`, int32, is -1 where a score of the row is not finite. `moves_NT` has 1 for each step that begins a base.
+    `counts_N`, int32, is -1 for rows with a score that is not finite. `moves_NT` is 1 for each step that begins a base.
     """
 
     letters_NT: Array
@@ -32,21 +32,21 @@ class Calls(NamedTuple):
 
 
 class CrfDecoder:
-    """Decodes batches as `models.decode.Decoder` does: the same bases and moves, qualities within 1.
+    """Decodes batches like `models.call.decode.Decoder`: the same bases and moves, qualities within 1.
 
     Parameters
     ----------
     device
-        Where.
+        The device that has the scores.
     state_len
         Bases in a state: 1 to 5.
     stay_score, quality_scale, quality_bias, beam_width, beam_cut
-        As of `models.decode.DecodeSettings`; a beam is at most 32 wide here.
+        As in `models.call.decode.DecodeSettings`, but the beam is at most 32 wide.
 
     Raises
     ------
     ValueError
-        States or a beam that the kernels do not have; the message names them.
+        The kernels do not support this state length or beam width.
     """
 
     def __init__(
@@ -60,9 +60,9 @@ class CrfDecoder:
         beam_cut: float = 100.0,
     ) -> None:
         if not 1 <= state_len <= MAX_STATE_LEN:
-            raise ValueError(f"state_len must be 1 to {MAX_STATE_LEN} for the kernels, not {state_len}")
+            raise ValueError(f"the kernels support a state_len of 1 to {MAX_STATE_LEN}, not {state_len}")
         if not 1 <= beam_width <= MAX_BEAM_WIDTH:
-            raise ValueError(f"beam_width must be 1 to {MAX_BEAM_WIDTH} for the kernels, not {beam_width}")
+            raise ValueError(f"the kernels support a beam_width of 1 to {MAX_BEAM_WIDTH}, not {beam_width}")
         self.device, self.states = device, 4**state_len
         self._stay, self._width, self._cut = math.exp(stay_score), beam_width, 1.0 / beam_cut
         self._scale, self._bias = quality_scale, quality_bias
@@ -77,15 +77,15 @@ class CrfDecoder:
         Parameters
         ----------
         scores_TNC
-            Transition scores as `models.decode.Decoder` takes them, on this device: a torch tensor or anything else
-            that speaks DLPack. It is not copied.
+            Transition scores as for `models.call.decode.Decoder`, on this device: a torch tensor or any other array
+            that supports DLPack. They are not copied.
         into
-            Arrays or tensors of this device for the four fields of `Calls`; None: they are allocated.
+            Arrays or tensors on this device for the four fields of `Calls`; None allocates them.
 
         Raises
         ------
         ValueError
-            If an array is not as described.
+            An array is not as described.
         """
         device, xp = self.device, self.device.xp
         with device.in_order():
@@ -106,7 +106,7 @@ class CrfDecoder:
                 shape = (N,) if array is calls.counts_N else (N, T)
                 if array.shape != shape or array.dtype != dtype or not array.flags.c_contiguous:
                     raise ValueError(
-                        f"an array for results must be {dtype.__name__} {shape}, not {array.dtype} {array.shape}"
+                        f"a result array must be contiguous {dtype.__name__} {shape}, not {array.dtype} {array.shape}"
                     )
             scan_threads, scan_rows = scan_block(self.states)
             scan = -(-N // scan_rows), scan_threads
@@ -132,18 +132,18 @@ class CrfDecoder:
         return calls
 
     def device_bytes(self, steps: int, rows: int) -> int:
-        """What a batch takes of the device's memory beside its scores: workspace and what comes out."""
+        """Return the device memory that a batch takes besides its scores: workspace and results."""
         return decode_bytes(self.states, steps, rows)
 
 
 def scan_block(states: int) -> tuple[int, int]:
-    """Threads of a block of the scans, and rows of the batch that it computes."""
+    """Return the threads per block for the scans, and the batch rows that one block computes."""
     of_row = states // 4
     rows = max(1, _WARP // of_row)
     return of_row * rows, rows
 
 
 def decode_bytes(states: int, steps: int, rows: int) -> int:
-    """`CrfDecoder.device_bytes`: backward probabilities, back pointers, path, errors, calls, and three of each row."""
+    """Sum up backward probabilities, back pointers, path, errors, calls, and three numbers per row."""
     of_step = 4 * states + 2 * MAX_BEAM_WIDTH + 1 + 4 + 3
     return rows * (steps * of_step + 4 * states + 3 * 4)

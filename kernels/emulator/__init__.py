@@ -1,4 +1,4 @@
-"""CUDA kernels on the CPU: the same ``.cu`` text, compiled by g++ and run with one fiber a CUDA thread."""
+"""Runs CUDA kernels on the CPU: the same ``.cu`` text, compiled by g++, with one fiber per CUDA thread."""
 
 from porestream.kernels.emulator.emulator import EmulatorError, RawModule, Schedule, scheduled
 

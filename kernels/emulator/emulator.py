@@ -1,4 +1,4 @@
-"""A stand-in for ``cupy.RawModule`` that runs the same ``.cu`` text on the CPU: g++ behind ``emu.h``."""
+"""A stand-in for ``cupy.RawModule`` that runs the same ``.cu`` text on the CPU, compiled by g++ with ``emu.h``."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from porestream.models.files.private_folder import default_cache_dir, private_su
 HEADER = Path(__file__).with_name("emu.h")
 FLAGS = (
     *("-std=c++17", "-O3", "-g1", "-fPIC", "-shared"),
-    *("-ffp-contract=off", "-fno-fast-math", "-fwrapv", "-fno-strict-aliasing"),  # numbers and memory as on a card
-    *("-fvisibility=hidden", "-fno-gnu-unique"),  # modules of one process have nothing in common
+    *("-ffp-contract=off", "-fno-fast-math", "-fwrapv", "-fno-strict-aliasing"),  # numbers and memory as on a GPU
+    *("-fvisibility=hidden", "-fno-gnu-unique"),  # modules in one process share nothing
     *("-Wall", "-Wno-unknown-pragmas", "-Wno-unused-function", "-Werror=return-type"),
 )
 PLAIN_FLAGS = ("-Werror=frame-larger-than=49152",)  # a fiber's stack has 64 KiB
-SANITIZERS = {  # to g++'s flags. Misaligned wide loads, an error on the GPU, go with bad addresses.
+SANITIZERS = {  # g++'s flags. "address" also reports misaligned wide loads, which are errors on a GPU.
     "address": ("-fsanitize=address,alignment", "-fno-sanitize-recover=alignment", "-fsanitize-sections=emu_shared"),
     "thread": ("-fsanitize=thread",),
 }
@@ -48,11 +48,11 @@ _DYNAMIC_SHARED = re.compile(
 
 
 class EmulatorError(RuntimeError):
-    """A kernel that cannot be compiled, launched or finished: which one, and where in it."""
+    """A kernel failed to compile, launch or finish; the message says which, and where."""
 
 
 class Schedule(IntEnum):
-    """In which order blocks run, and the threads of a block that can."""
+    """The order in which blocks, and the runnable threads of a block, run."""
 
     FORWARD = 0
     REVERSE = 1
@@ -65,14 +65,14 @@ class _Order:
     seed: int
 
 
-_orders = [_Order(Schedule.FORWARD, 1)]  # the last holds; threads may leave `scheduled` in any order
+_orders = [_Order(Schedule.FORWARD, 1)]  # the last one applies; threads may leave `scheduled` in any order
 
 
 @contextlib.contextmanager
 def scheduled(schedule: Schedule, seed: int = 1) -> Iterator[None]:
-    """Launches of this process, of all modules, in this schedule; `seed` is the random one's.
+    """Run all launches of this process in this schedule; `seed` is for the random one.
 
-    A kernel without races gives the same result in each: run it in all three to see.
+    A kernel without races gives the same result in every schedule, so test it in all three.
     """
     order = _Order(Schedule(schedule), seed)
     _orders.append(order)
@@ -99,7 +99,7 @@ class _Parameter(ctypes.Structure):  # emu.h's Parameter
     _fields_ = (("kind", ctypes.c_char), ("bytes", ctypes.c_uint))
 
 
-_KINDS = {  # a parameter's kind to its name, and to those of NumPy's dtypes that fit it
+_KINDS = {  # a parameter's kind: its name, and the kinds of numpy dtypes that fit it
     b"P": ("a pointer", "u"),
     b"C": ("a pointer to const", "u"),
     b"I": ("an integer", "iub"),
@@ -116,11 +116,11 @@ class RawModule:
     code
         CUDA C++ with kernels declared ``extern "C" __global__``.
     options
-        NVRTC's. ``-D`` and ``-I`` go to g++; the others say nothing to a CPU.
+        NVRTC's options. ``-D`` and ``-I`` are passed to g++; the others mean nothing on a CPU.
     name
-        The source's name in errors.
+        The source's name in error messages.
     sanitize
-        "address" or "thread": only in a process that `porestream.kernels.emulator.sanitize.run_sanitized` has started.
+        "address" or "thread"; works only in a process started by `porestream.kernels.emulator.sanitize.run_sanitized`.
 
     Attributes
     ----------
@@ -130,9 +130,9 @@ class RawModule:
     Raises
     ------
     EmulatorError
-        g++ is not there, or refuses the code; the processor is not an x86-64.
+        g++ is missing or rejects the code, or the processor is not x86-64.
     ValueError
-        There is no such sanitizer.
+        The sanitizer is unknown.
     """
 
     def __init__(
@@ -144,25 +144,25 @@ class RawModule:
         self._functions: dict[str, Kernel] = {}
 
     def get_function(self, name: str) -> Kernel:
-        """A kernel by its name; EmulatorError if there is none."""
+        """Return a kernel by name; raise EmulatorError if there is none."""
         if name not in self.kernels:
             raise EmulatorError(f"{self.name} has no kernel {name!r}; it has {', '.join(self.kernels) or 'none'}")
         return self._functions.setdefault(name, Kernel(self._library, name))
 
     def switches(self) -> int:
-        """How often threads have taken turns so far: a measure of a kernel's barriers and shuffles."""
+        """Return how often threads have switched so far, a measure of a kernel's barriers and shuffles."""
         count = self._library.emu_switches
         count.restype = ctypes.c_ulonglong
         return int(count())
 
 
 class Kernel:
-    """A kernel, called as CuPy's are.
+    """A kernel, called like CuPy's kernels.
 
     Attributes
     ----------
     max_dynamic_shared_size_bytes
-        What a launch may ask for. Here as on a card, a kernel that needs more than 48 KiB has to set it.
+        Most dynamic shared memory per launch. As on a GPU, raise it for a kernel that needs more than 48 KiB.
     """
 
     def __init__(self, library: ctypes.CDLL, name: str) -> None:
@@ -174,12 +174,12 @@ class Kernel:
         signature(self._parameters)
 
     def __call__(self, grid: Sequence[int], block: Sequence[int], args: Sequence[Any], shared_mem: int = 0) -> None:
-        """Run it to its end, without the GIL; one module's launches wait for each other.
+        """Run the kernel to its end, without the GIL; launches in one module wait for each other.
 
         Parameters
         ----------
         grid, block
-            Blocks, and threads of a block, in one to three dimensions.
+            Number of blocks, and of threads per block, in one to three dimensions.
         args
             C-contiguous numpy arrays for pointers, numpy scalars for values; ``np.uintp(0)`` is a null pointer.
         shared_mem
@@ -188,9 +188,9 @@ class Kernel:
         Raises
         ------
         TypeError
-            Arguments that are not what the kernel takes.
+            The arguments do not fit the kernel.
         EmulatorError
-            A launch that no card would accept, or a defect in the kernel, with its line, block and thread.
+            No GPU would accept the launch, or the kernel has a defect; the message gives its line, block and thread.
         """
         if len(args) != len(self._parameters):
             raise TypeError(f"{self.name} takes {len(self._parameters)} arguments, not {len(args)}")
@@ -212,7 +212,7 @@ class Kernel:
             raise EmulatorError(f"{self.name}: {error.value.decode(errors='replace')}")
 
     def _value(self, index: int, arg: Any) -> Any:
-        """What the kernel reads this parameter from. CuPy checks nothing here, and a card then reads what is there."""
+        """Check an argument and convert it to ctypes. CuPy checks nothing; on a GPU a wrong one reads garbage."""
         parameter = self._parameters[index]
         kind, dtypes = _KINDS[parameter.kind]
         wanted = f"{self.name}, argument {index}: {kind} of {parameter.bytes} bytes"
@@ -231,22 +231,22 @@ class Kernel:
 
     def _sizes(self, what: str, sizes: Sequence[int]) -> Any:
         if not 1 <= len(sizes) <= 3 or not all(1 <= operator.index(size) < 2**31 for size in sizes):
-            raise EmulatorError(f"{self.name}: {what} {tuple(sizes)} is not of one to three sizes from 1 up")
+            raise EmulatorError(f"{self.name}: {what} {tuple(sizes)} must have one to three sizes, each at least 1")
         return (ctypes.c_uint * 3)(*sizes, *[1] * (3 - len(sizes)))
 
     def _shared_bytes(self, shared_mem: int) -> int:
         if not 0 <= shared_mem <= self.max_dynamic_shared_size_bytes:
             raise EmulatorError(
-                f"{self.name}: {shared_mem} bytes of dynamic shared memory; its max_dynamic_shared_size_bytes, "
-                f"{self.max_dynamic_shared_size_bytes}, has to be set to what it needs"
+                f"{self.name}: the launch needs {shared_mem} bytes of dynamic shared memory, but its "
+                f"max_dynamic_shared_size_bytes is {self.max_dynamic_shared_size_bytes}; raise it"
             )
         return shared_mem
 
 
 def _compile(code: str, options: Sequence[str], name: str, kernels: Sequence[str], sanitize: str | None) -> Path:
-    """The shared library of a source: from the cache, else from g++.
+    """Return the shared library for a source, from the cache or else built with g++.
 
-    It is known by all that it is made of: a change of any makes another file.
+    Its name is a digest of everything that goes into it, so any change makes another file.
     """
     compiler = _compiler()
     chosen, folders = _gxx_options(options)
@@ -267,29 +267,29 @@ def _compile(code: str, options: Sequence[str], name: str, kernels: Sequence[str
             return library
         try:
             work = tempfile.TemporaryDirectory(dir=folder)
-        except OSError:  # read-only, full, or of someone else: the next one
+        except OSError:  # read-only, full, or somebody else's: try the next one
             continue
         with work:
             made = Path(work.name) / file
             where = os.path.realpath(work.name)
-            relative = f"-fdebug-prefix-map={where}=."  # sanitizers then report the source by its name alone
+            relative = f"-fdebug-prefix-map={where}=."  # makes sanitizers report only the source's name
             command = (compiler, *flags, relative, "-x", "c++", "-", "-o", file)
             run = subprocess.run(command, input=text, cwd=work.name, capture_output=True, text=True)
             if run.returncode:
                 raise EmulatorError(f"{name} does not compile:\n{run.stderr}")
-            made.replace(library)  # at once: processes that compile the same do not see each other's half
+            made.replace(library)  # atomic: other processes that compile the same source never see half a file
         return library
     raise EmulatorError(
-        f"there is no room for compiled kernels, neither in {default_cache_dir()} nor in {_temporary()}"
+        f"cannot write compiled kernels, neither to {default_cache_dir()} nor to {_temporary()}: free some disk space"
     )
 
 
 def _compiler() -> str:
     if platform.machine() != "x86_64" or platform.system() != "Linux":
-        raise EmulatorError(f"the emulator is for x86-64 Linux, and this is {platform.machine()} {platform.system()}")
+        raise EmulatorError(f"the emulator needs x86-64 Linux, but this is {platform.machine()} {platform.system()}")
     compiler = shutil.which("g++")
     if compiler is None:
-        raise EmulatorError("the emulator compiles kernels with g++, which is not on PATH: apt-get install g++")
+        raise EmulatorError("the emulator needs g++ to compile kernels, but it is not on PATH: apt-get install g++")
     return compiler
 
 
@@ -299,7 +299,7 @@ def _version(compiler: str) -> str:
 
 
 def _gxx_options(options: Sequence[str]) -> tuple[list[str], list[Path]]:
-    """Those of NVRTC's options that g++ shares, and the folders of headers among them."""
+    """Return the NVRTC options that g++ understands, and the header folders among them."""
     chosen, folders = [], []
     rest = iter(options)
     for option in rest:
@@ -309,7 +309,7 @@ def _gxx_options(options: Sequence[str]) -> tuple[list[str], list[Path]]:
             continue
         value = value or next(rest, "")  # `-I folder` in two
         if not value:
-            raise EmulatorError(f"option {option} without a value")
+            raise EmulatorError(f"option {option} needs a value")
         if switch == "-I":
             folders.append(Path(value).absolute())
             value = str(folders[-1])
@@ -321,33 +321,33 @@ def _sanitizer_flags(sanitize: str | None) -> tuple[str, ...]:
     if sanitize is None:
         return PLAIN_FLAGS
     if sanitize not in SANITIZERS:
-        raise ValueError(f"there is no sanitizer {sanitize!r}: {', '.join(SANITIZERS)}")
+        raise ValueError(f"unknown sanitizer {sanitize!r}; use one of {', '.join(SANITIZERS)}")
     if not re.search(rf"lib{sanitize[0]}san", os.environ.get("LD_PRELOAD", "")):  # else loading would end the process
-        raise EmulatorError(f"the {sanitize} sanitizer has to be in the process from its start: use run_sanitized")
+        raise EmulatorError(f"the {sanitize} sanitizer must be loaded when the process starts: use run_sanitized")
     return SANITIZERS[sanitize]
 
 
 def _pointer(declaration: re.Match[str]) -> str:
-    """Dynamic shared memory as a pointer to it, on as many lines as the declaration of the array."""
+    """Replace an array declaration of dynamic shared memory by a pointer, on as many lines."""
     element, name = declaration.groups()
     return f"EMU_DYNAMIC_SHARED({' '.join(element.split())}, {name})" + "\n" * declaration[0].count("\n")
 
 
 def _cache() -> Path | None:
-    """None where it cannot be had; UnsafeCacheError where what is in it may be somebody else's, who would be run."""
+    """Return the cache folder, or None if it cannot be created; raise UnsafeCacheError if others could write to it."""
     return _cache_in(default_cache_dir())
 
 
-@functools.cache  # for it may hold the folder open
+@functools.cache  # because each call may keep a descriptor open
 def _cache_in(cache_dir: Path) -> Path | None:
-    return private_subfolder(cache_dir, "emulator", "have XDG_CACHE_HOME name a folder of your own")
+    return private_subfolder(cache_dir, "emulator", "set XDG_CACHE_HOME to a folder of your own")
 
 
 _temporary_lock = threading.Lock()
 
 
 def _temporary() -> Path:
-    """Where the cache cannot be written: a folder of this process."""
+    """Return a temporary folder of this process, for when the cache is not writable."""
     with _temporary_lock:
         return Path(_temporary_folder().name)
 

@@ -1,4 +1,4 @@
-"""Scripts under g++'s sanitizers: bad addresses and races of kernels, reported at their source lines."""
+"""Runs scripts under g++'s sanitizers, which report kernels' bad addresses and races with source lines."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Literal
 
 Kind = Literal["address", "thread"]
 FOUND = 66
-"""The exit status of a script in which a sanitizer has found something."""
+"""Exit status of a script in which a sanitizer found something."""
 
 _RUNTIMES = {"address": "libasan.so", "thread": "libtsan.so"}
 _TRIES = 20
@@ -22,25 +22,25 @@ class SanitizerMissingError(RuntimeError):
 
 
 def find_runtime(kind: Kind) -> Path:
-    """The sanitizer's runtime library, which has to be in a process from its start."""
+    """Find the sanitizer's runtime library, which must be loaded when a process starts."""
     file = _RUNTIMES[kind]
     try:
         run = subprocess.run(("g++", f"-print-file-name={file}"), capture_output=True, text=True, check=True)
     except FileNotFoundError as error:
-        raise SanitizerMissingError("sanitizers come with g++, which is not on PATH: apt-get install g++") from error
+        raise SanitizerMissingError("the sanitizers need g++, but it is not on PATH: apt-get install g++") from error
     path = Path(run.stdout.strip())
-    if not path.is_absolute():  # g++ gives back the name of what it does not find
-        raise SanitizerMissingError(f"g++ has no {file}: apt-get install libgcc-12-dev, or that of its version")
+    if not path.is_absolute():  # g++ returns the bare name of a file that it does not find
+        raise SanitizerMissingError(f"g++ has no {file}: apt-get install libgcc-12-dev, or the one for your version")
     return path.resolve()
 
 
 def run_sanitized(kind: Kind, script: str, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
-    """Run Python code in a process of its own under a sanitizer; it builds ``RawModule(..., sanitize=kind)``.
+    """Run Python code that builds ``RawModule(..., sanitize=kind)`` in a new process under a sanitizer.
 
     Returns
     -------
     CompletedProcess
-        Its status is `FOUND` if the sanitizer has found something; the reports are in ``stderr``.
+        The exit status is `FOUND` if the sanitizer found something; the reports are in ``stderr``.
 
     Raises
     ------
@@ -50,7 +50,7 @@ def run_sanitized(kind: Kind, script: str, timeout_s: float = 120) -> subprocess
     env = {
         **os.environ,
         "LD_PRELOAD": str(find_runtime(kind)),
-        # Python leaks by design, and fibers are no stacks that the sanitizer knows.
+        # Python leaks by design, and the sanitizer does not know fibers' stacks.
         "ASAN_OPTIONS": f"exitcode={FOUND}:detect_leaks=0:detect_stack_use_after_return=0",
         "UBSAN_OPTIONS": f"exitcode={FOUND}:print_stacktrace=1",
         "TSAN_OPTIONS": f"exitcode={FOUND}",
@@ -66,9 +66,10 @@ def run_sanitized(kind: Kind, script: str, timeout_s: float = 120) -> subprocess
 
 @functools.cache
 def _without_randomised_addresses() -> tuple[str, ...]:
-    """The command that keeps addresses where the thread sanitizer of g++ before 14 wants them.
+    """Return the command that turns off address randomisation, for the thread sanitizer of g++ before 14.
 
-    Kernels since 6.6 spread them wider (vm.mmap_rnd_bits). Containers may forbid the command: then chance has to help.
+    Linux since 6.6 spreads addresses wider than it can handle (vm.mmap_rnd_bits). Containers may forbid the command;
+    then only retrying helps.
     """
     command = ("setarch", "--addr-no-randomize")
     try:

@@ -1,1 +1,1 @@
-"""Signal to bases: normalise, cut, compute, decode, stitch."""
+"""Turns signal into bases: normalise, cut, compute, decode, stitch."""

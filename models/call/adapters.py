@@ -1,7 +1,7 @@
-"""Sequencing adapters at the ends of called DNA reads: what they are, where they are found, and reads without them.
+"""Finds and trims sequencing adapters at the ends of called DNA reads.
 
-The strand that is read begins with the adapter's top strand and, if it was read to its end, ends with the bottom strand
-of the other adapter, of which as a rule only the first dozen bases are called.
+A read begins with the top strand of one adapter. If the whole strand was sequenced, it ends with the bottom strand of
+the other adapter, of which usually only the first dozen bases are called.
 
 Sources of the sequences: Oxford Nanopore's Chemistry Technical Document (CHTD_500_v1_revAR_25Nov2024, appendices 14 and
 15, and for LSK109 earlier revisions)::
@@ -13,8 +13,8 @@ Sources of the sequences: Oxford Nanopore's Chemistry Technical Document (CHTD_5
     transposase adapter of rapid kits, also 3' of their barcodes
                                                             GTTTTCGCATTTATCGTGAAACGCTTTCGCGTTTTTCGTGCGCCGCTTCA
 
-All generations share the 24 bases before the insert and the 22 after it (with the insert's dA tail: 23), so nothing
-depends on the kit's generation.
+All generations share the 24 bases before the insert and the 22 after it (23 with the insert's dA tail), so the kit's
+generation does not matter.
 """
 
 import re
@@ -30,44 +30,45 @@ TOP = "TACTTCGTTCAGTTACGTATTGCT"
 BOTTOM = "AGCAATACGTAACTGAACGAAGT"
 TRANSPOSASE = "GTTTTCGCATTTATCGTGAAACGCTTTCGCGTTTTTCGTGCGCCGCTTCA"
 MIN_KEPT_BASES = 20
-"""What is left of a read has at least so many bases: fewer than a seed of minimap2's hold no information on their
-origin, and a read that is all adapter should look like one."""
+"""Trimming always leaves at least this many bases. Fewer than a minimap2 seed say nothing about their origin, and a
+read that is all adapter should still look like one."""
 
 
 class _Probe(NamedTuple):
-    """A part of an adapter, with how many edits and in how many bases at the read's end it is recognised."""
+    """Part of an adapter, with the most edits allowed and how many bases at the end of the read to search."""
 
     sequence: str
     max_edits: int
     window: int
 
 
-# Edits and windows were chosen on real reads of R9.4.1 and R10.4.1, and on stretches of genomes and random bases, of
-# which fewer than 1 in 1,000 was to be taken for an adapter. The short probes are for an adapter of which the trimmed
-# leader or the signal's end has cut off a part. Those of the rear are reversed, for the search is from the read's end.
+# Edits and windows were tuned on real R9.4.1 and R10.4.1 reads, with a false positive rate below 1 in 1,000 on genomic
+# and random sequence. The short probes find adapters that were cut short by leader trimming or the end of the signal.
+# The rear probes are reversed because the search runs from the end of the read.
 _FRONT = (_Probe(TOP, 6, 42), _Probe(TOP[-15:], 2, 50))
 _REAR = (_Probe(BOTTOM[:14][::-1], 2, 30), _Probe(BOTTOM[:10][::-1], 1, 13))
 _TRANSPOSASE_MAX_EDITS = 15
-_TRANSPOSASE_MAX_GAP = 28  # after the adapter: 0 or 16 bases (GCTTGGGTGTTTAACC) lie between them, with a barcode 40
+_TRANSPOSASE_MAX_GAP = 28  # 0 or 16 bases (GCTTGGGTGTTTAACC) separate it from the adapter; with a barcode, 40
 
 
 def trim_adapters(read: CalledRead, sequencing_kit: str = "") -> CalledRead:
-    """A DNA read without the adapters at its ends, with qualities and moves of the bases that are left.
+    """Trim the adapters at the ends of a DNA read, along with their qualities and moves.
 
-    As in dorado's output, moves begin with the first base that is left, `trimmed_samples` grows by what was before it,
-    and where bases are cut off at the end, moves end with the last base that is left.
+    As in dorado's output, moves start at the first base kept, `trimmed_samples` grows by the samples before it, and if
+    bases are trimmed at the end, moves stop at the last base kept.
 
     Parameters
     ----------
     read
-        As called. RNA is called against the signal's direction and has lost its adapter before: not for this function.
+        A DNA read, as called. Do not pass RNA: it is called against the signal's direction, and its adapter is trimmed
+        before calling.
     sequencing_kit
-        Of the run, e.g. "SQK-LSK114", in any case; empty: unknown. See `find_insert`.
+        The run's kit, e.g. "SQK-LSK114", in upper or lower case; empty if unknown. See `find_insert`.
 
     Returns
     -------
     CalledRead
-        The same object where there is nothing to trim.
+        The same object if there is nothing to trim.
     """
     first, end = find_insert(read.sequence, sequencing_kit)
     if (first, end) == (0, len(read.sequence)):
@@ -85,20 +86,20 @@ def trim_adapters(read: CalledRead, sequencing_kit: str = "") -> CalledRead:
 
 
 def find_insert(sequence: str, sequencing_kit: str = "") -> tuple[int, int]:
-    """Where the bases between the adapters begin and end.
+    """Find the bases between the adapters.
 
     Parameters
     ----------
     sequence
         A read's bases ACGT, in the order in which they were called.
     sequencing_kit
-        Rapid kits have no adapter at the read's end. Their transposase adapter is trimmed, too, also where the kit is
-        unknown, unless a barcode lies between it and the sequencing adapter. Barcodes and primers stay.
+        Reads from rapid kits have no adapter at the end. Their transposase adapter is trimmed too, even if the kit is
+        unknown, unless a barcode separates it from the sequencing adapter. Barcodes and primers are kept.
 
     Returns
     -------
     tuple of int
-        First base and end, as of a slice. Where fewer than `MIN_KEPT_BASES` would be left: the whole sequence.
+        First base and end, as for a slice. If fewer than `MIN_KEPT_BASES` would be left, the whole sequence.
     """
     family = _family(sequencing_kit)
     first = _adapter_bases(sequence, _FRONT)
@@ -111,13 +112,13 @@ def find_insert(sequence: str, sequencing_kit: str = "") -> tuple[int, int]:
 
 
 def _family(sequencing_kit: str) -> str:
-    """RBK of SQK-RBK114.24; empty for what is not a kit's name."""
+    """Return the kit's family: RBK for SQK-RBK114.24; empty if this is not a kit name."""
     match = re.match(r"\s*[A-Z]{3}-([A-Z]+)", sequencing_kit.upper())
     return match[1] if match else ""
 
 
 def _adapter_bases(sequence: str, probes: tuple[_Probe, ...]) -> int:
-    """How many bases to cut off at the sequence's beginning: up to the nearest of equally good matches' ends."""
+    """Return how many bases to trim at the start; of equally good matches, the one that ends first counts."""
     for probe in probes:
         match = edlib.align(probe.sequence, sequence[: probe.window], mode="HW", k=probe.max_edits)
         if 0 <= match["editDistance"] <= probe.max_edits:
@@ -126,8 +127,8 @@ def _adapter_bases(sequence: str, probes: tuple[_Probe, ...]) -> int:
 
 
 def _end_of_transposase(sequence: str, first: int) -> int:
-    """The end of the transposase adapter after the base `first`, where the sequencing adapter ended; or `first`."""
-    gap = _TRANSPOSASE_MAX_GAP if first else _FRONT[0].window + _TRANSPOSASE_MAX_GAP  # it may just not be recognised
+    """Return the end of the transposase adapter after `first`, the end of the sequencing adapter; or `first`."""
+    gap = _TRANSPOSASE_MAX_GAP if first else _FRONT[0].window + _TRANSPOSASE_MAX_GAP  # the adapter may have been missed
     stop = first + gap + len(TRANSPOSASE) + _TRANSPOSASE_MAX_EDITS
     match = edlib.align(TRANSPOSASE, sequence[first:stop], mode="HW", task="locations", k=_TRANSPOSASE_MAX_EDITS)
     if not 0 <= match["editDistance"] <= _TRANSPOSASE_MAX_EDITS or match["locations"][0][0] > gap:

@@ -1,4 +1,4 @@
-"""Transformers that run: windowed attention with rotary embedding, SwiGLU, RMSNorm, then upsampling.
+"""Computes transformers: windowed attention with rotary embedding, SwiGLU, RMSNorm, then upsampling.
 
 Dimensions: N rows, T time steps (before upsampling), F features, H heads, D features of a head, B steps of a block.
 """
@@ -13,9 +13,9 @@ _RMS_EPSILON = 1e-5
 
 
 class TransformerEncoder(nn.Module):
-    """`depth` layers and the upsampling; names of parameters are those of the published directories.
+    """`depth` layers and the upsampling; parameter names match the published directories.
 
-    `rows_at_once` rows are computed together: one keeps a layer's activations in a core's cache.
+    Computes `rows_at_once` rows together; with one, a layer's activations stay in a core's cache.
     """
 
     def __init__(self, shape: Transformer, rows_at_once: int) -> None:
@@ -25,7 +25,7 @@ class TransformerEncoder(nn.Module):
         self.upsample = nn.ModuleDict({"linear": nn.Linear(shape.width, shape.upsampling * shape.width)})
 
     def forward(self, x_NFT: torch.Tensor) -> torch.Tensor:
-        """Features of each step; returns as many times more steps as upsampling says, (T, N, F), contiguous."""
+        """Return each step's features, upsampled: (T * upsampling, N, F), contiguous."""
         done = []
         for part_NTF in x_NFT.transpose(1, 2).split(self._rows):  # type: ignore[no-untyped-call]
             for layer in self.transformer_encoder:
@@ -52,9 +52,9 @@ class TransformerLayer(nn.Module):
 
 
 class WindowedAttention(nn.Module):
-    """Attention of every step to those from `window[0]` before it to `window[1]` after it.
+    """Attention from every step to those from `window[0]` before it to `window[1]` after it.
 
-    Computed in blocks of queries, each with the keys that any of them sees: T x window, not T x T.
+    Queries are computed in blocks, each with only the keys that the block can see: T x window, not T x T.
     """
 
     def __init__(self, shape: Transformer) -> None:
@@ -84,9 +84,10 @@ class WindowedAttention(nn.Module):
 
 
 def rotated(x_NHTD: torch.Tensor, base: float) -> torch.Tensor:
-    """Rotary embedding (Su et al., 2021, arXiv:2104.09864) of the halves of each head's features.
+    """Apply rotary embedding (Su et al., 2021, arXiv:2104.09864) to the halves of each head's features.
 
-    Features i and i + D / 2 of step t are a point, turned by t base^(-2 i / D); in float32, returned in x's type.
+    Features i and i + D / 2 of step t are a point, rotated by t base^(-2 i / D). Computed in float32, returned in x's
+    dtype.
     """
     T, D = x_NHTD.shape[2:]
     rates_D = base ** (-torch.arange(0, D, 2, dtype=torch.float64, device=x_NHTD.device) / D)

@@ -1,4 +1,4 @@
-"""One model, ready to call: scaling, cutting, network, decoder, in that order.
+"""Calls reads with one model: scaling, cutting, network, decoder, in that order.
 
 Dimensions: N rows of a batch, S samples as measured, M samples at the model's rate, T time steps, C scores, B bases.
 """
@@ -24,17 +24,17 @@ from porestream.models.files.config import ModelConfig
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CalledRead:
-    """What a whole read says.
+    """A whole read, called.
 
     Attributes
     ----------
     sequence
         Bases ACGT.
     qualities_B
-        Their Phred qualities, uint8.
+        Phred qualities of the bases, uint8.
     moves_T
-        1 for each step of `stride` measured samples, from `trimmed_samples` on, that begins a base; uint8. Of RNA in
-        the signal's order: the first move is the sequence's last base.
+        uint8; 1 for each step of `stride` measured samples, starting at `trimmed_samples`, that begins a base. For RNA
+        they are in the signal's order: the first move is the sequence's last base.
     """
 
     sequence: str
@@ -49,7 +49,7 @@ def finish(read: PreparedRead, decoded: Sequence[Decoded]) -> CalledRead:
     bases_B, qualities_B, moves_T = stitch(
         read.plan, [(chunk.bases_B, chunk.qualities_B, chunk.moves_T) for chunk in decoded]
     )
-    if read.is_rna:  # which goes through the pore from its 3' end; moves stay in the signal's order
+    if read.is_rna:  # RNA enters the pore 3' end first; moves stay in the signal's order
         bases_B, qualities_B = bases_B[::-1], qualities_B[::-1]
     measured_T, stride = read.measured_moves(moves_T)
     return CalledRead(
@@ -62,40 +62,42 @@ def finish(read: PreparedRead, decoded: Sequence[Decoded]) -> CalledRead:
 
 
 def decode_settings(config: ModelConfig) -> DecodeSettings:
-    """How a model's scores are decoded."""
+    """Return the settings for decoding a model's scores."""
     return DecodeSettings(
         stay_score=config.stay_score, quality_scale=config.quality_scale, quality_bias=config.quality_bias
     )
 
 
 class Basecaller:
-    """Calls chunks with one model: network and decoder on the CPU or on a card, the rest on the CPU. Thread-safe.
+    """Calls chunks with one model: network and decoder on the CPU or a GPU, the rest on the CPU. Thread-safe.
 
     Parameters
     ----------
     bundle
         The model.
     precision
-        "fp32", "bf16", on a card also "fp16", or "auto": fp16 on a card, on a CPU bf16 where the processor computes it.
-        (It costs the bundled formats' models less than 0.1 points of identity: benchmarks/RESULTS.md.)
+        "fp32", "bf16", "fp16" (GPU only) or "auto": fp16 on a GPU; on a CPU bf16 if the processor supports it, or else
+        fp32. (Half precision costs models of the supported formats less than 0.1 points of identity:
+        benchmarks/RESULTS.md.)
     cache_dir
-        Where the compiled decoder is kept; None: the user's cache directory.
+        Where the compiled decoder is kept; None means the user's cache directory.
     card
-        The CUDA device; None: the CPU.
+        The GPU; None means the CPU.
     rows, share
-        On a card, the rows of a batch (None: planned) and the part of its free memory that is for this model.
+        On a GPU, the rows of a batch (None: planned) and the share of its free memory that this model may use.
     decoder
-        Decodes batches where their scores are, by this model's `decode_settings`; None: the CPU does, row by row.
+        Decodes batches on the device that has their scores, with this model's `decode_settings`. None means that the
+        CPU decodes them, row by row.
 
     Attributes
     ----------
     runner
-        The network, and what device it is on.
+        The network on its device.
 
     Raises
     ------
     ModelError
-        The precision is not for this device, or the model does not fit on the card.
+        The device does not support the precision, or the model does not fit on the GPU.
     """
 
     def __init__(
@@ -123,7 +125,7 @@ class Basecaller:
         self._decoder = None if decoder else Decoder(config.state_len, self.decode_settings, cache_dir)
 
     def prepare(self, signal_S: npt.NDArray[np.int16], measured: Measurement = UNKNOWN) -> PreparedRead:
-        """Normalise, trim and plan a read: `models.prepare.prepare` with this model."""
+        """Normalise, trim and plan a read: `models.call.prepare.prepare` with this model."""
         return prepare(signal_S, measured, self.bundle.config, self.chunker)
 
     def call(self, chunks: Sequence[tuple[PreparedRead, int]], samples: int) -> list[Decoded | ValueError]:
@@ -132,14 +134,14 @@ class Basecaller:
         Parameters
         ----------
         chunks
-            Of each its read, and its first sample in it. At most `rows`.
+            The read of each chunk, and the chunk's first sample in it. At most `rows`.
         samples
             The chunk length, one of the chunker's.
 
         Returns
         -------
         list
-            Of each chunk what was called, or why not (scores that are not finite).
+            For each chunk the result, or the error if it could not be called (scores that are not finite).
         """
         if self._decoder is None:
             return self.runner.call([read.chunk(start, samples) for read, start in chunks], samples)
@@ -153,7 +155,7 @@ class Basecaller:
         return called
 
     def call_read(self, signal_S: npt.NDArray[np.int16], measured: Measurement = UNKNOWN) -> CalledRead:
-        """Call one whole read in this thread, as a server would: for evaluation and for reading how it goes.
+        """Call one whole read in this thread, with the same results as a server's; for evaluation and as an example.
 
         Raises
         ------
@@ -175,6 +177,6 @@ class Basecaller:
         return finish(read, [chunk for chunk in decoded if chunk is not None])
 
     def warm_up(self, lengths: Sequence[int]) -> None:
-        """Call a batch of chunks of each length, so that plans are built and memory is taken before the first read."""
+        """Call a batch of each length, so that libraries build plans and allocate memory before the first read."""
         for samples in lengths:
             self.call([(self.prepare(np.zeros(samples, np.int16)), 0)], samples)

@@ -1,4 +1,4 @@
-"""Cuts a read into overlapping chunks of three fixed lengths, and stitches what was called of them.
+"""Cuts a read into overlapping chunks of three fixed lengths, and stitches the called chunks together.
 
 Dimensions: S samples, T time steps (S / stride), B bases.
 """
@@ -22,7 +22,7 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class ChunkPlan:
-    """How one read is cut; depends on its length alone, so a read's bases do not depend on its company."""
+    """How one read is cut. This depends only on its length, so other reads in a batch never affect its bases."""
 
     pieces: list[Piece]
     read_samples: int
@@ -30,11 +30,11 @@ class ChunkPlan:
 
     @property
     def steps(self) -> int:
-        """Whole time steps of the read; samples at its end that make none have no bases, as in dorado."""
+        """Whole time steps of the read. As in dorado, leftover samples at the end get no bases."""
         return self.read_samples // self.stride
 
     def kept_steps(self) -> list[tuple[int, int]]:
-        """Of each chunk the half-open range of its time steps that is kept: cut in the middle of every overlap."""
+        """Return the half-open range of time steps to keep from each chunk; overlaps are cut in the middle."""
         starts = [piece.start // self.stride for piece in self.pieces]
         ends = [(piece.start + piece.samples) // self.stride for piece in self.pieces]
         cuts = [(end + following) // 2 for end, following in zip(ends, starts[1:], strict=False)]
@@ -43,30 +43,30 @@ class ChunkPlan:
 
 
 class Chunker:
-    """The chunk lengths of a model, and the cut of a read into them.
+    """Chooses a model's chunk lengths and cuts reads into them.
 
-    Three lengths: the model's own; a quarter of it for the ends of long reads, which would waste most of a long chunk;
-    and about 1,000 samples for reads that are no longer than that, whatever the model. A quarter that is less than two
-    overlaps is left out, and the third where it would hardly be shorter than the second.
+    There are three lengths: the model's own; a quarter of it, for the ends of long reads, which would waste most of a
+    long chunk; and about 1,000 samples, for reads no longer than that, whatever the model. The quarter is left out if
+    it is shorter than two overlaps, and the third if it would be hardly shorter than the second.
 
     Parameters
     ----------
     chunk_size
         The model's own length, in samples.
     overlap
-        Samples that neighbours share at least.
+        Samples that neighbouring chunks share at least.
     stride
-        Samples of a time step.
+        Samples per time step.
     granularity
-        What every length is a multiple of, in samples; None: the stride. A transformer wants more.
+        Every length is a multiple of this, in samples; None means the stride. Transformers need more.
     overlap_unit
-        What the overlap and every start are multiples of, in samples; None: the stride. More where a network's inner
-        time steps are coarser than those it gives out.
+        The overlap and every start are multiples of this, in samples; None means the stride. It is larger if a
+        network's inner time steps are coarser than its output steps.
 
     Attributes
     ----------
     lengths
-        In samples, the longest first.
+        Chunk lengths in samples, longest first.
 
     Raises
     ------
@@ -89,7 +89,7 @@ class Chunker:
         self._long, short = (chunk_size // parts // granularity * granularity for parts in (1, 4))
         if self._long <= self._overlap:
             raise ValueError(
-                f"chunk_size {chunk_size} is too small for an overlap of {overlap} and lengths that are multiples of "
+                f"chunk_size {chunk_size} is too small for overlap {overlap} and lengths in multiples of "
                 f"{granularity}: choose a longer chunk"
             )
         self._ends = (self._long, short) if short >= max(2 * self._overlap, 1) else (self._long,)
@@ -98,19 +98,19 @@ class Chunker:
         self.lengths: tuple[int, ...] = (*self._ends, self._brief) if self._brief else self._ends
 
     def plan(self, read_samples: int) -> ChunkPlan:
-        """The cut of a read of `read_samples` (at least 1), after trimming.
+        """Plan the chunks of a read of `read_samples` (at least 1), after trimming.
 
-        A read that fits into the shortest chunk has one of it. Of others, long chunks as far as they go; the rest is
-        one more, or short ones, whichever computes fewer samples. The last chunk is aligned to the read's end, rounded
-        up to the overlap's unit (padding: at most a sample less than that). A read that is shorter than a chunk has
-        one, padded.
+        A read that fits into the shortest chunk gets one of those. Any other read gets as many long chunks as fit; the
+        rest is covered by one more or by short ones, whichever computes fewer samples. The last chunk is aligned to the
+        end of the read, rounded up to the overlap's unit (so padding is always less than one unit). A read shorter than
+        a chunk gets a single, padded chunk.
         """
         if read_samples <= self._brief:
             return ChunkPlan([Piece(0, self._brief)], read_samples, self._stride)
         step = self._long - self._overlap
         count = max(0, (read_samples - self._overlap) // step)
         pieces = [Piece(index * step, self._long) for index in range(count)]
-        rest = read_samples - count * step  # begins where the last long chunk's overlap does
+        rest = read_samples - count * step  # starts at the last long chunk's overlap
         if not count or rest > self._overlap:
             ends = [self._end(rest, length) for length in self._ends]
             end = min(ends, key=lambda candidate: sum(piece.samples for piece in candidate))
@@ -118,7 +118,8 @@ class Chunker:
         return ChunkPlan(pieces, read_samples, self._stride)
 
     def _end(self, rest: int, length: int) -> list[Piece]:
-        """Chunks of one length over the last `rest` samples; starts may be negative, where a long chunk lies before."""
+        """Cover the last `rest` samples with chunks of one length; a start may be negative, reaching into the chunk
+        before."""
         last = -(-(rest - length) // self._unit) * self._unit
         return [Piece(start, length) for start in (*range(0, max(last, 0), length - self._overlap), last)]
 
@@ -132,9 +133,9 @@ def stitch(
     Parameters
     ----------
     plan
-        The read's cut.
+        How the read was cut.
     chunks
-        For each chunk its bases_B (ASCII), qualities_B (Phred) and moves_T (0 or 1, one a time step).
+        For each chunk its bases_B (ASCII), qualities_B (Phred) and moves_T (0 or 1 per time step).
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""numba's compiler, with its results kept in the user's cache directory."""
+"""Compiles with numba and keeps the code in the user's cache directory."""
 
 import contextlib
 import functools
@@ -19,16 +19,16 @@ _lock = threading.Lock()
 
 
 def compile_cached(function: Callable[..., Any], signature: str, cache_dir: Path | None = None) -> Callable[..., Any]:
-    """Compile for one signature, or load what an earlier process compiled. The GIL is released when it runs.
+    """Compile for one signature, or load the code that an earlier process compiled. It runs without the GIL.
 
-    Without a cache directory the default one is taken; if it cannot be written, one of this process. Code is kept in
-    `numba` in its `private_cache_dir` (private_folder.py), which only this user can enter. numba reads where its cache
-    lies when a function is decorated, so its setting is changed for that moment only.
+    If no cache directory is given, the default one is used; if it is not writable, a temporary one for this process.
+    Code goes into `numba` in its `private_cache_dir` (private_folder.py), which only this user can enter. numba reads
+    its cache setting when a function is decorated, so the setting is changed only for that moment.
 
     Raises
     ------
     UnsafeCacheError
-        As of `private_cache_dir`; or `numba` is another user's, or others can enter it.
+        As for `private_cache_dir`; or `numba` belongs to another user, or others can enter it.
     """
     wanted = default_cache_dir() if cache_dir is None else cache_dir
     with _lock, _numba_dir(wanted) as folder, _numba_keeps_in(folder):
@@ -37,9 +37,10 @@ def compile_cached(function: Callable[..., Any], signature: str, cache_dir: Path
 
 
 def compile_kept(function: Function, **options: Any) -> Function:
-    """Compile with numba at the first call; else as `compile_cached`, with the default cache directory.
+    """Like `compile_cached` with the default cache directory, but compile at the first call.
 
-    numba would keep the code beside the source, or where NUMBA_CACHE_DIR says: others may write to either.
+    On its own, numba would keep the code next to the source or in NUMBA_CACHE_DIR, and others may be able to write to
+    either.
     """
     folder = private_subfolder(default_cache_dir(), "numba")
     if folder is None or not os.access(folder, os.W_OK):
@@ -50,7 +51,7 @@ def compile_kept(function: Function, **options: Any) -> Function:
 
 @contextlib.contextmanager
 def _numba_keeps_in(folder: Path) -> Iterator[None]:
-    """For functions that are decorated meanwhile."""
+    """Point numba's cache at a folder for functions decorated inside this context."""
     config = cast(Any, numba.config)
     before = config.CACHE_DIR
     config.CACHE_DIR = str(folder)
@@ -62,7 +63,7 @@ def _numba_keeps_in(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _numba_dir(cache_dir: Path) -> Iterator[Path]:
-    """Where numba keeps code: under a name that leads there and nowhere else as long as this lasts."""
+    """Yield a path to numba's cache folder that cannot be redirected while this context is open."""
     with contextlib.ExitStack() as stack:
         try:
             _, private = open_private(cache_dir)
@@ -71,7 +72,7 @@ def _numba_dir(cache_dir: Path) -> Iterator[Path]:
             stack.callback(os.close, folder)
             with tempfile.TemporaryFile(dir=through(folder)):
                 place = through(folder)
-        except OSError:  # nothing can be written there
+        except OSError:  # the folder is not writable
             place = Path(_temporary_dir().name)
         yield place
 

@@ -1,4 +1,4 @@
-"""A network on the CPU, in the thread that calls.
+"""Runs a network on the CPU, in the calling thread.
 
 Dimensions: N rows of a batch, M samples, T time steps, C transition scores.
 """
@@ -18,27 +18,27 @@ from porestream.models.files.bundle import ModelBundle
 from porestream.models.files.config import ModelConfig, ModelError
 
 ROWS = 16
-"""Rows of the CPU's one shape."""
+"""Rows of a batch on the CPU, the same for every batch."""
 
 _FEWER_ROWS = 8
 _MANY_SCORE_BYTES = 128 << 20
 
 
 def cpu_precision(precision: str) -> str:
-    """What "auto" is on a CPU: bf16 where the processor computes it.
+    """Resolve "auto" to bf16 if the processor supports it, or else to fp32.
 
     Raises
     ------
     ModelError
-        fp16, which no x86 processor's libraries compute quickly.
+        fp16 was requested; libraries for x86 processors compute it very slowly.
     """
     if precision == "fp16":
-        raise ModelError("precision fp16 is ten times slower than fp32 on a CPU: choose bf16 or fp32, or --device cuda")
+        raise ModelError("precision fp16 is ten times slower than fp32 on a CPU: use bf16 or fp32, or --device cuda")
     return precision if precision != "auto" else "bf16" if processor_has_bf16() else "fp32"
 
 
 def cpu_rows(config: ModelConfig) -> int:
-    """Rows of a batch on the CPU: the encoder's; else 16, or 8 where the scores of 16 would take more than 128 MiB."""
+    """Return the rows of a batch on the CPU: the encoder's, or 16, or 8 if the scores of 16 would exceed 128 MiB."""
     if config.layers.encoder.cpu_rows:
         return config.layers.encoder.cpu_rows
     scores = ROWS * config.chunk_size // config.stride * config.score_count
@@ -54,8 +54,8 @@ class CpuRunner:
         scores_bytes = result_bytes(bundle.config, bundle.config.chunk_size, self.rows, decoded=False)
         if scores_bytes > host_memory_bytes() // 2:
             raise ModelError(
-                f"{bundle.name}: chunksize = {bundle.config.chunk_size}: a batch's scores take {scores_bytes:,} bytes, "
-                f"and this machine has {host_memory_bytes():,}, of which they may take half: choose a shorter one"
+                f"{bundle.name}: chunksize = {bundle.config.chunk_size} is too long: a batch's scores take "
+                f"{scores_bytes:,} bytes, more than half of this machine's {host_memory_bytes():,}; use a shorter one"
             )
         self.network = Network(bundle, self.precision)
         self.device_class = processor_class(self.precision) + ("-gpu-decoder" if decoder else "")
@@ -75,12 +75,12 @@ class CpuRunner:
 
     def call(self, chunks: Sequence[F32], samples: int) -> list[Decoded | ValueError]:
         assert self._decoder is not None
-        scores_TNC = np.ascontiguousarray(self(chunks, samples)[:, : len(chunks)])  # the others cost as much
+        scores_TNC = np.ascontiguousarray(self(chunks, samples)[:, : len(chunks)])  # empty rows cost as much to decode
         calls = self._decoder(scores_TNC)
         return decoded_rows([np.from_dlpack(array) for array in calls], len(chunks))
 
     def _buffers_of_thread(self, samples: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """batch_NM and scores_TNC, kept from batch to batch: allocated anew, the latter would fragment the heap."""
+        """Return batch_NM and scores_TNC, reused for every batch: reallocating scores would fragment the heap."""
         buffers: dict[int, tuple[torch.Tensor, torch.Tensor]] = self._buffers.__dict__.setdefault("by_length", {})
         if samples not in buffers:
             steps = samples // self.network.stride

@@ -1,4 +1,4 @@
-"""A network on a CUDA card, in the card's one stream.
+"""Runs a network on a CUDA GPU, in the GPU's one stream.
 
 Dimensions: N rows of a batch, M samples, T time steps, C transition scores.
 """
@@ -20,7 +20,7 @@ from porestream.models.files.config import ModelError
 
 
 class CudaRunner:
-    """A network on a card: a CUDA graph a chunk length, between pinned copies.
+    """A network on a GPU: one CUDA graph per chunk length, with copies through pinned memory before and after.
 
     Parameters
     ----------
@@ -29,20 +29,20 @@ class CudaRunner:
     lengths
         Its chunk lengths, in samples.
     precision
-        "auto" is fp16 on a card.
+        "fp32", "bf16", "fp16" or "auto", which is fp16 on a GPU.
     card
-        Where.
+        The GPU.
     rows
-        Rows of a batch; None: as many as its share of the memory holds, by `models.memory`.
+        Rows of a batch; None means as many as fit in this model's share of the memory (models/call/memory.py).
     share
-        Of the card's free memory, what this model may take.
+        The share of the GPU's free memory that this model may use.
     decoder
-        Of its scores, on the card; None: they go to the host.
+        Decodes the scores on the GPU; None means that they are copied to the host.
 
     Raises
     ------
     ModelError
-        It does not fit, or the card's libraries refuse it.
+        The model does not fit, or the GPU's libraries refuse it.
     """
 
     def __init__(
@@ -71,27 +71,27 @@ class CudaRunner:
         try:
             with card.in_order():
                 self.network = Network(bundle, self.precision, encoder_rows=self.rows).to(card.device)
-                # Shorter lengths are computed in the memory of the longest: the stream's order keeps them apart.
+                # Shorter lengths reuse the longest one's memory; this is safe because the stream runs in order.
                 batch, scores = (torch.zeros(max(size), device=card.device) for size in zip(*sizes, strict=True))
                 size = result_bytes(config, max(lengths), self.rows, decoder is not None)
                 self._calls = torch.zeros(size, dtype=torch.uint8, device=card.device) if decoder else None
             self._shapes = self._recorded(batch, scores, lengths, config.score_count)
         except torch.OutOfMemoryError as error:
             raise ModelError(
-                f"{bundle.name} on {card.device}: {self.rows} rows do not fit after all, though of "
-                f"{free_bytes:,} bytes no more than {self.planned_bytes:,} were expected: choose a smaller "
-                f"--batch-size, or --device cpu ({first_line(error)})"
+                f"{bundle.name} on {card.device}: out of GPU memory: {self.rows} rows were expected to take at most "
+                f"{self.planned_bytes:,} of {free_bytes:,} bytes, but need more; choose a smaller --batch-size, or "
+                f"--device cpu ({first_line(error)})"
             ) from error
-        except RuntimeError as error:  # of CUDA's libraries: a card or a driver that is too old, say
+        except RuntimeError as error:  # from CUDA's libraries, for example because the GPU or its driver is too old
             raise ModelError(
-                f"{bundle.name} does not run on {card.device}: {first_line(error)}; --device cpu does without"
+                f"{bundle.name} does not run on {card.device}: {first_line(error)}; --device cpu runs it without a GPU"
             ) from error
         card.reserve(self.rows * max(lengths) * torch.float32.itemsize, size)
 
     def _recorded(
         self, batch: torch.Tensor, scores: torch.Tensor, lengths: Sequence[int], score_count: int
     ) -> dict[int, tuple[torch.Tensor, torch.Tensor, Callable[[], object]]]:
-        """By chunk length batch_NM and scores_TNC, the first parts of the two, and what computes one of the other."""
+        """Map each chunk length to batch_NM and scores_TNC, views of the buffers, and the function computing them."""
         parts = {}
         for length in sorted(lengths, reverse=True):
             shape = length // self.network.stride, self.rows, score_count
@@ -112,7 +112,7 @@ class CudaRunner:
 
     def __call__(self, chunks: Iterable[F32], samples: int) -> F32:
         if self._decoder is not None:
-            raise ValueError("this runner has a decoder: its scores stay on the card, and `call` says what they mean")
+            raise ValueError("this runner decodes on the GPU, so it cannot return scores: use `call`")
         scores_TNC = self._shapes[samples][1]
         host = self._computed(chunks, samples, scores_TNC.flatten().view(torch.uint8))
         return host.view(torch.float32).view_as(scores_TNC).numpy()
@@ -125,7 +125,7 @@ class CudaRunner:
         return decoded_rows([part.numpy() for part in _parts(host, self.rows, steps)], len(chunks))
 
     def _computed(self, chunks: Iterable[F32], samples: int, results: torch.Tensor) -> torch.Tensor:
-        """Compute a batch and copy `results`, bytes on the card, into the calling thread's buffer."""
+        """Compute a batch and copy `results`, bytes on the GPU, into the calling thread's buffer."""
         batch_NM, scores_TNC, compute = self._shapes[samples]
         host_batch, host_results = self._card.host_buffers()
         host_NM = host_batch[: batch_NM.nbytes].view(torch.float32).view_as(batch_NM)
@@ -142,7 +142,7 @@ class CudaRunner:
         return host_results
 
     def compute_only(self, samples: int) -> None:
-        """Compute what was last on the card once more, without copies: for measurements."""
+        """Compute the last batch again, without copies; for benchmarks."""
         with self._card.lock, self._card.in_order():
             self._shapes[samples][2]()
             wait = self._card.mark()
@@ -150,6 +150,6 @@ class CudaRunner:
 
 
 def _parts(buffer: torch.Tensor, rows: int, steps: int) -> list[torch.Tensor]:
-    """Letters, qualities, moves and counts of a batch, as views of the first of so many bytes."""
+    """Return a batch's letters, qualities, moves and counts as views of the start of a byte buffer."""
     counts_N, rest = buffer[: 4 * rows].view(torch.int32), buffer[4 * rows : (4 + 3 * steps) * rows]
     return [*rest.view(3, rows, steps), counts_N]

@@ -1,4 +1,4 @@
-"""Scores of the CRF to bases, qualities and moves: a beam search over 4**state_len states, one read chunk at a time.
+"""Decodes CRF scores to bases, qualities and moves: a beam search over 4**state_len states, one chunk at a time.
 
 Dimensions: T time steps, N rows of the batch, C transitions (4 * S), S states, K neighbours of a state, B bases.
 """
@@ -18,7 +18,7 @@ from porestream.models.call.compiled import compile_cached
 from porestream.models.files.private_folder import default_cache_dir
 
 MAX_STATE_LEN = 6
-STAY_LIMIT = 10.0  # beyond it the scans' float32 products may underflow
+STAY_LIMIT = 10.0  # beyond this, the scans' float32 products may underflow
 
 
 class NonFiniteScores(ValueError):
@@ -27,12 +27,12 @@ class NonFiniteScores(ValueError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecodeSettings:
-    """How scores become bases: the defaults of the published models.
+    """Decoder settings; the defaults are those of the published models.
 
     Attributes
     ----------
     stay_score
-        Score of not moving, which the network does not put out (natural log).
+        Score of not moving, which the network does not output (natural log).
     quality_scale, quality_bias
         Calibration of Phred qualities: q * scale + bias, from a model's ``[qscore]``.
     beam_width
@@ -49,9 +49,9 @@ class DecodeSettings:
 
     def __post_init__(self) -> None:
         if not abs(self.stay_score) <= STAY_LIMIT:
-            raise ValueError(f"stay_score must lie within +-{STAY_LIMIT:g}, not be {self.stay_score}")
+            raise ValueError(f"stay_score must be within +-{STAY_LIMIT:g}, not {self.stay_score}")
         if not (math.isfinite(self.quality_scale) and math.isfinite(self.quality_bias)):
-            raise ValueError(f"quality scale {self.quality_scale} and bias {self.quality_bias} must be finite")
+            raise ValueError(f"quality scale and bias must be finite, not {self.quality_scale} and {self.quality_bias}")
         if not 1 <= self.beam_width <= decode_kernels.MAX_BEAM_WIDTH:
             raise ValueError(f"beam_width must be 1 to {decode_kernels.MAX_BEAM_WIDTH}, not {self.beam_width}")
         if not self.beam_cut >= 1:
@@ -60,7 +60,7 @@ class DecodeSettings:
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """What one chunk says.
+    """One chunk, called.
 
     Attributes
     ----------
@@ -69,7 +69,7 @@ class Decoded:
     qualities_B
         Phred qualities 1-50, uint8, without SAM's +33.
     moves_T
-        1 for each time step that begins a base, uint8; the first is always 1, and their sum is the number of bases.
+        uint8; 1 for each time step that begins a base. The first is always 1, and the sum is the number of bases.
     """
 
     bases_B: npt.NDArray[np.uint8]
@@ -80,9 +80,9 @@ class Decoded:
 class Decoder:
     """Beam search guided by backward probabilities, after the published behaviour of dorado and openfish.
 
-    A hypothesis is a first state and the bases that follow; ways of timing the same bases merge. Its value is the sum
-    over those ways that the search has seen, times the backward probability of its state. Bases are those of the best
-    hypothesis, moves those of the likelier branch at every merge.
+    A hypothesis is a first state and the bases that follow; different timings of the same bases merge. Its value is the
+    sum over the timings that the search has seen, times the backward probability of its state. The bases are those of
+    the best hypothesis, the moves those of the likelier branch at every merge.
 
     Parameters
     ----------
@@ -92,16 +92,16 @@ class Decoder:
         Search and quality settings.
     cache_dir
         Where compiled code is kept between processes. By default ``$XDG_CACHE_HOME/porestream`` or
-        ``~/.cache/porestream``. If the directory cannot be written, a temporary one serves for this process.
+        ``~/.cache/porestream``. If it is not writable, a temporary directory is used for this process.
 
     Notes
     -----
     Scores are ordered (new state, dropped base), with the newest base in a state's low two bits: the predecessor of new
     state j by dropped base k is k * 4**(state_len - 1) + j // 4. They are natural logs, clamped to +-40, eight times
-    what LSTM models put out.
+    the range that LSTM models output.
 
-    An instance may be called from many threads: each has its own workspace, which grows to the longest chunk seen (at
-    2,000 steps 3 MB for 64 states, 50 MB for 1,024), and the GIL is released.
+    Many threads may call one instance: each has its own workspace, which grows to the longest chunk seen (at 2,000
+    steps 3 MB for 64 states, 50 MB for 1,024), and the GIL is released.
     """
 
     def __init__(self, state_len: int, settings: DecodeSettings, cache_dir: Path | None = None) -> None:
@@ -114,7 +114,7 @@ class Decoder:
         self._decode_row = _compiled(default_cache_dir() if cache_dir is None else cache_dir)
 
     def __call__(self, scores_TNC: npt.NDArray[np.float32], row: int) -> Decoded:
-        """Decode one row of a batch; the others are not looked at.
+        """Decode one row of a batch.
 
         Parameters
         ----------
@@ -126,9 +126,9 @@ class Decoder:
         Raises
         ------
         NonFiniteScores
-            If the row holds NaN or an infinity.
+            The row holds NaN or an infinity.
         ValueError
-            If the array or the row is not as described.
+            The array or the row is not as described.
         """
         workspace = self._scan(scores_TNC, row)
         moves_T = workspace.moves_T[: len(scores_TNC)].copy()
@@ -136,7 +136,7 @@ class Decoder:
         return Decoded(workspace.bases_T[:count].copy(), workspace.qualities_T[:count].copy(), moves_T)
 
     def posteriors(self, scores_TNC: npt.NDArray[np.float32], row: int) -> npt.NDArray[np.float32]:
-        """Posterior probability of each state after each step, (T, S) float32; takes and raises what a call does."""
+        """Return the posterior probability of each state after each step, (T, S) float32; arguments as for a call."""
         workspace = self._scan(scores_TNC, row)
         T = len(scores_TNC)
         posteriors_TS = workspace.forward_TS[1 : T + 1] * workspace.backward_TS[1 : T + 1]
@@ -150,7 +150,7 @@ class Decoder:
         if scores_TNC.dtype != np.float32 or not scores_TNC.flags.c_contiguous:
             raise ValueError(f"scores must be C-contiguous float32, not {scores_TNC.dtype}, {scores_TNC.strides}")
         if not 0 <= row < scores_TNC.shape[1]:
-            raise ValueError(f"row {row} is not one of {scores_TNC.shape[1]}")
+            raise ValueError(f"row {row} is out of range: the batch has {scores_TNC.shape[1]} rows")
         T = len(scores_TNC)
         workspace: _Workspace | None = getattr(self._threads, "workspace", None)
         if workspace is None or len(workspace.moves_T) < T:
@@ -172,12 +172,12 @@ class Decoder:
             workspace.moves_T[:T],
         )
         if workspace.count < 0:
-            raise NonFiniteScores(f"row {row} of the scores {scores_TNC.shape} holds values that are not finite")
+            raise NonFiniteScores(f"row {row} of the scores {scores_TNC.shape} holds NaN or infinite values")
         return workspace
 
 
 class _Workspace:
-    """Arrays of one thread, for up to T time steps; their order is that of `decode_kernels.decode_row`."""
+    """One thread's arrays for up to T time steps, in the order in which `decode_kernels.decode_row` takes them."""
 
     def __init__(self, T: int, S: int, width: int) -> None:
         candidates = 5 * width + 1
@@ -207,7 +207,7 @@ class _Workspace:
 
 
 def _neighbours(state_len: int) -> npt.NDArray[np.int32]:
-    """A state, its four predecessors and its four successors, each once: (S, 10) int32, first their number."""
+    """List each state with its four predecessors and four successors, each once: (S, 10) int32, the count first."""
     S = 4**state_len
     table_SK = np.zeros((S, 10), np.int32)
     for state in range(S):

@@ -1,4 +1,4 @@
-"""The machine of the process: its memory, and what its processor computes."""
+"""Describes this machine: its memory and its processor."""
 
 import os
 from pathlib import Path
@@ -9,20 +9,20 @@ _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 def host_memory_bytes() -> int:
-    """Of this machine, or of the container."""
+    """Return the memory of this machine, or the container's limit if that is lower."""
     machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     limit = _CGROUP_LIMIT.read_text().strip() if _CGROUP_LIMIT.is_file() else "max"
     return machine if limit == "max" else min(machine, int(limit))
 
 
 def processor_has_bf16() -> bool:
-    """Whether bf16 is computed by this processor, not emulated."""
+    """Return whether this processor has bf16 instructions, rather than emulating them."""
     capabilities = torch.cpu.get_capabilities()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))
 
 
 def processor_class(precision: str) -> str:
-    """The kind of this processor, e.g. "cpu-avx512", "cpu-avx512-amx"."""
+    """Return this processor's kind, e.g. "cpu-avx512", "cpu-avx512-amx"."""
     capabilities = torch.cpu.get_capabilities()
     name = f"cpu-{torch.backends.cpu.get_cpu_capability().lower()}"
     if precision == "bf16":

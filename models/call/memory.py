@@ -1,7 +1,7 @@
-"""What a network needs of a card's memory, and how many rows of a batch therefore go at once.
+"""Plans how many rows a batch can have, from the GPU memory that a network needs.
 
-Everything is in proportion to the rows and to the chunk length, so the longest length decides; shorter ones are
-computed in the same memory.
+Memory is proportional to the rows and to the chunk length, so the longest length decides; shorter ones reuse the same
+memory.
 
 Dimensions: N rows of a batch, S samples, T time steps, C channels or transition scores, F features, H attention heads.
 """
@@ -18,11 +18,11 @@ _FEW_ROWS = (48, 32, 16)
 _ROW_STEP = 64
 
 _FLOAT32, _INT32 = 4, 4
-_LIBRARIES_BYTES = 512 << 20  # kernels that CUDA, cuBLAS and cuDNN load when first used, and cuBLAS's workspaces
+_LIBRARIES_BYTES = 512 << 20  # kernels that CUDA, cuBLAS and cuDNN load on first use, and cuBLAS's workspaces
 _FRAGMENTATION = 1.1  # PyTorch's allocator rounds up, and leaves gaps
 
 DecodeBytes = Callable[[int, int], int]
-"""Bytes that decoding takes on a card, of (time steps, rows)."""
+"""Returns the GPU memory that decoding takes, in bytes, for (time steps, rows)."""
 
 
 def plan_rows(
@@ -35,31 +35,31 @@ def plan_rows(
     rows: int | None = None,
     decode_bytes: DecodeBytes | None = None,
 ) -> int:
-    """Rows of a batch on a card: as many as fit, a multiple of 64 (16, 32 or 48 where that is too many), at most 1,024.
+    """Return how many rows fit in a GPU batch: a multiple of 64 up to 1,024, or 48, 32 or 16 if 64 do not fit.
 
     Parameters
     ----------
     config
-        The model's.
+        The model's config.
     lengths
-        Its chunk lengths, in samples.
+        The model's chunk lengths, in samples.
     precision
         "fp32", "bf16" or "fp16".
     free_bytes
-        Of the card's memory.
+        Free GPU memory.
     host_bytes
-        What pinned memory of the host may take: each thread has a batch's signal and scores there.
+        Host memory that may be pinned; each thread pins a batch's signal and results.
     threads
         Threads that call batches.
     rows
-        As many and no others; None: planned.
+        Use exactly this many rows; None means as many as fit.
     decode_bytes
-        What decoding a batch of (time steps, rows) takes on the card beside its scores; None: the host decodes.
+        GPU memory for decoding a batch of (time steps, rows), besides its scores; None means that the host decodes.
 
     Raises
     ------
     ModelError
-        So many, or 16, do not fit; the message says what they need, and the way out.
+        `rows`, or 16 rows, do not fit; the message says how much memory they need and what to do.
     """
     samples = max(lengths)
     most = MAX_ROWS // _ROW_STEP
@@ -74,20 +74,20 @@ def plan_rows(
     needed = device_bytes(config, samples, precision, count, decode_bytes)
     if needed > free_bytes:
         raise ModelError(
-            f"a batch of {count} chunks needs {_gib(needed)} of the card's memory, and {_gib(free_bytes)} is there for "
-            f"it: choose {_way_out(rows)}, free memory on the card, or --device cpu"
+            f"a batch of {count} chunks needs {_gib(needed)} of GPU memory, but only {_gib(free_bytes)} is "
+            f"available: choose {_way_out(rows)}, free GPU memory, or use --device cpu"
         )
     pinned = threads * pinned_bytes(config, samples, count, decode_bytes is not None)
     raise ModelError(
-        f"a batch of {count} chunks needs {_gib(pinned)} of pinned memory for {threads} threads, and a quarter of this "
-        f"machine's is {_gib(host_bytes)}: choose {_way_out(rows)}, fewer --threads, or --device cpu"
+        f"a batch of {count} chunks needs {_gib(pinned)} of pinned memory for {threads} threads, but only a quarter of "
+        f"this machine's, {_gib(host_bytes)}, may be pinned: choose {_way_out(rows)}, fewer --threads, or --device cpu"
     )
 
 
 def device_bytes(
     config: ModelConfig, samples: int, precision: str, rows: int, decode_bytes: DecodeBytes | None = None
 ) -> int:
-    """Most that a network takes on a card, once loaded and while it computes chunks of `samples`, and its decoder."""
+    """Return the peak GPU memory of a network and its decoder while computing chunks of `samples`, weights included."""
     in_batch = tensor_bytes(config, samples, precision, rows) + rows * _workspace_bytes(config, samples, precision)
     if decode_bytes is not None:
         in_batch += decode_bytes(_steps(config, samples), rows)
@@ -95,29 +95,30 @@ def device_bytes(
 
 
 def pinned_bytes(config: ModelConfig, samples: int, rows: int, decoded: bool = False) -> int:
-    """What one thread pins of the host's memory: signal in, and scores out, or what was called where it is `decoded`.
+    """Return the host memory that one thread pins: signal in, and scores out (or calls, if `decoded` on the GPU).
 
-    Each is rounded up to a power of two, as PyTorch's CachingHostAllocator does.
+    Each buffer is rounded up to a power of two, as PyTorch's CachingHostAllocator does.
     """
     signal = rows * samples * _FLOAT32
     return sum(1 << (size - 1).bit_length() for size in (signal, result_bytes(config, samples, rows, decoded)))
 
 
 def result_bytes(config: ModelConfig, samples: int, rows: int, decoded: bool) -> int:
-    """Of a batch's scores; or, decoded on the card, of each row a number and three bytes a time step."""
+    """Return the size of a batch's scores or, if decoded on the GPU, of a count and 3 bytes per time step per row."""
     steps = _steps(config, samples)
     return rows * (_INT32 + 3 * steps) if decoded else rows * steps * config.score_count * _FLOAT32
 
 
 def weight_bytes(config: ModelConfig, precision: str) -> int:
-    """Of the weights once; while cuDNN's copy of them in one piece is made, they are there twice."""
+    """Return the size of one copy of the weights. While cuDNN packs them into one buffer, there are two copies."""
     return sum(math.prod(shape) for shape in tensor_shapes(config).values()) * _size(precision)
 
 
 def tensor_bytes(config: ModelConfig, samples: int, precision: str, rows: int) -> int:
-    """Most that the tensors of a batch take at a time, its signal and its scores included.
+    """Return the peak size of a batch's tensors, including its signal and scores.
 
-    Follows models/call/network.py and the encoder's module, all rows at once: a tensor lives until nothing names it.
+    This follows models/call/network.py and the encoder's module, with all rows at once: a tensor lives as long as
+    something refers to it.
     """
     T, size = _steps(config, samples), _size(precision)
     static = (samples + T * config.score_count) * _FLOAT32
@@ -128,7 +129,7 @@ def tensor_bytes(config: ModelConfig, samples: int, precision: str, rows: int) -
 
 
 def _convolution_bytes(config: ModelConfig, samples: int, precision: str) -> int:
-    """Of a row: a convolution's input, the input in the convolution's type, and its output; of the largest one."""
+    """Per row: the input of the largest convolution, its converted copy if any, and the output."""
     most, before, before_size, length = 0, 0, _FLOAT32, samples  # the signal itself counts as static
     channels = 1
     for layer, dtype in zip(
@@ -143,7 +144,7 @@ def _convolution_bytes(config: ModelConfig, samples: int, precision: str) -> int
 
 
 def _workspace_bytes(config: ModelConfig, samples: int, precision: str) -> int:
-    """Of a row, what libraries take beside the tensors: the encoder's, or as much as the largest convolution again."""
+    """Per row, what libraries take besides the tensors: the encoder's, or the largest convolution's size again."""
     encoder = config.layers.encoder.workspace_bytes(_coarse_steps(config, samples))
     return max(encoder, _convolution_bytes(config, samples, precision))
 

@@ -14,7 +14,7 @@ from porestream.models.files.layers import Convolution, Layers
 from porestream.models.files.tensors import tensor_places
 
 _SLAB_SCORES = 200 * 16 * 256  # a slab of scores stays in the core's cache
-_CUDA_SLAB_SCORES = 1 << 25  # fills a card; in half precision 64 MiB
+_CUDA_SLAB_SCORES = 1 << 25  # keeps a GPU busy; in half precision 64 MiB
 _MANY_CHANNELS = 64
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -28,10 +28,10 @@ class Network(nn.Module):
     bundle
         The weights and sizes.
     precision
-        "fp32", "bf16" or "fp16": of weights and activations from the last convolution on, and of convolutions of many
-        channels. Small ones before it are always float32: they see the signal's full range and cost little.
+        "fp32", "bf16" or "fp16", for weights and activations from the last convolution on, and for convolutions with
+        many channels. Small ones before it are always float32: they see the signal's full range and cost little.
     encoder_rows
-        Rows that go through a transformer at once.
+        Rows that a transformer computes at once.
     """
 
     def __init__(self, bundle: ModelBundle, precision: str = "fp32", encoder_rows: int = 1) -> None:
@@ -39,7 +39,7 @@ class Network(nn.Module):
         config, layers = bundle.config, bundle.config.layers
         self.stride, self._layers = config.stride, layers
         self.dtype = PRECISIONS[precision]
-        # Over images one pixel high, for these can have their channels last: as the LSTMs want them, and faster.
+        # Convolve images one pixel high: unlike 1D, these can have channels last, which is faster and suits the LSTMs.
         self.convs = nn.ModuleList(_conv(layer) for layer in layers.convolutions)
         self.encoder = layers.encoder.build(encoder_rows)
         width, bottleneck = layers.encoder.width, layers.bottleneck
@@ -48,7 +48,7 @@ class Network(nn.Module):
         places = tensor_places(config)
         self.load_state_dict(
             {
-                # Convolutions are over images one pixel high.
+                # add the height of the one-pixel-high images
                 place.ours: bundle.tensors[name][:, :, None] if len(place.shape) == 3 else bundle.tensors[name]
                 for name, place in places.items()
             }
@@ -64,14 +64,14 @@ class Network(nn.Module):
 
     @torch.inference_mode()
     def forward(self, batch_NS: torch.Tensor, out_TNC: torch.Tensor | None = None) -> torch.Tensor:
-        """Scores of a batch.
+        """Compute the scores of a batch.
 
         Parameters
         ----------
         batch_NS
-            float32, normalised signal; S a multiple of the model's `chunk_unit`.
+            float32, normalised signal; S is a multiple of the model's `chunk_unit`.
         out_TNC
-            Where the scores go; None: into a new tensor.
+            Tensor for the scores; None makes a new one.
 
         Returns
         -------
@@ -81,7 +81,7 @@ class Network(nn.Module):
         return self.scores(self.encoded(self.convolved(batch_NS)), out_TNC)
 
     def convolved(self, batch_NS: torch.Tensor) -> torch.Tensor:
-        """The convolutions' features, (N, C, T)."""
+        """Compute the convolutions' features, (N, C, T)."""
         x_NC1S = batch_NS[:, None, None, :]
         for conv, layer in zip(self.convs, self._layers.convolutions, strict=True):
             x_NC1S = conv(x_NC1S.to(next(conv.parameters()).dtype))
@@ -91,17 +91,17 @@ class Network(nn.Module):
         return x_NC1S[:, :, 0]
 
     def encoded(self, x_NCT: torch.Tensor) -> torch.Tensor:
-        """The encoder's features, (T, N, C)."""
+        """Compute the encoder's features, (T, N, C)."""
         return self.encoder(x_NCT)  # type: ignore[no-any-return]
 
     def scores(self, x_TNC: torch.Tensor, out_TNC: torch.Tensor | None = None) -> torch.Tensor:
-        """The last layers, slab by slab."""
+        """Compute the last layers, slab by slab."""
         T, N, C = *x_TNC.shape[:2], self.linear.out_features
         scores_TNC = out_TNC if out_TNC is not None else torch.empty(T, N, C, device=x_TNC.device)
         layers, steps = self._layers, slab_steps(N, C, x_TNC.device.type)
         for first in range(0, T, steps):
             slab = scores_TNC[first : first + steps]
-            # As a matrix: a batch of one row has odd strides, with which torch's product is 100 times slower.
+            # Flatten to a matrix: a batch of one row has odd strides that make torch's product 100 times slower.
             features = x_TNC[first : first + steps].flatten(0, 1)
             if self.bottleneck is not None:
                 features = self.bottleneck(features)
@@ -116,13 +116,13 @@ class Network(nn.Module):
 
 
 def convolution_dtypes(layers: Layers, dtype: torch.dtype) -> list[torch.dtype]:
-    """Of each convolution's weights and output, where the rest of the network computes in `dtype`."""
+    """Return the dtype of each convolution's weights and output if the rest of the network computes in `dtype`."""
     last = layers.convolutions[-1]
     return [dtype if layer is last or layer.ins >= _MANY_CHANNELS else torch.float32 for layer in layers.convolutions]
 
 
 def slab_steps(rows: int, scores: int, device_type: str) -> int:
-    """Time steps of which the scores are computed at once."""
+    """Return how many time steps' scores to compute at once."""
     return max(1, (_SLAB_SCORES if device_type == "cpu" else _CUDA_SLAB_SCORES) // (rows * scores))
 
 

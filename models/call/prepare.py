@@ -1,4 +1,4 @@
-"""A read before the network: normalised, its leader trimmed, at the model's sample rate, cut into chunks.
+"""Prepares a read for the network: normalise, trim the leader, plan chunks at the model's sample rate.
 
 Dimensions: S samples as measured, M samples at the model's rate, T time steps.
 """
@@ -26,22 +26,22 @@ _STANDARDISED_TRIM_SAMPLES = 10
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreparedRead:
-    """What the workers need of a read to call its chunks.
+    """What the workers need to call a read's chunks.
 
     Attributes
     ----------
     signal_S
-        int16, as measured, after the leader.
+        int16, as measured, without the leader.
     scaling
-        To the normalised signal.
+        Shift and scale that normalise the signal.
     trimmed_samples
-        The leader's, as measured.
+        Measured samples trimmed as leader.
     plan
-        The cut, in samples of the model's rate.
+        How the read is cut, in samples at the model's rate.
     step
-        Measured samples for one of the model's: 1, or 4/5 for a 4 kHz read and a 5 kHz model.
+        Measured samples per model sample: 1, or 4/5 for a 4 kHz read and a 5 kHz model.
     is_rna
-        Whether its bases are called from the 3' end on.
+        Whether bases are called starting from the 3' end.
     """
 
     signal_S: npt.NDArray[np.int16]
@@ -52,7 +52,7 @@ class PreparedRead:
     is_rna: bool = False
 
     def chunk(self, start: int, samples: int) -> npt.NDArray[np.float32]:
-        """One chunk, normalised, float32; what the read lacks at the end is the chunk repeated from its start.
+        """Return one chunk, normalised, float32; past the end of the read, the chunk repeats from its start.
 
         Parameters
         ----------
@@ -70,10 +70,10 @@ class PreparedRead:
         return chunk_M if chunk_M.size == samples else np.resize(chunk_M, samples)
 
     def measured_moves(self, moves_T: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.uint8], int]:
-        """The moves, and how many measured samples each stands for: what users divide the signal by.
+        """Convert moves to measured samples; return them with their stride, the measured samples per move.
 
-        4.8 measured samples a time step become a move table with a stride of 4, in which every move is at the step that
-        holds its sample; no two meet, for the new steps are shorter.
+        If a time step is 4.8 measured samples, the move table gets a stride of 4, and every move goes to the step that
+        holds its sample. No two moves collide, because the new steps are shorter.
         """
         if self.step == 1:
             return moves_T, self.plan.stride
@@ -87,22 +87,22 @@ class PreparedRead:
 def prepare(
     signal_S: npt.NDArray[np.int16], measured: Measurement, config: ModelConfig, chunker: Chunker
 ) -> PreparedRead:
-    """Normalise, trim, plan.
+    """Normalise and trim a read, and plan its chunks.
 
     Parameters
     ----------
     signal_S
         int16 counts of the instrument's ADC.
     measured
-        Its calibration and sample rate. If the rate is one of those that the model resamples from, the signal is
-        interpolated linearly to the model's own; every other rate is taken as it is.
+        Calibration and sample rate. If the model resamples from this rate, the signal is interpolated linearly to the
+        model's own rate; otherwise it is used as it is.
 
     Raises
     ------
     ValueError
         Without its leader the read is shorter than a time step.
     """
-    if signal_S.size < config.stride:  # nor could it be scaled
+    if signal_S.size < config.stride:  # also, an empty signal cannot be scaled
         raise ValueError(f"too short: {_samples(signal_S.size)}, the model's stride is {config.stride}")
     trimmed = rna_adapter_samples(signal_S) if config.is_rna else 0  # an adapter would spoil the read's quantiles
     scaling = _scaling(signal_S[trimmed:], measured, config)
@@ -143,7 +143,7 @@ def _scaling(signal_S: npt.NDArray[np.int16], measured: Measurement, config: Mod
 
 
 def _leader_samples(signal_S: npt.NDArray[np.int16], scaling: Scaling, config: ModelConfig) -> int:
-    """Of DNA; where the signal is standardised the same few for every read, as in dorado."""
+    """Return the length of a DNA read's leader; always 10 samples if the signal is standardised, as in dorado."""
     if config.standardisation.on:
         return _STANDARDISED_TRIM_SAMPLES if signal_S.size > _STANDARDISED_TRIM_SAMPLES else 0
     return leader_samples(signal_S, scaling)

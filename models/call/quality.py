@@ -1,14 +1,14 @@
-"""Read quality from base qualities."""
+"""Computes read quality from base qualities."""
 
 import numpy as np
 import numpy.typing as npt
 
 
 def mean_qscore(qualities_B: npt.NDArray[np.uint8], start: int = 60) -> float:
-    """Mean error probability of the bases, as Phred within 1-50.
+    """Return the mean error probability of the bases as a Phred score, clipped to 1-50.
 
-    Bases before `start` do not count unless there are no others: calls settle down there. The rule is dorado's (`qs`
-    tag), which applies it to the sequence that is left after trimming, too.
+    Bases before `start`, where calls are still settling down, count only if there are no others. This is dorado's rule
+    (`qs` tag); like here, dorado applies it to the sequence left after trimming.
     """
     if qualities_B.size == 0:
         return 0.0

@@ -1,9 +1,9 @@
-"""One network in few fixed shapes on one device: on the CPU (cpu_runner.py), or a card (cuda_runner.py).
+"""The interface of a network that runs in a few fixed shapes, on the CPU (cpu_runner.py) or a GPU (cuda_runner.py).
 
-Where there is a decoder for the device, scores do not leave it: `call` brings back bases, qualities and moves.
+If the device has a decoder, scores stay on it, and `call` returns bases, qualities and moves.
 
-Libraries choose their kernels by shape, and with them the last bits: with one shape a chunk length, a chunk's scores do
-not depend on how full its batch was.
+Libraries choose kernels by shape, and different kernels differ in the last bits. With one shape per chunk length, a
+chunk's scores do not depend on how full its batch was.
 
 Dimensions: N rows of a batch, M samples at the model's rate, T time steps, C transition scores.
 """
@@ -29,12 +29,12 @@ class Runner(Protocol):
     network
         The network itself.
     rows
-        Most chunks of a batch. It is always computed with so many rows.
+        Most chunks in a batch. Every batch is computed with exactly this many rows.
     precision
         "fp32", "bf16" or "fp16".
     device_class
-        What decides the last bits of scores beside model and precision: the kind of processor, and the rows where they
-        are not always the same.
+        Whatever affects the last bits of scores besides model and precision: the kind of processor, and the rows if
+        they can vary.
     """
 
     network: Network
@@ -44,44 +44,44 @@ class Runner(Protocol):
 
     @property
     def device_name(self) -> str:
-        """The device for people: "cpu", "cuda:NVIDIA H100 80GB HBM3"."""
+        """Human-readable device name: "cpu", "cuda:NVIDIA H100 80GB HBM3"."""
 
     def __call__(self, chunks: Iterable[F32], samples: int) -> F32:
-        """Scores of at most `rows` chunks of `samples` samples each; on a card only without a decoder.
+        """Compute the scores of at most `rows` chunks of `samples` samples each; on a GPU, only without a decoder.
 
         Returns
         -------
         numpy.ndarray
-            scores_TNC, float32, contiguous, of all rows; it is overwritten by the calling thread's next call.
+            scores_TNC of all rows, float32, contiguous; the calling thread's next call overwrites it.
         """
 
     def call(self, chunks: Sequence[F32], samples: int) -> list[Decoded | ValueError]:
-        """What at most `rows` chunks say, decoded where their scores are; of each what was called, or why not.
+        """Call at most `rows` chunks, decoding on the device; return each chunk's result, or the error.
 
-        Only with a decoder.
+        This needs a decoder.
         """
 
 
 class BatchDecoder(Protocol):
-    """Decodes batches on the device where their scores are; `porestream.kernels.decode.crf.CrfDecoder` is one."""
+    """Decodes batches on the device that has their scores; `porestream.kernels.decode.crf.CrfDecoder` is one."""
 
     def __call__(self, scores_TNC: Any, into: Sequence[Any] | None = None) -> Sequence[Any]:
-        """Letters, qualities and moves, uint8 (N, T), and counts, int32 (N), -1 where scores are not finite.
+        """Return letters, qualities and moves, uint8 (N, T), and counts, int32 (N); -1 where scores are not finite.
 
-        Arrays speak DLPack. With `into`, they are these.
+        The arrays support DLPack. If `into` is given, the results are written to those arrays.
         """
 
     def device_bytes(self, steps: int, rows: int) -> int:
-        """What a batch takes on the device beside its scores."""
+        """Return the device memory that decoding a batch takes, besides its scores."""
 
 
 def decoded_rows(calls: Sequence[npt.NDArray[Any]], rows: int) -> list[Decoded | ValueError]:
-    """The first rows of what a `BatchDecoder` gave, as copies."""
+    """Return the first rows of a `BatchDecoder`'s result, as copies."""
     letters_NT, qualities_NT, moves_NT, counts_N = calls
     called: list[Decoded | ValueError] = []
     for row, count in enumerate(counts_N[:rows].tolist()):
         if count < 0:
-            called.append(NonFiniteScores(f"row {row} of the scores holds values that are not finite"))
+            called.append(NonFiniteScores(f"row {row} of the scores holds NaN or infinite values"))
         else:
             parts = letters_NT[row, :count], qualities_NT[row, :count], moves_NT[row]
             called.append(Decoded(*(part.copy() for part in parts)))
@@ -89,7 +89,7 @@ def decoded_rows(calls: Sequence[npt.NDArray[Any]], rows: int) -> list[Decoded |
 
 
 def fill_batch(batch_NM: torch.Tensor, chunks: Iterable[F32]) -> None:
-    """Chunks into the first rows, zeros into the rest."""
+    """Copy chunks into the first rows, and zero the rest."""
     count = 0
     for count, chunk_M in enumerate(chunks, 1):
         batch_NM[count - 1] = torch.from_numpy(chunk_M)

@@ -1,4 +1,4 @@
-"""Counts of the instrument's ADC to the normalised signal that the networks were trained on, and the leader's trimming.
+"""Normalises ADC counts to the signal that networks were trained on, and finds leaders and RNA adapters to trim.
 
 Dimensions: S samples.
 """
@@ -27,7 +27,7 @@ class Scaling:
     scale: float
 
     def apply(self, signal_S: npt.NDArray[np.int16]) -> npt.NDArray[np.float32]:
-        """The normalised signal, float32."""
+        """Return the normalised signal, float32."""
         normalised_S = signal_S.astype(np.float32)
         normalised_S -= np.float32(self.shift)
         normalised_S *= np.float32(1.0 / self.scale)
@@ -36,10 +36,10 @@ class Scaling:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuantileRule:
-    """Which quantiles of a read give its shift and scale, and how; config.toml's [normalisation]. dorado's defaults.
+    """How shift and scale follow from a read's quantiles; config.toml's [normalisation]. The defaults are dorado's.
 
-    With a shift multiplier of 0.5 a read is normalised alike whatever its instrument's offset (down to a shift of 10
-    counts); with any other, not.
+    With a shift multiplier of 0.5 the instrument's offset makes no difference (down to a shift of 10 counts); with any
+    other it does.
     """
 
     quantile_a: float = 0.2
@@ -49,9 +49,9 @@ class QuantileRule:
 
 
 def quantile_scaling(signal_S: npt.NDArray[np.int16], rule: QuantileRule = QuantileRule()) -> Scaling:
-    """Shift and scale of a read from two of its quantiles, as dorado takes them ("quantile").
+    """Compute shift and scale from two quantiles of a read, as dorado does ("quantile").
 
-    The quantile q of n counts is the value at index int(q (n - 1)) of the sorted read, found by counting; no
+    The quantile q of n counts is the value at index int(q (n - 1)) of the sorted read, found by counting, without
     interpolation. shift = max(10, 0.51 (q20 + q90)), scale = max(1, 0.53 (q90 - q20)), with the rule's numbers.
 
     Raises
@@ -67,9 +67,9 @@ def quantile_scaling(signal_S: npt.NDArray[np.int16], rule: QuantileRule = Quant
 
 
 def med_mad_scaling(signal_S: npt.NDArray[np.int16]) -> Scaling:
-    """Shift and scale of a read from its median and its median absolute deviation ("med_mad").
+    """Compute shift and scale from a read's median and median absolute deviation ("med_mad").
 
-    shift = median, scale = max(1, 1.4826 MAD): the standard deviation, were the signal normal.
+    shift = median, scale = max(1, 1.4826 MAD); for normally distributed signal, 1.4826 MAD is the standard deviation.
 
     Raises
     ------
@@ -86,9 +86,9 @@ def med_mad_scaling(signal_S: npt.NDArray[np.int16]) -> Scaling:
 
 @dataclass(frozen=True, slots=True)
 class Standardisation:
-    """Mean and standard deviation of the current in a model's training, in pA; config.toml's [standardisation].
+    """Mean and standard deviation of a model's training current, in pA; config.toml's [standardisation].
 
-    Unless `on`, they are 0 and 1: the network takes pA.
+    Unless `on`, they are 0 and 1, and the network takes pA.
     """
 
     mean_pa: float = 0.0
@@ -103,11 +103,11 @@ class Measurement:
     Attributes
     ----------
     sample_rate_hz
-        Of the run; 0: the model's.
+        The run's sample rate; 0 means the model's.
     open_pore_pa
-        The level of the open pore, where the instrument knows it; NaN: it does not.
+        The open-pore level, if the instrument knows it; NaN otherwise.
     flow_cell_product_code
-        Of the run, e.g. "FLO-PRO114M".
+        The run's flow cell, e.g. "FLO-PRO114M".
     """
 
     sample_rate_hz: int = 0
@@ -118,9 +118,9 @@ class Measurement:
 
 
 UNKNOWN = Measurement()
-"""Of a signal that stands for itself: counts are pA, at the model's rate."""
+"""For signal without metadata: counts are pA, at the model's rate."""
 
-# The level of the open pore in the training data, in pA, by flow cell; dorado's figures.
+# Open-pore level of the training data in pA, by flow cell; dorado's figures.
 _EXPECTED_OPEN_PORE_PA = {
     "FLO-FLG114": 200.0,
     "FLO-FLG114HD": 200.0,
@@ -135,10 +135,10 @@ _EXPECTED_OPEN_PORE_PA = {
 
 
 def pa_scaling(measured: Measurement, standardisation: Standardisation = Standardisation()) -> Scaling:
-    """Shift and scale to (pA - mean) / stdev ("pa"): the same for every read of a calibration.
+    """Compute shift and scale for (pA - mean) / stdev ("pa"); they are the same for all reads of a calibration.
 
-    Where the level of the open pore is known, and what it is expected to be on this flow cell, the difference is taken
-    off, as dorado does from 1.2 on.
+    If the open-pore level and the flow cell's expected level are both known, their difference is subtracted, as in
+    dorado since 1.2.
     """
     shift = standardisation.mean_pa / measured.scale_pa - measured.offset_adc
     expected_pa = _EXPECTED_OPEN_PORE_PA.get(measured.flow_cell_product_code.strip().upper())
@@ -154,9 +154,9 @@ _BLOCK_SAMPLES = 1 << 17
 
 
 def _counts(signal_S: npt.NDArray[np.int16]) -> npt.NDArray[np.int64]:
-    """How many samples have each of the 65,536 values, lowest first; in blocks, for bincount takes 8 bytes a sample."""
+    """Count the samples with each of the 65,536 values, lowest first; in blocks: bincount takes 8 bytes per sample."""
     if signal_S.size == 0:
-        raise ValueError("an empty signal has no scale")
+        raise ValueError("cannot scale an empty signal")
     counts = np.zeros(65_536, np.int64)
     for first in range(0, signal_S.size, _BLOCK_SAMPLES):
         block_S = signal_S[first : first + _BLOCK_SAMPLES].astype(np.int32) - _LOWEST
@@ -165,16 +165,16 @@ def _counts(signal_S: npt.NDArray[np.int16]) -> npt.NDArray[np.int64]:
 
 
 def _at(cumulative: npt.NDArray[np.int64] | npt.NDArray[np.float64], index: int) -> int:
-    """The value at an index of the sorted samples."""
+    """Return the value at an index of the sorted samples."""
     return int(np.searchsorted(cumulative, index, side="right"))
 
 
 def leader_samples(signal_S: npt.NDArray[np.int16], scaling: Scaling) -> int:
-    """How many samples at the read's start are open pore and leader, to be trimmed.
+    """Return how many samples of open pore and leader to trim at the start of a read.
 
-    Windows of 40 samples, from sample 10 on, within the first min(8000, S / 2): once one has more than three samples
-    above 2.4 (normalised), the leader's peak is seen, and it ends with the first window from there on whose last
-    sample is back below. Without a peak, or without an end to it, 10 samples are trimmed. The rule is dorado's.
+    This is dorado's rule. Look at windows of 40 samples, starting at sample 10, within the first min(8000, S / 2). The
+    first window with more than three samples above 2.4 (normalised) is the leader's peak; the leader ends with the
+    first window from there whose last sample is no longer above 2.4. Without a peak, or an end, trim 10 samples.
     """
     limit = min(_TRIM_MAX_SAMPLES, signal_S.size // 2)
     windows = (limit - _TRIM_MIN_SAMPLES) // _TRIM_WINDOW_SAMPLES
@@ -198,12 +198,12 @@ _ADAPTER_RISE, _ADAPTER_CLEAR_RISE, _RNA_LEVEL = 125, 150, 700  # in ADC counts
 
 
 def rna_adapter_samples(signal_S: npt.NDArray[np.int16]) -> int:
-    """How many samples at the start of a direct RNA read are its DNA adapter; 0: no end of one was found.
+    """Return the length in samples of the DNA adapter at the start of a direct RNA read; 0 if its end is not found.
 
-    The current rises from the adapter to the RNA. Medians of 250 samples every 50, from sample 1,000 to three quarters
-    of the read: the adapter ends with the first window among whose last five the highest median comes after the lowest
-    and exceeds it by more than 150 counts, or by more than 125 where it is above 700. Counts are the ADC's, as
-    measured. The rule is dorado's.
+    This is dorado's rule; the current rises from the adapter to the RNA. Take the median of 250 samples every 50, from
+    sample 1,000 to three quarters of the read. The adapter ends at the first window where, among the last five, the
+    highest median comes after the lowest and exceeds it by more than 150 ADC counts, or by more than 125 if the highest
+    is above 700.
     """
     recent: list[int] = []
     for number, first in enumerate(range(_ADAPTER_FIRST_SAMPLE, 3 * signal_S.size // 4, _ADAPTER_STEP_SAMPLES)):
@@ -213,7 +213,7 @@ def rna_adapter_samples(signal_S: npt.NDArray[np.int16]) -> int:
         low, high = min(recent), max(recent)
         if number < _ADAPTER_WINDOWS:
             continue
-        # Of equal medians those count that dorado's ring of five finds: the first lowest, the last highest.
+        # Break ties as dorado's ring buffer of five does: the first lowest median, the last highest.
         ring = sorted(range(number - _ADAPTER_WINDOWS + 1, number + 1), key=lambda n: n % _ADAPTER_WINDOWS)
         medians = [recent[n - number - 1] for n in ring]
         lowest, highest = ring[medians.index(low)], ring[::-1][medians[::-1].index(high)]

@@ -1,8 +1,8 @@
-"""Weights of bonito's own training runs: `weights_N.tar`, a pickled state dictionary.
+"""Reads the weights that bonito's training writes: `weights_N.tar`, a pickled state dictionary.
 
-It is read by pickled.py, which knows plain tensors and refuses all else; shapes are compared with the config's
-before any tensor is made. As in bonito, tensors are matched by shape, those of equal shape in their order, so that the
-names do not matter. Batch norms, which dorado's export has fused into the convolutions before them, are fused here.
+pickled.py reads it: it accepts plain tensors and refuses everything else. Shapes are checked against the config before
+any tensor is created. As in bonito, tensors are matched by shape, and in order where shapes are equal, so names do not
+matter. dorado's export fuses batch norms into the preceding convolutions; here that happens on loading.
 """
 
 import re
@@ -30,7 +30,7 @@ _SHOWN = 10
 
 
 def newest_weights(directory: Path) -> Path | None:
-    """The checkpoint of the last epoch: bonito's choice."""
+    """Return the checkpoint of the last epoch, the one bonito uses; None if there are no checkpoints."""
     found = {int(match[1]): file for file in directory.glob("weights_*.tar") if (match := _NUMBER.search(file.name))}
     return found[max(found)] if found else None
 
@@ -39,12 +39,12 @@ _NUMBER = re.compile(r"^weights_(\d+)\.tar$")
 
 
 def read_weights(file: Path, layers: Layers, shapes: dict[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
-    """A checkpoint's tensors under the names of `shapes`.
+    """Read a checkpoint and return its tensors under the names in `shapes`.
 
     Raises
     ------
     ValueError
-        It is larger than the network's tensors can be, holds anything but tensors, or others than the network's.
+        The file is too large for this network, holds something other than tensors, or holds other tensors.
     """
     expected = _expected(layers, shapes)
     try:
@@ -55,7 +55,7 @@ def read_weights(file: Path, layers: Layers, shapes: dict[str, tuple[int, ...]])
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if isinstance(error, zipfile.BadZipFile) and not zipfile.is_zipfile(file):
-            reason = "no ZIP archive, as torch.save writes since version 1.6 (older ones: load and save it once more)"
+            reason = "not a ZIP archive; if PyTorch older than 1.6 wrote it, load and save it again with a newer one"
         raise ValueError(f"{file.name}: refused: not a state dictionary of plain tensors: {reason}") from error
 
 
@@ -67,26 +67,26 @@ def _tensors(archive: zipfile.ZipFile, file: Path, expected: dict[str, tuple[int
     """The tensors under the expected names."""
     pickled = pickle_of(archive)
     if not pickled:
-        raise ValueError("it has no data.pkl")
+        raise ValueError("the archive has no data.pkl")
     folder = pickled.removesuffix("data.pkl")
     for record in archive.infolist():
         is_values = record.filename.startswith(f"{folder}data/")
         most = _PICKLE_BYTES * (len(expected) + 16) if record.filename == pickled else _RECORD_BYTES
         check_record(record, None if is_values else most)
     if f"{folder}byteorder" in archive.namelist() and archive.read(f"{folder}byteorder") != b"little":
-        raise ValueError("its byte order is not little-endian")
+        raise ValueError("the tensors are not little-endian; save them on a little-endian machine")
     state = described(archive.read(pickled), _DTYPES)
     if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
-        raise ValueError("it holds something else")
+        raise ValueError("the file does not hold a dictionary of tensors")
     theirs = sorted((tensor.size, place) for place, tensor in enumerate(state.values()))
     ours = sorted((shape, place, name) for place, (name, shape) in enumerate(expected.items()))
     if [shape for shape, _ in theirs] != [shape for shape, *_ in ours]:
         odd = sorted(set(expected.values()) ^ {shape for shape, _ in theirs})
         more = f" and {len(odd) - _SHOWN} more" if len(odd) > _SHOWN else ""
-        count = f"{len(theirs)} tensors, the network has {len(ours)}"
-        raise _OtherNetwork(f"{count}; shapes on one side only: {odd[:_SHOWN]}{more}")
+        count = f"the file has {len(theirs)} tensors, the network has {len(ours)}"
+        raise _OtherNetwork(f"{count}; shapes that only one of them has: {odd[:_SHOWN]}{more}")
     in_order = list(state.values())
-    records = {tensor.storage.record for tensor in in_order}  # one may hold several: cuDNN's weights lie in one piece
+    records = {tensor.storage.record for tensor in in_order}  # a record may hold several: cuDNN's weights share one
     values = {record: archive.read(f"{folder}data/{record}") for record in records}
     return {
         name: materialised(in_order[place], values[in_order[place].storage.record])
@@ -104,7 +104,7 @@ def _fused(
 
 
 def _expected(layers: Layers, shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    """The tensors of bonito's module in its order: batch norms, and a transformer's constants, among the others."""
+    """Return the tensors of bonito's module in its order, including batch norms and a transformer's constants."""
     expected: dict[str, tuple[int, ...]] = {}
     constants = {after: name for name, after in layers.encoder.constants().items()}
     normed = [layers.encoder.convolution_name(i) for i, layer in enumerate(layers.convolutions) if layer.batch_norm]

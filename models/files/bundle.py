@@ -1,8 +1,7 @@
-"""Model directories: `config.toml` and weights, checked when loaded.
+"""Loads and checks model directories: `config.toml` and weights.
 
-Three containers of the same tensors are read: dorado's (one TorchScript file a tensor, `4.rnn.weight_ih_l0.tensor`),
-our own (`model.safetensors`, with the same keys) and bonito's (`weights_N.tar`, bonito.py). Nothing in any of
-them is executed.
+Weights can come in three formats: dorado's (one TorchScript file per tensor, `4.rnn.weight_ih_l0.tensor`), our own
+(`model.safetensors`, with the same keys) and bonito's (`weights_N.tar`, bonito.py). No code in them is ever executed.
 """
 
 import hashlib
@@ -22,7 +21,7 @@ from porestream.models.files.tensors import tensor_shapes
 from porestream.models.files.torchscript import read_tensor
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-_LEAST_BYTES, _MOST_BYTES = 2, 8  # of a number, in these
+_LEAST_BYTES, _MOST_BYTES = 2, 8  # per number, in these dtypes
 _SPARE_BYTES, _SPARE_BYTES_A_TENSOR = 1 << 20, 16 << 10  # for names, code and alignment
 _MAX_HEADER_BYTES = 1 << 20
 _SHOWN = 10
@@ -43,14 +42,14 @@ def load_bundle(directory: Path) -> ModelBundle:
     """Read and check a model directory.
 
     The digest covers config.toml and every tensor's name, shape and float32 bytes, so the same model has the same
-    digest in either container.
+    digest in any format.
 
     Raises
     ------
     ModelError
-        Missing, unknown or unsafe files, an unsupported layer, a wrong shape, or weights that are not finite.
+        Files are missing, unknown or unsafe, a layer is unsupported, a shape is wrong, or weights are not finite.
     """
-    directory = Path(os.path.abspath(directory))  # a link is called as it is, not as what it leads to
+    directory = Path(os.path.abspath(directory))  # not resolved: a linked model keeps the link's name
     config = load_config(directory)
     shapes = tensor_shapes(config)
     _check_size(weights_bytes(directory), shapes, directory)
@@ -70,7 +69,7 @@ def load_bundle(directory: Path) -> ModelBundle:
 
 
 def weights_bytes(directory: Path) -> int:
-    """Size of a model directory's weights on disk; 0: it has none."""
+    """Return the size of a model directory's weights on disk; 0 if there are none."""
     single = directory / "model.safetensors"
     bonito = newest_weights(directory)
     files = [single] if single.is_file() else list(directory.glob("*.tensor")) or ([bonito] if bonito else [])
@@ -78,25 +77,25 @@ def weights_bytes(directory: Path) -> int:
 
 
 def _check_size(size: int, shapes: dict[str, tuple[int, ...]], directory: Path) -> None:
-    """Compare the files' size with what the network of config.toml needs, before any of it is read or made.
+    """Compare the files' size with what the network in config.toml needs, before reading or allocating anything.
 
-    Roughly: what is a little too small or large is told more exactly by names and shapes.
+    This is only a rough check: later checks of names and shapes catch smaller differences and describe them better.
     """
     count = sum(map(math.prod, shapes.values()))
     if size and size + _SPARE_BYTES < count * _LEAST_BYTES:
         raise ModelError(
-            f"{directory}: config.toml asks for {count:,} parameters, at least {count * _LEAST_BYTES:,} bytes, and its "
-            f"weights have {size:,}"
+            f"{directory}: the weights have {size:,} bytes, but config.toml describes {count:,} parameters, which take "
+            f"at least {count * _LEAST_BYTES:,}; the download may be incomplete"
         )
     most = _most_bytes(shapes)
     if size > most:
         raise ModelError(
-            f"{directory}: its weights have {size:,} bytes, and those of the network in config.toml at most {most:,}"
+            f"{directory}: the weights have {size:,} bytes, but the network in config.toml needs at most {most:,}"
         )
 
 
 def _most_bytes(shapes: dict[str, tuple[int, ...]]) -> int:
-    """Of files that hold tensors of these shapes."""
+    """Return the largest size that files holding tensors of these shapes can have."""
     count = sum(map(math.prod, shapes.values()))
     return count * _MOST_BYTES + _SPARE_BYTES + len(shapes) * _SPARE_BYTES_A_TENSOR
 
@@ -104,7 +103,7 @@ def _most_bytes(shapes: dict[str, tuple[int, ...]]) -> int:
 def _tensors(directory: Path, config: ModelConfig, shapes: dict[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
     bundle = directory / "model.safetensors"
     files = {file.name.removesuffix(".tensor"): file for file in directory.glob("*.tensor")}
-    constants = config.layers.encoder.constants().keys()  # which say once more what the config says
+    constants = config.layers.encoder.constants().keys()  # these only repeat what the config says
     try:
         if bundle.is_file():
             _check_names(_names_in(bundle) - constants, shapes, directory)
@@ -120,27 +119,27 @@ def _tensors(directory: Path, config: ModelConfig, shapes: dict[str, tuple[int, 
     except Exception as error:
         raise ModelError(f"{directory}: {error}") from error
     if not tensors:
-        raise ModelError(f"{directory}: no weights: neither model.safetensors nor *.tensor files nor weights_N.tar")
+        raise ModelError(f"{directory}: no weights found; looked for model.safetensors, *.tensor and weights_N.tar")
     for name, tensor in tensors.items():
         if tensor.dtype not in _DTYPES:
-            raise ModelError(f"{directory}: {name} holds {tensor.dtype}, not floating point numbers")
+            raise ModelError(f"{directory}: {name} holds {tensor.dtype}, not floating-point numbers")
     weights = {name: tensor for name, tensor in tensors.items() if name not in constants}
     return {name: tensor.to(torch.float32).contiguous() for name, tensor in weights.items()}
 
 
 def _names_in(bundle: Path) -> set[str]:
-    """The tensors that the header of a safetensors file names. Where they are, safetensors checks by itself."""
+    """Return the tensor names in a safetensors header. safetensors itself checks where the tensors lie."""
     with bundle.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if length > _MAX_HEADER_BYTES:
-            raise ValueError(f"model.safetensors: its header has {length:,} bytes, more than {_MAX_HEADER_BYTES:,}")
+            raise ValueError(f"model.safetensors: the header has {length:,} bytes; the limit is {_MAX_HEADER_BYTES:,}")
         header = json.loads(file.read(length))
     return set(header) - {"__metadata__"}
 
 
 def _check_names(found: set[str], shapes: dict[str, tuple[int, ...]], directory: Path) -> None:
     if missing := sorted(shapes.keys() - found):
-        raise ModelError(f"{directory}: tensors missing: {_listed(missing)}")
+        raise ModelError(f"{directory}: missing tensors: {_listed(missing)}")
     if unknown := sorted(found - shapes.keys()):
         raise ModelError(f"{directory}: unknown tensors: {_listed(unknown)}")
 
@@ -155,4 +154,4 @@ def _check_tensors(tensors: dict[str, torch.Tensor], shapes: dict[str, tuple[int
         if tuple(tensors[name].shape) != shape:
             raise ModelError(f"{directory}: {name} has shape {tuple(tensors[name].shape)}, config.toml says {shape}")
         if not torch.isfinite(tensors[name]).all():
-            raise ModelError(f"{directory}: {name} has values that are not finite")
+            raise ModelError(f"{directory}: {name} holds NaN or infinite values")

@@ -1,6 +1,6 @@
-"""Which model: the one that ships, those in the user's folder, and the choice between them for a run.
+"""Finds models, bundled or in the user's folder, and picks one for a run.
 
-Only names and config.toml are read here; `bundle.load_bundle` reads the weights.
+This module reads only names and config.toml; `bundle.load_bundle` reads the weights.
 """
 
 import difflib
@@ -15,24 +15,24 @@ from porestream.models.files.chemistry import Chemistry, ModelName, parse_model_
 from porestream.models.files.config import ModelError, load_config
 
 BUNDLED = Path(__file__).parent.parent / "data" / "porestream_dna_r10.4.1_400bps_fast@v1"
-"""The project's own model."""
+"""The model that ships with porestream."""
 
 KINDS = ("fast", "hac", "sup")
-"""Of models, in the order of their cost on a CPU: 1, 15, 100."""
+"""Kinds of model, cheapest first. Relative cost on a CPU: 1, 15, 100."""
 
 _KIND = re.compile(rf"^(?P<kind>{'|'.join(KINDS)})(@(latest|v(?P<release>\d+(\.\d+)*)))?$")
-# ONT's downloads that go with a basecalling model: its whole name, and what they are for.
+# Companion models that ONT offers for a basecalling model: the full model name, then the purpose.
 _COMPANION = re.compile(r"^(?P<base>.+@v\d+(\.\d+)*)_(?P<what>[^@]+)(@v[\d.]+)?$")
 _MODIFIED_BASES = re.compile(r"^(\d?m\d?[ACGTU]|\d?hm\dC|\dOme|pseU|inosine)")  # 5mCG_5hmCG, m6A_DRACH, 2OmeG
 
 
 class NoModel(ValueError):
-    """No model fits, or none is called so; the message says what there is, and the way out."""
+    """No model fits, or none has that name; the message lists the available models and says what to do."""
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A kind of model, asked for instead of one by name; `release` is empty for the newest."""
+    """A kind of model, requested in place of a model's name; an empty `release` means the newest."""
 
     name: str
     release: tuple[int, ...] = ()
@@ -41,23 +41,23 @@ class Kind:
         return f"{self.name}@v{'.'.join(map(str, self.release))}" if self.release else self.name
 
     def includes(self, model: ModelName) -> bool:
-        """Whether a model is of this kind and release; as in dorado, `@v5` is `@v5.0.0`."""
+        """Return whether a model is of this kind and release; as in dorado, `@v5` means `@v5.0.0`."""
         return model.kind == self.name and (not self.release or padded(model.release) == padded(self.release))
 
 
 def kind_of(text: str) -> Kind | None:
-    """`hac`, `hac@latest` or `hac@v5.0.0` as a kind; None for what is a name or a path.
+    """Parse `hac`, `hac@latest` or `hac@v5.0.0`; return None for a model name or a path.
 
     Raises
     ------
     NoModel
-        It names several, as dorado takes them for modified bases: `hac,5mCG_5hmCG`.
+        The text names several models, as dorado allows for modified bases: `hac,5mCG_5hmCG`.
     """
     base, comma, others = text.partition(",")
     if comma and not Path(text).exists():
         raise NoModel(
-            f"{text}: one model is wanted; {others} is about modified bases, and calling them is not part of "
-            f"porestream yet: --model {base} calls the bases alone"
+            f"{text}: porestream does not call modified bases yet, so {others} cannot be used; give --model {base} to "
+            "call the canonical bases"
         )
     match = _KIND.match(text)
     if match is None:
@@ -66,9 +66,9 @@ def kind_of(text: str) -> Kind | None:
 
 
 def companion_of(name: str) -> tuple[str, str]:
-    """What a download beside a basecalling model is for, and that model's name; both empty for other names.
+    """Return what a companion model is for, and the basecalling model it belongs to; both empty for other names.
 
-    `dna_r10.4.1_e8.2_400bps_hac@v5.0.0_5mCG_5hmCG@v3` has "modified bases".
+    For `dna_r10.4.1_e8.2_400bps_hac@v5.0.0_5mCG_5hmCG@v3` the purpose is "modified bases".
     """
     match = _COMPANION.match(name)
     if match is None or parse_model_name(match["base"]) is None:
@@ -82,28 +82,28 @@ def companion_of(name: str) -> tuple[str, str]:
 
 
 def default_models_directory() -> Path:
-    """`$XDG_DATA_HOME/porestream/models` or `~/.local/share/porestream/models`."""
-    home = os.environ.get("XDG_DATA_HOME", "")  # relative paths are to be ignored: XDG Base Directory Specification
+    """Return `$XDG_DATA_HOME/porestream/models` or `~/.local/share/porestream/models`."""
+    home = os.environ.get("XDG_DATA_HOME", "")  # the XDG Base Directory Specification says to ignore relative paths
     return Path(home if os.path.isabs(home) else os.path.expanduser("~/.local/share")) / "porestream" / "models"
 
 
 def models_in(folder: Path) -> list[Path]:
-    """The model directories in a folder, that is those with a config.toml, by name."""
+    """Return the model directories in a folder (those with a config.toml), sorted by name."""
     return sorted(file.parent for file in folder.glob("*/config.toml")) if folder.is_dir() else []
 
 
 def known_models(models_directory: Path | None = None) -> list[Path]:
-    """Model directories in the user's folder, and the bundled one last."""
+    """Return the model directories in the user's folder, followed by the bundled model."""
     return [*models_in(models_directory or default_models_directory()), BUNDLED]
 
 
 def find_model(name: str, models_directory: Path | None = None) -> Path:
-    """A model directory by its path, or by its name in the user's folder or among the bundled ones.
+    """Find a model directory by path, or by name in the user's folder or among the bundled models.
 
     Raises
     ------
     NoModel
-        There is neither; the message has the names that come close, all others, and the folder.
+        There is no such path or name; the message suggests close matches and lists all models and the folder.
     """
     path = Path(name)
     if (path / "config.toml").is_file():
@@ -118,43 +118,43 @@ def find_model(name: str, models_directory: Path | None = None) -> Path:
     close = difflib.get_close_matches(path.name, [*names, "auto", *KINDS], n=3, cutoff=0.8)
     meant = f"did you mean {' or '.join(close)}? " if close else ""
     folder = models_directory or default_models_directory()
-    missing = "" if folder.is_dir() else ", a folder that does not exist"
+    missing = "" if folder.is_dir() else " (which does not exist)"
     raise NoModel(
         f"{name}: no such model directory, and no model of that name in {folder}{missing}; "
-        f"{meant}there are: {', '.join(names)}"
+        f"{meant}available models: {', '.join(names)}"
     )
 
 
 class Choice(NamedTuple):
-    """A model for some runs, and why others that are for them too were passed over."""
+    """The model chosen for some runs, and the reasons why other matching models were skipped."""
 
     model: Path
     passed_over: list[str]
 
 
 def choose_model(runs: Iterable[Chemistry], models_directory: Path | None = None, kind: Kind | None = None) -> Choice:
-    """The model for these runs: of the user's own that fit, the newest of a kind, else the bundled one.
+    """Choose the model for these runs: the newest of the user's models that fits, or else the bundled one.
 
-    Without a kind it is the fastest kind that there is, for hac costs a CPU 15 times as much as fast. The bundled model
-    is of kind fast. Models that cannot be used are passed over.
+    If no kind is given, the fastest available kind is used, because hac costs 15 times as much as fast on a CPU. The
+    bundled model is of kind fast. Models that cannot be loaded are skipped.
 
     Raises
     ------
     NoModel
-        The runs' chemistry is unknown, or is not the same, or nothing fits it; where a kind was asked for, the message
-        says why each model of it does not.
+        The runs' chemistry is unknown, the runs differ in chemistry, or no model fits. If a kind was given, the message
+        says why each model of that kind does not fit.
     """
     wanted = sorted(set(runs), key=str)
     folder = models_directory or default_models_directory()
-    way_out = f"give --model DIR (or put the model's directory into {folder})"
+    way_out = f"give --model DIR, or put the model directory into {folder}"
     if not wanted and kind is None:
         return Choice(BUNDLED, [])
     if len({(run.molecule, run.pore) for run in wanted}) > 1:
-        raise NoModel(f"runs of several chemistries ({'; '.join(map(str, wanted))}): call each by itself")
+        raise NoModel(f"the runs differ in chemistry ({'; '.join(map(str, wanted))}); call each one separately")
     if wanted and not wanted[0].known:
         raise NoModel(
-            "the runs' flow cell and kit, missing or not known here, do not tell which model is for them: "
-            f"{way_out}; for R10.4.1 DNA --model {BUNDLED.name} is there"
+            "cannot choose a model: the runs' flow cell and kit are missing or unknown; "
+            f"{way_out}; for R10.4.1 DNA use --model {BUNDLED.name}"
         )
     passed_over, unfit = [], []
     for model, name in _candidates(models_directory, kind):
@@ -172,16 +172,16 @@ def choose_model(runs: Iterable[Chemistry], models_directory: Path | None = None
         unfit.append(f"{model.name} is for {chemistry}")
     runs_are = f" for {'; '.join(map(str, wanted))}" if wanted else ""
     if kind is None:
-        tried = f"; passed over: {'; '.join(passed_over)}" if passed_over else ""
-        raise NoModel(f"no model{runs_are} here: {way_out}{tried}")
+        tried = f"; skipped: {'; '.join(passed_over)}" if passed_over else ""
+        raise NoModel(f"found no model{runs_are}; {way_out}{tried}")
     tried = "; ".join([*passed_over, *unfit]) or _none_of_kind(kind, models_directory)
     raise NoModel(f"no {kind} model{runs_are} in {folder}: {tried}; {way_out}")
 
 
 def model_among(names: Iterable[str], runs: Iterable[Chemistry], kind: Kind | None = None) -> str:
-    """The one of a server's models that is for these runs, as far as its name tells; empty: none, or several.
+    """Return the one of a server's models that fits these runs, judging by name; empty if none or several do.
 
-    Of a kind it is the newest. Sample rates count as ONT's names stand for them.
+    If a kind is given, the newest of that kind wins. Sample rates are those that ONT's names stand for.
     """
     parsed = ((name, parse_model_name(name)) for name in names)
     wanted = set(runs)
@@ -196,15 +196,16 @@ def model_among(names: Iterable[str], runs: Iterable[Chemistry], kind: Kind | No
 
 
 def models_to_serve(names: Sequence[str], models_directory: Path | None = None) -> tuple[list[Path], list[str]]:
-    """The models that a server loads, in order and each once, and why others were passed over.
+    """Return the models that a server should load, in order and without duplicates, and why others were skipped.
 
-    "auto" is the bundled one. A kind ("hac") is the newest of it that can be used, for every chemistry and sample rate
-    in the folder: a server has no run yet, and a stream that names no model gets the one that fits its run.
+    "auto" is the bundled model. A kind ("hac") stands for the newest usable model of that kind for each chemistry and
+    sample rate in the folder: the server has seen no run yet, and a stream that names no model gets the one that fits
+    its run.
 
     Raises
     ------
     NoModel
-        One of the names is not there, or none of a kind can be used.
+        A name does not exist, or no model of a kind can be used.
     """
     found: list[Path] = []
     passed_over: list[str] = []
@@ -219,7 +220,7 @@ def models_to_serve(names: Sequence[str], models_directory: Path | None = None) 
             if not models:
                 folder = models_directory or default_models_directory()
                 why = "; ".join(reasons) or _none_of_kind(kind, models_directory)
-                raise NoModel(f"no {kind} model in {folder}: {why}; give --model DIR, or put its directory there")
+                raise NoModel(f"no {kind} model in {folder}: {why}; give --model DIR, or put the model directory there")
             found += models
             passed_over += reasons
     return list(dict.fromkeys(found)), passed_over
@@ -241,7 +242,7 @@ def _newest_of_each_chemistry(kind: Kind, models_directory: Path | None) -> tupl
 
 
 def _candidates(models_directory: Path | None, kind: Kind | None) -> Iterator[tuple[Path, ModelName]]:
-    """Basecalling models whose names say what they are for: the bundled one last, the fastest kind and newest first."""
+    """Yield basecalling models with parseable names, fastest kind first, then newest; the bundled model comes last."""
     named = ((model, parse_model_name(model.name)) for model in known_models(models_directory))
     models = [(model, name) for model, name in named if name and name.kind != "stereo"]
     for model, name in sorted(models, key=_rank):
@@ -262,7 +263,7 @@ def _chemistry(model: Path, sample_rates_hz: tuple[int, ...]) -> Chemistry:
 
 def _none_of_kind(kind: Kind, models_directory: Path | None) -> str:
     others = [model for model, _ in _candidates(models_directory, Kind(kind.name))] or known_models(models_directory)
-    return f"there is none of that kind, only {', '.join(model.name for model in others)}"
+    return f"no model of that kind, only {', '.join(model.name for model in others)}"
 
 
 def _without_rate(run: Chemistry) -> Chemistry:
@@ -270,5 +271,5 @@ def _without_rate(run: Chemistry) -> Chemistry:
 
 
 def padded(release: tuple[int, ...]) -> tuple[int, ...]:
-    """(5,) as (5, 0, 0)."""
+    """Pad a release with zeros: (5,) becomes (5, 0, 0)."""
     return release + (0,) * (3 - len(release))

@@ -1,15 +1,15 @@
-"""What a run was sequenced with, and what a model was trained for, as far as names tell."""
+"""Works out what a run was sequenced with and what a model was trained for, from their names."""
 
 import re
 from dataclasses import dataclass
 
-# ONT's way of naming models. bonito's names may have the sample rate in them (`_5khz_`), those of one kit the kit.
+# ONT's naming scheme. bonito's names may include the sample rate (`_5khz_`), and models for SQK-APK114 include the kit.
 _MODEL_NAME = re.compile(
     r"^(?:porestream_)?(?P<molecule>dna|rna)(?P<version>\d*)_(?:(?P<pore>r[\d.]+)_)?(?:e[\d.]+_)?"
     r"(?:(?P<rate_khz>\d+)khz_)?(?:(?P<speed>\d+)bps_)?(?:(?P<kit>apk)_)?"
-    r"(?P<kind>[a-z]+)@v(?P<release>\d+(\.\d+)*)$"  # more behind it: of modified bases or to polish, not a basecaller
+    r"(?P<kind>[a-z]+)@v(?P<release>\d+(\.\d+)*)$"  # anything after this: a modified-base or polishing model
 )
-# Flow cells' product codes name their pore; ONT's flow cell catalogue. 004RA: RNA only.
+# A flow cell's product code gives its pore (source: ONT's flow cell catalogue). 004RA is RNA only.
 _PRODUCT = re.compile(r"^FLO-[A-Z]+?(?P<number>\d{3})(?P<suffix>[A-Z]*)$")
 _PORES = {
     **dict.fromkeys(("106", "001", "002"), "r9.4.1"),
@@ -20,17 +20,17 @@ _PORES = {
 }
 _SPEEDS = {"r10.4.1": 400, "r9.4.1": 450}
 _RNA_SPEEDS = {"rna002": 70, "rna004": 130}
-# Motor proteins, as model names have them: kits 9 and 10 came with E8, 11 and 12 with E8.1, 14 with E8.2.
+# Motor proteins as spelled in model names: kits 9 and 10 came with E8, 11 and 12 with E8.1, 14 with E8.2.
 _ENZYMES = {"110": "e8", "111": "e8.1", "112": "e8.1", "114": "e8.2"}
-_FIRST_5_KHZ = (4, 2)  # release of the R10.4.1 models from which on 400 bases/s are measured at 5 kHz
+_FIRST_5_KHZ = (4, 2)  # first release of the 400 bases/s R10.4.1 models that expects 5 kHz
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chemistry:
-    """Molecule ("dna", "rna004"), pore ("r10.4.1") and speed of a run or a model; empty or 0: unknown.
+    """Molecule ("dna", "rna004"), pore ("r10.4.1") and speed of a run or a model; empty or 0 means unknown.
 
-    `sample_rates_hz` are the rates that a model takes, its own first; a run has one. `kit` is "apk" for SQK-APK114,
-    which has models of its own, and empty for all others.
+    `sample_rates_hz` are the rates that a model accepts, its own first; a run has one. `kit` is "apk" for SQK-APK114,
+    which has its own models, and empty for all others.
     """
 
     molecule: str = ""
@@ -48,11 +48,11 @@ class Chemistry:
 
     @property
     def known(self) -> bool:
-        """Whether models can be told from each other by it."""
+        """Whether this is enough to choose a model."""
         return bool(self.molecule and (self.pore or self.molecule.startswith("rna")))
 
     def fits(self, run: "Chemistry") -> bool:
-        """Whether a model of this chemistry is for a run of that one; speeds and rates count where both are known."""
+        """Return whether a model of this chemistry fits a run; speeds and rates count only if both are known."""
         if (self.molecule, self.pore, self.kit) != (run.molecule, run.pore, run.kit):
             return False
         if self.bases_per_second and run.bases_per_second and self.bases_per_second != run.bases_per_second:
@@ -60,7 +60,7 @@ class Chemistry:
         return not (self.sample_rates_hz and run.sample_rates_hz) or run.sample_rates_hz[0] in self.sample_rates_hz
 
     def disagrees(self, run: "Chemistry") -> bool:
-        """Whether a model of this chemistry is known not to be for a run of that one; what is unknown disagrees not."""
+        """Return whether a model of this chemistry is known not to fit a run; unknown values never disagree."""
         if self.known and run.known:
             return not self.fits(run)
         rates = self.sample_rates_hz, run.sample_rates_hz
@@ -69,7 +69,7 @@ class Chemistry:
 
 @dataclass(frozen=True, slots=True)
 class ModelName:
-    """What a model's name says; `kind` is "fast", "hac", "sup" or another word, `release` compares as releases do."""
+    """The parts of a model's name; `kind` is "fast", "hac", "sup" or another word, `release` sorts by age."""
 
     chemistry: Chemistry
     kind: str
@@ -77,14 +77,14 @@ class ModelName:
 
 
 def parse_model_name(name: str, sample_rates_hz: tuple[int, ...] = ()) -> ModelName | None:
-    """What ONT's way of naming models says: `dna_r10.4.1_e8.2_400bps_fast@v4.3.0`; None for other names.
+    """Parse a name in ONT's scheme, such as `dna_r10.4.1_e8.2_400bps_fast@v4.3.0`; return None for other names.
 
     Parameters
     ----------
     name
-        The model's, without folders.
+        The model's name, without folders.
     sample_rates_hz
-        The rates that its config.toml gives; they go before those that the name stands for.
+        The rates in its config.toml; they override those implied by the name.
     """
     match = _MODEL_NAME.match(name)
     if match is None:
@@ -96,8 +96,8 @@ def parse_model_name(name: str, sample_rates_hz: tuple[int, ...] = ()) -> ModelN
     if not sample_rates_hz and match["rate_khz"]:
         sample_rates_hz = (int(match["rate_khz"]) * 1000,)
     if not sample_rates_hz and pore.startswith("r9."):
-        sample_rates_hz = (4000,)  # of every R9.4.1 run
-    if not sample_rates_hz and pore == "r10.4.1" and not name.startswith("porestream_"):  # which count from 1
+        sample_rates_hz = (4000,)  # every R9.4.1 run has this rate
+    if not sample_rates_hz and pore == "r10.4.1" and not name.startswith("porestream_"):  # our releases start at 1
         sample_rates_hz = (5000,) if speed != 260 and release >= _FIRST_5_KHZ else (4000,)
     return ModelName(
         Chemistry(
@@ -113,13 +113,13 @@ def parse_model_name(name: str, sample_rates_hz: tuple[int, ...] = ()) -> ModelN
 
 
 def chemistry_of_model(name: str, sample_rates_hz: tuple[int, ...] = ()) -> Chemistry:
-    """What a model's name says that it is for; all unknown for other names than ONT's. See `parse_model_name`."""
+    """Return the chemistry that a model's name implies; unknown if it is not in ONT's scheme."""
     said = parse_model_name(name, sample_rates_hz)
     return said.chemistry if said else Chemistry()
 
 
 def chemistry_of_run(flow_cell_product_code: str, sequencing_kit: str, sample_rate_hz: int) -> Chemistry:
-    """What a run's flow cell and kit say; kits of the 114 series go with R10.4.1, RNA kits name their molecule."""
+    """Return the chemistry of a run from its flow cell and kit; 114 kits imply R10.4.1, RNA kits name the molecule."""
     product, kit = flow_cell_product_code.strip().upper(), sequencing_kit.strip().upper()
     match = _PRODUCT.match(product)
     rates = (sample_rate_hz,) if sample_rate_hz else ()
@@ -137,18 +137,18 @@ def chemistry_of_run(flow_cell_product_code: str, sequencing_kit: str, sample_ra
 
 
 def enzyme_warning(model: str, sequencing_kit: str) -> str:
-    """What to tell of a model whose name has another motor protein than the kit came with; empty: nothing.
+    """Return a warning if the model's motor protein differs from the kit's; empty if it does not.
 
-    Bases are called all the same, a little worse: the strand moves at about the same speed.
+    Basecalling still works, only a little less accurately: the strand moves at about the same speed.
     """
     name = re.search(r"_(e\d+(\.\d+)?)_", model)
     kit = re.search(r"-[A-Z]+(\d{3})", sequencing_kit.strip().upper())
     enzyme = _ENZYMES.get(kit[1], "") if kit else ""
     if not name or not enzyme or name[1] == enzyme:
         return ""
-    return f"{model} is for motor protein {name[1].upper()}, kit {sequencing_kit.upper()} has {enzyme.upper()}"
+    return f"{model} is for motor protein {name[1].upper()}, but kit {sequencing_kit.upper()} uses {enzyme.upper()}"
 
 
 def release_of(text: str) -> tuple[int, ...]:
-    """`4.10.0` as numbers, which compare as releases do."""
+    """Split `4.10.0` into numbers, so that releases sort correctly."""
     return tuple(int(part) for part in text.split("."))

@@ -1,6 +1,6 @@
-"""What a model directory's `config.toml` says, checked. No weights are read here, and torch is not needed.
+"""Reads and checks a model directory's `config.toml`. Reads no weights and does not need torch.
 
-models/files/layers.py reads what it says of the network; here is the rest.
+models/files/layers.py reads the network's layers; this module reads everything else.
 """
 
 import os
@@ -13,39 +13,39 @@ from porestream.models.call.scale import STRATEGIES, QuantileRule, Standardisati
 from porestream.models.files.config_values import finite, whole, within_limits
 from porestream.models.files.layers import Layers, listed_layers, transformer_layers, v3_layers
 
-# Of fast v3 models, the only ones that were measured: docs/decisions/0002. dorado scales every v3 model by "quantile"
-# and takes its blank_score as it is; `[scaling] strategy = "quantile"` and `[decoder] stay_score = 2.0` do the same.
+# For fast v3 models, the only v3 models we measured: docs/decisions/0002. dorado scales every v3 model by "quantile"
+# and uses its blank_score unchanged; `[scaling] strategy = "quantile"` and `[decoder] stay_score = 2.0` do the same.
 _FAST_V3_SCALING, _FAST_V3_STAY_CORRECTION, _FAST_STATE_LEN = "med_mad", -0.5, 3
 
 _ALPHABET = ["N", "A", "C", "G", "T"]
-_MAX_CHARACTERS, _MAX_LINE = 64 << 10, 2000  # of a config; published ones have 5,000
+_MAX_CHARACTERS, _MAX_LINE = 64 << 10, 2000  # per config; published configs have about 5,000 characters
 _MAX_RESAMPLING = 10
 
 
 class ModelError(ValueError):
-    """A model directory cannot be used; the message names it, and why."""
+    """A model directory cannot be used; the message names it and says why."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
-    """What `config.toml` says of a CRF model. Sizes in samples unless named otherwise.
+    """A CRF model's `config.toml`. Sizes are in samples unless the name says otherwise.
 
     Attributes
     ----------
     layers
         The network.
     chunk_size, overlap
-        As the config says; multiples of `chunk_unit` and `coarse_stride` that do not exceed them are computed.
+        As in the config; they are rounded down to multiples of `chunk_unit` and `coarse_stride` for computing.
     scaling, quantiles, standardisation
         How reads are normalised: models/call/scale.py.
     molecule
-        "dna", "rna002" or "rna004". RNA goes through the pore from its 3' end: its bases are called in that order.
+        "dna", "rna002" or "rna004". RNA enters the pore 3' end first, so its bases are called in that order.
     mean_qscore_start
-        First base that counts for a read's mean quality.
+        First base that counts towards a read's mean quality.
     sample_rate_hz
-        Of the signal that the model was trained on; 0: unknown.
+        Sample rate of the training signal; 0 if unknown.
     resample_from_hz
-        Sample rates of runs whose signal is interpolated to it.
+        Other sample rates that the model accepts; such signal is interpolated to `sample_rate_hz`.
     """
 
     layers: Layers
@@ -65,32 +65,32 @@ class ModelConfig:
 
     @property
     def is_rna(self) -> bool:
-        """Whether bases are called from the 3' end on."""
+        """Whether bases are called starting from the 3' end."""
         return self.molecule.startswith("rna")
 
     @property
     def sample_rates_hz(self) -> tuple[int, ...]:
-        """Of the runs that it takes, its own first; empty: unknown."""
+        """Sample rates that the model accepts, its own first; empty if unknown."""
         return (self.sample_rate_hz, *self.resample_from_hz) if self.sample_rate_hz else ()
 
     @property
     def stride(self) -> int:
-        """Samples a time step of the scores."""
+        """Samples per time step of the scores."""
         return self.layers.stride
 
     @property
     def coarse_stride(self) -> int:
-        """Samples a time step before any upsampling: what overlaps are multiples of."""
+        """Samples per time step before any upsampling; overlaps are multiples of this."""
         return self.layers.coarse_stride
 
     @property
     def chunk_unit(self) -> int:
-        """Samples that the lengths of chunks are multiples of."""
+        """Samples that every chunk length is a multiple of."""
         return self.coarse_stride * self.layers.encoder.chunk_steps
 
     @property
     def score_count(self) -> int:
-        """Scores a time step: a new state times the base that it drops."""
+        """Scores per time step: new states times the bases each can drop."""
         return int(4 ** (self.state_len + 1))
 
 
@@ -100,12 +100,12 @@ def load_config(directory: Path) -> ModelConfig:
     Raises
     ------
     ModelError
-        It is missing, is not TOML, or describes what is not supported.
+        The file is missing, is not valid TOML, or describes something unsupported.
     """
     file = directory / "config.toml"
     try:
         if not file.is_file():
-            raise ModelError("not a model directory: there is no such file")
+            raise ModelError("not a model directory: the file does not exist")
         values = tomllib.loads(_text(file))
         config = _config(values, os.path.basename(os.path.abspath(directory)))
         _check_ranges(config, values)
@@ -121,13 +121,13 @@ def load_config(directory: Path) -> ModelConfig:
 
 
 def _text(file: Path) -> str:
-    """What the file says, if that is no more than a config can be."""
+    """Return the file's text, or refuse it if it is too long for a model config."""
     with file.open(encoding="utf-8") as opened:
         text = opened.read(_MAX_CHARACTERS + 1)
     if len(text) > _MAX_CHARACTERS:
-        raise ModelError(f"has more than {_MAX_CHARACTERS:,} characters: no model's config")
-    if max(map(len, text.split("\n"))) > _MAX_LINE:  # for tomllib takes minutes for a key of 10,000 parts: a.b.c...
-        raise ModelError(f"has a line of more than {_MAX_LINE:,} characters: no model's config")
+        raise ModelError(f"longer than {_MAX_CHARACTERS:,} characters, too long for a model's config")
+    if max(map(len, text.split("\n"))) > _MAX_LINE:  # tomllib takes minutes for a key of 10,000 parts: a.b.c...
+        raise ModelError(f"a line is longer than {_MAX_LINE:,} characters, too long for a model's config")
     return text
 
 
@@ -165,7 +165,7 @@ def _layers(values: dict[str, Any]) -> Layers:
         return transformer_layers(nested)
     encoder = _table(values, "encoder")
     if not encoder:
-        raise ModelError("no [encoder] table: not a basecalling model")
+        raise ModelError("not a basecalling model: there is no [encoder] table")
     features = _table(values, "input").get("features", 1)
     if features != 1:
         raise ModelError(f"[input] features = {features}: duplex models are not supported")
@@ -185,21 +185,23 @@ def _check_ranges(config: ModelConfig, values: dict[str, Any]) -> None:
         raise ModelError(f"out of range: {config}")
     alphabet = _table(values, "labels").get("labels") or _table(_table(values, "model"), "seqdist").get("alphabet")
     if alphabet not in (None, _ALPHABET):
-        raise ModelError(f"an alphabet of {alphabet} is not supported; {_ALPHABET} is")
+        raise ModelError(f"the alphabet {alphabet} is not supported, only {_ALPHABET}")
     rule = config.quantiles
     if not (0 <= rule.quantile_a < rule.quantile_b <= 1 and rule.scale_multiplier > 0):
         raise ModelError(f"[normalisation] out of range: {rule}")
     if config.resample_from_hz and not config.sample_rate_hz:
-        raise ModelError("[input] resample_from needs [run_info] sample_rate, the rate to resample to")
+        raise ModelError("[input] resample_from also needs [run_info] sample_rate, the rate to resample to")
     for rate_hz in config.resample_from_hz:
         if not config.sample_rate_hz / _MAX_RESAMPLING <= rate_hz <= config.sample_rate_hz * _MAX_RESAMPLING:
             raise ModelError(
-                f"[input] resample_from = {rate_hz} is out of range: a {_MAX_RESAMPLING}th to {_MAX_RESAMPLING} times "
-                f"the model's own rate, {config.sample_rate_hz}"
+                f"[input] resample_from = {rate_hz} is out of range: it must be 1/{_MAX_RESAMPLING} to "
+                f"{_MAX_RESAMPLING} times the model's own rate, {config.sample_rate_hz}"
             )
     steps, overlap_steps = config.chunk_size // config.chunk_unit, config.overlap // config.chunk_unit
     if not 0 <= overlap_steps < steps or config.chunk_size < 4 * config.stride:
-        raise ModelError(f"chunksize {config.chunk_size} and overlap {config.overlap} do not fit together")
+        raise ModelError(
+            f"chunksize {config.chunk_size} is too small for overlap {config.overlap} and stride {config.stride}"
+        )
     if layers.encoder.max_steps is not None:
         most = layers.encoder.max_steps * config.coarse_stride
         if config.chunk_size > most:
@@ -209,16 +211,16 @@ def _check_ranges(config: ModelConfig, values: dict[str, Any]) -> None:
 def _quantiles(normalisation: dict[str, Any]) -> QuantileRule:
     known = [field.name for field in fields(QuantileRule)]
     if unknown := sorted(normalisation.keys() - set(known)):
-        raise ModelError(f"[normalisation] {unknown[0]} is not known; {', '.join(known)} are")
+        raise ModelError(f"unknown key {unknown[0]} in [normalisation]; the keys are {', '.join(known)}")
     return QuantileRule(**{key: finite(normalisation, key) for key in normalisation})
 
 
 def _scaling(values: dict[str, Any], default: str) -> str:
     strategy = _table(values, "scaling").get("strategy", default)
     if not isinstance(strategy, str) or strategy not in STRATEGIES:
-        raise ModelError(f"[scaling] strategy = {strategy!r} is not supported; {', '.join(STRATEGIES)} are")
+        raise ModelError(f"[scaling] strategy = {strategy!r} is not supported; use one of {', '.join(STRATEGIES)}")
     if "normalisation" in values and strategy != "quantile":
-        raise ModelError(f"[normalisation] goes with [scaling] strategy = 'quantile', not {strategy!r}")
+        raise ModelError(f"[normalisation] only works with [scaling] strategy = 'quantile', not {strategy!r}")
     return strategy
 
 
@@ -226,18 +228,18 @@ def _standardisation(table: dict[str, Any], scaling: str) -> Standardisation:
     if not table or not table.get("standardise", 1):
         return Standardisation()
     if scaling != "pa":
-        raise ModelError(f"[standardisation] goes with [scaling] strategy = 'pa', not {scaling!r}")
+        raise ModelError(f"[standardisation] only works with [scaling] strategy = 'pa', not {scaling!r}")
     found = Standardisation(finite(table, "mean"), finite(table, "stdev"), True)
     if found.stdev_pa <= 0:
-        raise ModelError(f"[standardisation] stdev = {found.stdev_pa:g} is not a standard deviation")
+        raise ModelError(f"[standardisation] stdev = {found.stdev_pa:g} must be greater than 0")
     return found
 
 
 def _molecule(run_info: dict[str, Any], name: str) -> str:
-    """What the config says, else what the model's name begins with."""
+    """Return the config's sample_type, or else the molecule at the start of the model's name."""
     said = run_info.get("sample_type")
     if said is not None and str(said).lower() not in ("dna", "rna002", "rna004"):
-        raise ModelError(f"[run_info] sample_type = {said!r} is not known; dna, rna002 and rna004 are")
+        raise ModelError(f"[run_info] sample_type = {said!r} is unknown; use dna, rna002 or rna004")
     if said is not None:
         return str(said).lower()
     return next((kind for kind in ("rna002", "rna004") if name.startswith(kind)), "dna")

@@ -1,4 +1,4 @@
-"""Values of config.toml, checked one by one: whole and finite numbers within limits."""
+"""Checks single values of config.toml: whole numbers and finite numbers, within limits."""
 
 import math
 from typing import Any
@@ -29,31 +29,31 @@ LIMITS = {
     "sample_rate": (0, 1_000_000),
     "resample_from": (1, 1_000_000),
 }
-"""Least and most of every whole number in config.toml. Published models use up to an eighth of each width, 18 layers,
-windows of 31 and chunks of some 12,000 samples."""
+"""Range of every whole number in config.toml. Published models use up to an eighth of each width, 18 layers, windows
+of 31 and chunks of about 12,000 samples."""
 
-_MOST = 1e12  # of a number that is not whole, with either sign
+_MOST = 1e12  # largest magnitude of a number that need not be whole
 
 
 class Unsupported(ValueError):
-    """A layer, or a property of one, that does not run here."""
+    """A layer, or one of its properties, is not supported."""
 
 
 def whole(table: dict[str, Any], key: str, default: int | None = None) -> int:
-    """A table's whole number (TOML's true is none), within `LIMITS`.
+    """Return a whole number from a table (a boolean does not count), within `LIMITS`.
 
     Raises
     ------
     KeyError
-        It is missing, and there is no default.
+        The key is missing and there is no default.
     ValueError
-        It is something else, or out of range; the message names key, value and range.
+        The value is not a whole number, or is out of range; the message names key, value and range.
     """
     return within_limits(key, table[key] if default is None else table.get(key, default))
 
 
 def within_limits(key: str, value: object) -> int:
-    """The value if it is a whole number within the `LIMITS` of `key`; else a ValueError says what it is."""
+    """Return the value if it is a whole number within the `LIMITS` of `key`, or raise ValueError."""
     least, most = LIMITS[key]
     if not isinstance(value, int) or isinstance(value, bool):
         raise ValueError(f"{key} = {value!r} is not a whole number")
@@ -63,7 +63,7 @@ def within_limits(key: str, value: object) -> int:
 
 
 def finite(table: dict[str, Any], key: str, default: float | None = None) -> float:
-    """A table's number as a float, finite and of a sane size; errors as of `whole`."""
+    """Return a finite number of a sane size from a table; raises the same errors as `whole`."""
     value = table[key] if default is None else table.get(key, default)
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
         raise ValueError(f"{key} = {value!r} is not a finite number")

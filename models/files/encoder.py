@@ -1,7 +1,7 @@
-"""What a kind of network must know of itself: the part between convolutions and scores, in which published ones differ.
+"""Base class for encoders: the part between convolutions and scores, where published networks differ.
 
-A new kind is a file with one class of these methods (lstm.py is the shortest), and a row in layers.py.
-Reading a config needs no torch, so `build` imports what computes.
+To add a kind, write a file with one class that has these methods (lstm.py is the shortest), and add a row in layers.py.
+Reading a config must not need torch, so `build` imports the module that computes.
 
 Dimensions: N rows of a batch, T time steps before any upsampling, C features.
 """
@@ -19,22 +19,22 @@ Table = dict[str, Any]
 
 
 class Encoder(ABC):
-    """The LSTMs, or the transformer, of a network, as its config describes them.
+    """A network's LSTMs or transformer, as its config describes them.
 
     Attributes
     ----------
     kind
-        Its name for people.
+        Human-readable name.
     width
-        Features of its steps.
+        Features per step.
     upsampling
-        Time steps that each one becomes.
+        Time steps that each step becomes.
     chunk_steps
-        Chunks are whole multiples of so many of its steps.
+        Chunks are a whole multiple of this many steps.
     max_steps
-        Most steps of a chunk that it was made for; None: any.
+        Longest chunk that the encoder supports, in steps; None means no limit.
     cpu_rows
-        Rows of a batch from which on a CPU gains nothing; None: no such number is known.
+        Batch rows beyond which a CPU gets no faster; None if unknown.
     """
 
     kind: ClassVar[str]
@@ -45,42 +45,44 @@ class Encoder(ABC):
     max_steps: int | None
 
     def convolution_name(self, index: int) -> str:
-        """What published directories call the tensors of a convolution: `2` of `2.conv.weight`."""
+        """Return the prefix of a convolution's tensors in published directories: `2` for `2.conv.weight`."""
         return str(index)
 
     def linear_name(self, number: int) -> str:
-        """What they call those of a linear layer, the `number`th of all layers: `9` of `9.linear.weight`."""
+        """Return the prefix of a linear layer's tensors, given its layer number: `9` for `9.linear.weight`."""
         return str(number)
 
     @property
     @abstractmethod
     def layer_count(self) -> int:
-        """Layers that published directories number, where they number them."""
+        """How many layer numbers the encoder takes up in published directories that number layers."""
 
     @abstractmethod
     def tensors(self, first: int) -> dict[str, tuple[str, tuple[int, ...]]]:
-        """Its tensors in order, as directories name them: their names in the module of `build`, and their shapes.
+        """Map each tensor's published name, in order, to its name in the module from `build` and its shape.
 
-        `first` is its first layer's number among all, the permutation before it being one.
+        `first` is the number of the encoder's first layer; the permutation before it counts as a layer.
         """
 
     def constants(self) -> dict[str, str]:
-        """Tensors in published files that only repeat the config: of each, the tensor that bonito has after it."""
+        """Map each published tensor that only repeats the config to the tensor that follows it in bonito."""
         return {}
 
     @abstractmethod
     def build(self, rows: int) -> "nn.Module":
-        """The module, of x_NCT in the network's precision to x_TNC; `rows` of a batch go through at once where rows
-        do not share a product."""
+        """Build the module, which turns x_NCT in the network's precision into x_TNC.
+
+        An encoder whose rows do not share a matrix product computes `rows` of a batch at once.
+        """
 
     @abstractmethod
     def tensor_bytes(self, steps: int, rows: int, item_bytes: int) -> int:
-        """Most that the module's tensors take on a card at a time, its input included, in a type of `item_bytes`."""
+        """Return the peak GPU memory of the module's tensors, input included, for a dtype of `item_bytes`."""
 
     @abstractmethod
     def workspace_bytes(self, steps: int) -> int:
-        """What libraries take on a card beside them, a row; estimated from above, for no library says so beforehand."""
+        """Return an upper bound on the GPU memory that libraries use per row; none reports it in advance."""
 
     @abstractmethod
     def operations(self) -> int:
-        """Floating-point operations of its matrix products, a step of a row."""
+        """Return the floating-point operations of the matrix products, per step and row."""

@@ -1,4 +1,4 @@
-"""LSTMs of alternating direction, the encoder of all published models but v5 sup (and hac v6)."""
+"""LSTMs with alternating directions, the encoder of all published models except v5 sup (and hac v6)."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -19,7 +19,7 @@ class Lstms(Encoder):
     Attributes
     ----------
     reverse
-        Of each one, whether it runs against time.
+        For each LSTM, whether it runs backwards in time.
     """
 
     kind = "lstm"
@@ -31,12 +31,10 @@ class Lstms(Encoder):
 
     @classmethod
     def listed(cls, layers: list[Table], width: int) -> "Lstms":
-        """As config.toml lists them, behind a convolution of `width` features."""
+        """Read the LSTMs that config.toml lists after a convolution of `width` features."""
         for layer in layers:
             if (whole(layer, "size"), whole(layer, "insize")) != (width, width) or not layer.get("bias", True):
-                raise Unsupported(
-                    f"an LSTM that is not {width} wide, as the last convolution is, or has no bias: {layer}"
-                )
+                raise Unsupported(f"an LSTM must be {width} wide, like the last convolution, and have a bias: {layer}")
         return cls(width, tuple(bool(layer.get("reverse", False)) for layer in layers))
 
     @property
@@ -60,13 +58,13 @@ class Lstms(Encoder):
         return Recurrent(self)
 
     def tensor_bytes(self, steps: int, rows: int, item_bytes: int) -> int:
-        """The convolutions' features; an LSTM's input, as it is and turned round; its output; its states."""
+        """Sum of the convolutions' features, an LSTM's input, the same reversed, its output, and its states."""
         return rows * 4 * self.width * (steps + 1) * item_bytes
 
     def workspace_bytes(self, steps: int) -> int:
-        """An LSTM's four gates at all steps, in float32: cuDNN computes them of the whole input first."""
+        """An LSTM's four gates at all steps, in float32: cuDNN computes them for the whole input first."""
         return _GATES * self.width * steps * FLOAT32_BYTES
 
     def operations(self) -> int:
-        """Of each gate, the products with the input and with the hidden state."""
+        """For each gate, one product with the input and one with the hidden state."""
         return self.layer_count * 2 * 2 * _GATES * self.width**2

@@ -1,8 +1,8 @@
-"""Reads the archives in which torch keeps tensors, without torch's unpickler or Python's: neither can run anything.
+"""Reads torch's tensor archives without torch's or Python's unpickler, so that no code in them can run.
 
-Such an archive is a ZIP of records; one is a pickle that describes tensors, the others hold their values. The pickle is
-followed here, in the few instructions that torch writes: what it builds are inert descriptions, which are made into
-tensors when they have been checked. Nothing is read before its size has been compared with the file's.
+An archive is a ZIP of records: one is a pickle that describes tensors, the others hold their values. This module
+interprets the few pickle instructions that torch writes. They build inert descriptions, which become tensors only once
+they have been checked. Nothing is read until its size has been compared with that of the file.
 """
 
 import math
@@ -21,11 +21,11 @@ FLOATING = {
     "BFloat16Storage": torch.bfloat16,
     "DoubleStorage": torch.float64,
 }
-"""Types of numbers, by the name that a pickle has for them."""
+"""Floating-point dtypes by their names in a pickle."""
 
 _REBUILD, _DICTIONARY, _MODULE = "a tensor", "a dictionary", "a module"
 _NAMES = {("torch._utils", "_rebuild_tensor_v2"): _REBUILD, ("collections", "OrderedDict"): _DICTIONARY}
-_SPARE_BYTES = 1 << 20  # which an archive's code and names may have beyond the file's size
+_SPARE_BYTES = 1 << 20  # allowance for compressed code and names: unpacked, they may exceed the file's size
 
 
 class UnsafeWeights(ValueError):
@@ -33,13 +33,13 @@ class UnsafeWeights(ValueError):
 
 
 class _Name(NamedTuple):
-    """What a pickle names: one of the three that are known, or a type of numbers."""
+    """A name in a pickle: one of the three known callables, or a dtype."""
 
     of: str | torch.dtype
 
 
 class Module:
-    """Stands for a scripted module: keeps its attributes, has no behaviour."""
+    """Stand-in for a scripted module: it keeps the attributes and has no behaviour."""
 
     __slots__ = ("attributes",)
 
@@ -48,7 +48,7 @@ class Module:
 
 
 class Storage(NamedTuple):
-    """A record of values, as a pickle describes it; `length` is whatever the pickle says."""
+    """A record of values, as a pickle describes it; `length` is unchecked."""
 
     dtype: torch.dtype
     record: str
@@ -56,7 +56,7 @@ class Storage(NamedTuple):
 
 
 class Tensor(NamedTuple):
-    """A tensor as a pickle describes it: lengths, strides and offset are whole numbers, none negative."""
+    """A tensor as a pickle describes it; sizes, strides and offset are non-negative integers."""
 
     storage: Storage
     offset: int
@@ -65,21 +65,21 @@ class Tensor(NamedTuple):
 
 
 def open_archive(path: Path) -> zipfile.ZipFile:
-    """Open an archive whose records, unpacked, are together no larger than the file.
+    """Open an archive and check that its records, unpacked, are together no larger than the file.
 
     Raises
     ------
     UnsafeWeights
-        They are larger, or two have one name.
+        The records are larger, or two have the same name.
     """
     archive = zipfile.ZipFile(path)
     try:
         records, size = archive.infolist(), os.stat(path).st_size
         if len({record.filename for record in records}) < len(records):
-            raise UnsafeWeights("two of its records have one name")
+            raise UnsafeWeights("two records have the same name")
         unpacked = sum(record.file_size for record in records)
         if unpacked > size + _SPARE_BYTES:
-            raise UnsafeWeights(f"its records would be {unpacked:,} bytes, unpacked from a file of {size:,}")
+            raise UnsafeWeights(f"the records would unpack to {unpacked:,} bytes, but the file has only {size:,}")
     except BaseException:
         archive.close()
         raise
@@ -87,36 +87,36 @@ def open_archive(path: Path) -> zipfile.ZipFile:
 
 
 def pickle_of(archive: zipfile.ZipFile) -> str:
-    """The name of an archive's pickle, FOLDER/data.pkl; empty: there is none, or there are several."""
+    """Return the name of an archive's pickle, FOLDER/data.pkl; empty if there is none, or more than one."""
     pickles = [name for name in archive.namelist() if name.count("/") == 1 and name.endswith("/data.pkl")]
     return pickles[0] if len(pickles) == 1 else ""
 
 
 def check_record(record: zipfile.ZipInfo, most_bytes: int | None = None) -> None:
-    """Refuse a record that is compressed, as torch's never are but for code, or larger than `most_bytes`."""
+    """Refuse a record that is larger than `most_bytes` or compressed; torch compresses only code."""
     if record.compress_type != zipfile.ZIP_STORED or record.compress_size != record.file_size:
-        raise UnsafeWeights(f"its {record.filename} is compressed, which torch never does to data")
+        raise UnsafeWeights(f"{record.filename} is compressed, but torch never compresses data")
     if most_bytes is not None and record.file_size > most_bytes:
-        raise UnsafeWeights(f"its {record.filename} is larger than {most_bytes:,} bytes")
+        raise UnsafeWeights(f"{record.filename} is larger than {most_bytes:,} bytes")
 
 
 def described(data: bytes, dtypes: Mapping[str, torch.dtype]) -> Any:
-    """What a pickle describes: `Tensor`, `Module`, numbers, texts, and tuples, lists and dictionaries of them.
+    """Interpret a pickle: return `Tensor`, `Module`, numbers, strings, and tuples, lists and dictionaries of them.
 
-    Not by pickle's own machine: with that, a few bytes can reserve gigabytes for its memo, or be a tuple of tuples
-    whose hash takes years.
+    Python's own unpickler would not be safe: a few bytes can make it reserve gigabytes for its memo, or build nested
+    tuples whose hash takes years to compute.
 
     Parameters
     ----------
     data
         The pickle.
     dtypes
-        The types of numbers that tensors may have, by the names of their storages.
+        The dtypes that tensors may have, by the names of their storages.
 
     Raises
     ------
     UnsafeWeights
-        It has an instruction, or names something, that describes no tensors.
+        The pickle has an instruction or a name that tensors do not need.
     """
     stack: list[Any] = []
     marks: list[int] = []
@@ -134,7 +134,7 @@ def described(data: bytes, dtypes: Mapping[str, torch.dtype]) -> Any:
             or len(items) % 2
             or not all(isinstance(key, (str, int)) for key in items[::2])
         ):
-            raise UnsafeWeights("its pickle has a dictionary whose keys are no texts")
+            raise UnsafeWeights("the pickle has a dictionary with keys that are neither strings nor integers")
         stack[-1].update(zip(items[::2], items[1::2], strict=True))
 
     for instruction, argument, _ in pickletools.genops(data):
@@ -158,7 +158,7 @@ def described(data: bytes, dtypes: Mapping[str, torch.dtype]) -> Any:
             case "TUPLE1" | "TUPLE2" | "TUPLE3":
                 first = len(stack) - int(instruction.name[-1])
                 if first < 0:
-                    raise UnsafeWeights("its pickle takes more than there is")
+                    raise UnsafeWeights("the pickle takes more items off the stack than it holds")
                 stack[first:] = [tuple(stack[first:])]
             case "EMPTY_LIST":
                 stack.append([])
@@ -167,7 +167,7 @@ def described(data: bytes, dtypes: Mapping[str, torch.dtype]) -> Any:
             case "APPEND" | "APPENDS":
                 items = since_mark() if instruction.name == "APPENDS" else [stack.pop()]
                 if not isinstance(stack[-1], list):
-                    raise UnsafeWeights("its pickle appends to what is no list")
+                    raise UnsafeWeights("the pickle appends to something that is not a list")
                 stack[-1] += items
             case "SETITEM" | "SETITEMS":
                 put(since_mark() if instruction.name == "SETITEMS" else [stack.pop(-2), stack.pop()])
@@ -185,8 +185,8 @@ def described(data: bytes, dtypes: Mapping[str, torch.dtype]) -> Any:
             case "BINPERSID":
                 stack.append(_storage(stack.pop()))
             case unknown:
-                raise UnsafeWeights(f"its pickle has the instruction {unknown}")
-    raise UnsafeWeights("its pickle has no end")
+                raise UnsafeWeights(f"the pickle uses the instruction {unknown}, which tensors do not need")
+    raise UnsafeWeights("the pickle has no STOP instruction")
 
 
 def _named(argument: str, dtypes: Mapping[str, torch.dtype]) -> _Name:
@@ -197,7 +197,7 @@ def _named(argument: str, dtypes: Mapping[str, torch.dtype]) -> _Name:
         return _Name(_MODULE)
     if module == "torch" and name in dtypes:
         return _Name(dtypes[name])
-    raise UnsafeWeights(f"its pickle names {module}.{name}")
+    raise UnsafeWeights(f"the pickle refers to {module}.{name}, which is not allowed in a weights file")
 
 
 def _made(callee: Any, arguments: Any) -> Any:
@@ -208,55 +208,55 @@ def _made(callee: Any, arguments: Any) -> Any:
             return {}
         if callee.of == _MODULE and not arguments:
             return Module()
-    raise UnsafeWeights("its pickle calls what is no tensor, dictionary or module")
+    raise UnsafeWeights("the pickle makes something other than a tensor, dictionary or module")
 
 
 def _set_state(stack: list[Any], state: Any) -> None:
     if not isinstance(state, dict):
-        raise UnsafeWeights("its module's state is not a dictionary")
+        raise UnsafeWeights("the module's state is not a dictionary")
     if isinstance(stack[-1], Module):
         stack[-1].attributes = state
-    elif not isinstance(stack[-1], dict):  # a state dictionary has one of its own: versions of layers
-        raise UnsafeWeights("its pickle changes what is no module")
+    elif not isinstance(stack[-1], dict):  # a state dictionary has state too: the versions of its layers
+        raise UnsafeWeights("the pickle sets state on something that is not a module")
 
 
 def _storage(pid: Any) -> Storage:
     kind, dtype, key, _location, length = pid
     if kind != "storage" or not isinstance(dtype, _Name) or not isinstance(dtype.of, torch.dtype):
         raise UnsafeWeights(
-            f"its pickle refers to a {kind!r}" if isinstance(kind, str) else "its pickle refers to more"
+            f"the pickle refers to a {kind!r}" if isinstance(kind, str) else "the pickle refers to an unknown object"
         )
     if not isinstance(length, int):
-        raise UnsafeWeights("its storage has a length that is no number")
+        raise UnsafeWeights("the storage's length is not a number")
     return Storage(dtype.of, key if isinstance(key, str) else "", length)
 
 
 def _tensor(storage: Any, offset: Any, size: Any, stride: Any) -> Tensor:
     if not isinstance(storage, Storage):
-        raise UnsafeWeights("its tensor has no storage")
+        raise UnsafeWeights("the tensor has no storage")
     if not isinstance(size, tuple) or not isinstance(stride, tuple):
-        raise UnsafeWeights("its tensor has no size and stride")
+        raise UnsafeWeights("the tensor has no size and stride")
     numbers = (offset, *size, *stride)
     if not all(isinstance(number, int) and number >= 0 for number in numbers) or len(size) != len(stride):
-        raise UnsafeWeights("its tensor has a size, stride or offset that cannot be")
+        raise UnsafeWeights("the tensor has an impossible size, stride or offset")
     return Tensor(storage, offset, size, stride)
 
 
 def materialised(tensor: Tensor, values: bytes) -> torch.Tensor:
-    """The tensor itself, contiguous, out of its record's bytes.
+    """Make the tensor, contiguous, from the bytes of its record.
 
     Raises
     ------
     UnsafeWeights
-        It has more values than its record, or others than that.
+        The record's length is not what the pickle says, or the tensor reaches beyond it.
     """
     storage, offset, size, stride = tensor
     flat = torch.frombuffer(bytearray(values), dtype=storage.dtype)
     if flat.numel() != storage.length:
-        raise UnsafeWeights(f"its storage has {flat.numel()} values, its pickle says {storage.length}")
+        raise UnsafeWeights(f"the storage has {flat.numel()} values, but the pickle says {storage.length}")
     last = offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
     if math.prod(size) > flat.numel() or last >= flat.numel():
         raise UnsafeWeights(
-            f"its tensor of size {size}, stride {stride}, offset {offset} exceeds {flat.numel()} values"
+            f"a tensor of size {size}, stride {stride}, offset {offset} does not fit in {flat.numel()} values"
         )
     return flat.as_strided(size, stride, offset).clone(memory_format=torch.contiguous_format)

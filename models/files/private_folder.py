@@ -1,7 +1,7 @@
-"""Folders for what is kept from one process to the next, and which of them may be trusted.
+"""Finds a cache folder that can be trusted.
 
-Compiled code is kept there, some of it as pickles: whoever can write it, or put other in its place, has this process
-run it. Indexes of references are kept there too: whoever can write those decides where reads align.
+The cache holds compiled code, some of it as pickles: anyone who can write or replace it can make this process run any
+code. It also holds reference indexes: anyone who can write those decides where reads align.
 """
 
 import os
@@ -14,36 +14,36 @@ _WAY_OUT = "give --cache-dir, or XDG_CACHE_HOME, a folder of your own"
 
 
 class UnsafeCacheError(ValueError):
-    """What is in a cache folder may be somebody else's; the message names the folder and the way out."""
+    """Another user may have written to a cache folder; the message names the folder and says what to do."""
 
 
 def default_cache_dir() -> Path:
-    """`$XDG_CACHE_HOME/porestream` or `~/.cache/porestream`."""
-    home = os.environ.get("XDG_CACHE_HOME", "")  # relative paths are to be ignored: XDG Base Directory Specification
+    """Return `$XDG_CACHE_HOME/porestream` or `~/.cache/porestream`."""
+    home = os.environ.get("XDG_CACHE_HOME", "")  # the XDG Base Directory Specification says to ignore relative paths
     return Path(home if os.path.isabs(home) else os.path.expanduser("~/.cache")) / "porestream"
 
 
 def private_cache_dir(cache_dir: Path, way_out: str = _WAY_OUT) -> Path:
-    """The folder for what is kept in a cache directory: one in which nobody else can put anything.
+    """Return a folder in or at a cache directory that nobody else can write to.
 
-    It is the directory itself, made with mode 0700 if it is missing, where that is this user's (or root's) and neither
-    group nor others may write to it. Where they may, it is `user-UID` in it, which only this user can enter: so in a
-    volume of Kubernetes' (an emptyDir with an fsGroup is root's, with mode 2777), in /tmp, and after a umask of 002.
-    Where somebody else could rename a folder on the way there, the path that is returned leads through a descriptor of
-    this process to the folder that was checked, whatever becomes of its name. A directory that cannot be made or
-    entered is returned as it is: nothing is there, and who writes finds out.
+    That is the directory itself (created with mode 0700 if missing) if it belongs to this user or root and neither
+    group nor others can write to it. If they can, it is `user-UID` inside it, which only this user can enter. This
+    happens in Kubernetes volumes (an emptyDir with an fsGroup belongs to root and has mode 2777), in /tmp, and with a
+    umask of 002. If somebody else could rename a folder along the path, the returned path goes through this process's
+    file descriptor, so it keeps pointing to the folder that was checked. A directory that cannot be created or entered
+    is returned unchanged: it holds nothing, and writing to it will fail.
 
     Parameters
     ----------
     cache_dir
-        The directory that was asked for.
+        The requested directory.
     way_out
-        What the user can do, for the message.
+        What the user can do; goes into the error message.
 
     Raises
     ------
     UnsafeCacheError
-        The directory is another user's; or the folder in it is, or cannot be made.
+        The directory belongs to another user, or the folder in it does or cannot be created.
     """
     try:
         path, folder = open_private(cache_dir, way_out)
@@ -53,7 +53,7 @@ def private_cache_dir(cache_dir: Path, way_out: str = _WAY_OUT) -> Path:
 
 
 def private_subfolder(cache_dir: Path, name: str, way_out: str = _WAY_OUT) -> Path | None:
-    """A folder in a cache directory's `private_cache_dir` that only this user can enter; None where it cannot be had.
+    """Return a folder in `private_cache_dir` that only this user can enter; None if it cannot be created or opened.
 
     Raises
     ------
@@ -71,15 +71,15 @@ def private_subfolder(cache_dir: Path, name: str, way_out: str = _WAY_OUT) -> Pa
 
 
 def _lasting(path: Path, folder: int) -> Path:
-    """A folder's path where nobody else can rename what leads there, else the way through its descriptor."""
+    """Return a folder's path if nobody else can rename a folder along it, or else a path through its descriptor."""
     if not any(map(_others_may_rename_in, path.resolve().parents)):
         os.close(folder)
         return path
-    return through(folder)  # which stays open as long as the process runs
+    return through(folder)  # the descriptor stays open as long as the process runs
 
 
 def open_private(cache_dir: Path, way_out: str = _WAY_OUT) -> tuple[Path, int]:
-    """What `private_cache_dir` says, and a descriptor of it. Raises OSError where the directory cannot be had."""
+    """Return `private_cache_dir` and a descriptor for it; raise OSError if it cannot be created or opened."""
     cache_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     outer = os.open(cache_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     about = os.fstat(outer)
@@ -88,36 +88,36 @@ def open_private(cache_dir: Path, way_out: str = _WAY_OUT) -> tuple[Path, int]:
     try:
         if about.st_uid not in (0, os.geteuid()):
             raise UnsafeCacheError(
-                f"the cache folder {cache_dir} belongs to the user {about.st_uid} ({_mode(about)}), who could have "
-                f"this process run any code and align reads anywhere: {way_out}"
+                f"the cache folder {cache_dir} belongs to user {about.st_uid} ({_mode(about)}), who could make this "
+                f"process run any code and align reads anywhere: {way_out}"
             )
         path = cache_dir / f"user-{os.geteuid()}"
         try:
             return path, open_own(outer, path.name, path, way_out)
         except OSError as error:
             raise UnsafeCacheError(
-                f"others can write to the cache folder {cache_dir} ({_mode(about)}), and {path} cannot be had "
-                f"({error.strerror}): {way_out}"
+                f"other users can write to the cache folder {cache_dir} ({_mode(about)}), and {path} cannot be "
+                f"used instead ({error.strerror}): {way_out}"
             ) from error
     finally:
         os.close(outer)
 
 
 def open_own(outer: int, name: str, path: Path, way_out: str = _WAY_OUT) -> int:
-    """A descriptor of a folder that only this user can enter, made if it is missing; `path` is for messages."""
+    """Open, or create, a folder that only this user can enter; return its descriptor. `path` is for messages."""
     try:
         os.mkdir(name, 0o700, dir_fd=outer)
     except FileExistsError:
         if not stat.S_ISDIR(os.stat(name, dir_fd=outer, follow_symlinks=False).st_mode):
-            raise UnsafeCacheError(f"{path} is a link or a file, where a cache folder should be: remove it") from None
+            raise UnsafeCacheError(f"{path} is a link or a file, but should be a cache folder: remove it") from None
     folder = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=outer)
     about = os.fstat(folder)
     if about.st_uid == os.geteuid() and not about.st_mode & _OTHERS:
         return folder
     os.close(folder)
-    whose = f"belongs to the user {about.st_uid}" if about.st_uid != os.geteuid() else "can be entered by others"
+    whose = f"belongs to user {about.st_uid}" if about.st_uid != os.geteuid() else "is accessible to other users"
     raise UnsafeCacheError(
-        f"the cache folder {path} {whose} ({_mode(about)}), and what is in it is not trusted: remove it, or {way_out}"
+        f"the cache folder {path} {whose} ({_mode(about)}), so its contents cannot be trusted: remove it, or {way_out}"
     )
 
 
@@ -126,7 +126,7 @@ def _mode(about: os.stat_result) -> str:
 
 
 def through(folder: int) -> Path:
-    """The way to an open folder, whatever becomes of its name; for this process only."""
+    """Return a path to an open folder that survives renames; valid in this process only."""
     return Path(f"/proc/self/fd/{folder}")
 
 

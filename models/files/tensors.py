@@ -1,4 +1,4 @@
-"""The tensors of a network: their names in published directories, their shapes, and where our modules have them."""
+"""Lists a network's tensors: their published names, their shapes, and their names in our modules."""
 
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ class TensorPlace(NamedTuple):
 
 
 def tensor_places(config: ModelConfig) -> dict[str, TensorPlace]:
-    """Every tensor of a model by its published name, in the network's order."""
+    """Map the published name of every tensor of a model to its place, in the network's order."""
     layers, encoder, places = config.layers, config.layers.encoder, dict[str, TensorPlace]()
     for index, layer in enumerate(layers.convolutions):
         name = f"{encoder.convolution_name(index)}.conv"
@@ -30,7 +30,7 @@ def tensor_places(config: ModelConfig) -> dict[str, TensorPlace]:
 
 
 def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor of a model, in the network's order."""
+    """Map the published name of every tensor of a model to its shape, in the network's order."""
     return {name: place.shape for name, place in tensor_places(config).items()}
 
 

@@ -1,4 +1,4 @@
-"""The transformer of v5 sup models and the upsampling behind it, as a config describes them.
+"""Describes the transformer of v5 sup models and the upsampling after it, from a config.
 
 Dimensions: T time steps before upsampling.
 """
@@ -13,30 +13,30 @@ if TYPE_CHECKING:
     from torch import nn
 
 BLOCK_STEPS = 128
-"""Queries whose attention is computed at once."""
+"""Queries per attention block."""
 
 _ROTARY_BASE, _MAX_SEQ_LEN = 10_000.0, 2048
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Transformer(Encoder):
-    """The encoder of v5 sup models and the upsampling behind it.
+    """The transformer of v5 sup models and the upsampling after it.
 
     Attributes
     ----------
     depth, width, heads, hidden
         Layers; features; attention heads; features between the two linear layers of SwiGLU.
     alpha
-        Of DeepNorm: x -> RMSNorm(f(x) + alpha x).
+        DeepNorm's alpha: x -> RMSNorm(f(x) + alpha x).
     window
-        Steps back and ahead that a step attends to.
+        How many steps back and ahead each step attends to.
     rotary_base
-        Of the rotary embedding's angles t base^(-2 i / D).
+        Base of the rotary embedding's angles, t base^(-2 i / D).
     """
 
     kind = "transformer"
-    chunk_steps = 16  # dorado's chunks of transformers are multiples of so many steps
-    cpu_rows = 1  # and one wastes nothing where a batch is not full
+    chunk_steps = 16  # as in dorado
+    cpu_rows = 1  # a larger batch is no faster, and would waste work when it is not full
 
     depth: int
     width: int
@@ -50,16 +50,16 @@ class Transformer(Encoder):
 
     @classmethod
     def of_config(cls, stack: Table, upsample: Table, width: int, stride: int) -> "Transformer":
-        """As config.toml describes it, behind convolutions of `width` features and `stride` samples a step."""
+        """Read the transformer from config.toml; the convolutions give it `width` features every `stride` samples."""
         layer = stack["layer"]
         if upsample.get("type", "linearupsample") != "linearupsample" or whole(upsample, "d_model") != whole(
             layer, "d_model"
         ):
-            raise Unsupported(f"not a linearupsample of {layer['d_model']} features: {upsample}")
+            raise Unsupported(f"upsample must be a linearupsample with d_model = {layer['d_model']}: {upsample}")
         if width != layer["d_model"] or layer.get("type", "transformerencoderlayer") != "transformerencoderlayer":
-            raise Unsupported(f"a transformer layer that does not fit {width} features: {layer}")
+            raise Unsupported(f"layer must be a transformerencoderlayer with d_model = {width}: {layer}")
         if "theta" in layer and "rotary_base" in layer:
-            raise Unsupported("theta and rotary_base both stand in the transformer's layer: they are the same")
+            raise Unsupported("the transformer's layer has both theta and rotary_base; they mean the same, keep one")
         back, ahead = layer["attn_window"]
         found = cls(
             depth=whole(stack, "depth"),
@@ -73,9 +73,9 @@ class Transformer(Encoder):
             max_steps=whole(layer, "max_seq_len", _MAX_SEQ_LEN),
         )
         if found.rotary_base <= 0:
-            raise Unsupported(f"out of range: {found}")
+            raise Unsupported(f"rotary_base must be greater than 0: {found}")
         if width % (2 * found.heads):
-            raise Unsupported(f"{width} features do not divide into {found.heads} heads of even width")
+            raise Unsupported(f"{width} features cannot be split into {found.heads} heads of even width")
         if stride % found.upsampling:
             raise Unsupported(f"a stride of {stride} is not divisible by scale_factor = {found.upsampling}")
         return found
@@ -119,30 +119,30 @@ class Transformer(Encoder):
         return TransformerEncoder(self, rows)
 
     def tensor_bytes(self, steps: int, rows: int, item_bytes: int) -> int:
-        """With the convolutions' features and a layer's input, which live as long as the layer: attention.py."""
+        """Includes the convolutions' features and a layer's input, which live as long as the layer: attention.py."""
         features = rows * self.width * steps
-        half, full = features * item_bytes, features * FLOAT32_BYTES  # features in either type
-        as_float = full if item_bytes < FLOAT32_BYTES else 0  # a copy that is not made of what is float32 already
+        half, full = features * item_bytes, features * FLOAT32_BYTES  # features in either dtype
+        as_float = full if item_bytes < FLOAT32_BYTES else 0  # float32 needs no converted copy
         angles = 3 * steps * self.width // self.heads * FLOAT32_BYTES  # in double precision, their cosines and sines
-        rotation = 4 * half + as_float + 2 * full + angles  # qkv, q when turned; k in float32; halves turned and joined
-        distances = 2 * self._seen_pairs(steps) * INT64_BYTES  # a block's, and those of the one before
-        # qkv; q and k turned; what was attended to; then this joined and the layer's output, or before the distances.
+        rotation = 4 * half + as_float + 2 * full + angles  # qkv, rotated q; k in float32; halves rotated and joined
+        distances = 2 * self._seen_pairs(steps) * INT64_BYTES  # this block's and the previous block's
+        # qkv, rotated q and k, attention output; then either this joined plus the layer's output, or the distances.
         attention = 6 * half + max(2 * half, half + distances)
-        hidden = 3 * rows * self.hidden * steps * item_bytes  # fc1's two halves, and the gate's: the product overwrites
-        norm = 2 * half + as_float + 3 * full  # what is added; sum, its square, the quotient
-        upsampled = (1 + 3 * self.upsampling) * half  # with the parts, all rows, and these with time first
+        hidden = 3 * rows * self.hidden * steps * item_bytes  # fc1's two halves and the gate; the product is in place
+        norm = 2 * half + as_float + 3 * full  # the two inputs; their sum, its square, the quotient
+        upsampled = (1 + 3 * self.upsampling) * half  # the parts, all rows joined, and these with time first
         return 2 * half + max(rotation, attention, hidden + 2 * half, norm, upsampled)
 
     def workspace_bytes(self, steps: int) -> int:
-        """Scores of a block of steps, where no fused kernel takes a mask."""
+        """Attention scores of one block, in case no fused kernel accepts a mask."""
         return 3 * self.heads * self._seen_pairs(steps) * FLOAT32_BYTES
 
     def _seen_pairs(self, steps: int) -> int:
-        """Pairs of a step and one that it may attend to, of a block of steps."""
+        """Return how many query-key pairs a block has."""
         return min(steps, BLOCK_STEPS) * min(steps, BLOCK_STEPS + sum(self.window))
 
     def operations(self) -> int:
-        """Of each layer: attention's projections, its products with keys and values, SwiGLU; then the upsampling."""
+        """Per layer: attention's projections, its products with keys and values, SwiGLU; then the upsampling."""
         seen = sum(self.window) + 1
         attention = 4 * self.width**2 + 2 * self.width * seen
         return self.depth * 2 * (attention + 3 * self.width * self.hidden) + 2 * self.upsampling * self.width**2

@@ -1,1 +1,1 @@
-"""R10.4.1 signal from sequence: the pore's levels, the noise, the flow cell, the files."""
+"""Simulates R10.4.1 signal from sequence: the pore's levels, noise, the flow cell, and output files."""

@@ -1,4 +1,4 @@
-"""The flow cell: which channel takes which read, and when; why reads end; how current becomes counts.
+"""Simulates the flow cell: which channel takes which read and when, why reads end, and how current becomes counts.
 
 Dimensions: S samples.
 """
@@ -11,7 +11,7 @@ import numpy.typing as npt
 from pod5 import EndReasonEnum
 
 CHANNELS, WELLS = 512, 4
-"""Of a MinION flow cell."""
+"""Channels, and wells per channel, of a MinION flow cell."""
 
 ADC_MIN, ADC_MAX = -4096, 4095
 PA_PER_ADC = 0.1755
@@ -31,7 +31,7 @@ _CHANGES_MUX = {EndReasonEnum.UNBLOCK_MUX_CHANGE, EndReasonEnum.MUX_CHANGE}
 
 
 def draw_end_reason(rng: np.random.Generator) -> EndReasonEnum:
-    """Most reads end by themselves; a few are thrown out or end as the channel goes to another well."""
+    """Draw why a read ends: most end normally; a few are ejected, or the channel switches to another well."""
     reasons = list(_END_REASONS)
     return reasons[int(rng.choice(len(reasons), p=list(_END_REASONS.values())))]
 
@@ -43,15 +43,15 @@ class Place:
     Attributes
     ----------
     channel, well
-        From 1 on.
+        Numbered from 1.
     read_number
-        Ascending on a channel, with gaps: the instrument counts more than it keeps.
+        Ascending on each channel, with gaps, because the instrument counts reads that it does not keep.
     start_sample
-        Samples since the run's start.
+        Samples since the start of the run.
     offset_adc
         The channel's calibration: pA = (ADC + offset) * `PA_PER_ADC`.
     open_pore_pa
-        Current of the open pore before the read.
+        Open-pore current before the read.
     """
 
     channel: int
@@ -71,14 +71,14 @@ class _Channel:
 
 
 class FlowCell:
-    """Channels that take one read after another; the next read goes to the one that is free first.
+    """Channels that take one read after another; the next read goes to the channel that is free first.
 
     Parameters
     ----------
     channels
         How many of the `CHANNELS` take reads.
     sample_rate_hz
-        Samples a second.
+        Samples per second.
     rng
         Source of gaps, wells and calibrations.
     """
@@ -86,14 +86,14 @@ class FlowCell:
     def __init__(self, channels: int, sample_rate_hz: int, rng: np.random.Generator) -> None:
         self._sample_rate_hz = sample_rate_hz
         self._rng = rng
-        self._free: list[tuple[int, int, _Channel]] = []  # when, channel number (so that no channels are compared)
+        self._free: list[tuple[int, int, _Channel]] = []  # when, channel number (a tie-breaker), channel
         for number in rng.permutation(CHANNELS)[:channels] + 1:
             offset_adc = int(rng.integers(-_MAX_OFFSET_ADC, _MAX_OFFSET_ADC + 1))
             channel = _Channel(number=int(number), well=int(rng.integers(1, WELLS + 1)), offset_adc=offset_adc)
             heapq.heappush(self._free, (self._gap(), channel.number, channel))
 
     def place(self, samples: int, end_reason: EndReasonEnum) -> Place:
-        """Give a read of so many samples its place. Places come in the order of their start."""
+        """Assign a place to a read of this many samples. Places are in order of start time."""
         start, number, channel = heapq.heappop(self._free)
         channel.read_number += int(self._rng.integers(1, 4))
         open_pore_pa = float(self._rng.normal(205, 8))
@@ -117,7 +117,7 @@ class FlowCell:
 
 
 def digitise(current_pa_S: npt.NDArray[np.float32], offset_adc: int) -> npt.NDArray[np.int16]:
-    """Current in pA to the ADC's counts, clipped to its range; int16."""
+    """Convert current in pA to ADC counts, clipped to the ADC's range; int16."""
     counts_S = current_pa_S * np.float32(1 / PA_PER_ADC)
     counts_S -= np.float32(offset_adc)
     np.clip(np.rint(counts_S, out=counts_S), ADC_MIN, ADC_MAX, out=counts_S)

@@ -1,28 +1,28 @@
-"""How fast strands go through the pore, how much noise is on their signal, and what its units are in pA.
+"""Constants for strand speed, signal noise, and the conversion of table units to pA.
 
-The constants were fitted to 22 real R10.4.1 reads (LSK114, 4 kHz), force-aligned to the levels of `pore.PoreModel`.
-They stand apart from what uses them, so that the command can name them without importing torch and numba.
+They were fitted to 22 real R10.4.1 reads (LSK114, 4 kHz), force-aligned to the levels of `pore.PoreModel`. They have
+their own module so that the command line can use them without importing torch and numba.
 """
 
 from dataclasses import dataclass, replace
 
 PA_PER_UNIT, PA_PER_UNIT_SD = 22.5, 0.7
 PA_AT_ZERO, PA_AT_ZERO_SD = 97.5, 3.5
-"""pA = PA_PER_UNIT * table units + PA_AT_ZERO: means over real reads, and how much reads differ (sd)."""
+"""pA = PA_PER_UNIT * table units + PA_AT_ZERO: means over real reads, and standard deviations between reads."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SignalNoise:
-    """All that is random in a signal. Table units are of about 22.5 pA.
+    """Everything random in a signal. A table unit is about 22.5 pA.
 
     Attributes
     ----------
     speed_bases_per_s
-        Mean speed of reads, in bases a second.
+        Mean speed of reads, in bases per second.
     speed_sd
-        Its standard deviation between reads, relative; a read's speed stays within 25% of the mean.
+        Relative standard deviation of the speed between reads; each stays within 25% of the mean.
     dwell_log_sd
-        Standard deviation of the log of a base's time around what the pore model predicts.
+        Standard deviation of a base's log dwell time around the pore model's prediction.
     stall_share, stall_mean_s
         Share of bases at which the strand stalls, and the mean of the (exponential) extra time in seconds.
     event_sd_units
@@ -65,7 +65,7 @@ class SignalNoise:
     spike_units: float = 10.0
 
     def scaled(self, factor: float) -> "SignalNoise":
-        """The same with `factor` times the noise of the current; times and drift stay."""
+        """Return a copy with `factor` times the current noise; times and drift are unchanged."""
         return replace(
             self,
             event_sd_units=self.event_sd_units * factor,

@@ -1,10 +1,10 @@
-"""What a pore shows for a sequence: level, spread and dwell of every base, from its neighbours.
+"""The pore model: predicts each base's current level, spread and dwell from its neighbours.
 
-A table of 9-mer means gives the level in coarse; a small network adds what it misses, from 12 bases before and 10 after
-the one that arrives, and tells the spread of the current and how long the base stays.
+A table of 9-mer means gives a rough level. A small network corrects it, looking at 12 bases before and 10 after the
+arriving base, and also predicts the spread of the current and the dwell.
 
 Dimensions: B bases, K 9-mers (4**9), I inputs and O outputs of a layer, H width of the first layer, P places of
-neighbours, G groups of them, W rows of the table that is looked up.
+neighbours, G groups of them, W rows of the lookup table.
 """
 
 from collections.abc import Sequence
@@ -22,17 +22,17 @@ Layer = tuple[F32, F32]
 
 KMER_LEN = 9
 KMER_LEFT = 6
-"""Bases of the 9-mer before the one that arrives with it."""
+"""Bases of the 9-mer before the arriving base."""
 
 _SHIPPED = Path(__file__).with_name("r10.4.1_400bps.npz")
-_GROUP = 4  # neighbours whose share in the first layer is looked up together: 4**4 rows
+_GROUP = 4  # neighbours whose contribution to the first layer is looked up together: 4**4 rows
 _BLOCK_BASES = 2048
 _INT16_MAX = 32767
 
 
 @dataclass(frozen=True, slots=True)
 class Levels:
-    """What the pore shows while each base is the newest in it.
+    """The pore's signal while each base is the newest in it.
 
     Attributes
     ----------
@@ -41,7 +41,7 @@ class Levels:
     log_sd_B
         Natural log of the current's standard deviation within the base, in table units, (B,) float32.
     log_dwell_B
-        Natural log of the time that the base stays, up to a constant of the whole read, (B,) float32.
+        Natural log of the base's dwell time, up to a constant for the whole read, (B,) float32.
     """
 
     mean_B: F32
@@ -50,7 +50,7 @@ class Levels:
 
 
 class PoreModel:
-    """Levels of a sequence.
+    """Predicts the levels of a sequence.
 
     Parameters
     ----------
@@ -66,12 +66,12 @@ class PoreModel:
     Raises
     ------
     ValueError
-        If shapes do not fit together.
+        The shapes do not fit together.
 
     Notes
     -----
-    The first layer's weights are summed beforehand for every combination of four neighbouring bases, so that it costs
-    six look-ups a base instead of 93 columns.
+    The first layer's weights are summed in advance for every combination of four neighbouring bases, so that it costs
+    six lookups per base instead of 93 columns.
     """
 
     left = 12
@@ -79,15 +79,15 @@ class PoreModel:
 
     def __init__(self, kmer_means_K: F32, layers: Sequence[Layer]) -> None:
         if kmer_means_K.shape != (4**KMER_LEN,):
-            raise ValueError(f"kmer_means_K must have {4**KMER_LEN} values, not the shape {kmer_means_K.shape}")
+            raise ValueError(f"kmer_means_K must have shape ({4**KMER_LEN},), not {kmer_means_K.shape}")
         places = self.left + 1 + self.right
         widths = [4 * places + 1]
         for weight_OI, bias_O in layers:
             if weight_OI.shape != (bias_O.size, widths[-1]):
-                raise ValueError(f"weights must have the shape {(bias_O.size, widths[-1])}, not {weight_OI.shape}")
+                raise ValueError(f"weights must have shape {(bias_O.size, widths[-1])}, not {weight_OI.shape}")
             widths.append(bias_O.size)
         if len(widths) != 4 or widths[-1] != 3:
-            raise ValueError(f"three layers with 3 outputs at the end are needed, not outputs of {widths[1:]}")
+            raise ValueError(f"there must be three layers, the last with 3 outputs, not layers of {widths[1:]} outputs")
         self.kmer_means_K = kmer_means_K.astype(np.float32)
         self.layers = [
             (weight_OI.astype(np.float32, order="C"), bias_O.astype(np.float32)) for weight_OI, bias_O in layers
@@ -102,14 +102,14 @@ class PoreModel:
 
     @classmethod
     def load(cls, path: Path | None = None) -> "PoreModel":
-        """Read a file that `save` wrote; None: the one that ships, for R10.4.1 DNA at 400 bases/s.
+        """Read a file that `save` wrote; None means the bundled model, for R10.4.1 DNA at 400 bases/s.
 
         Raises
         ------
         OSError
             The file cannot be read.
         ValueError
-            It is not such a file.
+            The file is not a pore model.
         """
         path = _SHIPPED if path is None else path
         try:
@@ -123,7 +123,7 @@ class PoreModel:
     def save(self, path: Path) -> None:
         """Write a compressed .npz: means as int16 in steps of at most 0.0002 units, weights as float16.
 
-        What is loaded again gives levels within a few thousandths of these.
+        Levels from the saved model are within a few thousandths of the original.
         """
         step = np.float32(np.abs(self.kmer_means_K).max() / _INT16_MAX)
         arrays: dict[str, npt.NDArray[np.generic]] = {
@@ -132,11 +132,11 @@ class PoreModel:
         }
         for i, (weight_OI, bias_O) in enumerate(self.layers):
             arrays |= {f"weight{i}_OI": weight_OI.astype(np.float16), f"bias{i}_O": bias_O.astype(np.float16)}
-        with path.open("wb") as file:  # given a name, numpy would add .npz to it
+        with path.open("wb") as file:  # given a path, numpy would append .npz
             np.savez_compressed(file, allow_pickle=False, **arrays)
 
     def levels(self, bases_B: npt.NDArray[np.uint8]) -> Levels:
-        """Levels of ``bases_B[left : len(bases_B) - right]``; the ends are only seen as neighbours.
+        """Predict the levels of ``bases_B[left : len(bases_B) - right]``; the bases at the ends are only context.
 
         Parameters
         ----------
@@ -146,11 +146,11 @@ class PoreModel:
         Raises
         ------
         ValueError
-            If there are fewer than left + right + 1 bases.
+            There are fewer than left + right + 1 bases.
         """
         count = bases_B.size - self.left - self.right
         if count < 1:
-            raise ValueError(f"{bases_B.size} bases are too few: {self.left + self.right + 1} are needed for one level")
+            raise ValueError(f"{bases_B.size} bases are too few: one level needs {self.left + self.right + 1}")
         out_3B = np.empty((3, count), np.float32)
         for first in range(0, count, _BLOCK_BASES):
             size = min(_BLOCK_BASES, count - first)
@@ -174,7 +174,8 @@ class PoreModel:
 
 
 def _summed_groups(weight_PBH: F32) -> list[F32]:
-    """For each four places (the last may be fewer) the sums of their weights, (4**places, H), first place highest."""
+    """For each four places (fewer at the end), sum the weights of every combination: (4**places, H), first place
+    highest."""
     tables = []
     for at in range(0, len(weight_PBH), _GROUP):
         table_WH = np.zeros((1, weight_PBH.shape[2]), np.float32)
@@ -185,7 +186,7 @@ def _summed_groups(weight_PBH: F32) -> list[F32]:
 
 
 def kmer_index(bases_B: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
-    """Where `kmer_means_K` has the 9-mers of the bases that have levels: ``bases_B[left : len(bases_B) - right]``.
+    """Return the index in `kmer_means_K` of the 9-mer of each base in ``bases_B[left : len(bases_B) - right]``.
 
     Parameters
     ----------
@@ -202,7 +203,7 @@ def kmer_index(bases_B: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
 
 
 def _index(bases_B: npt.NDArray[np.integer], at: int, width: int, count: int) -> npt.NDArray[np.int64]:
-    """For each of `count` bases the number that the `width` bases from `at` on spell, in base 4."""
+    """For each of `count` bases, return the number that the `width` bases starting at `at` spell in base 4."""
     index_B = np.zeros(count, np.int64)
     for place in range(at, at + width):
         index_B = 4 * index_B + bases_B[place : place + count]

@@ -1,4 +1,4 @@
-"""The reference that reads come from: FASTA in, windows out.
+"""Reads the reference FASTA and draws windows for reads from it.
 
 Dimensions: B bases.
 """
@@ -20,12 +20,12 @@ _IUPAC = b"ACGTUNRYSWKMBDHVacgtunryswkmbdhv-*"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Window:
-    """A stretch of a contig, as a strand of it goes through the pore.
+    """A stretch of a contig whose strand goes through the pore.
 
     Attributes
     ----------
     contig, start, end
-        Where: 0-based, half open, on the forward strand.
+        Position: 0-based, half-open, on the forward strand.
     strand
         "+" or "-".
     bases_B
@@ -40,26 +40,26 @@ class Window:
 
 
 class Reference:
-    """Contigs, and windows drawn from them.
+    """Contigs to draw windows from.
 
     Parameters
     ----------
     contigs
-        Sequences by name, encoded.
+        Encoded sequences by name.
     min_length
-        Shorter contigs give no windows.
+        Shorter contigs are ignored.
 
     Raises
     ------
     ValueError
-        If no contig is long enough.
+        No contig is long enough.
     """
 
     def __init__(self, contigs: dict[str, Bases], min_length: int) -> None:
         self._contigs = [(name, bases_B) for name, bases_B in contigs.items() if bases_B.size >= min_length]
         if not self._contigs:
             longest = max((bases_B.size for bases_B in contigs.values()), default=0)
-            raise ValueError(f"no sequence has the {min_length} bases of the shortest read: the longest has {longest}")
+            raise ValueError(f"the longest sequence has {longest} bases, but the shortest read has {min_length}")
         self._ends = np.cumsum([bases_B.size for _, bases_B in self._contigs])
 
     @classmethod
@@ -71,7 +71,7 @@ class Reference:
         OSError
             The file cannot be read.
         ValueError
-            It is not FASTA, has no sequence, or none that is long enough.
+            The file is not FASTA, or no sequence is long enough.
         """
         contigs = _read_fasta(path)
         try:
@@ -81,14 +81,14 @@ class Reference:
 
     @property
     def bases(self) -> int:
-        """Bases of all contigs that give windows."""
+        """Bases of all contigs that windows are drawn from."""
         return int(self._ends[-1])
 
     def draw(self, length: int, strand: str, rng: np.random.Generator) -> Window:
-        """A window of that length, or of the whole contig if it is shorter, on strand "+" or "-".
+        """Draw a window of this length (or the whole contig, if that is shorter) on strand "+" or "-".
 
-        Contigs are drawn in proportion to their lengths. Windows with unknown bases are drawn again; where a hundred
-        tries find no other, the unknown bases become random ones.
+        Contigs are drawn in proportion to their lengths. A window with unknown bases is drawn again; after a hundred
+        tries, the unknown bases are replaced by random ones.
         """
         for _ in range(_TRIES):
             name, contig_B = self._contigs[int(np.searchsorted(self._ends, rng.integers(self._ends[-1]), side="right"))]
@@ -110,24 +110,24 @@ class Reference:
 
 
 def _read_fasta(path: Path) -> dict[str, Bases]:
-    """Sequences by the first word of their headers, encoded."""
+    """Read encoded sequences, keyed by the first word of their headers."""
     text = path.read_bytes()
     if text.startswith(_GZIP_MAGIC):
         try:
             text = gzip.decompress(text)
         except (EOFError, OSError, zlib.error) as error:
-            raise ValueError(f"{path} is damaged gzip: {error}; fetch it again") from error
+            raise ValueError(f"{path}: damaged gzip file ({error}); download it again") from error
     if not text.startswith(b">"):
-        found = f"it begins with {text[:1]!r}" if text else "it is empty"
-        raise ValueError(f"{path} is not FASTA: {found}; a file with '>name' lines is needed, plain or gzipped")
+        found = f"it starts with {text[:1]!r}" if text else "it is empty"
+        raise ValueError(f"{path} is not FASTA: {found}; give a file with '>name' lines, plain or gzipped")
     contigs: dict[str, Bases] = {}
     for number, record in enumerate(text[1:].split(b"\n>"), 1):
         header, _, body = record.partition(b"\n")
         name = next(iter(header.decode("utf-8", "replace").split()), "")
         if not name or name in contigs:
-            raise ValueError(f"{path}: sequence {number} has {'the name of another' if name else 'no name'}: {name!r}")
+            raise ValueError(f"{path}: sequence {number} has {'a duplicate name' if name else 'no name'}: {name!r}")
         letters = body.translate(None, _WHITESPACE)
         if strange := letters.translate(None, _IUPAC):
-            raise ValueError(f"{path}: {name} has {strange[:1]!r}, which is no code of a nucleotide; is it a protein?")
+            raise ValueError(f"{path}: {name} has {strange[:1]!r}, which is not a nucleotide code; is this a protein?")
         contigs[name] = encode(letters)
     return contigs

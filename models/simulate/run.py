@@ -1,4 +1,4 @@
-"""A whole run: windows planned one after another, reads simulated on all cores, handed out in their order."""
+"""Simulates a whole run: plans windows one by one, simulates reads on all cores, and yields them in order."""
 
 import math
 from collections import deque
@@ -15,24 +15,23 @@ from porestream.models.simulate.reference import Reference, Window
 from porestream.models.simulate.simulated_reads import ReadSettings, SimulatedRead, simulate_read
 
 MIN_LENGTH = 200
-"""Shortest read in bases."""
+"""Shortest read, in bases."""
 
 STRANDS = {"both": "+-", "forward": "+", "reverse": "-"}
 
-_PLAN, _FLOW_CELL, _READ = range(3)  # streams of random numbers that follow from one seed
+_PLAN, _FLOW_CELL, _READ = range(3)  # separate random streams from one seed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """Which reads to make.
+    """Which reads to simulate.
 
     Attributes
     ----------
     reads, coverage
-        How many: one of them. Coverage is in bases of reads for each base of the reference.
+        How many reads to simulate; exactly one is set. Coverage is read bases per reference base.
     length_mean, length_sd
-        Of a gamma distribution of lengths, in bases; shorter ones than `MIN_LENGTH` become that long, longer ones than
-        their contig as long as that.
+        Gamma distribution of lengths, in bases; lengths are clipped to between `MIN_LENGTH` and the contig's length.
     strand
         One of `STRANDS`.
     """
@@ -44,24 +43,24 @@ class Plan:
     strand: str
 
     def target_bases(self, reference: Reference) -> float:
-        """Bases of reads that are enough; infinite where the number of reads decides."""
+        """Return how many bases of reads to simulate; infinite if the number of reads is given instead."""
         return math.inf if self.coverage is None else self.coverage * reference.bases
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """What a run consists of, but for the reference: with that, all of it follows from the seed.
+    """Everything that defines a run except the reference; a run is reproducible from these two.
 
     Attributes
     ----------
     plan
-        Which reads.
+        Which reads to simulate.
     settings
-        What they are like.
+        Settings that all reads share.
     channels
         How many channels take reads at the same time.
     seed
-        Not negative.
+        0 or more.
     """
 
     plan: Plan
@@ -71,10 +70,10 @@ class Run:
 
 
 def simulate_run(run: Run, reference: Reference, threads: int) -> Generator[tuple[SimulatedRead, Place], None, None]:
-    """Reads with their places on the flow cell, in the order of their start.
+    """Yield reads with their places on the flow cell, in order of start time.
 
-    At most twice as many reads as threads are in memory. Each read has random numbers of its own, so nothing depends on
-    the number of threads.
+    At most two reads per thread are in memory. Each read has its own random numbers, so the number of threads makes no
+    difference.
     """
     pore = PoreModel.load()
     cell = FlowCell(run.channels, run.settings.sample_rate_hz, np.random.default_rng([run.seed, _FLOW_CELL]))
@@ -100,7 +99,7 @@ def simulate_run(run: Run, reference: Reference, threads: int) -> Generator[tupl
 
 
 def plan_reads(reference: Reference, plan: Plan, seed: int) -> Iterator[tuple[Window, EndReasonEnum]]:
-    """Draw places on the reference, and how reads end, until there are enough."""
+    """Draw windows of the reference, and why reads end, until there are enough reads."""
     rng = np.random.default_rng([seed, _PLAN])
     strands = STRANDS[plan.strand]
     reads, bases = 0, 0

@@ -1,4 +1,4 @@
-"""Sequences to simulate: encoded, or made up.
+"""Encodes sequences for simulation, and makes up random ones.
 
 Dimensions: B bases.
 """
@@ -9,7 +9,7 @@ import numpy.typing as npt
 Bases = npt.NDArray[np.uint8]
 
 UNKNOWN = 4
-"""Code of whatever is not A, C, G, T or U: to be replaced before it reaches a pore."""
+"""Code of anything other than A, C, G, T or U; must be replaced before simulation."""
 
 _CODES = np.full(256, UNKNOWN, np.uint8)
 for _code, _letters in enumerate((b"Aa", b"Cc", b"Gg", b"TtUu")):
@@ -17,26 +17,26 @@ for _code, _letters in enumerate((b"Aa", b"Cc", b"Gg", b"TtUu")):
 
 
 def encode(sequence: str | bytes) -> Bases:
-    """Letters to 0-3 for A, C, G and T or U, of either case, and `UNKNOWN` for everything else; uint8."""
+    """Encode letters of either case: 0-3 for A, C, G and T or U, `UNKNOWN` for anything else; uint8."""
     letters = sequence.encode("ascii", "replace") if isinstance(sequence, str) else sequence
     return _CODES[np.frombuffer(letters, np.uint8)]
 
 
 def decode(bases_B: Bases) -> str:
-    """The inverse of `encode`; N for what was not known."""
+    """Invert `encode`; unknown bases become N."""
     return np.frombuffer(b"ACGTN", np.uint8)[bases_B].tobytes().decode()
 
 
 def reverse_complement(bases_B: Bases) -> Bases:
-    """The other strand, 5' to 3'; what is unknown stays so."""
+    """Return the other strand, 5' to 3'; unknown bases stay unknown."""
     return np.where(bases_B < UNKNOWN, 3 - bases_B, UNKNOWN)[::-1].astype(np.uint8)
 
 
 def random_bases(count: int, rng: np.random.Generator) -> Bases:
-    """A made-up sequence of 0-3: bases of one GC content (30-65%), with homopolymers and tandem repeats among them.
+    """Make up a sequence of 0-3 with a random GC content (30-65%), homopolymers and tandem repeats.
 
     For every thousand bases drawn there are 6 homopolymers of 3-14 bases and 1.5 repeats of 3-9 units of 2-6 bases:
-    more than chance makes, for they are what basecallers find hard.
+    more than by chance, because basecallers find these hard.
     """
     gc = rng.uniform(0.30, 0.65)
     drawn_B = rng.choice(4, count, p=[(1 - gc) / 2, gc / 2, gc / 2, (1 - gc) / 2]).astype(np.uint8)

@@ -1,6 +1,6 @@
-"""A sequence's signal: how long each base stays, what the pore shows of it, and the noise on top.
+"""Simulates a sequence's signal: each base's dwell and level, with noise on top.
 
-How much of each there is, is in `noise`.
+The amounts are in `noise`.
 
 Dimensions: B bases, S samples.
 """
@@ -22,39 +22,39 @@ F64 = npt.NDArray[np.float64]
 _MIN_SPEED, _MAX_SPEED = 0.75, 1.25  # a read's speed relative to the mean: 300-500 bases/s at 400
 _MIN_DWELL_SAMPLES = 0.3
 _MAX_DWELL_S = 1.0
-_OUTLIER_SHARE, _OUTLIER_FACTOR = 0.02, 3.0  # samples whose noise is larger
+_OUTLIER_SHARE, _OUTLIER_FACTOR = 0.02, 3.0  # samples with larger noise
 
 
 def simulate_signal(
     bases_B: npt.NDArray[np.uint8], pore: PoreModel, rng: np.random.Generator, noise: SignalNoise, sample_rate_hz: float
 ) -> tuple[F32, F64]:
-    """The signal of ``bases_B[pore.left : len(bases_B) - pore.right]`` going through the pore, first base first.
+    """Simulate the signal of ``bases_B[pore.left : len(bases_B) - pore.right]``, first base first.
 
     Parameters
     ----------
     bases_B
         0-3 for A, C, G, T, (B,) uint8.
     pore
-        Levels of the sequence.
+        Predicts the levels.
     rng
-        Source of all that is random: the same state gives the same signal.
+        Source of all randomness: the same state gives the same signal.
     noise
-        What is random, and how much.
+        Amounts of noise.
     sample_rate_hz
-        Samples a second.
+        Samples per second.
 
     Returns
     -------
     current_S : ndarray of float32
         Current in table units.
     starts_B : ndarray of float64
-        When each of those bases arrives, in samples from the start: fractions count, and some bases are shorter than a
-        sample. The first is 0.
+        When each base arrives, in samples from the start; not rounded, because some bases are shorter than a sample.
+        The first is 0.
 
     Raises
     ------
     ValueError
-        If there are fewer than left + right + 1 bases.
+        There are fewer than left + right + 1 bases.
     """
     levels = pore.levels(bases_B)
     count = levels.mean_B.size
@@ -101,7 +101,7 @@ def simulate_signal(
 
 
 def to_picoampere(current_S: F32, rng: np.random.Generator) -> F32:
-    """Table units to pA, with a gain and an offset of this read's own; float32."""
+    """Convert table units to pA, with a random gain and offset for this read; float32."""
     gain = PA_PER_UNIT + PA_PER_UNIT_SD * rng.standard_normal()
     offset = PA_AT_ZERO + PA_AT_ZERO_SD * rng.standard_normal()
     return current_S * np.float32(gain) + np.float32(offset)
@@ -122,10 +122,9 @@ def _emit(
     slope: float,
     current_S: F32,
 ) -> None:
-    """A sample is the time-weighted mean of the levels within it; its noise is that of the last base in it.
+    """Write each sample as the time-weighted mean of the levels within it, plus the noise of the last base in it.
 
-    `white_S`, `coloured_S` and `wander_S` are standard normal draws; the first holds all of the samples' noise
-    afterwards.
+    `white_S`, `coloured_S` and `wander_S` are standard normal draws; `white_S` is overwritten with the samples' noise.
     """
     white, coloured, kick = np.sqrt(1 - share), np.sqrt(share), np.sqrt(1 - correlation * correlation)
     last = coloured_S[0]

@@ -1,7 +1,7 @@
-"""One read: what goes through the pore, from the open pore to the adapter's tail, and its current in pA.
+"""Simulates one read, from the open pore to the adapter's tail, as current in pA.
 
-Lengths and levels of the leader are like those at the beginnings of some thirty real R10.4.1 reads. Most of those begin
-on the leader's plateau; half of the simulated ones begin with the open pore, so that its trimming has work to do.
+Lengths and levels of the leader follow about thirty real R10.4.1 reads. Most of those start on the leader's plateau;
+half of the simulated reads start with the open pore, so that trimming has something to do.
 
 Dimensions: B bases, S samples.
 """
@@ -23,9 +23,9 @@ F32 = npt.NDArray[np.float32]
 
 ADAPTER_B = encode("TTTTTTTTCCTGTACTTCGTTCAGTTACGTATTGCT")
 TAIL_B = encode("GCAATACGTAACTGAACGAAGT")
-"""The ligation kit's adapter (LSK114): its top strand comes before the read, its bottom strand after a complete one."""
+"""The ligation kit's adapter (LSK114): its top strand precedes every read, its bottom strand follows complete reads."""
 
-_TAIL_SHARE = 0.7  # of the reads that end by themselves
+_TAIL_SHARE = 0.7  # of the reads that end normally
 _OPEN_PORE_SHARE = 0.5
 _OPEN_PORE_S, _OPEN_PORE_UNITS, _OPEN_PORE_SD_UNITS = 0.04, 4.8, 0.3
 _PLATEAU_S, _PLATEAU_UNITS, _PLATEAU_SD_UNITS = 0.025, 0.75, 0.1
@@ -35,14 +35,14 @@ _LEADER_NOISE_UNITS = 0.1
 
 @dataclass(frozen=True, slots=True)
 class ReadSettings:
-    """What all reads of a run share.
+    """Settings that all reads of a run share.
 
     Attributes
     ----------
     noise
         Speed and noise.
     sample_rate_hz
-        Samples a second.
+        Samples per second.
     adapters
         Whether reads have a leader and adapters.
     """
@@ -65,11 +65,11 @@ class SimulatedRead:
     current_pa_S
         The whole signal, (S,) float32.
     first_samples_B
-        The sample in which each base of the window arrives, (B,) int64, ascending; short bases share one.
+        The sample at which each base of the window arrives, (B,) int64, ascending; very short bases share a sample.
     end_sample
         The first sample after the window's last base.
     end_reason
-        Why it ended.
+        Why the read ended.
     """
 
     read_id: UUID
@@ -83,7 +83,7 @@ class SimulatedRead:
 def simulate_read(
     window: Window, end_reason: EndReasonEnum, pore: PoreModel, settings: ReadSettings, rng: np.random.Generator
 ) -> SimulatedRead:
-    """Everything random comes from `rng`, so that a read does not depend on which thread makes it, and when."""
+    """Simulate a read. All randomness comes from `rng`, so it does not matter which thread runs this, or when."""
     read_id = UUID(bytes=rng.bytes(16), version=4)
     adapter_B, tail_B = ADAPTER_B[:0], TAIL_B[:0]
     leader_S = np.empty(0, np.float32)
@@ -108,7 +108,7 @@ def simulate_read(
 
 
 def _leader(settings: ReadSettings, rng: np.random.Generator) -> F32:
-    """Open pore (in some reads), then the plateau of the leader that waits in the pore; table units, float32."""
+    """Simulate the open pore (in some reads) and the plateau of the leader in the pore; table units, float32."""
     parts = [(_PLATEAU_S, rng.normal(_PLATEAU_UNITS, _PLATEAU_SD_UNITS))]
     if rng.random() < _OPEN_PORE_SHARE:
         parts.insert(0, (_OPEN_PORE_S, rng.normal(_OPEN_PORE_UNITS, _OPEN_PORE_SD_UNITS)))

@@ -1,4 +1,4 @@
-"""A simulated run on disk: POD5, and a table of the truth beside it."""
+"""Writes a simulated run to disk: a POD5, and a table with the truth."""
 
 import tempfile
 import uuid
@@ -32,13 +32,13 @@ TRUTH_COLUMNS = (
     "end_reason",
 )
 
-_BEGAN = datetime(2025, 1, 1, tzinfo=UTC)  # one moment for all runs: the seed alone makes the difference
+_BEGAN = datetime(2025, 1, 1, tzinfo=UTC)  # the same for all runs, so that only the seed makes a difference
 _FLOW_CELL, _KIT, _SPEED = "FLO-MIN114", "SQK-LSK114", "400"
 _PROTOCOL = f"sequencing/sequencing_MIN114_DNA_e8_2_400K:{_FLOW_CELL}:{_KIT}:{_SPEED}"
 
 
 def run_info(seed: int, sample_rate_hz: int, sample_id: str) -> pod5.RunInfo:
-    """What an R10.4.1 run on a MinION says of itself; the run id follows from the seed and the sample."""
+    """Make the metadata of an R10.4.1 run on a MinION; the run ID is derived from the seed and the sample ID."""
     rng = np.random.default_rng([seed, *sample_id.encode()])
     run_id, protocol_run_id = rng.bytes(20).hex(), str(uuid.UUID(bytes=rng.bytes(16), version=4))
     software = f"porestream simulate {version('porestream')}"
@@ -72,21 +72,21 @@ def run_info(seed: int, sample_rate_hz: int, sample_id: str) -> pod5.RunInfo:
 
 
 class RunWriter:
-    """Writes reads as they come, out of sight; leaving the context without an error puts the files in their places.
+    """Writes reads to temporary files as they arrive; the files get their names if the context ends without an error.
 
     Parameters
     ----------
     pod5_path, truth_path
-        What is to be written. Older files of these names are replaced, but not before the new ones are complete.
+        Files to write. Existing files are replaced only once the new ones are complete.
     run
         The run that all reads belong to.
     boundaries
-        Whether the truth gets a last column, with the first sample of every base.
+        Whether the truth table gets an extra last column with the first sample of every base.
 
     Raises
     ------
     OSError
-        If a file cannot be written; the message names it. So do `add` and the context's end.
+        A file cannot be written; the message names it. `add` and the end of the context raise this too.
     """
 
     def __init__(self, pod5_path: Path, truth_path: Path, run: pod5.RunInfo, boundaries: bool) -> None:
@@ -94,12 +94,12 @@ class RunWriter:
         self._boundaries = boundaries
         self._pod5_path, self._truth_path = pod5_path, truth_path
         with ExitStack() as stack:
-            # pod5 keeps files of its own beside the one that it writes, and leaves them there when it fails
+            # pod5 makes temporary files next to its output, and leaves them there if it fails
             folder = tempfile.TemporaryDirectory(prefix=f".{pod5_path.name}.", dir=pod5_path.parent)
             self._unfinished_pod5 = Path(stack.enter_context(folder)) / pod5_path.name
             self._unfinished_truth = truth_path.with_name(f".{truth_path.name}.part")
             stack.callback(self._unfinished_truth.unlink, missing_ok=True)
-            self._unfinished_truth.unlink(missing_ok=True)  # it may be a link that somebody else has put there
+            self._unfinished_truth.unlink(missing_ok=True)  # somebody else may have planted a link there
             self._truth = stack.enter_context(self._unfinished_truth.open("x"))
             with self._own_errors():
                 self._pod5 = pod5.Writer(self._unfinished_pod5, f"porestream simulate {version('porestream')}")
@@ -150,7 +150,7 @@ class RunWriter:
     ) -> None:
         with self._cleanup:
             if error is not None:
-                with suppress(RuntimeError):  # of a file that is thrown away
+                with suppress(RuntimeError):  # the file is discarded anyway
                     self._pod5.close()
                 return
             with self._own_errors():
@@ -161,8 +161,8 @@ class RunWriter:
 
     @contextmanager
     def _own_errors(self) -> Iterator[None]:
-        """pod5 raises RuntimeError for whatever goes wrong with a file."""
+        """Turn pod5's RuntimeErrors into OSErrors; pod5 raises RuntimeError for any problem with a file."""
         try:
             yield
         except RuntimeError as error:
-            raise OSError(f"{self._pod5_path} cannot be written: {error}; is the disk full?") from error
+            raise OSError(f"cannot write {self._pod5_path}: {error}; is the disk full?") from error

@@ -1,1 +1,1 @@
-"""Connections, calls and messages: what meets the network."""
+"""The network side: connections, calls and messages."""

@@ -1,4 +1,4 @@
-"""Addresses as users write them: gRPC itself takes almost anything, and makes something else of it."""
+"""Check addresses that users enter: gRPC accepts almost anything and interprets it in its own way."""
 
 import re
 import tempfile
@@ -10,38 +10,38 @@ _MAX_SOCKET_PATH_BYTES = 107  # sockaddr_un
 
 
 def wrong_address(address: str, *, listens: bool = False) -> str:
-    """What is wrong with HOST:PORT or unix:PATH, and the way out; empty: nothing.
+    """Return what is wrong with HOST:PORT or unix:PATH and how to fix it; empty if nothing is wrong.
 
     Parameters
     ----------
     address
-        As a user gave it.
+        The address as the user entered it.
     listens
-        Whether it is to be listened on: port 0 is a free one then. Otherwise gRPC's own schemes (dns:///HOST:PORT) are
-        taken, too.
+        Whether the server is to listen on it: port 0 then means any free port. Otherwise gRPC's own schemes
+        (dns:///HOST:PORT) are allowed too.
     """
     if address.startswith("unix:"):
         path = address.removeprefix("unix:")
         if not path.strip("/"):
-            return f"{address}: no path in it; unix:/run/porestream.sock is one"
+            return f"{address}: the socket path is missing; write for example unix:/run/porestream.sock"
         if found := set(path) & set(_NOT_IN_SOCKET_PATHS):
-            return f"{address}: gRPC takes no {' '.join(sorted(found))} in a socket's path; choose another"
+            return f"{address}: gRPC does not allow {' '.join(sorted(found))} in a socket path; choose another path"
         if len(path.encode()) > _MAX_SOCKET_PATH_BYTES:
-            return f"{address}: a socket's path has at most {_MAX_SOCKET_PATH_BYTES} bytes; choose a shorter one"
+            return f"{address}: a socket path may have at most {_MAX_SOCKET_PATH_BYTES} bytes; choose a shorter one"
         return ""
     if not listens and _GRPC_SCHEMES.match(address):
         return ""
     if "://" in address:
-        return f"{address}: a URL; HOST:PORT is wanted, as {_with_port(urlsplit(address).netloc)}"
+        return f"{address}: this is a URL; write HOST:PORT, for example {_with_port(urlsplit(address).netloc)}"
     host, colon, port = address.rpartition(":")
     if ":" in host and not (host.startswith("[") and host.endswith("]")):
-        return f"{address}: an IPv6 address stands in brackets, as [::1]:50051"
+        return f"{address}: put an IPv6 address in brackets, for example [::1]:50051"
     if not colon or not port.isascii() or not port.isdigit():
-        return f"{address}: no port in it; HOST:PORT is wanted, as {_with_port(address.rstrip(':'))}"
+        return f"{address}: the port is missing; write HOST:PORT, for example {_with_port(address.rstrip(':'))}"
     if not (0 if listens else 1) <= int(port) <= 65535:
-        return f"{address}: there is no port {port}; they go from 1 to 65535"
+        return f"{address}: port {port} is out of range; choose one from 1 to 65535"
     if not host:
-        return f"{address}: no host in it; HOST:PORT is wanted, as 127.0.0.1:{port}"
+        return f"{address}: the host is missing; write HOST:PORT, for example 127.0.0.1:{port}"
     return ""
 
 
@@ -50,6 +50,6 @@ def _with_port(host: str) -> str:
 
 
 def short_folder() -> str | None:
-    """Where a socket's path is one that Unix and gRPC take: /tmp, where TMPDIR is none."""
+    """Return /tmp if socket paths in TMPDIR would be too long or have forbidden characters; None if TMPDIR is fine."""
     longest = f"unix:{tempfile.gettempdir()}/porestream-xxxxxxxx/socket"
     return "/tmp" if wrong_address(longest, listens=True) else None

@@ -1,8 +1,8 @@
-"""Connections from outside, before gRPC has them: TLS, how many there may be, how long one may be silent.
+"""Handles client connections before gRPC gets them: TLS, connection limits, and timeouts for silent clients.
 
-gRPC's own server knows no limit by peer, crashes where certificates change while many connect (grpc/grpc#36693), and
-keeps memory for frames that nobody needs. So it listens on a Unix socket in a folder that only this user enters, and
-gets only what has been looked at here, in a thread with an event loop of its own: docs/decisions/0009.
+gRPC's own server has no limit per peer, crashes if certificates change while many clients connect (grpc/grpc#36693),
+and keeps memory for useless frames. So it listens on a Unix socket in a folder that only this user can enter, and gets
+only what passes the checks here. They run in a separate thread with its own event loop: docs/decisions/0009.
 """
 
 import asyncio
@@ -35,20 +35,20 @@ _FIRST_CALL_TIMEOUT_S = 30.0
 _BUFFER_BYTES = 256 << 10
 _BACKLOG = 512
 _LAST_BYTES_S = 2.0
-_LONGEST_HOLD_S = 1.0  # for bytes: a stream whose client speaks is never silent for longer
+_LONGEST_HOLD_S = 1.0  # for bytes: so that a stream whose client is sending never looks silent for longer
 _HANDSHAKES_PER_S, _HANDSHAKES_AT_ONCE = 50.0, 200.0
-_LEFT_OWING_HANDSHAKES = 100.0  # of a connection that ends while it is made to wait: the next one waits in its place
-# What a peer may send beside others: bytes of no use cost as much of the machine as those of signal. Signal within its
-# credit earns it more than it took.
+_LEFT_OWING_HANDSHAKES = 100.0  # charged if a connection ends while it is held, so that reconnecting doesn't help
+# How much a peer may send while others are connected: useless bytes cost the server as much as signal does. Signal
+# within its credit earns a peer more bytes than it used.
 _BYTES_PER_S, _BYTES_AT_ONCE, _BYTES_PER_SAMPLE = 2e6, 16e6, 2.5
-_TLS_BUFFER_BYTES = 32 << 10  # of each connection; asyncio's own are 256 KiB, which as many silent ones would fill
-_DESCRIPTORS_A_CONNECTION = 3  # here two, in gRPC one
+_TLS_BUFFER_BYTES = 32 << 10  # per connection; asyncio's default of 256 KiB adds up with many silent connections
+_DESCRIPTORS_A_CONNECTION = 3  # two here, one in gRPC
 _OTHER_DESCRIPTORS = 192
 _MAX_CONNECTIONS = 4096
 
 
 class Limits:
-    """How many connections there may be, in all and of one peer."""
+    """Limits the number of connections, in total and per peer."""
 
     def __init__(self, total: int) -> None:
         self.total, self.of_a_peer = total, max(1, total * 3 // 4)
@@ -56,7 +56,7 @@ class Limits:
         self._lock = threading.Lock()
 
     def enter(self, peer: str) -> Closed | None:
-        """Count one more; returns why there may not be one."""
+        """Count one more connection. Returns None, or the reason if a limit is reached."""
         with self._lock:
             if self._open.total() >= self.total:
                 return Closed.TOTAL
@@ -68,11 +68,11 @@ class Limits:
 
     @property
     def peers(self) -> int:
-        """How many have connections."""
+        """Number of peers that have connections."""
         return len(self._open)
 
     def leave(self, peer: str) -> None:
-        """One less."""
+        """Count one connection fewer."""
         with self._lock:
             self._open[peer] -= 1
             if not self._open[peer]:
@@ -81,7 +81,7 @@ class Limits:
 
 
 def connection_limit() -> int:
-    """The connections that the limit of descriptors has room for, after that is raised as far as it may be."""
+    """Raise the file descriptor limit as far as allowed, and return how many connections fit into it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _MAX_CONNECTIONS * _DESCRIPTORS_A_CONNECTION + _OTHER_DESCRIPTORS
     if hard == resource.RLIM_INFINITY or hard > soft:
@@ -94,23 +94,23 @@ def connection_limit() -> int:
 
 
 class Front:
-    """One port.
+    """One port that clients connect to.
 
     Parameters
     ----------
     listen
-        HOST:PORT; port 0 is a free one.
+        HOST:PORT; port 0: any free port.
     limits
-        Of this port.
+        This port's limits.
     context
-        What a new connection's TLS begins with; None: in the clear.
+        Returns the TLS context for a new connection; None: no encryption.
 
     Attributes
     ----------
     address
-        HOST:PORT, with the port that was free.
+        HOST:PORT, with the actual port.
     inside
-        Where gRPC has to listen.
+        Address that gRPC must listen on.
 
     Raises
     ------
@@ -137,11 +137,11 @@ class Front:
         self._thread = threading.Thread(target=self._run, name="front", daemon=True)
 
     def start(self) -> None:
-        """Take connections; gRPC must listen."""
+        """Start accepting connections; gRPC must be listening."""
         self._thread.start()
 
     def close(self) -> None:
-        """Take no more, and end those there are."""
+        """Stop accepting connections, and end the open ones."""
         if self._thread.is_alive():
             asyncio.run_coroutine_threadsafe(self._leave(), self._loop)
             self._thread.join()
@@ -150,7 +150,7 @@ class Front:
         self._folder.cleanup()
 
     async def _leave(self) -> None:
-        """gRPC has stopped, so each connection ends when its last bytes are gone; who does not take them is cut off."""
+        """Wait for the last bytes to be sent, now that gRPC has stopped; cut off clients that don't take them."""
         for task in self._accepting:
             task.cancel()
         if self._serving:
@@ -158,16 +158,16 @@ class Front:
         self._loop.stop()
 
     def peer_of(self, name: str) -> str | None:
-        """Who is behind the connection that gRPC calls so; None: not known."""
+        """Return the peer behind the connection that gRPC knows by this name; None: unknown."""
         return self._peers.get(name.removeprefix("unix-abstract:"))
 
     def took(self, peer: str, samples: int) -> None:
-        """So much signal came from this peer, within its credit; less than 0: it was rejected. From any thread."""
+        """Note signal that this peer sent within its credit; negative: it was rejected. Call it from any thread."""
         with contextlib.suppress(RuntimeError):  # closed meanwhile
             self._loop.call_soon_threadsafe(self._allow_bytes, peer, -samples * _BYTES_PER_SAMPLE)
 
     def _allow_bytes(self, peer: str, count: float) -> float:
-        """Take so many bytes off what this peer may send; for how many seconds to read nothing more of it."""
+        """Deduct the bytes from what this peer may send; return for how many seconds to stop reading from it."""
         wait_s = _of(self._bytes, peer, _BYTES_PER_S, _BYTES_AT_ONCE).take(count)
         return min(wait_s, _LONGEST_HOLD_S) if self._limits.peers > 1 else 0.0
 
@@ -185,8 +185,8 @@ class Front:
         while True:
             try:
                 plain, address = await self._loop.sock_accept(listener)
-            except OSError as error:  # no descriptor left, or the client is gone already
-                log.warning("a connection could not be taken", reason=str(error))
+            except OSError as error:  # no descriptor left, or the client has gone
+                log.warning("could not accept a connection", reason=str(error))
                 await asyncio.sleep(0.05)
                 continue
             peer = peer_name(address[0])
@@ -199,7 +199,7 @@ class Front:
             task.add_done_callback(self._serving.discard)
 
     async def _serve(self, plain: socket.socket, peer: str) -> None:
-        """One connection's life."""
+        """Handle one connection from accept to close."""
         outside = _Outside(lambda count: self._allow_bytes(peer, count))
         name = ""
         try:
@@ -228,10 +228,10 @@ class Front:
             await outside.ended.wait()
         except TimeoutError:
             _refuse(Closed.SILENT)
-        except (OSError, EOFError):  # of TLS, too
+        except (OSError, EOFError):  # includes TLS errors
             if outside.transport is None:
                 _refuse(Closed.HANDSHAKE)
-        except Exception:  # a defect of ours ends this connection only
+        except Exception:  # a bug of ours must end only this connection
             log.exception("connection failed")
         finally:
             outside.close()
@@ -243,7 +243,7 @@ class Front:
             self._limits.leave(peer)
 
     async def _turn(self, peer: str) -> SSLContext | None:
-        """What TLS begins with, None: in the clear; when it is the peer's turn: a handshake takes a millisecond."""
+        """Wait for the peer's turn (a handshake takes a millisecond), and return the TLS context; None: no TLS."""
         await asyncio.sleep(self._handshakes_of(peer).take())
         return self._context() if self._context else None
 
@@ -251,7 +251,7 @@ class Front:
         return _of(self._handshakes, peer, _HANDSHAKES_PER_S, _HANDSHAKES_AT_ONCE)
 
     async def _connect(self, name: str) -> socket.socket:
-        """A connection to gRPC, which is told its name."""
+        """Connect to gRPC under this name."""
         plain = socket.socket(socket.AF_UNIX)
         plain.setblocking(False)
         if sys.platform == "linux":
@@ -265,7 +265,7 @@ class Front:
 
 
 class _End(asyncio.Protocol):
-    """One end of a connection: what comes goes to the other end, no faster than that takes it."""
+    """One end of a connection. It forwards data to the other end, no faster than the other end can take it."""
 
     def __init__(self, other: "_End | None" = None) -> None:
         self.other = other
@@ -294,19 +294,19 @@ class _End(asyncio.Protocol):
             self.other.release()
 
     def hold(self) -> None:
-        """Read nothing more until as many releases."""
+        """Stop reading until `release` was called as often as `hold`."""
         self._holds += 1
         if self._holds == 1 and self.transport is not None and not self.transport.is_closing():
             self.transport.pause_reading()
 
     def release(self) -> None:
-        """Read again, if nobody else holds."""
+        """Undo one `hold`; reading resumes after the last."""
         self._holds -= 1
         if self._holds == 0 and self.transport is not None and not self.transport.is_closing():
             self.transport.resume_reading()
 
     def close(self) -> None:
-        """End it when what is written has gone; a peer that takes nothing for ten seconds is cut off."""
+        """Close after sending what is buffered; a peer that hasn't taken it within ten seconds is cut off."""
         transport = self.transport
         if transport is not None and not transport.is_closing():
             transport.close()
@@ -314,7 +314,7 @@ class _End(asyncio.Protocol):
 
 
 class _Outside(_End):
-    """The client's end: its frames are looked at, and the first are kept until gRPC's end is there."""
+    """The client's end. It checks the frames, and keeps the first ones until gRPC's end is connected."""
 
     def __init__(self, allow_bytes: Callable[[int], float]) -> None:
         super().__init__()
@@ -345,15 +345,15 @@ class _Outside(_End):
         self._first += data
         if self._meter.has_preface and not self.has_spoken.is_set():
             self.has_spoken.set()
-            self.hold()  # until gRPC's end is there
+            self.hold()  # until gRPC's end is connected
 
     @property
     def is_held_for_frames(self) -> bool:
-        """Whether it has sent more frames than it may by now."""
+        """Whether the client has exceeded its frame rate and must wait."""
         return time.monotonic() < self._held_until_s
 
     def join(self, inside: _End) -> None:
-        """Have gRPC's end from now on."""
+        """Connect gRPC's end: send it what was kept, and forward from now on."""
         self.other = inside
         if inside.transport is not None:
             inside.transport.write(bytes(self._first))
@@ -373,7 +373,7 @@ def _of(allowances: dict[str, Allowance], peer: str, per_s: float, at_once: floa
 
 
 def peer_name(host: str) -> str:
-    """Who it is, as limits count: an IPv4 address, or the 64 bits of an IPv6 one that a site is given."""
+    """Return the peer's name for the limits: its IPv4 address, or the /64 network of its IPv6 address."""
     address = ipaddress.ip_address(host.partition("%")[0])
     if isinstance(address, ipaddress.IPv4Address):
         return str(address)
@@ -396,7 +396,7 @@ def _bind(listen: str) -> list[socket.socket]:
                 socket.create_server(("::", int(port)), family=socket.AF_INET6, dualstack_ipv6=True, backlog=_BACKLOG)
             )
         else:
-            names = ("127.0.0.1", "::1") if host == "localhost" else (host,)  # both, whatever /etc/hosts says
+            names = ("127.0.0.1", "::1") if host == "localhost" else (host,)  # always both, whatever /etc/hosts says
             found = [
                 one
                 for name in names
@@ -407,15 +407,13 @@ def _bind(listen: str) -> list[socket.socket]:
                 try:
                     bound.append(socket.create_server(place, family=family, backlog=_BACKLOG))
                 except OSError:
-                    if family == socket.AF_INET6 and len(found) > 1:  # a machine without it, which knows the name
+                    if family == socket.AF_INET6 and len(found) > 1:  # the name resolves, but there is no IPv6 here
                         continue
                     raise
     except OSError as error:
         for one in bound:
             one.close()
-        raise SettingsError(
-            f"cannot listen on {listen}: is it taken, or not an address here? ({error.strerror})"
-        ) from error
+        raise SettingsError(f"cannot listen on {listen}: {error.strerror}; choose another address or port") from error
     for one in bound:
         one.setblocking(False)
     return bound

@@ -1,7 +1,7 @@
-"""What every call meets before it is served: a valid token, and how many calls a peer may have open at once.
+"""Checks every call before it is served: is its token valid, and does the peer have too many calls open?
 
-Calls of one request are taken as streams of requests, so that one whose request never comes ends in time and is counted
-like any other.
+Unary calls are handled as request streams, so that a call whose request never arrives times out and is counted like any
+other.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ _STREAM = "/porestream.v1.BasecallService/StreamReads"
 
 @dataclass(frozen=True, slots=True)
 class CallLimit:
-    """How many calls of a kind may be open, in all and of one peer."""
+    """How many calls of a kind may be open, in total and per peer."""
 
     total: int
     of_a_peer: int
@@ -37,40 +37,40 @@ class CallLimit:
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who calls: the token that was shown, and from where; None: none was asked for, or it cannot be told."""
+    """Who is calling: the token (None: not needed) and the peer (None: unknown)."""
 
     token: Token | None = None
     peer: str | None = None
 
     @property
     def token_name(self) -> str:
-        """As the log has it."""
+        """The token's name for the log."""
         return self.token.name if self.token else ""
 
     @property
     def identity(self) -> str | None:
-        """By what one client's streams are told from another's: a named token, or an address."""
+        """What distinguishes clients: the name of the token, or the peer's address."""
         return f"token {self.token.name}" if self.token and self.token.name else self.peer
 
 
 NOBODY = Caller()
 caller: ContextVar[Caller] = ContextVar("caller", default=NOBODY)
-"""Of the call that is being served."""
+"""The caller of the call being served."""
 
 
 class CallGuard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
-    """Turns away calls without a token, but for the health service's, and those beyond a limit.
+    """Refuses calls beyond a limit, and calls without a valid token (except health checks).
 
     Parameters
     ----------
     limits
-        By the beginning of the method's full name, the first that fits counts; "" fits all.
+        Limits by the beginning of the method's full name; the first match counts, and "" matches all.
     peer_of
-        Who is behind what gRPC says of the connection; None: cannot be told, and no peer's limit applies.
+        Returns the peer behind gRPC's name for the connection; None: unknown, and no limit per peer applies.
     tokens
-        Those that are valid; None: everyone is served.
+        The valid tokens; None: everyone is served.
     parsers
-        What takes the place of a method's own parser, by its full name.
+        Replacements for methods' own request parsers, by the method's full name.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class CallGuard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler | None]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler | None:
-        """The handler, guarded."""
+        """Return the handler with the checks added."""
         handler = await continuation(handler_call_details)
         if handler is None:
             return None
@@ -142,7 +142,9 @@ class CallGuard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         log.info("call refused: no valid token", method=method, token=token.name if token else "")
         if token:
             await context.abort(
-                status, f"the token {token.name!r} is a {token.role.value}'s: it may not have reads called"
+                status,
+                f"token {token.name!r} has the role {token.role.value} and may not have reads called; "
+                "use a token with the role caller",
             )
         await context.abort(status, "no valid token: send `authorization: Bearer TOKEN` (--token-file)")
         return None
@@ -150,9 +152,12 @@ class CallGuard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     def _no_room(self, kind: str, peer: str | None) -> str:
         limit = self._limits[kind]
         if self._open[kind] >= limit.total:
-            return f"{limit.total} calls of this kind are open, which is all there may be"
+            return f"{limit.total} calls of this kind are open, which is the server's limit; try again later"
         if peer and self._open_of_peer[kind, peer] >= limit.of_a_peer:
-            return f"{limit.of_a_peer} calls of this kind are open from one address, which is all it may have"
+            return (
+                f"{limit.of_a_peer} calls of this kind are open from your address, which is the limit per address; "
+                "close some first"
+            )
         return ""
 
     @contextmanager
@@ -171,7 +176,7 @@ class CallGuard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
 
 class _Requests:
-    """A call's requests. gRPC's own iterator keeps each one until the next has come, which may be long."""
+    """Iterates over a call's requests. gRPC's own iterator keeps each one in memory until the next arrives."""
 
     def __init__(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         self._context = context
@@ -193,7 +198,9 @@ async def _only_request(requests: AsyncIterator[Any], context: grpc.aio.Servicer
     except DecodeError as error:
         await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
     except TimeoutError:
-        await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "the request did not come in time")
+        await context.abort(
+            grpc.StatusCode.DEADLINE_EXCEEDED, f"no request arrived within {FIRST_REQUEST_TIMEOUT_S:g} s"
+        )
     if request is None:
         await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the call has no request")
     return request

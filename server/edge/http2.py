@@ -1,7 +1,7 @@
-"""What a client's HTTP/2 frames may cost, by their headers alone (RFC 9113, section 4.1).
+"""Limits the rate of a client's HTTP/2 frames, looking only at their headers (RFC 9113, section 4.1).
 
-Data is bounded by flow control. All other frames are not by anything, and gRPC keeps memory for some of them: so each
-kind has a rate, and who exceeds it is read from no faster. Nothing is decoded.
+Flow control limits data. Nothing limits the other frames, and gRPC keeps memory for some of them. So each kind has a
+maximum rate, and a connection that exceeds it is read more slowly. Nothing is decoded.
 """
 
 import time
@@ -15,10 +15,10 @@ _MAX_HEADER_BLOCK_BYTES = 16 << 10
 _DATA, _HEADERS, _PRIORITY, _RESET, _SETTINGS, _PUSH, _PING, _GO_AWAY, _WINDOW_UPDATE, _CONTINUATION = range(10)
 _END_HEADERS = 0x4
 _SMALL_BYTES = 32
-_HEADERS_BYTES = 512  # what the headers of a call take, with a token
+_HEADERS_BYTES = 512  # size of a call's headers, with a token
 
-# Frames a second in the long run, and at once. A stream of reads sends a few HEADERS in its life, a WINDOW_UPDATE or
-# two for each 16 KiB of results, a PING or its answer ten times a second at most.
+# Frames per second in the long run, and in a burst. A stream of reads sends a few HEADERS in its lifetime, a
+# WINDOW_UPDATE or two per 16 KiB of results, and at most ten PINGs or replies per second.
 _CALLS = (100.0, 400.0)
 _RATES = {
     _HEADERS: _CALLS,
@@ -28,13 +28,13 @@ _RATES = {
     _SETTINGS: (1.0, 20.0),
     _PING: (100.0, 200.0),
     _WINDOW_UPDATE: (4000.0, 8000.0),
-    _DATA: (2000.0, 4000.0),  # of the small ones only
+    _DATA: (2000.0, 4000.0),  # small frames only
 }
 _OTHERS = (10.0, 20.0)
 
 
 class Unwanted(Exception):
-    """The connection is to be closed."""
+    """Raised if the connection must be closed."""
 
     def __init__(self, reason: Closed) -> None:
         super().__init__(reason)
@@ -42,14 +42,14 @@ class Unwanted(Exception):
 
 
 class Allowance:
-    """So much a second, and so much at once (a token bucket)."""
+    """A token bucket: `per_s` per second, with bursts of up to `at_once`."""
 
     def __init__(self, per_s: float, at_once: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._per_s, self._at_once, self._clock = per_s, at_once, clock
         self._left, self._since_s = at_once, clock()
 
     def take(self, count: float = 1) -> float:
-        """Take so much; returns for how many seconds to wait before the next."""
+        """Take `count`; returns how many seconds to wait before taking more."""
         now_s = self._clock()
         self._left = min(self._at_once, self._left + (now_s - self._since_s) * self._per_s) - count
         self._since_s = now_s
@@ -57,30 +57,30 @@ class Allowance:
 
 
 class FrameMeter:
-    """Follows one connection's frames.
+    """Follows the frames of one connection.
 
     Attributes
     ----------
     has_preface, has_headers
-        Whether the client has spoken HTTP/2, and begun a call.
+        Whether the client has sent the HTTP/2 preface, and started a call.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._expected = PREFACE
         self._header = bytearray()
-        self._skip = 0  # bytes of the frame that are still to come
-        self._block_bytes = 0  # of the headers that have not ended
+        self._skip = 0  # bytes of the frame still to come
+        self._block_bytes = 0  # size of the unfinished header block so far
         self._allowances: dict[int, Allowance] = {}
         self.has_preface = self.has_headers = False
 
     def feed(self, data: bytes) -> float:
-        """Look at what came; returns for how many seconds to read nothing more.
+        """Inspect received data; returns how many seconds to stop reading.
 
         Raises
         ------
         Unwanted
-            It is not HTTP/2, or headers are beyond all measure.
+            The data is not HTTP/2, or headers are far too large.
         """
         position = wait_s = 0.0
         position = 0
@@ -117,5 +117,5 @@ class FrameMeter:
             return 0.0
         if kind not in self._allowances:
             self._allowances[kind] = Allowance(*_RATES.get(kind, _OTHERS), self._clock)
-        # Headers count by their size, too: compressed ones stand for many times what they are.
+        # Headers also count by size: compressed headers expand to many times their size.
         return self._allowances[kind].take(max(1, size // _HEADERS_BYTES) if kind in (_HEADERS, _CONTINUATION) else 1)

@@ -1,4 +1,4 @@
-"""Protobuf messages to the server's own values, and these to messages. What walks a read's way sees only the values."""
+"""Convert between protobuf messages and the server's own values. The rest of the server sees only the values."""
 
 from collections.abc import Iterator
 
@@ -31,34 +31,34 @@ _STATUSES = {
 
 
 MAX_CHUNKS_A_REQUEST = 4096
-"""More than a stream's credit ever allows: a chunk counts as 1,024 samples at least."""
-_MAX_FIELDS = 16  # of the request itself, which has one
+"""More than a stream's credit ever allows, because a chunk counts as at least 1,024 samples."""
+_MAX_FIELDS = 16  # of the request itself; a valid one has one
 _SIGNAL_FIELD = pb.StreamReadsRequest.DESCRIPTOR.fields_by_name["signal"].number
 _CHUNKS_FIELD = pb.SignalBatch.DESCRIPTOR.fields_by_name["chunks"].number
 
 
 def parse_request(serialized: bytes) -> pb.StreamReadsRequest:
-    """A request, after a look at what it would take: an empty chunk is 2 bytes as it comes, 130 in memory.
+    """Parse a request after checking how much memory it needs: an empty chunk takes 2 bytes on the wire, 130 in memory.
 
     Raises
     ------
     DecodeError
-        It is no request, or has more chunks than any stream may send.
+        It is not a valid request, or has more chunks than any stream may send.
     """
     chunks = 0
     for place, (number, first, end) in enumerate(_fields(serialized, 0, len(serialized))):
         if place >= _MAX_FIELDS:
-            raise DecodeError("a request is one message; this one has more fields than that")
+            raise DecodeError("the request has too many fields; send one message per request")
         if number == _SIGNAL_FIELD:
             for inner, _, _ in _fields(serialized, first, end):
                 chunks += inner == _CHUNKS_FIELD
                 if chunks > MAX_CHUNKS_A_REQUEST:
-                    raise DecodeError(f"a request has more than {MAX_CHUNKS_A_REQUEST} chunks")
+                    raise DecodeError(f"the request has more than {MAX_CHUNKS_A_REQUEST} chunks; send smaller batches")
     return pb.StreamReadsRequest.FromString(serialized)
 
 
 def _fields(data: bytes, position: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """The fields of a message as it comes: each one's number, and where its value begins and ends."""
+    """Yield the fields of a serialized message: number, and where the value begins and ends."""
     while position < end:
         tag, position = _varint(data, position, end)
         kind = tag & 7
@@ -70,9 +70,9 @@ def _fields(data: bytes, position: int, end: int) -> Iterator[tuple[int, int, in
         elif kind in (1, 5):
             size = 8 if kind == 1 else 4
         else:
-            raise DecodeError("Error parsing message: groups are not taken")
+            raise DecodeError("Error parsing message: groups are not supported")
         if position + size > end:
-            raise DecodeError("Error parsing message: it is cut off")
+            raise DecodeError("Error parsing message: it is truncated")
         yield tag >> 3, position, position + size
         position += size
 
@@ -86,13 +86,15 @@ def _varint(data: bytes, position: int, end: int) -> tuple[int, int]:
         if byte < 128:
             return value, position
         shift += 7
-    raise DecodeError("Error parsing message: it is cut off")
+    raise DecodeError("Error parsing message: it is truncated")
 
 
 def decode_chunk(chunk: pb.ReadChunk) -> reads.Chunk:
-    """A chunk, its signal not yet decompressed; StreamFault if it has no read's id or an unknown encoding."""
+    """Convert a chunk without decompressing its signal; StreamFault if its read id or encoding is invalid."""
     if len(chunk.read_id) != 16:
-        raise reads.StreamFault("INVALID_ARGUMENT", f"read_id has {len(chunk.read_id)} bytes; a UUID has 16")
+        raise reads.StreamFault(
+            "INVALID_ARGUMENT", f"read_id has {len(chunk.read_id)} bytes; it must be a UUID, which has 16"
+        )
     encoding = ENCODINGS.get(chunk.encoding)
     if encoding is None:
         raise reads.StreamFault("INVALID_ARGUMENT", f"unknown signal encoding {chunk.encoding}")
@@ -112,7 +114,7 @@ def decode_chunk(chunk: pb.ReadChunk) -> reads.Chunk:
 
 
 def encode_output(output: Output, settings: reads.CallSettings) -> pb.StreamReadsResponse:
-    """What a session has to say; moves only where the settings ask for them."""
+    """Convert a session's output to a response, with moves only if the settings ask for them."""
     match output:
         case CreditGrant(max_total_samples):
             return pb.StreamReadsResponse(credit=pb.Credit(max_total_samples=max_total_samples))
@@ -179,7 +181,7 @@ def _encode_result(result: reads.ReadResult, settings: reads.CallSettings) -> pb
 
 
 def encode_model(name: str, basecaller: Basecaller) -> pb.Model:
-    """A loaded model, as GetServerInfo lists it."""
+    """Describe a loaded model for GetServerInfo."""
     chemistry = basecaller.bundle.chemistry
     return pb.Model(
         name=name,
@@ -194,7 +196,7 @@ def encode_model(name: str, basecaller: Basecaller) -> pb.Model:
 
 
 def encode_stats(books: Books) -> pb.WatchStatsResponse:
-    """The books as of now; rates and backlog are the caller's to add."""
+    """Return the current books; the caller adds rates and backlog."""
     response = pb.WatchStatsResponse(
         attempts_received=books.received,
         attempts_called=books.called,
@@ -212,7 +214,7 @@ def encode_stats(books: Books) -> pb.WatchStatsResponse:
 
 
 def seconds(value: Duration) -> float:
-    """A Duration in seconds; 0 if it is not set."""
+    """Convert a Duration to seconds; 0 if it is not set."""
     return float(value.seconds + value.nanos / 1e9)
 
 

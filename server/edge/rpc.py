@@ -1,4 +1,4 @@
-"""The gRPC face of the server: opens streams, refuses what cannot be served. messages.py decodes and encodes."""
+"""The gRPC service: opens streams and refuses invalid requests. messages.py decodes and encodes."""
 
 import asyncio
 import math
@@ -40,17 +40,17 @@ log = structlog.get_logger()
 
 MAX_MESSAGE_BYTES = 1 << 20
 _WRITE_TIMEOUT_S = 60.0
-_REVOKED_CHECK_S, _REVOKED_GRACE_S = 5.0, 20.0  # with ten seconds for an emptied file less than a minute
+_REVOKED_CHECK_S, _REVOKED_GRACE_S = 5.0, 20.0  # less than a minute in all, with ten seconds for an emptied file
 _MAX_RUN_ID_LENGTH = 256
 _SETTINGS = {field.name for field in fields(reads.CallSettings)}
-_TELL_SAMPLES = 100_000  # of a stream, before who counts its bytes is told
-_MAX_DETAIL_BYTES = 2000  # three times as many where they are not ASCII; a client takes 8 KiB of status and headers
+_TELL_SAMPLES = 100_000  # report a stream's samples to the front, which counts its bytes, after so many
+_MAX_DETAIL_BYTES = 2000  # takes three times that if not ASCII; a client accepts 8 KiB of status and headers
 _DEFAULT_HEARTBEAT_S = 5.0
 _DEFAULT_STATS_INTERVAL_S = 5.0
 
 
 class BasecallService(pb_grpc.BasecallServiceServicer):
-    """porestream.v1.BasecallService on an engine; `took` is told how much signal each peer's streams took."""
+    """Implements porestream.v1.BasecallService; calls `took` with the number of samples each peer's streams sent."""
 
     def __init__(self, engine: Engine, took: Callable[[str, int], None]) -> None:
         self._engine, self._took = engine, took
@@ -61,7 +61,7 @@ class BasecallService(pb_grpc.BasecallServiceServicer):
         self._empty.set()
 
     async def drain(self, grace_s: float) -> None:
-        """Send every stream away; returns when they are gone, or after the grace."""
+        """Tell every stream to go elsewhere; returns when they are gone, or after `grace_s`."""
         self._draining = True
         for session in self._sessions:
             session.drain(grace_s)
@@ -69,10 +69,10 @@ class BasecallService(pb_grpc.BasecallServiceServicer):
             async with asyncio.timeout(grace_s):
                 await self._empty.wait()
         except TimeoutError:
-            log.warning("streams cut off after the grace", streams=len(self._sessions), grace_s=grace_s)
+            log.warning("streams cut off after the grace period", streams=len(self._sessions), grace_s=grace_s)
 
     async def end_revoked(self, tokens: Tokens) -> None:
-        """Send streams away whose token is valid no longer; what is called of them is delivered meanwhile."""
+        """End streams whose token was revoked, after a grace period for delivering their results."""
         loop = asyncio.get_running_loop()
         leaving: set[ResultsSession] = set()
         while True:
@@ -89,17 +89,17 @@ class BasecallService(pb_grpc.BasecallServiceServicer):
 
     @property
     def sessions(self) -> list[ResultsSession]:
-        """The streams being served."""
+        """The open streams."""
         return list(self._sessions)
 
     @property
     def is_draining(self) -> bool:
-        """Whether streams are sent away."""
+        """Whether the server is sending its streams elsewhere."""
         return self._draining
 
     @property
     def stream_count(self) -> int:
-        """Streams being served."""
+        """Number of open streams."""
         return len(self._sessions)
 
     # StreamReads
@@ -119,9 +119,12 @@ class BasecallService(pb_grpc.BasecallServiceServicer):
         except DecodeError as error:
             status, reason = "INVALID_ARGUMENT", str(error)
         except TimeoutError:
-            status, reason = "DEADLINE_EXCEEDED", "the client opened nothing, or took nothing, in time"
+            status, reason = (
+                "DEADLINE_EXCEEDED",
+                "timed out: the client did not send `open`, or stopped reading responses",
+            )
         except Exception as error:
-            if not context.cancelled() and not _is_stopped(error):  # else it is gRPC's word that the client is gone
+            if not context.cancelled() and not _is_stopped(error):  # otherwise gRPC only reports that the client left
                 log.exception("stream failed")
                 status, reason = "INTERNAL", _cut(f"{type(error).__name__}: {error}")
         finally:
@@ -141,14 +144,14 @@ class BasecallService(pb_grpc.BasecallServiceServicer):
             async with asyncio.timeout(FIRST_REQUEST_TIMEOUT_S):
                 first = await anext(aiter(request_iterator), None)
             if first is None:
-                raise StreamFault("INVALID_ARGUMENT", "the stream ended before its first message")
+                raise StreamFault("INVALID_ARGUMENT", "the stream ended before its first message; send `open` first")
             session, opened = self._open(first)
-            self._sessions[session] = caller.get()  # from here on whatever happens, it is closed below
+            self._sessions[session] = caller.get()  # from here on it is always closed below
             self._pace.enter(session.client)
             TOKEN_STREAMS.labels(caller.get().token_name).inc()
             self._empty.clear()
             self._note_opened(first.open, session)
-            del first  # or all that came with it stays as long as the stream
+            del first  # otherwise the message stays in memory as long as the stream
             receiver = asyncio.create_task(self._receive(session, request_iterator))
             opened.credit.max_total_samples = session.first_credit()
             async with asyncio.timeout(_WRITE_TIMEOUT_S):
@@ -178,18 +181,24 @@ class BasecallService(pb_grpc.BasecallServiceServicer):
             raise StreamFault("INVALID_ARGUMENT", "the first message of a stream must be `open`")
         opening = request.open
         if self._draining:
-            raise StreamFault("UNAVAILABLE", "this server is shutting down")
+            raise StreamFault("UNAVAILABLE", "the server is shutting down; use another one")
         if len(self._sessions) >= self._engine.max_streams:
-            raise StreamFault("RESOURCE_EXHAUSTED", f"all {self._engine.max_streams} streams are taken")
+            raise StreamFault(
+                "RESOURCE_EXHAUSTED",
+                f"the server already has {self._engine.max_streams} streams open, its limit (--max-streams)",
+            )
         who, most = caller.get().identity, self._engine.max_streams_per_peer
         if who and sum(other.identity == who for other in self._sessions.values()) >= most:
-            raise StreamFault("RESOURCE_EXHAUSTED", f"one client may have {most} streams (--max-streams-per-peer)")
+            raise StreamFault(
+                "RESOURCE_EXHAUSTED",
+                f"this client already has {most} streams open, the limit per client (--max-streams-per-peer)",
+            )
         if opening.purpose == pb.STREAM_PURPOSE_DECISIONS:
-            raise StreamFault("UNIMPLEMENTED", "purpose DECISIONS is not served yet")
+            raise StreamFault("UNIMPLEMENTED", "purpose DECISIONS is not supported yet")
         if opening.purpose not in (pb.STREAM_PURPOSE_UNSPECIFIED, pb.STREAM_PURPOSE_RESULTS):
             raise StreamFault("INVALID_ARGUMENT", f"unknown purpose {opening.purpose}")
         if not opening.run.run_id:
-            raise StreamFault("INVALID_ARGUMENT", "open.run.run_id is empty: results are told apart by it")
+            raise StreamFault("INVALID_ARGUMENT", "open.run.run_id is empty; it is needed to identify results")
         if len(opening.run.run_id) > _MAX_RUN_ID_LENGTH:
             raise StreamFault("INVALID_ARGUMENT", f"open.run.run_id is longer than {_MAX_RUN_ID_LENGTH} characters")
         settings, identity = self._resolve(opening.run, opening.options)
@@ -224,12 +233,14 @@ class BasecallService(pb_grpc.BasecallServiceServicer):
         )
 
     def _resolve(self, run: pb.RunInfo, options: pb.CallOptions) -> tuple[reads.CallSettings, pb.CallerIdentity]:
-        """How a run is called with these options, and by whom."""
+        """Return the settings for calling a run with these options, and the caller's identity."""
         engine, model = self._engine, options.model
         if model in ("", "auto"):
             model = self._model_for(run, options.allow_chemistry_mismatch)
         if model not in engine.basecallers:
-            raise StreamFault("NOT_FOUND", f"no model {model!r} here; there are {', '.join(engine.basecallers)}")
+            raise StreamFault(
+                "NOT_FOUND", f"this server has no model {model!r}; choose from {', '.join(engine.basecallers)}"
+            )
         if not options.allow_chemistry_mismatch:
             self._check_chemistry(model, run)
         preset = ""
@@ -237,13 +248,15 @@ class BasecallService(pb_grpc.BasecallServiceServicer):
             presets = [preset for name, preset in engine.aligners if name == options.reference]
             if not presets:
                 known = ", ".join(sorted({name for name, _ in engine.aligners})) or "none"
-                raise StreamFault("NOT_FOUND", f"no reference {options.reference!r} here; there are: {known}")
+                raise StreamFault("NOT_FOUND", f"this server has no reference {options.reference!r}; it has: {known}")
             preset = options.preset or preset_for_model(model)
             if not options.preset and preset not in presets:
                 preset = presets[0]
             if preset not in presets:
                 raise StreamFault(
-                    "NOT_FOUND", f"no preset {preset!r} for {options.reference!r}; there are: {', '.join(presets)}"
+                    "NOT_FOUND",
+                    f"reference {options.reference!r} is not available with preset {preset!r}; "
+                    f"choose from: {', '.join(presets)}",
                 )
         if options.priority not in PRIORITIES:
             raise StreamFault("INVALID_ARGUMENT", f"unknown priority {options.priority}")
@@ -251,9 +264,11 @@ class BasecallService(pb_grpc.BasecallServiceServicer):
         if token and PRIORITIES[options.priority] not in token.priorities:
             allowed = ", ".join(sorted(priority.name.lower() for priority in token.priorities))
             asked = PRIORITIES[options.priority].name.lower()
-            raise StreamFault("PERMISSION_DENIED", f"this token may not ask for priority {asked}; it may for {allowed}")
+            raise StreamFault("PERMISSION_DENIED", f"this token does not allow priority {asked}; it allows {allowed}")
         if not math.isfinite(options.min_mean_qscore):
-            raise StreamFault("INVALID_ARGUMENT", f"min_mean_qscore is {options.min_mean_qscore}")
+            raise StreamFault(
+                "INVALID_ARGUMENT", f"min_mean_qscore is {options.min_mean_qscore}; it must be a finite number"
+            )
         said = {
             name: getattr(message, name)
             for message in (options, run)
@@ -264,7 +279,7 @@ class BasecallService(pb_grpc.BasecallServiceServicer):
         return settings, self._identity(settings)
 
     def _model_for(self, run: pb.RunInfo, any_chemistry: bool) -> str:
-        """The model for a stream that names none: the only one, or the only one that is for the run's chemistry."""
+        """Choose the model for a stream that names none: the only one, or the only one for the run's chemistry."""
         models = {name: caller.bundle.chemistry for name, caller in self._engine.basecallers.items()}
         chemistry = chemistry_of_run(run.flow_cell_product_code, run.sequencing_kit, run.sample_rate_hz)
         if chemistry.known and not any_chemistry:
@@ -272,13 +287,13 @@ class BasecallService(pb_grpc.BasecallServiceServicer):
             if not fitting:
                 raise StreamFault(
                     "FAILED_PRECONDITION",
-                    f"the run is {chemistry}; this server's models are not for it: "
+                    f"the run is {chemistry}, but none of this server's models is for that: "
                     + ", ".join(f"{name} ({made_for})" for name, made_for in models.items())
-                    + "; a stream with allow_chemistry_mismatch that names one gets it all the same",
+                    + "; to use one anyway, name it and set allow_chemistry_mismatch",
                 )
             models = {name: models[name] for name in fitting}
         if len(models) > 1:
-            raise StreamFault("INVALID_ARGUMENT", f"name a model: there are {', '.join(models)}")
+            raise StreamFault("INVALID_ARGUMENT", f"several models fit this run; name one of {', '.join(models)}")
         return next(iter(models))
 
     def _check_chemistry(self, model: str, run: pb.RunInfo) -> None:
@@ -289,8 +304,8 @@ class BasecallService(pb_grpc.BasecallServiceServicer):
         fitting = ", ".join(name for name, chemistries in made_for.items() if chemistries.fits(chemistry))
         raise StreamFault(
             "FAILED_PRECONDITION",
-            f"the run is {chemistry}, {model} is for {made_for[model]}; for this run there is {fitting or 'no model'} "
-            "here; allow_chemistry_mismatch has it called all the same",
+            f"the run is {chemistry}, but {model} is for {made_for[model]}; this server's models for the run: "
+            f"{fitting or 'none'}; set allow_chemistry_mismatch to call it anyway",
         )
 
     def _identity(self, settings: reads.CallSettings) -> pb.CallerIdentity:
@@ -309,7 +324,7 @@ class BasecallService(pb_grpc.BasecallServiceServicer):
         )
 
     async def _receive(self, session: ResultsSession, requests: AsyncIterator[pb.StreamReadsRequest]) -> None:
-        """Feed the session until the client has no more to say. Whatever goes wrong ends the stream with a status."""
+        """Pass the client's messages to the session until there are no more. An error ends the stream with a status."""
         next_batch, used, told, peer = 1, 0, 0, caller.get().peer
         try:
             async for request in requests:
@@ -319,7 +334,7 @@ class BasecallService(pb_grpc.BasecallServiceServicer):
                 if kind == "signal":
                     if request.signal.batch_seq != next_batch:
                         raise StreamFault(
-                            "INVALID_ARGUMENT", f"batch_seq is {request.signal.batch_seq}, {next_batch} was expected"
+                            "INVALID_ARGUMENT", f"batch_seq is {request.signal.batch_seq}; expected {next_batch}"
                         )
                     next_batch += 1
                     _take_signal(session, request.signal)
@@ -328,10 +343,12 @@ class BasecallService(pb_grpc.BasecallServiceServicer):
                 elif kind == "half_close":
                     session.half_close()
                 elif kind == "open":
-                    raise StreamFault("INVALID_ARGUMENT", "`open` must be a stream's first message only")
+                    raise StreamFault("INVALID_ARGUMENT", "`open` may only be a stream's first message")
                 elif kind is None:
-                    raise StreamFault("INVALID_ARGUMENT", "a message of a kind that this server does not know")
-                del request  # not until the next one comes
+                    raise StreamFault(
+                        "INVALID_ARGUMENT", "unknown kind of message; is the client newer than the server?"
+                    )
+                del request  # don't keep it in memory until the next one comes
                 wait_s = self._pace.wait_s(session.client, time.perf_counter() - began_s, session.taken_samples - used)
                 used = session.taken_samples
                 if peer and used - told >= _TELL_SAMPLES:
@@ -346,7 +363,7 @@ class BasecallService(pb_grpc.BasecallServiceServicer):
             session.fail(StreamFault("INVALID_ARGUMENT", str(error)))
         except Exception as error:  # the stream must end, not hang
             if _is_stopped(error):
-                session.fail(StreamFault("UNAVAILABLE", "this server has stopped"))
+                session.fail(StreamFault("UNAVAILABLE", "the server has stopped; use another one"))
                 return
             log.exception("stream failed")
             session.fail(StreamFault("INTERNAL", f"{type(error).__name__}: {error}"))
@@ -358,7 +375,7 @@ class BasecallService(pb_grpc.BasecallServiceServicer):
         request: pb.ResolveCallerRequest,
         context: grpc.aio.ServicerContext[pb.ResolveCallerRequest, pb.ResolveCallerResponse],
     ) -> pb.ResolveCallerResponse:
-        """Who would call this run."""
+        """Return the identity that would call this run."""
         try:
             return pb.ResolveCallerResponse(caller=self._resolve(request.run, request.options)[1])
         except StreamFault as fault:
@@ -370,7 +387,7 @@ class BasecallService(pb_grpc.BasecallServiceServicer):
         request: pb.GetServerInfoRequest,
         context: grpc.aio.ServicerContext[pb.GetServerInfoRequest, pb.GetServerInfoResponse],
     ) -> pb.GetServerInfoResponse:
-        """What this server has and allows."""
+        """Return this server's models, references and limits."""
         engine = self._engine
         references: dict[str, pb.Reference] = {}
         for (name, preset), aligner in engine.aligners.items():
@@ -404,7 +421,7 @@ class BasecallService(pb_grpc.BasecallServiceServicer):
         request: pb.WatchStatsRequest,
         context: grpc.aio.ServicerContext[pb.WatchStatsRequest, pb.WatchStatsResponse],
     ) -> None:
-        """Throughput until the caller leaves or the server does."""
+        """Send throughput until the client leaves or the server drains."""
         interval_s = seconds(request.interval) or _DEFAULT_STATS_INTERVAL_S
         if not 1 <= interval_s <= 60:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"interval is {interval_s:g} s; it must be 1-60 s")
@@ -413,7 +430,7 @@ class BasecallService(pb_grpc.BasecallServiceServicer):
         while not self._draining:
             books = self._engine.ledger.find_run(request.run_id) if request.run_id else self._engine.ledger.server
             if books is None:
-                await context.abort(grpc.StatusCode.NOT_FOUND, _cut(f"no run {request.run_id!r} was seen here"))
+                await context.abort(grpc.StatusCode.NOT_FOUND, _cut(f"this server has not seen run {request.run_id!r}"))
                 return
             now_s = time.monotonic()
             elapsed_s = now_s - before_s if before_s else math.inf
@@ -430,24 +447,24 @@ class BasecallService(pb_grpc.BasecallServiceServicer):
 
 
 def _take_signal(session: ResultsSession, batch: pb.SignalBatch) -> None:
-    """A function of its own, so that no chunk, and with it all its message, is held until the next one comes."""
+    """Pass on the chunks. A separate function, so that no chunk keeps its message in memory until the next one."""
     for chunk in batch.chunks:
         session.receive(decode_chunk(chunk))
 
 
 def _is_stopped(error: Exception) -> bool:
-    """Whether gRPC says that this server was stopped under a stream; what it raises then has no public name."""
+    """Whether the error means that the server was stopped during a stream; gRPC has no public name for it."""
     return isinstance(error, grpc.aio.BaseError) and type(error).__name__ == "_ServerStoppedError"
 
 
 def _cut(detail: str) -> str:
-    """A status message short enough to be sent, whatever of the client's words is in it."""
+    """Shorten a status message, which may quote the client, so that it can be sent."""
     encoded = detail.encode()
     return detail if len(encoded) <= _MAX_DETAIL_BYTES else encoded[:_MAX_DETAIL_BYTES].decode(errors="ignore") + "..."
 
 
 def _check_expected(expected: pb.CallerIdentity, actual: pb.CallerIdentity) -> None:
-    """Nothing is compared that the client leaves out, nor the version; one that is alone is of revision 0."""
+    """Compare the fields that the client set, except the version. A version without a revision means revision 0."""
     names = {field.name for field, _ in expected.ListFields()}
     if "version" in names:
         names = names - {"version"} | {"calling_revision"}
@@ -457,5 +474,5 @@ def _check_expected(expected: pb.CallerIdentity, actual: pb.CallerIdentity) -> N
             shown = [v.hex() if isinstance(v, bytes) else v for v in (theirs, mine)]
             raise StreamFault(
                 "FAILED_PRECONDITION",
-                f"another caller than expected: {name} {shown[0]!r}, here it is {shown[1]!r}",
+                f"this server would call differently: expected {name} {shown[0]!r}, but it has {shown[1]!r}",
             )

@@ -1,1 +1,1 @@
-"""Settings to a server that runs."""
+"""From settings to a running server."""

@@ -52,7 +52,7 @@ from porestream.v1 import porestream_pb2_grpc as pb_grpc
 log = structlog.get_logger()
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -2, -3, -8
-_UNOPENED_STREAMS = 64  # that are about to be opened, or turned away
+_UNOPENED_STREAMS = 64  # calls about to be opened as streams, or refused
 _MAX_METADATA_BYTES = 8 << 10
 _LIVENESS = "liveness"
 _HEALTHY = health_pb2.HealthCheckResponse.SERVING
@@ -66,7 +66,7 @@ def build_engine(settings: Settings) -> Engine:
     Raises
     ------
     ValueError
-        A model, reference or setting cannot be used; the message names it.
+        A model, reference or setting is unusable; the message names it.
     """
     torch.set_num_threads(1)
     tune_allocator()
@@ -77,7 +77,7 @@ def build_engine(settings: Settings) -> Engine:
     card = open_card(settings)
     decodes, aligns = kernel_devices(settings, card)
     names = [directory.name for directory in models_to_serve(settings.model, settings.models_dir)[0]]
-    plans = plan_references(settings, names, cache_dir, aligns, card)  # what they take, models do not get
+    plans = plan_references(settings, names, cache_dir, aligns, card)  # first: models get the GPU memory that is left
     basecallers = load_models(settings, cache_dir, card, decodes)
     aligners = load_references(settings, plans, cache_dir, aligns)
     batch_rows = {name: settings.batch_size or caller.rows for name, caller in basecallers.items()}
@@ -88,7 +88,7 @@ def build_engine(settings: Settings) -> Engine:
     pipeline = Pipeline(basecallers, aligners, scheduler, settings.worker_count, card_use)
     pipeline.start()
     gc.collect()
-    gc.freeze()  # a full collection over all that torch loads would stop every worker for a while
+    gc.freeze()  # a full collection over everything torch loads would stop every worker for a while
     return Engine(
         basecallers=basecallers,
         aligners=aligners,
@@ -105,19 +105,21 @@ def build_engine(settings: Settings) -> Engine:
 def load_models(
     settings: Settings, cache_dir: Path, card: Card | None, kernels: Device | None
 ) -> dict[str, Basecaller]:
-    """The models by name, decoded by `kernels` if given.
+    """Load the models and return them by name; `kernels`, if given, decode them.
 
-    On a card each may take an equal part of what is free for it and those after it.
+    On a GPU, each model may take an equal share of the memory that is free for it and the models still to be loaded.
     """
     basecallers: dict[str, Basecaller] = {}
     directories, passed_over = models_to_serve(settings.model, settings.models_dir)
     for reason in passed_over:
-        log.warning("model passed over", reason=reason)
+        log.warning("model skipped", reason=reason)
     for index, directory in enumerate(directories):
         started_s = time.monotonic()
         bundle = load_bundle(directory)
         if bundle.name in basecallers:
-            raise SettingsError(f"two models are called {bundle.name!r}: streams could not tell them apart")
+            raise SettingsError(
+                f"two models are named {bundle.name!r}, and streams choose models by name; rename one of the folders"
+            )
         share = 1 / (len(directories) - index)
         decoder = batch_decoder(kernels, bundle.config)
         caller = Basecaller(bundle, settings.precision, cache_dir, card, settings.batch_size, share, decoder)
@@ -138,7 +140,7 @@ def load_models(
 
 @dataclass(kw_only=True)
 class Serving:
-    """A gRPC server on an engine, not yet started, and what belongs to it."""
+    """A gRPC server for an engine with its ports and health service; `start` starts it."""
 
     server: grpc.aio.Server
     service: BasecallService
@@ -149,7 +151,7 @@ class Serving:
     fronts: list[Front]
 
     async def start(self) -> None:
-        """Accept streams."""
+        """Start accepting streams."""
         await self.server.start()
         await self.health.set(_LIVENESS, _HEALTHY)
         await self.set_ready(True)
@@ -159,18 +161,18 @@ class Serving:
             front.start()
 
     async def set_ready(self, ready: bool) -> None:
-        """Say to load balancers and the like whether streams should be sent here."""
+        """Tell load balancers whether to send streams here."""
         for name in ("", _SERVICE):
             await self.health.set(name, _HEALTHY if ready else _UNHEALTHY)
 
     async def device_changed(self, is_up: bool) -> None:
-        """The networks' device stopped working, or works again: without it the server is of no use to anyone."""
+        """Report that the networks' device failed or recovered: without it the server cannot call anything."""
         log.log(logging.INFO if is_up else logging.ERROR, "device works again" if is_up else "device failed")
         await self.health.set(_LIVENESS, _HEALTHY if is_up else _UNHEALTHY)
         await self.set_ready(is_up and not self.service.is_draining)
 
     async def stop(self) -> None:
-        """End what is left."""
+        """Close the ports and end the streams that are left."""
         await self.server.stop(grace=0.5)
         if self.health_server is not None:
             await self.health_server.stop(grace=0.5)
@@ -185,7 +187,7 @@ def build_server(
     tokens: Tokens | None = None,
     health_listen: str = "",
 ) -> Serving:
-    """The gRPC server on an engine, with health and reflection.
+    """Build the gRPC server for an engine, with health and reflection.
 
     Raises
     ------
@@ -193,7 +195,7 @@ def build_server(
         An address cannot be bound.
     """
     connections = connection_limit()
-    for_health = max(4, connections // 8) if health_listen else 0  # whoever watches shall get in whatever streams do
+    for_health = max(4, connections // 8) if health_listen else 0  # reserved: health checks must always get in
     fronts: list[Front] = []
     address, inside = _place(listen, Limits(connections - for_health), certificate, fronts)
     health_address, health_inside = "", ""
@@ -209,7 +211,7 @@ def build_server(
         f"/{_SERVICE}/WatchStats": CallLimit(64, 16),
         f"/{health.SERVICE_NAME}/Watch": CallLimit(64, 16),
         f"/{health.SERVICE_NAME}/": CallLimit(512, 128),
-        "": CallLimit(512, 128),  # those that are answered at once
+        "": CallLimit(512, 128),  # calls answered at once
     }
     parsers = {f"/{_SERVICE}/StreamReads": parse_request}
     server = _server(CallGuard(calls, peer_of, tokens, parsers), 2 * streams)
@@ -241,7 +243,7 @@ def build_server(
 
 
 def _place(listen: str, limits: Limits, certificate: Certificate | None, fronts: list[Front]) -> tuple[str, str]:
-    """Where clients find the server, and where gRPC listens: behind a new front, but for a Unix socket."""
+    """Return the address for clients and the one gRPC listens on: behind a new front, except for a Unix socket."""
     if listen.startswith("unix:"):
         return listen, listen
     front = Front(listen, limits, certificate.context if certificate else None)
@@ -269,22 +271,24 @@ def _bind(server: grpc.aio.Server, inside: str) -> None:
     try:
         server.add_insecure_port(inside)
     except RuntimeError as error:
-        raise SettingsError(f"cannot listen on {inside}: is it taken, or not an address here?") from error
+        raise SettingsError(
+            f"cannot listen on {inside}: it is already in use, or not an address of this machine; choose another"
+        ) from error
 
 
 async def serve(settings: Settings, ready: Callable[[str], None], *, until_stdin_closes: bool = False) -> None:
-    """Serve until SIGTERM, SIGINT or SIGHUP (unless nohup has it ignored), then drain.
+    """Serve until SIGTERM, SIGINT or SIGHUP (unless nohup makes it ignored), then drain.
 
     Parameters
     ----------
     settings
         What to serve.
     ready
-        Called with the bound address once streams are accepted.
+        Called with the bound address once the server accepts streams.
     until_stdin_closes
-        Also end, at once, when standard input closes: the server belongs to the process that holds the other end.
+        Also stop, immediately, when standard input closes: the server belongs to the process at the other end.
     """
-    # Before models are loaded, which takes a while: Prometheus shall not take a server that loads for one that is down.
+    # Before loading models, which takes a while: Prometheus must not think that a loading server is down.
     certificate, tokens = open_secrets(settings)
     page = _start_page(settings)
     engine = build_engine(settings)
@@ -317,7 +321,7 @@ async def serve(settings: Settings, ready: Callable[[str], None], *, until_stdin
     await stop.wait()
     grace_s = 0.0 if orphaned.is_set() else settings.grace_s
     log.info("draining", streams=service.stream_count, grace_s=grace_s)
-    await serving.set_ready(False)  # but alive: whoever kills what is not alive shall wait
+    await serving.set_ready(False)  # still alive, though, so that nobody kills it before it has drained
     await service.drain(grace_s)
     await serving.stop()
     tasks = [watching, *([revoking] if revoking else [])]
@@ -339,12 +343,12 @@ def _end_of_stdin(loop: asyncio.AbstractEventLoop, stop: asyncio.Event, orphaned
 
 
 def open_secrets(settings: Settings) -> tuple[Certificate | None, Tokens | None]:
-    """The certificate and the tokens of the settings.
+    """Read the certificate and the tokens that the settings name.
 
     Raises
     ------
     SettingsError
-        They cannot be used.
+        One of the files is unusable.
     """
     certificate = None
     if settings.tls_certificate and settings.tls_key:
@@ -363,21 +367,23 @@ def _start_page(settings: Settings) -> StatusServer | None:
         )
     except OSError as error:
         where = f"{settings.metrics_host}:{settings.metrics_port}"
-        raise SettingsError(f"cannot serve metrics on {where}: {error.strerror}") from error
+        raise SettingsError(
+            f"cannot serve metrics on {where}: {error.strerror}; check --metrics-host and --metrics-port"
+        ) from error
 
 
 def _describe(engine: Engine, monitor: Monitor, certificate: Certificate | None) -> None:
-    """Have the page and Prometheus know the server."""
+    """Add the server's own metrics to those that the status page and Prometheus read."""
     network = engine.pipeline.network_device.name
     meters = find_meters(int(network.partition(":")[2] or 0) if network.startswith("cuda") else None)
     REGISTRY.register(ServerCollector(engine, monitor, meters, certificate.expiry_s if certificate else lambda: None))
 
 
 def tune_allocator() -> None:
-    """Keep freed batches for the next one: glibc would give each large array back to the kernel and fault it in again.
+    """Keep freed batch memory for the next batch: glibc would return large arrays to the kernel and fault them back in.
 
-    With a threshold of 8 MB a server in fp32 takes 90 MB less and is 4% slower (benchmarks/RESULTS.md). One arena, for
-    those of threads end at 64 MB. Huge pages are asked for where the process starts, cli/main.py.
+    With a threshold of 8 MB an fp32 server uses 90 MB less and is 4% slower (benchmarks/RESULTS.md). One arena only,
+    because a thread's own arena ends at 64 MB. Huge pages are requested when the process starts, in cli/main.py.
     """
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
         libc.mallopt(_M_MMAP_THRESHOLD, 32 << 20)

@@ -1,4 +1,4 @@
-"""What connects models and kernels, which do not know each other: kernels in a card's stream and memory."""
+"""Connect models and kernels, which don't know each other: kernels run in the GPU's stream and memory."""
 
 import os
 from pathlib import Path
@@ -17,50 +17,50 @@ log = structlog.get_logger()
 
 
 def keep_device_code(cache_dir: Path) -> None:
-    """Have CuPy and the driver keep what they compile where nobody else can put code: both load it without a look.
+    """Make CuPy and the driver cache compiled code where nobody else can put any: both load it unchecked.
 
-    That is in the cache directory, or where CUPY_CACHE_DIR and CUDA_CACHE_PATH say, as far as that is private. To be
-    called before either is used.
+    That is the cache directory, or CUPY_CACHE_DIR and CUDA_CACHE_PATH if they name private folders. Call this before
+    using either.
 
     Raises
     ------
     UnsafeCacheError
-        What is there may be somebody else's.
+        Somebody else may have put files there.
     """
     for variable, name in (("CUPY_CACHE_DIR", "cupy"), ("CUDA_CACHE_PATH", "cuda")):
         if given := os.environ.get(variable):
-            folder = private_cache_dir(Path(given), f"have {variable} name a folder of your own")
+            folder = private_cache_dir(Path(given), f"set {variable} to a folder of your own")
         else:
-            folder = private_subfolder(cache_dir, name) or cache_dir / name  # who writes finds out
+            folder = private_subfolder(cache_dir, name) or cache_dir / name  # writing there will fail and say why
         os.environ[variable] = str(folder)
 
 
 def open_card(settings: Settings) -> Card | None:
-    """The card that the settings mean; None: networks run on the CPU.
+    """Open the GPU that the settings name; None: networks run on the CPU.
 
     Raises
     ------
     ModelError
-        There is no such card.
+        There is no such GPU.
     """
     device = find_device("cpu" if settings.device == "emulated" else settings.device)
     return Card(device, settings.worker_count) if device.type == "cuda" else None
 
 
 def kernel_device(device: str, card: Card | None) -> Device | None:
-    """Where kernels run; None: nowhere, for there is no card.
+    """Return the device that kernels run on; None if there is no GPU.
 
     Parameters
     ----------
     device
-        The setting.
+        The `device` setting.
     card
-        The card of the networks: kernels go into its stream, and their arrays are from PyTorch's pool.
+        The networks' GPU: kernels run in its stream, and their arrays come from PyTorch's pool.
 
     Raises
     ------
     DeviceError
-        CuPy is not installed, or finds no card.
+        CuPy is not installed or finds no GPU.
     """
     if device == "emulated":
         return find_kernel_device("emulated")
@@ -71,16 +71,16 @@ def kernel_device(device: str, card: Card | None) -> Device | None:
 
 
 def kernel_devices(settings: Settings, card: Card | None) -> tuple[Device | None, Device | None]:
-    """Where kernels decode, and where they may align; None: the CPU does.
+    """Return the devices that decode and align; None: the CPU does.
 
-    They align in a stream and in memory of their own, so that a batch of alignments runs beside those of networks.
+    Alignment has its own stream and memory, so that a batch of alignments runs alongside the networks' batches.
 
     Raises
     ------
     DeviceError
-        CuPy is not installed, or finds no card; or kernels are asked for on a card that is too old for them.
+        CuPy is not installed or finds no GPU, or kernels are requested on a GPU that is too old for them.
     SettingsError
-        Kernels are asked for where there is no card.
+        Kernels are requested where there is no GPU.
     """
     asked = "gpu" in (settings.decoder, settings.aligner)
     device = None
@@ -93,7 +93,10 @@ def kernel_devices(settings: Settings, card: Card | None) -> tuple[Device | None
             log.warning("decoding on the CPU", reason=str(error))
     for name, value in (("decoder", settings.decoder), ("aligner", settings.aligner)):
         if value == "gpu" and device is None:
-            raise SettingsError(f"{name} gpu: device {settings.device} is a CPU here; choose --device cuda or emulated")
+            raise SettingsError(
+                f"--{name} gpu needs a GPU, but --device {settings.device} is a CPU here; "
+                "choose --device cuda or --device emulated"
+            )
     aligns = None
     if device is not None and settings.aligner != "mappy" and settings.reference:
         aligns = device if card is None else find_kernel_device(device.name, stream=card.another_stream())
@@ -101,11 +104,11 @@ def kernel_devices(settings: Settings, card: Card | None) -> tuple[Device | None
 
 
 def batch_decoder(device: Device | None, config: ModelConfig) -> CrfDecoder | None:
-    """A model's decoder on a device; None where the CPU decodes, as it does where there are too many states."""
+    """Return a model's decoder on a device; None if the CPU decodes, as it does when there are too many states."""
     if device is None:
         return None
     if config.state_len > MAX_STATE_LEN:
-        log.warning("decoding on the CPU: too many states for the kernels", states=4**config.state_len)
+        log.warning("decoding on the CPU: the model has too many states for the kernels", states=4**config.state_len)
         return None
     settings = decode_settings(config)
     return CrfDecoder(

@@ -1,4 +1,4 @@
-"""What all streams of a server share."""
+"""Everything that a server's streams share."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ from porestream.server.work.scheduler import Scheduler
 
 @dataclass(frozen=True, kw_only=True)
 class Engine:
-    """What all streams share."""
+    """Everything that all streams share."""
 
     basecallers: dict[str, Basecaller]
     aligners: dict[tuple[str, str], Aligner]

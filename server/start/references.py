@@ -1,6 +1,6 @@
-"""References to align to: where each is aligned, what that takes of a card, and loading them.
+"""Plan and load references: where each is aligned, and how much GPU memory that takes.
 
-On a device an index of ours is needed beside minimap2's: `porestream index` makes it, or --aligner gpu does.
+Aligning on a GPU needs our own index as well as minimap2's: `porestream index` builds it, or --aligner gpu does.
 """
 
 import os
@@ -29,7 +29,7 @@ _LEAST_BATCH_BASES = 1_000_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """One reference with one preset; `index`: it is aligned on the device, in batches of so many bases."""
+    """One reference with one preset. With an `index` it is aligned on the GPU, in batches of `batch_bases`."""
 
     path: Path
     preset: str
@@ -38,7 +38,7 @@ class Plan:
 
     @property
     def device_bytes(self) -> int:
-        """What it takes of the device."""
+        """Device memory needed, in bytes."""
         index_bytes = self.index.device_bytes if self.index else 0
         return index_bytes + MEMORY_BYTES + self.batch_bases * BYTES_A_BASE
 
@@ -46,27 +46,27 @@ class Plan:
 def plan_references(
     settings: Settings, models: Sequence[str], cache_dir: Path, device: Device | None, card: Card | None
 ) -> list[Plan]:
-    """Which references are aligned where; a card keeps the memory for them free.
+    """Decide where each reference is aligned, and reserve the GPU memory for it.
 
     Parameters
     ----------
     settings
-        References, presets, and what shall align.
+        References, presets and the aligner.
     models
-        Names of the models, of which presets follow.
+        Names of the models; they determine the default presets.
     cache_dir
-        Where indexes are.
+        Folder with the indexes.
     device
-        Where kernels may align; None: nowhere.
+        Device that kernels may align on; None: minimap2 aligns everything.
     card
-        The card of the networks, if that is where.
+        The networks' GPU, if that is the device.
 
     Raises
     ------
     SettingsError
-        The indexes do not fit into the card's memory, or one cannot be built of what is given.
+        The indexes do not fit into GPU memory, or one cannot be built from the given file.
     ReferenceFileError
-        A reference or an index cannot be used.
+        A reference or an index is unusable.
     """
     presets = settings.preset or sorted({preset_for_model(model) for model in models})
     plans = [
@@ -83,7 +83,7 @@ def plan_references(
     bases = min(BATCH_BASES, (free - fixed) // 4 // BYTES_A_BASE // len(indexes))
     if bases < _LEAST_BATCH_BASES:
         raise SettingsError(
-            f"{card.device} has {free:,} bytes free, and indexes and alignment need {fixed:,} and more: fewer "
+            f"{card.device} has {free:,} bytes free, but indexes and alignment need more than {fixed:,}; use fewer "
             "references or presets, or --aligner mappy"
         )
     card.reserved_bytes = fixed + bases * BYTES_A_BASE * len(indexes)
@@ -99,12 +99,12 @@ def plan_references(
 
 
 def _index(path: Path, preset: str, settings: Settings, cache_dir: Path) -> Index | None:
-    """The device's index of a reference: found, built where kernels are asked for, or None."""
+    """Find a reference's index for the GPU, or build it if --aligner gpu is set; None: align with minimap2."""
     is_mmi = first_bytes(path, len(MMI_MAGIC)) == MMI_MAGIC
     if is_mmi:
         if settings.aligner == "gpu":
-            raise SettingsError(f"reference {path}: an index for minimap2 is none for a card; give its FASTA")
-        log.info("aligning with minimap2: a .mmi is given, and no FASTA", reference=path.name)
+            raise SettingsError(f"reference {path}: a .mmi cannot be used on a GPU; pass the FASTA")
+        log.info("aligning with minimap2: the reference is a .mmi, and a GPU needs the FASTA", reference=path.name)
         return None
     reference = read_fasta(path)
     name = index_name(reference, PRESETS[preset])
@@ -117,47 +117,47 @@ def _index(path: Path, preset: str, settings: Settings, cache_dir: Path) -> Inde
             except ReferenceFileError as error:
                 if place.parent != cache_dir:
                     raise
-                log.warning("a cached index is damaged and is made again", reason=str(error))
+                log.warning("rebuilding a damaged cached index", reason=str(error))
                 place.unlink()
                 continue
             if index.reference.sha256 != reference.sha256 or index.preset != PRESETS[preset]:
-                raise ReferenceFileError(place, f"it is not of {path.name} with {preset}", "build it again")
+                raise ReferenceFileError(place, f"it was not built from {path.name} with {preset}", "build it again")
             return index
     if settings.aligner != "gpu":
         log.warning(
-            "aligning with minimap2: there is no index for the device",
+            "aligning with minimap2: the reference has no index for the GPU",
             reference=path.name,
             preset=preset,
             make_one=f"porestream index {path} --preset {preset}",
         )
         return None
     cache_dir.mkdir(parents=True, exist_ok=True)
-    log.info("building an index for the device", reference=path.name, preset=preset)
+    log.info("building an index for the GPU", reference=path.name, preset=preset)
     build_index(path, reference, PRESETS[preset], cache_dir / name)
     return load_index(cache_dir / name)
 
 
 def _check_trust(index: Path, fasta: Path) -> None:
-    """Where reads align is up to the index: nobody may write it who cannot write the FASTA, in /tmp say."""
+    """Refuse an index that others than the FASTA's writers can write, say in /tmp: it decides where reads align."""
     about, of_fasta = index.stat(), fasta.stat()
     everybody = about.st_mode & ~of_fasta.st_mode & stat.S_IWOTH
     if everybody or about.st_uid not in (0, os.geteuid(), of_fasta.st_uid):
         mode = f"mode {stat.S_IMODE(about.st_mode):04o}"
-        problem = f"it belongs to the user {about.st_uid} ({mode}), {fasta.name} to {of_fasta.st_uid}"
+        problem = f"it belongs to user {about.st_uid} ({mode}), but {fasta.name} belongs to user {of_fasta.st_uid}"
         raise ReferenceFileError(index, problem, "remove it, or chown it and chmod go-w")
 
 
 def load_references(
     settings: Settings, plans: Sequence[Plan], cache_dir: Path, device: Device | None
 ) -> dict[tuple[str, str], Aligner]:
-    """The aligners by the reference's name and preset.
+    """Load the aligners and return them by reference name and preset.
 
     Raises
     ------
     SettingsError
-        Two references have one name.
+        Two references have the same name.
     ReferenceFileError
-        A reference cannot be used.
+        A reference is unusable.
     """
     aligners: dict[tuple[str, str], Aligner] = {}
     for plan in plans:
@@ -170,7 +170,9 @@ def load_references(
             aligner.warm_up()
         key = (aligner.reference.name, plan.preset)
         if key in aligners:
-            raise SettingsError(f"two references are called {key[0]!r}: streams could not tell them apart")
+            raise SettingsError(
+                f"two references are named {key[0]!r}, and streams choose references by name; rename one of the files"
+            )
         aligners[key] = aligner
         log.info(
             "reference loaded",
@@ -184,7 +186,7 @@ def load_references(
 
 
 def _load_minimap2(settings: Settings, plan: Plan, cache_dir: Path) -> MappyAligner:
-    """minimap2's own; beside a device it looks at every anchor in reach, as kernels do."""
+    """Load minimap2's aligner. Alongside a GPU it considers every anchor in reach, as the kernels do."""
     return load_reference(
         plan.path,
         preset=plan.preset,

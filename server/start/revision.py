@@ -1,13 +1,13 @@
-"""The number that tells callers apart whose results differ."""
+"""The number that distinguishes versions with different results."""
 
 CALLING_REVISION = 2
-"""Raised by every commit that changes a byte of any result: bases, qualities, moves, scaling, trimming, alignments.
+"""Increased by every commit that changes a byte of any result: bases, qualities, moves, scaling, trimming, alignments.
 
-A run is called by one revision from its first read to its last, and versions of one revision are one caller: that is
-what a rollout in the midst of runs needs. tests/server/test_revision.py fails where bytes changed and this did not.
+One revision calls a run from its first read to its last. Versions with the same revision count as the same caller,
+which allows a rollout during runs. tests/server/test_revision.py fails if results change and this number doesn't.
 
 1
-    All versions before there was this number.
+    All versions from before this number existed.
 2
-    A move table ends with the last whole step, and the base of a partial one is not called.
+    A move table ends with the last whole step, and the base of a partial step is not called.
 """

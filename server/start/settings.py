@@ -1,4 +1,4 @@
-"""Settings of `porestream serve`: flags go before the environment (PORESTREAM_*), that before a TOML file."""
+"""Settings of `porestream serve`. Flags override the environment (PORESTREAM_*), which overrides a TOML file."""
 
 import difflib
 import os
@@ -27,16 +27,16 @@ _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
 class SettingsError(ValueError):
-    """A setting is unknown or unusable; the message names it."""
+    """Raised for an unknown or unusable setting; the message names it."""
 
 
 class Settings(BaseSettings):
-    """What a server is started with; cli/commands/serve.py has the help texts."""
+    """The settings a server starts with. Their help texts are in cli/commands/serve.py."""
 
     model_config = SettingsConfigDict(env_prefix=_PREFIX, extra="forbid", frozen=True)
 
     model: Annotated[list[str], NoDecode] = ["auto"]
-    models_dir: Path | None = None  # PORESTREAM_MODELS in the environment; models and models_directory, too, in a file
+    models_dir: Path | None = None  # in the environment PORESTREAM_MODELS; a file may also say models, models_directory
     reference: Annotated[list[Path], NoDecode] = []
     preset: Annotated[list[str], NoDecode] = []
     listen: str = "127.0.0.1:50051"
@@ -72,7 +72,7 @@ class Settings(BaseSettings):
         for name in ("models", "models_directory"):
             if isinstance(values, dict) and name in values:
                 values = dict(values)
-                values.setdefault("models_dir", values.pop(name))  # of flag and environment, which go before
+                values.setdefault("models_dir", values.pop(name))  # a flag or the environment, if set, wins
         return values
 
     @field_validator("model", "reference", "preset", "metrics_allowed_hosts", mode="before")
@@ -101,34 +101,36 @@ class Settings(BaseSettings):
         if value in (None, ""):
             return None
         if isinstance(value, str | Path) and not Path(value).is_dir():
-            raise ValueError("no such folder; --models-dir or PORESTREAM_MODELS names it")
+            raise ValueError("no such folder; set it with --models-dir or PORESTREAM_MODELS")
         return value
 
     @field_validator("model", mode="after")
     @classmethod
     def _some_model(cls, value: list[str]) -> list[str]:
         if not value:
-            raise ValueError("at least one model is needed; auto is the one that ships")
+            raise ValueError("no model given; name at least one, or use auto for the model that ships with porestream")
         return value
 
     @field_validator("preset")
     @classmethod
     def _known_presets(cls, value: list[str]) -> list[str]:
         if unknown := [preset for preset in value if preset not in PRESETS]:
-            raise ValueError(f"unknown preset {unknown[0]!r}: there are {', '.join(PRESETS)}")
+            raise ValueError(f"unknown preset {unknown[0]!r}; choose from {', '.join(PRESETS)}")
         return value
 
     @model_validator(mode="after")
     def _secrets(self) -> "Settings":
         if (self.tls_certificate is None) != (self.tls_key is None):
-            raise ValueError("tls_certificate and tls_key (--tls-certificate, --tls-key) go together: one is missing")
+            raise ValueError("one of tls_certificate and tls_key is missing; set both (--tls-certificate, --tls-key)")
         if self.token_file is not None and self.tls_certificate is None:
-            raise ValueError("token_file needs tls_certificate and tls_key: tokens would travel in the clear")
+            raise ValueError(
+                "token_file needs TLS, or tokens would travel unencrypted; set tls_certificate and tls_key as well"
+            )
         return self
 
     @property
     def worker_count(self) -> int:
-        """Workers to start."""
+        """Number of workers to start."""
         return self.threads or len(os.sched_getaffinity(0))
 
     @classmethod
@@ -140,7 +142,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Flags before environment before file."""
+        """Put flags first, then the environment, then the file."""
         folder = {"models_dir": os.environ[_MODELS]} if _MODELS in os.environ else {}
         sources = [init_settings, InitSettingsSource(settings_cls, folder), env_settings]
         if config := os.environ.get(_CONFIG):
@@ -149,17 +151,17 @@ class Settings(BaseSettings):
 
 
 def environment_names() -> dict[str, str]:
-    """Of each setting, its variable."""
+    """Return each setting's environment variable."""
     return {name: _PREFIX + name.upper() for name in Settings.model_fields} | {"models_dir": _MODELS}
 
 
 def load_settings(flags: dict[str, Any], config: Path | None) -> Settings:
-    """Settings from the flags that were given, the environment, and a TOML file.
+    """Read the settings from the given flags, the environment and a TOML file.
 
     Raises
     ------
     SettingsError
-        An unknown setting anywhere, or a value that does not fit; the message names it.
+        A setting is unknown or its value invalid; the message names it.
     """
     if config is not None:
         if not config.is_file():
@@ -184,7 +186,7 @@ def _readable(error: ValueError) -> str:
     lines = []
     for problem in error.errors():
         name = ".".join(str(part) for part in problem["loc"])
-        if not name:  # of several settings together; the message names them
+        if not name:  # about several settings at once; the message names them
             lines.append(problem["msg"].removeprefix("Value error, "))
             continue
         if problem["type"] == "extra_forbidden":

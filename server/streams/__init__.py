@@ -1,1 +1,1 @@
-"""What a stream has: credit, memory, reads, results, books."""
+"""A stream's state: credit, memory, reads, results, books."""

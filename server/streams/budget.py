@@ -1,9 +1,9 @@
-"""Memory as a budget: how much signal each stream may have on the server.
+"""The memory budget: how much signal each stream may have on the server.
 
-Half of the budget holds signal and unsent results of all streams; a quarter holds reads that are being called, decoded;
-the rest is room for messages in transit and the allocator. Every stream is guaranteed an equal share of half of the
-signal memory. The other half is a pool: a stream may take from it as long as it holds no more of it than is still free
-(Choudhury and Hahne, dynamic thresholds, 1998), so one greedy stream can never take all of it from the others.
+Half of the budget is for the signal and unsent results of all streams, a quarter for the decoded signal of reads being
+called, and the rest for messages in transit and the allocator. Half of the signal memory is divided equally: every
+stream is guaranteed its share. The other half is a pool. A stream may borrow from it as long as it holds no more of it
+than is still free (dynamic thresholds, Choudhury and Hahne, 1998), so one greedy stream can never use up the pool.
 """
 
 from collections import Counter
@@ -11,41 +11,44 @@ from collections.abc import Hashable
 from typing import Protocol
 
 BYTES_PER_CREDIT_SAMPLE = 4
-"""What a sample that was granted but not yet received is counted as: int16, padded for small chunks' overhead."""
+"""Bytes charged for a sample that was granted but not yet received: int16, padded for small chunks' overhead."""
 
 MAX_CHUNK_SAMPLES = 131_072
 MIN_CHUNK_CREDIT_SAMPLES = 1024
 CHUNK_OVERHEAD_BYTES = 256
-IDLE_READ_S = 30.0  # an open read that has not grown for so long is given up where memory is needed
-BUSY_PATIENCE_S = 60.0  # how long a stream waits for complete reads to give memory back
+IDLE_READ_S = 30.0  # after this time without new signal, an open read may be sent back if memory is needed
+BUSY_PATIENCE_S = 60.0  # how long a stream waits for complete reads to free memory
 _CHUNK_BYTES = MAX_CHUNK_SAMPLES * BYTES_PER_CREDIT_SAMPLE
 READ_OVERHEAD_BYTES = 1024
 
 
 class BudgetError(ValueError):
-    """The memory budget cannot serve so many streams."""
+    """Raised if the memory budget is too small for the number of streams."""
 
 
 class Account(Protocol):
     """A stream, as the budget sees it."""
 
     client: Hashable
-    """Whose stream it is: what one client's streams borrow counts together."""
+    """The stream's client; what a client's streams borrow is added up."""
 
     def longest_open_read(self) -> int:
-        """Bytes held by its largest open read; 0: none."""
+        """Return the bytes held by its largest open read; 0 if none is open."""
 
     def give_up_longest_open_read(self, detail: str, *, for_others: bool) -> None:
-        """End that read and give its memory back; `for_others`: it may come again."""
+        """End that read and free its memory. With `for_others` the client may send it again."""
 
     def give_up_idle_read(self) -> bool:
-        """End an open read of which nothing came for long, though it might have; it may come again. False: none."""
+        """End an open read that got no signal for a while although it could have. False if there is none.
+
+        The client may send it again.
+        """
 
     def is_busy(self) -> bool:
-        """Whether it holds complete reads, which will give memory back by themselves."""
+        """Whether it holds complete reads, which will free memory by themselves."""
 
     def memory_was_freed(self) -> None:
-        """Try again to extend the credit, but not at once: whoever frees memory is in the middle of something."""
+        """Try again to extend the credit, but later: the caller is in the middle of freeing memory."""
 
 
 class MemoryBudget:
@@ -54,7 +57,7 @@ class MemoryBudget:
     Raises
     ------
     BudgetError
-        Where a stream's guaranteed share would not hold two of the largest chunks.
+        A stream's guaranteed share is too small for two of the largest chunks.
     """
 
     def __init__(self, total_bytes: int, max_streams: int) -> None:
@@ -64,16 +67,16 @@ class MemoryBudget:
         self.share_bytes = self.signal_bytes // 2 // max_streams
         self.pool_bytes = self.signal_bytes - self.share_bytes * max_streams
         self._charges: dict[Account, int] = {}
-        self._charged_bytes = 0  # of all
-        self._borrowers: dict[Account, int] = {}  # what each has of the pool, where it has any
-        self._lent_bytes = 0  # of the pool
-        self._waiting: dict[Account, int] = {}  # how many bytes each needs
+        self._charged_bytes = 0  # by all streams
+        self._borrowers: dict[Account, int] = {}  # bytes that each stream has borrowed from the pool
+        self._lent_bytes = 0  # by the pool
+        self._waiting: dict[Account, int] = {}  # bytes that each waiting stream needs
         needed = 2 * MAX_CHUNK_SAMPLES * BYTES_PER_CREDIT_SAMPLE
         if self.share_bytes < needed:
             fitting = total_bytes // (4 * needed)
             raise BudgetError(
-                f"a memory budget of {total_bytes} bytes is too small for {max_streams} streams: it takes at least "
-                f"{4 * needed * max_streams} bytes" + (f", or at most {fitting} streams" if fitting else "")
+                f"--memory-budget {total_bytes} is too small for --max-streams {max_streams}; raise it to at least "
+                f"{4 * needed * max_streams}" + (f", or allow at most {fitting} streams" if fitting else "")
             )
 
     def open(self, account: Account) -> None:
@@ -81,13 +84,13 @@ class MemoryBudget:
         self._charges[account] = 0
 
     def close(self, account: Account) -> None:
-        """Forget a stream; its memory is free for the others."""
+        """Remove a stream and free its memory for the others."""
         self._waiting.pop(account, None)
         self.charge(account, -self._charges[account])
         del self._charges[account]
 
     def charge(self, account: Account, change_bytes: int) -> None:
-        """Book that the stream holds more, or less. Who waits for memory is told of less."""
+        """Record that the stream holds more or less memory. Streams waiting for memory are woken when some is freed."""
         before = self._borrowers.pop(account, 0)
         self._charged_bytes += change_bytes
         charged = self._charges[account] = self._charges[account] + change_bytes
@@ -99,10 +102,10 @@ class MemoryBudget:
             self._tell_waiting()
 
     def _tell_waiting(self) -> None:
-        """Have those try again for whom there is enough now, first those whose clients borrow least.
+        """Wake waiting streams that now have enough room, starting with those whose clients borrow least.
 
-        Not all: where many wait in a full pool, whatever anyone sends frees some memory for a moment, and what all of
-        them then did in vain would be most of what the server does.
+        Don't wake the others: when many streams wait for a full pool, every message frees a little memory for a moment,
+        and the server would spend most of its time on retries that fail.
         """
         fitting = [other for other, needed in self._waiting.items() if self.room_bytes(other, starving=True) >= needed]
         if not fitting:
@@ -121,26 +124,27 @@ class MemoryBudget:
         return borrowed
 
     def charged_bytes(self, account: Account | None = None) -> int:
-        """What one stream, or all of them, are charged for: signal, unsent results, credit not yet used."""
+        """Return the bytes charged to one stream, or to all: signal, unsent results and unused credit."""
         return self._charges[account] if account else self._charged_bytes
 
     def room_bytes(self, account: Account, *, starving: bool) -> int:
-        """How much more the stream may take; of the pool, all that is free where it is `starving`."""
+        """Return how many more bytes the stream may take. If it is `starving`, it may use all of the free pool."""
         free = self.pool_bytes - self._lent_bytes
         own = max(0, self.share_bytes - self._charges[account])
         return own + max(0, free if starving else (free - self._borrowers.get(account, 0)) // 2)
 
     def wait(self, account: Account, needed_bytes: int) -> None:
-        """Have the stream told when there is so much room for it."""
+        """Wake the stream when it has room for `needed_bytes`."""
         self._waiting[account] = needed_bytes
 
     def evict_for(self, account: Account, starved_s: float) -> bool:
-        """Make room for a stream that can only wait for signal, and has waited so long. Whether room was made.
+        """Make room for a stream that cannot get signal and has waited for `starved_s`. True if room was made.
 
-        A read that is idle goes first, whoever has it. Else, where a holder of the pool has complete reads, memory
-        comes back by itself, and the stream waits, for a while. Else all is held by open reads, none of which may ever
-        fit: the client that borrows most beyond its shares gives up its longest. That may come again, unless it is the
-        very one that more is wanted for: it is too long, after others' reads have had the time to become idle.
+        An idle read goes first, whoever holds it. Otherwise, if a borrower has complete reads, memory will come back by
+        itself, so the stream waits for a while. Otherwise open reads hold all of the memory, and maybe none of them
+        will ever fit: the client that borrows most beyond its shares gives up its longest read. The client may send it
+        again, unless it is the starving stream's own read: that one is too long, but only after other streams' reads
+        have had time to become idle.
         """
         holders = [*(other for other in self._borrowers if other is not account), account]
         if any(other.give_up_idle_read() for other in holders):
@@ -156,7 +160,8 @@ class MemoryBudget:
         if victim is account and others_bytes >= _CHUNK_BYTES and starved_s < IDLE_READ_S + 10:
             return False
         victim.give_up_longest_open_read(
-            f"too long: the server's memory budget of {self.total_bytes} bytes cannot hold it beside other open reads",
+            f"too long: the server's memory budget of {self.total_bytes} bytes has no room for it and the other open "
+            "reads",
             for_others=victim is not account,
         )
         return True

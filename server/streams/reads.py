@@ -1,4 +1,4 @@
-"""The values that travel through the server: chunks in, results out. No protobuf, no model, no transport."""
+"""The values passed through the server: chunks in, results out. Independent of protobuf, models and transport."""
 
 from dataclasses import dataclass, field
 from enum import Enum
@@ -13,13 +13,13 @@ from pod5.signal_tools import vbz_decompress_signal
 
 from porestream.kernels.align.aligner import Alignment
 
-# Far beyond every instrument's, and little enough that all that is computed of them is finite.
+# Far beyond any instrument's values, but small enough that everything computed from them is finite.
 _MAX_OFFSET_ADC = _MAX_OPEN_PORE_PA = 1e6
 _MIN_SCALE_PA, _MAX_SCALE_PA = 1e-6, 1e6
 
 
 class Encoding(Enum):
-    """How a chunk's samples are stored."""
+    """How a chunk's samples are encoded."""
 
     INT16_LE = 1
     VBZ = 2
@@ -32,13 +32,13 @@ class Status(Enum):
     FILTERED = "filtered"
     REJECTED = "rejected"
     FAILED = "failed"
-    TRY_AGAIN = "abandoned"  # no result: the client sends the read again; the books count an attempt abandoned
+    TRY_AGAIN = "abandoned"  # no result: the client sends the read again, and the books count an abandoned attempt
 
 
 class Priority(Enum):
     """Scheduling class; the value is the head start that others have over it, in samples of service.
 
-    LIVE has a lane of its own (server/work/scheduler.py); to it no value applies.
+    LIVE has its own lane (server/work/scheduler.py), where the value doesn't apply.
     """
 
     LIVE = 0
@@ -47,7 +47,7 @@ class Priority(Enum):
 
 
 class Reason(Enum):
-    """Why a read is REJECTED; the metrics count by it."""
+    """Why a read is REJECTED; also a metric label."""
 
     INCOMPLETE = "incomplete"
     GAP = "gap"
@@ -58,12 +58,12 @@ class Reason(Enum):
     UNDECODABLE = "undecodable"
     CHECKSUM = "checksum"
     CALIBRATION = "calibration"
-    SIGNAL = "signal"  # the model cannot take it: too short for one step, say
+    SIGNAL = "signal"  # the model cannot call it, for example because it is too short for one step
     MEMORY = "memory"
 
 
 class Stage(Enum):
-    """Where a complete read's work is done; a FAILED read names the one that failed."""
+    """A stage of calling a complete read; a FAILED read names the stage that failed."""
 
     PREPARE = "prepare"
     BASECALL = "basecall"
@@ -72,7 +72,7 @@ class Stage(Enum):
 
 
 class StreamFault(Exception):
-    """The stream is to end with this status (a name of grpc.StatusCode) and message."""
+    """Raised to end the stream with this status (a name of grpc.StatusCode) and message."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
@@ -80,7 +80,7 @@ class StreamFault(Exception):
 
 
 class InputFault(Exception):
-    """The input's fault: the read is REJECTED with this message, the stream goes on."""
+    """Raised for bad input: the read is REJECTED with this message, and the stream goes on."""
 
     def __init__(self, reason: Reason, message: str) -> None:
         super().__init__(message)
@@ -88,7 +88,7 @@ class InputFault(Exception):
 
 
 class Calibration(NamedTuple):
-    """current_pa = (adc + offset_adc) * scale_pa_per_adc; an open-pore level of 0 is unknown."""
+    """current_pa = (adc + offset_adc) * scale_pa_per_adc; an open-pore level of 0 means unknown."""
 
     offset_adc: float
     scale_pa_per_adc: float
@@ -96,7 +96,7 @@ class Calibration(NamedTuple):
 
 
 class SignalPiece(NamedTuple):
-    """Consecutive samples of a read as they were received, still encoded."""
+    """Consecutive samples of a read as received, still encoded."""
 
     encoding: Encoding
     signal: bytes
@@ -104,19 +104,19 @@ class SignalPiece(NamedTuple):
     crc32c: int  # 0: absent
 
     def decode(self) -> npt.NDArray[np.int16]:
-        """The samples, int16.
+        """Decode the samples to int16.
 
         Raises
         ------
         InputFault
-            Undecodable, of another length than claimed, or another checksum than claimed.
+            The signal cannot be decoded, or its length or checksum differs from what the chunk says.
         """
         if self.encoding is Encoding.VBZ:
             samples = _decode_vbz(self.signal, self.sample_count)
         elif len(self.signal) != 2 * self.sample_count:
             raise InputFault(
                 Reason.UNDECODABLE,
-                f"{len(self.signal)} bytes of int16 signal do not make {self.sample_count} samples",
+                f"{len(self.signal)} bytes of int16 signal cannot be {self.sample_count} samples; a sample is 2 bytes",
             )
         else:
             samples = np.frombuffer(self.signal, dtype="<i2")
@@ -132,9 +132,11 @@ def _decode_vbz(signal: bytes, sample_count: int) -> npt.NDArray[np.int16]:
     if sample_count == 0:
         return np.empty(0, np.int16)
     try:
-        # The decoder allocates what the frame claims, so the claim is checked first.
+        # The decoder allocates the size that the frame claims, so check the claim first.
         if not 0 < zstandard.frame_content_size(signal) <= max_encoded_bytes(sample_count):
-            raise InputFault(Reason.UNDECODABLE, f"undecodable VBZ: its frame does not hold {sample_count} samples")
+            raise InputFault(
+                Reason.UNDECODABLE, f"undecodable VBZ: the frame's size does not fit {sample_count} samples"
+            )
         samples: npt.NDArray[np.int16] = vbz_decompress_signal(np.frombuffer(signal, np.uint8), sample_count)
     except (zstandard.ZstdError, RuntimeError, ValueError) as error:
         raise InputFault(Reason.UNDECODABLE, f"undecodable VBZ: {error}") from error
@@ -142,13 +144,13 @@ def _decode_vbz(signal: bytes, sample_count: int) -> npt.NDArray[np.int16]:
 
 
 def max_encoded_bytes(sample_count: int) -> int:
-    """The most bytes that any encoding needs for so many samples (VBZ: two and a control bit each, and a frame)."""
+    """Return the most bytes that any encoding needs (VBZ: 2 bytes and a control bit per sample, and a frame)."""
     return 2 * sample_count + sample_count // 8 + 512
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chunk:
-    """One message's share of a read."""
+    """The part of a read that came in one message."""
 
     read_id: bytes
     channel: int
@@ -160,7 +162,7 @@ class Chunk:
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class OpenRead:
-    """A read whose signal is still coming."""
+    """A read whose signal is still arriving."""
 
     read_id: bytes
     channel: int
@@ -176,24 +178,25 @@ class OpenRead:
         return str(UUID(bytes=self.read_id))
 
     def append(self, chunk: Chunk) -> None:
-        """Take the next chunk.
+        """Append the next chunk.
 
         Raises
         ------
         InputFault
-            The chunk does not follow the samples so far.
+            The chunk does not start where the samples so far end.
         """
         if chunk.first_sample != self.samples:
             reason = Reason.GAP if chunk.first_sample > self.samples else Reason.OVERLAP
             raise InputFault(
                 reason,
-                f"{reason.value}: a chunk begins at sample {chunk.first_sample}, {self.samples} were received",
+                f"{reason.value}: a chunk begins at sample {chunk.first_sample}, but {self.samples} samples were "
+                "received before it",
             )
         self.pieces.append(chunk.piece)
         self.samples += chunk.piece.sample_count
 
     def take_signal(self) -> npt.NDArray[np.int16]:
-        """The decoded signal; what was received of it is let go piece by piece.
+        """Decode and return the signal, freeing the received pieces one by one.
 
         Raises
         ------
@@ -214,12 +217,12 @@ class OpenRead:
         if self.samples == 0:
             raise InputFault(Reason.EMPTY, "empty: the read has no samples")
         if self.calibration is None:
-            raise InputFault(Reason.CALIBRATION, "calibration missing: a read's first chunk must carry it")
+            raise InputFault(Reason.CALIBRATION, "calibration missing: a read's first chunk must include it")
         offset, scale, open_pore_pa = self.calibration
         if not (abs(offset) <= _MAX_OFFSET_ADC and _MIN_SCALE_PA <= scale <= _MAX_SCALE_PA):
             raise InputFault(Reason.CALIBRATION, f"calibration unusable: offset {offset:g}, scale {scale:g} pA")
         if abs(open_pore_pa) > _MAX_OPEN_PORE_PA:  # NaN is an unknown level, as in POD5
-            raise InputFault(Reason.CALIBRATION, f"calibration unusable: an open-pore level of {open_pore_pa:g} pA")
+            raise InputFault(Reason.CALIBRATION, f"calibration unusable: open-pore level {open_pore_pa:g} pA")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -249,14 +252,14 @@ class CalledPart:
 
     @property
     def size_bytes(self) -> int:
-        """Roughly what it takes in memory."""
+        """Approximate size in memory."""
         cigars = sum(alignment.cigar.nbytes + len(alignment.md) + 256 for alignment in self.alignments)
         return 2 * len(self.sequence) + self.moves_T.nbytes + cigars
 
     def samples_of(self, signal_samples: int) -> int:
-        """Samples of the signal up to the part's end (tag ns): all of them, unless bases were cut off there.
+        """Return the number of samples up to the part's end (tag ns): all, unless bases were trimmed off the end.
 
-        Then moves end at least a stride before the signal does. Always moves == (ns - ts) // stride.
+        In that case the moves end at least one stride before the signal. Always moves == (ns - ts) // stride.
         """
         end_sample = self.trimmed_samples + self.moves_T.size * self.stride
         return signal_samples if signal_samples - end_sample < self.stride else end_sample
@@ -264,7 +267,7 @@ class CalledPart:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReadResult:
-    """Everything that became of one read."""
+    """The complete result for one read."""
 
     read_id: bytes
     channel: int
@@ -276,19 +279,19 @@ class ReadResult:
     scaling_strategy: str = ""
     parts: tuple[CalledPart, ...] = ()
     timings: Timings = Timings()
-    cause: Reason | Stage | None = None  # of REJECTED why, of FAILED where
+    cause: Reason | Stage | None = None  # why it was REJECTED, or where it FAILED
 
     @property
     def size_bytes(self) -> int:
-        """Roughly what it takes in memory."""
+        """Approximate size in memory."""
         return 512 + sum(part.size_bytes for part in self.parts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallSettings:
-    """What one stream asked for, resolved to what this server has.
+    """A stream's options, resolved to this server's models and references.
 
-    Fields have the names that they have in the protocol's CallOptions and RunInfo, and what these say.
+    Fields have the same names and meanings as in the protocol's CallOptions and RunInfo.
     """
 
     model: str

@@ -1,6 +1,6 @@
-"""A RESULTS stream: its open reads become orders, their results go out in numbers, and are held until acknowledged.
+"""A RESULTS stream: submits complete reads to the scheduler, sends numbered results, and tracks acknowledgements.
 
-Lives on the event loop; only `_deliver` is called from the workers' threads.
+Runs on the event loop; only `_deliver` is called from the workers' threads.
 """
 
 import time
@@ -38,25 +38,25 @@ from porestream.server.work.scheduler import Job
 log = structlog.get_logger()
 
 MAX_OPEN_READS = 16_384
-_BACKLOG_SAMPLES = 8_000_000  # complete reads of a stream beyond which its credit waits
+_BACKLOG_SAMPLES = 8_000_000  # while a stream's complete reads exceed this, it gets no more credit
 _RESULTS_A_MESSAGE = 64
 _RESULT_MESSAGE_BYTES = 1 << 20
 _CALLED = (Status.CALLED, Status.FILTERED)
-GATHER_S = 0.01  # least time between two messages of results, while more are under way
+GATHER_S = 0.01  # least time between two messages of results, while more results are coming
 
 
 class Orders(Protocol):
-    """Where complete reads go to be called: the scheduler."""
+    """Takes complete reads to be called: the scheduler."""
 
     def submit(self, job: Job) -> None:
-        """Have a read called; its result is delivered from any thread."""
+        """Queue a read to be called; its result may be delivered from any thread."""
 
     def cancel(self, stream: Hashable) -> None:
-        """Forget a stream's reads."""
+        """Drop a stream's reads."""
 
 
 def rejected_samples(output: Output) -> int:
-    """Of the reads among it that are rejected."""
+    """Return the samples of the rejected reads in the output."""
     results = output.results if isinstance(output, Results) else ()
     return sum(result.signal_samples for result in results if result.status is Status.REJECTED)
 
@@ -69,7 +69,7 @@ class ResultsSession(Session):
     settings
         What the stream asked for.
     orders, budget, books
-        Shared with the other streams, but for the books.
+        The scheduler and the memory budget, shared with the other streams, and the stream's own books.
     max_read_samples
         Longer reads are rejected.
     client, heartbeat_s
@@ -90,14 +90,14 @@ class ResultsSession(Session):
         self.settings, self._orders = settings, orders
         self._max_read_samples = max_read_samples
         self._open: dict[bytes, OpenRead] = {}
-        self._refused: set[bytes] = set()  # already rejected, their end not yet received
-        self._sent_back: set[bytes] = set()  # those of them that may come again
+        self._refused: set[bytes] = set()  # rejected or sent back, but their end was not received yet
+        self._sent_back: set[bytes] = set()  # those of them that the client may send again
         self._running: dict[Job, int] = {}  # complete reads and the bytes they are charged for
         self._running_samples = 0
-        self._unsent: deque[tuple[ReadResult, int, float]] = deque()  # with bytes charged, and when it was complete
+        self._unsent: deque[tuple[ReadResult, int, float]] = deque()  # with bytes charged, and when the read completed
         self._unacknowledged: deque[tuple[Status, bool]] = deque()
         self._sent_seq = self._acknowledged_seq = 0
-        self._results_s = 0.0  # when results were sent last
+        self._results_s = 0.0  # when results were last sent
         self._aligns = bool(settings.reference)
         self._priority = settings.priority.name.lower()
         super().__init__(budget, books, heartbeat_s=heartbeat_s, client=client)
@@ -105,7 +105,7 @@ class ResultsSession(Session):
     # what the client says
 
     def _take(self, chunk: Chunk) -> bool:
-        if chunk.first_sample == 0 and chunk.read_id in self._sent_back:  # it comes again
+        if chunk.first_sample == 0 and chunk.read_id in self._sent_back:  # the client resends it
             self._sent_back.discard(chunk.read_id)
             self._refused.discard(chunk.read_id)
         if chunk.read_id in self._refused:
@@ -116,7 +116,7 @@ class ResultsSession(Session):
         read = self._open.get(chunk.read_id)
         if read is None:
             if len(self._open) + len(self._refused) >= MAX_OPEN_READS:
-                raise StreamFault("RESOURCE_EXHAUSTED", f"more than {MAX_OPEN_READS} reads are open")
+                raise StreamFault("RESOURCE_EXHAUSTED", f"more than {MAX_OPEN_READS} reads are open in one stream")
             read = self._open[chunk.read_id] = OpenRead(
                 read_id=chunk.read_id, channel=chunk.channel, calibration=chunk.calibration
             )
@@ -140,9 +140,13 @@ class ResultsSession(Session):
         return True
 
     def acknowledge(self, seq: int) -> None:
-        """The client has stored the results up to `seq`."""
+        """Note that the client has stored the results up to `seq`."""
         if not self._acknowledged_seq <= seq <= self._sent_seq:
-            raise StreamFault("INVALID_ARGUMENT", f"result_ack {seq}: {self._sent_seq} results were sent")
+            raise StreamFault(
+                "INVALID_ARGUMENT",
+                f"result_ack {seq} is out of range: {self._sent_seq} results were sent, "
+                f"{self._acknowledged_seq} are already acknowledged",
+            )
         while self._acknowledged_seq < seq:
             self._acknowledged_seq += 1
             status, aligned = self._unacknowledged.popleft()
@@ -197,21 +201,21 @@ class ResultsSession(Session):
 
     @property
     def held_reads(self) -> int:
-        """Reads without an acknowledged result."""
+        """Number of reads without an acknowledged result."""
         return len(self._open) + len(self._running) + self.unsent_results + self.unacknowledged_results
 
     @property
     def unsent_results(self) -> int:
-        """Results that wait to be sent."""
+        """Number of results waiting to be sent."""
         return len(self._unsent)
 
     @property
     def unacknowledged_results(self) -> int:
-        """Results that were sent and wait to be stored by the client."""
+        """Number of results sent that the client has not stored yet."""
         return len(self._unacknowledged)
 
     def close(self) -> None:
-        """The stream is over, however it ended: reads without an acknowledged result are abandoned."""
+        """Release everything the stream holds; reads without an acknowledged result count as abandoned."""
         self._orders.cancel(self)
         self._books.abandon(self.held_reads)
         self._open.clear()
@@ -230,7 +234,7 @@ class ResultsSession(Session):
         self._orders.submit(job)
 
     def _deliver(self, job: Job, result: ReadResult) -> None:
-        """Called from a worker's thread."""
+        """Pass a result to the event loop. Called from a worker's thread."""
         self._loop.call_soon_threadsafe(self._finished, job, result)
 
     def _finished(self, job: Job, result: ReadResult) -> None:
@@ -281,20 +285,25 @@ class ResultsSession(Session):
     # memory: the Account of server/streams/budget.py
 
     def longest_open_read(self) -> int:
-        """Bytes held by the largest open read; 0: none."""
+        """Return the bytes held by the largest open read; 0 if none is open."""
         return max((read.held_bytes for read in self._open.values()), default=0)
 
     def give_up_longest_open_read(self, detail: str, *, for_others: bool) -> None:
-        """Make room: that read ends, and what still comes of it is dropped."""
+        """Make room by ending the largest open read; later chunks of it are dropped."""
         read = max(self._open.values(), key=lambda open_read: open_read.held_bytes)
         if for_others:
-            self._send_back(read, Deferred.OTHERS, "its memory was needed for other clients' reads")
+            self._send_back(
+                read, Deferred.OTHERS, "its memory was needed for other clients' reads; send it again later"
+            )
         else:
             self._reject(read, Reason.MEMORY, detail)
             self._refused.add(read.read_id)
 
     def give_up_idle_read(self) -> bool:
-        """Send back the largest open read that has not grown for long, though the client had credit; False: none."""
+        """Send back the largest open read that got no signal for a while although the client had credit.
+
+        False if there is none.
+        """
         if not self._open or self._granted - self._used < MAX_CHUNK_SAMPLES:
             return False
         before_s = time.monotonic() - budget.IDLE_READ_S
@@ -303,7 +312,9 @@ class ResultsSession(Session):
             return False
         largest = max(idle, key=lambda read: read.held_bytes)
         self._send_back(
-            largest, Deferred.IDLE, f"nothing came of it for {budget.IDLE_READ_S:g} s, and its memory was needed"
+            largest,
+            Deferred.IDLE,
+            f"no signal came for {budget.IDLE_READ_S:g} s, and its memory was needed; send it again later",
         )
         return True
 
@@ -324,7 +335,7 @@ class ResultsSession(Session):
         )
 
     def is_busy(self) -> bool:
-        """Whether complete reads or unsent results are held, which give their memory back by themselves."""
+        """Whether complete reads or unsent results are held, which will free their memory by themselves."""
         return bool(self._running or self._unsent)
 
     def _has_enough(self) -> bool:
@@ -336,9 +347,10 @@ def _check_size(chunk: Chunk) -> None:
     if piece.sample_count > MAX_CHUNK_SAMPLES:
         raise InputFault(
             Reason.CHUNK_SIZE,
-            f"a chunk claims {piece.sample_count} samples; at most {MAX_CHUNK_SAMPLES} may come at once",
+            f"a chunk claims {piece.sample_count} samples; a chunk may have at most {MAX_CHUNK_SAMPLES}",
         )
     if len(piece.signal) > max_encoded_bytes(piece.sample_count):
         raise InputFault(
-            Reason.CHUNK_SIZE, f"a chunk of {piece.sample_count} samples has {len(piece.signal)} bytes of signal"
+            Reason.CHUNK_SIZE,
+            f"a chunk of {piece.sample_count} samples has {len(piece.signal)} bytes of signal, which is too much",
         )

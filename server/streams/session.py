@@ -1,6 +1,6 @@
-"""What every stream has: its credit and memory, heartbeat, drain and end. What it is for is a subclass's: results.py.
+"""What all streams have in common: credit, memory, heartbeat, drain and end. Subclasses (results.py) do the rest.
 
-Lives on the event loop. Knows neither protobuf nor gRPC: it takes values, and its outputs are values.
+Runs on the event loop. Independent of protobuf and gRPC: input and output are plain values.
 """
 
 import asyncio
@@ -19,20 +19,20 @@ from porestream.server.streams.budget import (
 )
 from porestream.server.streams.reads import Chunk, ReadResult, StreamFault
 
-_WINDOW_SAMPLES = 2_000_000  # credit that a stream is given ahead, memory permitting
-RETRY_S = 0.2  # of a stream that waits for memory which others may have to give up
+_WINDOW_SAMPLES = 2_000_000  # credit that a stream gets in advance, memory permitting
+RETRY_S = 0.2  # how often a stream waiting for memory checks whether others must give some up
 
 
 @dataclass(frozen=True, slots=True)
 class CreditGrant:
-    """The most samples that the client may send over the connection's life."""
+    """The most samples that the client may send over the lifetime of the connection."""
 
     max_total_samples: int
 
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """Results, numbered from `first_seq` without gaps."""
+    """Results, numbered consecutively from `first_seq`."""
 
     first_seq: int
     results: list[ReadResult]
@@ -40,30 +40,30 @@ class Results:
 
 @dataclass(frozen=True, slots=True)
 class Drain:
-    """The server is going away: go on elsewhere."""
+    """The server is going away; the client should continue elsewhere."""
 
     grace_s: float
 
 
 @dataclass(frozen=True, slots=True)
 class Beat:
-    """Nothing happened for the heartbeat interval."""
+    """A heartbeat, sent when nothing else was for the heartbeat interval."""
 
 
 Output = CreditGrant | Results | Drain | Beat
 
 
 class Session(ABC):
-    """One stream; `budget.Account` of its memory.
+    """One stream; it is also the `budget.Account` of its memory.
 
     Parameters
     ----------
     budget, books
-        Shared with the other streams, but for the books.
+        The memory budget, shared with the other streams, and the stream's own books.
     client
-        Whose stream it is; None: one of its own.
+        The stream's client; None: the stream counts as a client of its own.
     heartbeat_s
-        Longest silence of either side; four of them without a word from the client end the stream.
+        Longest silence of either side; after four times that without a message from the client the stream ends.
     """
 
     def __init__(
@@ -72,11 +72,11 @@ class Session(ABC):
         self._budget, self._books, self._heartbeat_s = budget, books, heartbeat_s
         self.client = client or self
         self._loop = asyncio.get_running_loop()
-        self._credited_s = time.monotonic()  # since when the client may send
-        self._starving_s: float | None = None  # since when there is no memory for the next chunk
+        self._credited_s = time.monotonic()  # since when the client has had credit
+        self._starving_s: float | None = None  # since when there has been no memory for the next chunk
         self._changed = asyncio.Event()
         self._granted = self._used = self._announced = 0
-        self.taken_samples = 0  # credit that was used for what is of use
+        self.taken_samples = 0  # credit used for useful signal
         self._half_closed = self._requests_ended = self._closed = self._is_retrying = False
         self._drain: Drain | None = None
         self._fault: StreamFault | None = None
@@ -92,17 +92,18 @@ class Session(ABC):
         Raises
         ------
         StreamFault
-            The client broke the contract in a way that no single read can answer for.
+            The client violated the protocol in a way that isn't specific to one read.
         """
         if self._half_closed:
-            raise StreamFault("INVALID_ARGUMENT", "signal after half_close")
+            raise StreamFault("INVALID_ARGUMENT", "the client sent signal after half_close")
         piece = chunk.piece
         cost = max(piece.sample_count, MIN_CHUNK_CREDIT_SAMPLES)
-        if piece.sample_count > MAX_CHUNK_SAMPLES:  # for this its read is rejected, so it takes no more than there is
+        if piece.sample_count > MAX_CHUNK_SAMPLES:  # its read will be rejected, so don't charge more than is left
             cost = max(min(cost, self._granted - self._used), MIN_CHUNK_CREDIT_SAMPLES)
         if self._used + cost > self._granted:
             raise StreamFault(
-                "RESOURCE_EXHAUSTED", f"credit exceeded: {self._used + cost} samples sent, {self._granted} granted"
+                "RESOURCE_EXHAUSTED",
+                f"credit exceeded: {self._used + cost} samples sent, but only {self._granted} granted",
             )
         self._used += cost
         self._budget.charge(self, -cost * BYTES_PER_CREDIT_SAMPLE)
@@ -113,13 +114,13 @@ class Session(ABC):
             self.extend_credit()
 
     def half_close(self) -> None:
-        """No more signal will come."""
+        """Note that the client will send no more signal."""
         self._half_closed = True
         self._signal_ended(was_said=True)
         self._changed.set()
 
     def requests_ended(self) -> None:
-        """The client closed its side: nothing more will come of it."""
+        """Note that the client closed its side and will send nothing more."""
         self._requests_ended = True
         if not self._half_closed:
             self._half_closed = True
@@ -127,23 +128,23 @@ class Session(ABC):
         self._changed.set()
 
     def heard(self) -> None:
-        """The client sent something."""
+        """Note that the client sent a message."""
         self._heard_s = time.monotonic()
 
     # what the server says
 
     def first_credit(self) -> int:
-        """The credit that the stream begins with, in samples."""
+        """Return the stream's initial credit, in samples."""
         self._announced = self._granted
         return self._granted
 
     async def outputs(self) -> AsyncIterator[Output]:
-        """What is to be sent, until the stream's end.
+        """Yield what to send, until the stream ends.
 
         Raises
         ------
         StreamFault
-            The stream is to end with a status other than OK.
+            The stream must end with a status other than OK.
         """
         draining = False
         sent_s = time.monotonic()
@@ -167,7 +168,7 @@ class Session(ABC):
                 sent_s = time.monotonic()
             elif self._half_closed and self._holds_nothing():
                 if draining:
-                    raise StreamFault("UNAVAILABLE", "drained: go on with another server")
+                    raise StreamFault("UNAVAILABLE", "the server has drained; continue with another one")
                 return
             elif ready_in_s is not None:
                 await asyncio.sleep(ready_in_s)
@@ -184,17 +185,17 @@ class Session(ABC):
                 raise StreamFault("DEADLINE_EXCEEDED", f"the client was silent for {silent_s:.0f} s")
 
     def drain(self, grace_s: float) -> None:
-        """Tell the client to go on elsewhere; complete reads are finished."""
+        """Tell the client to continue elsewhere; the server still finishes complete reads."""
         self._drain = Drain(grace_s)
         self._changed.set()
 
     def fail(self, fault: StreamFault) -> None:
-        """End the stream with a status."""
+        """End the stream with this status."""
         self._fault = self._fault or fault
         self._changed.set()
 
     def close(self) -> None:
-        """The stream is over, however it ended."""
+        """Release the stream's memory; to be called when it is over, however it ended."""
         self._closed = True
         self._books.stalled(False)
         self._budget.close(self)
@@ -203,70 +204,70 @@ class Session(ABC):
 
     @abstractmethod
     def _take(self, chunk: Chunk) -> bool:
-        """A chunk came, within the credit. Whether it is of any use: those of reads that have ended are not."""
+        """Handle a chunk within the credit. Return whether it was useful; chunks of reads that have ended are not."""
 
     @abstractmethod
     def _signal_ended(self, *, was_said: bool) -> None:
-        """No more will come: the client said so, or was gone."""
+        """Handle the end of signal: the client announced it (`was_said`), or just left."""
 
     @abstractmethod
     def _ready_in_s(self, now_s: float) -> float | None:
-        """In how many seconds there is something to be sent; None: nothing."""
+        """Return in how many seconds there will be something to send; None if nothing is pending."""
 
     @abstractmethod
     def _take_output(self) -> Output:
-        """What is ready."""
+        """Return what is ready to send."""
 
     @abstractmethod
     def _holds_nothing(self) -> bool:
-        """Whether all is done that the client has asked for."""
+        """Whether everything the client asked for is done."""
 
     @abstractmethod
     def _has_enough(self) -> bool:
-        """Whether there is so much to do already that credit can wait."""
+        """Whether there is so much work already that more credit can wait."""
 
     @property
     @abstractmethod
     def held_reads(self) -> int:
-        """Reads that the books have as open."""
+        """Number of reads that should be open in the books."""
 
     @property
     @abstractmethod
     def unsent_results(self) -> int:
-        """Results that wait to be sent."""
+        """Number of results waiting to be sent."""
 
     @property
     @abstractmethod
     def unacknowledged_results(self) -> int:
-        """Results that were sent and wait to be stored by the client."""
+        """Number of results sent that the client has not stored yet."""
 
     @abstractmethod
     def longest_open_read(self) -> int:
-        """Bytes held by the largest open read; 0: none."""
+        """Return the bytes held by the largest open read; 0 if none is open."""
 
     @abstractmethod
     def give_up_longest_open_read(self, detail: str, *, for_others: bool) -> None:
-        """Make room: that read ends, and what still comes of it is dropped."""
+        """Make room by ending the largest open read; later chunks of it are dropped."""
 
     @abstractmethod
     def give_up_idle_read(self) -> bool:
-        """Make room: send back the largest open read that has not grown for long; False: none."""
+        """Make room by sending back the largest open read that got no signal for a while; False if there is none."""
 
     @abstractmethod
     def is_busy(self) -> bool:
-        """Whether something is held that gives its memory back by itself."""
+        """Whether it holds something that will free its memory by itself."""
 
     # memory: the Account of server/streams/budget.py
 
     def memory_was_freed(self) -> None:
-        """Try again to extend the credit, soon."""
+        """Try again soon to extend the credit."""
         self._loop.call_soon(self.extend_credit)
 
     def extend_credit(self) -> None:
-        """Let the client send more, if there is memory, and less than enough to do already.
+        """Let the client send more if there is memory and not yet enough work.
 
-        While nothing is runnable the next chunk may always come, for the read that would make room may need it: if all
-        else fails, the longest open read is rejected.
+        While nothing is runnable, the client may always send the next chunk, because the read that would make room may
+        need it. If all else fails, the longest open read is rejected or sent back.
         """
         if self._closed or self._half_closed or self._drain:
             self._books.stalled(False)
@@ -278,7 +279,7 @@ class Session(ABC):
     def _extend(self) -> None:
         outstanding = self._granted - self._used
         share = self._budget.share_bytes // BYTES_PER_CREDIT_SAMPLE
-        # Grows with use: idle streams tie up little, and nothing of the pool.
+        # The window grows with use, so that idle streams tie up little memory, and none of the pool.
         window = min(max(self._used, min(4 * MAX_CHUNK_SAMPLES, share)), _WINDOW_SAMPLES)
         if outstanding >= window // 2:
             return
@@ -292,7 +293,7 @@ class Session(ABC):
             self._starving_s = self._starving_s or now_s
             if not self._budget.evict_for(self, now_s - self._starving_s):
                 self._budget.wait(self, needed * BYTES_PER_CREDIT_SAMPLE)
-                if not self._is_retrying:  # reads become idle without anybody's doing
+                if not self._is_retrying:  # no event tells when a read becomes idle, so poll
                     self._is_retrying = True
                     self._loop.call_later(RETRY_S, self._retry)
                 return

@@ -1,1 +1,1 @@
-"""What an operator sees: metrics, the status page, logs."""
+"""What operators see: metrics, the status page, logs."""

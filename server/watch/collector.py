@@ -1,4 +1,4 @@
-"""Gives Prometheus what it asks for as it is then: books, queues, streams, memory, devices, what runs."""
+"""Metrics read at scrape time: books, queues, streams, memory, devices, versions."""
 
 import platform
 import threading
@@ -39,22 +39,22 @@ _STREAM_ENDS = (
 )
 
 Samples = Iterable[tuple[tuple[str, ...], float]]
-"""Label values and the value."""
+"""Pairs of label values and the value."""
 
 
 class ServerCollector(Collector):
-    """All metrics that are `pulled`.
+    """Collects all `pulled` metrics.
 
     Parameters
     ----------
     engine
-        What is served.
+        The engine being served.
     monitor
-        What its look at the event loop found last.
+        Provides the latest state of the streams.
     meters
-        Of cards and the CPU, where there are any: memory, energy.
+        Meters of the GPU and the CPU by device, as far as there are any.
     certificate_expiry_s
-        When the served certificate ends, in Unix time; None: there is none.
+        Returns when the certificate expires, in Unix time; None without TLS.
     """
 
     def __init__(
@@ -68,11 +68,11 @@ class ServerCollector(Collector):
         self._certificate_expiry_s = certificate_expiry_s
         for model in engine.basecallers:
             for priority in Priority:
-                engine.ledger.group(model, priority)  # what has not happened yet is 0, not absent
+                engine.ledger.group(model, priority)  # so that counters are 0, not absent, before the first read
         _expect_labels(list(engine.basecallers))
 
     def collect(self) -> Iterator[Metric]:
-        """All of them."""
+        """Yield every pulled metric."""
         yield from self._books()
         yield from self._load()
         yield from self._memory()
@@ -175,7 +175,7 @@ class ServerCollector(Collector):
 
 
 def _expect_labels(models: list[str]) -> None:
-    """Have the counters begin at 0, so that a first rejected read is an increase."""
+    """Start the counters at 0, so that the first rejected read shows as an increase."""
     for reason in Reason:
         metrics.READS_REJECTED.labels(reason.value)
     for stage in Stage:
@@ -221,12 +221,12 @@ _telling = threading.Lock()
 
 
 def _read(meter: Meter) -> Reading | None:
-    """What the meter says; None where it fails, which must not cost the scrape."""
+    """Read the meter; None if that fails, so that the scrape goes on without it."""
     try:
         return meter.read()
     except (OSError, ValueError) as error:
         with _telling:
             if str(error) not in _told:
                 _told.add(str(error))
-                log.warning("a device's meter cannot be read", reason=str(error))
+                log.warning("cannot read a device's meter", reason=str(error))
         return None

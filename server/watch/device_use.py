@@ -1,4 +1,4 @@
-"""How busy a device is, and whether it still works."""
+"""Track how busy a device is, and whether it still works."""
 
 import threading
 import time
@@ -9,7 +9,7 @@ _FAILURES = 3
 
 
 class ActivityClock:
-    """Time that things were active: up to `capacity` at once count, or all. Thread-safe."""
+    """Adds up the time of active tasks, at most `capacity` of them at once (None: all). Thread-safe."""
 
     def __init__(self, capacity: int | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self._capacity, self._clock = capacity, clock
@@ -19,19 +19,19 @@ class ActivityClock:
         self._since_s = clock()
 
     def enter(self) -> None:
-        """One more is active."""
+        """Count one more active task."""
         with self._lock:
             self._advance()
             self.active += 1
 
     def leave(self) -> None:
-        """One less is active."""
+        """Count one active task fewer."""
         with self._lock:
             self._advance()
             self.active -= 1
 
     def seconds(self) -> float:
-        """The time so far, of those that are still active too; in seconds."""
+        """Return the time so far in seconds, including tasks that are still active."""
         with self._lock:
             self._advance()
             return self._seconds
@@ -44,14 +44,14 @@ class ActivityClock:
 
 
 class DeviceUse:
-    """One device's time, and whether its last batches failed.
+    """A device's busy time, and whether its last batches failed.
 
     Parameters
     ----------
     name
         "cpu", "cuda:0".
     slots
-        How much can be busy at once: the workers of the CPU; 1 of a card, whose stream does one thing after another.
+        How much can be busy at once. CPU: its workers; GPU: 1, because its stream runs one thing at a time.
     """
 
     def __init__(self, name: str, slots: int) -> None:
@@ -61,7 +61,7 @@ class DeviceUse:
 
     @contextmanager
     def working(self, cpu: "DeviceUse") -> Iterator[None]:
-        """The device is at work, and a worker of the CPU waits for it."""
+        """Count the device as busy, and a CPU worker as waiting, within the block."""
         cpu.clock.leave()
         self.clock.enter()
         try:
@@ -71,14 +71,14 @@ class DeviceUse:
             cpu.clock.enter()
 
     def computed(self, results: Sequence[object]) -> None:
-        """What came of a batch's chunks, also when they were tried one by one: the device failed if all of them did.
+        """Note the results of a batch's chunks, even if they were retried one by one. If all failed, the device failed.
 
-        What the input may be to blame for, a ValueError, says nothing of the device.
+        A ValueError may be the input's fault, so it doesn't count against the device.
         """
         failed = all(isinstance(result, Exception) and not isinstance(result, ValueError) for result in results)
         self._failures = self._failures + 1 if failed else 0
 
     @property
     def is_up(self) -> bool:
-        """Not so after three batches in a row that failed."""
+        """Whether the device works: False after three failed batches in a row."""
         return self._failures < _FAILURES

@@ -1,4 +1,4 @@
-"""Energy, memory, load and temperature of devices: a card's from NVML, the CPU's energy from the kernel's powercap.
+"""Energy, memory, load and temperature of the GPU (from NVML), and energy of the CPU (from the kernel's powercap).
 
 NVML: https://docs.nvidia.com/deploy/nvml-api, nvmlDeviceGetTotalEnergyConsumption (millijoules since the driver was
 loaded). Powercap: https://docs.kernel.org/power/powercap/powercap.html, energy_uj (wraps at max_energy_range_uj).
@@ -20,9 +20,9 @@ _POWERCAP = Path("/sys/class/powercap")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
-    """What a device says; None: it does not tell."""
+    """One reading of a device; None: the device does not report that value."""
 
-    energy_joules: float | None = None  # since the meter was made
+    energy_joules: float | None = None  # since the meter was created
     memory_used_bytes: float | None = None
     memory_total_bytes: float | None = None
     utilization_ratio: float | None = None
@@ -33,11 +33,11 @@ class Meter(Protocol):
     """Reads one device."""
 
     def read(self) -> Reading:
-        """Now."""
+        """Return the current values."""
 
 
 def find_meters(card_index: int | None) -> dict[str, Meter]:
-    """The meters that there are, by device: "cpu", "cuda:N". `card_index` is CUDA's, of the card that is used."""
+    """Return the available meters by device ("cpu", "cuda:N"). `card_index` is the CUDA index of the GPU in use."""
     meters: dict[str, Meter] = {}
     packages = readable_packages(_POWERCAP)
     if packages:
@@ -46,19 +46,19 @@ def find_meters(card_index: int | None) -> dict[str, Meter]:
         try:
             import pynvml
         except ImportError:
-            log.warning("no energy and memory of the card in the metrics: nvidia-ml-py is not installed")
+            log.warning("no GPU energy and memory metrics: nvidia-ml-py is not installed")
             return meters
         try:
             meters[f"cuda:{card_index}"] = open_card_meter(pynvml, card_index)
-        except pynvml.NVMLError as error:  # a card works without its meter
-            log.warning("no energy and memory of the card in the metrics", reason=str(error))
+        except pynvml.NVMLError as error:  # the GPU works without its meter
+            log.warning("no GPU energy and memory metrics: NVML failed", reason=str(error))
     return meters
 
 
 def readable_packages(powercap: Path) -> list[Path]:
-    """The folders of the processor's packages, whose energy this user may read (Linux: root, unless it is allowed)."""
+    """Return the folders of the CPU packages whose energy this user may read (on Linux only root, by default)."""
     found = []
-    for folder in sorted(powercap.glob("intel-rapl:*")):  # AMD's, too; "a:b" without a second colon is a package
+    for folder in sorted(powercap.glob("intel-rapl:*")):  # AMD too; "a:b" without a second colon is a package
         if folder.name.count(":") != 1:
             continue
         try:
@@ -66,13 +66,13 @@ def readable_packages(powercap: Path) -> list[Path]:
             name = (folder / "name").read_text()
         except OSError:
             continue
-        if name.startswith("package-"):  # "psys" is the whole platform, with the packages in it
+        if name.startswith("package-"):  # "psys" is the whole platform, including the packages
             found.append(folder)
     return found
 
 
 class CpuMeter:
-    """Energy of the processor's packages. Thread-safe."""
+    """Reads the energy of the CPU packages. Thread-safe."""
 
     def __init__(self, packages: list[Path]) -> None:
         self._lock = threading.Lock()
@@ -82,7 +82,7 @@ class CpuMeter:
         self._total_uj = 0
 
     def read(self) -> Reading:
-        """Energy since the start; to be read at least once before a counter goes round (minutes at full load)."""
+        """Return the energy since the start. Call it at least once per counter wrap (minutes at full load)."""
         with self._lock:
             for index, package in enumerate(self._packages):
                 now_uj = self._read(package)
@@ -96,21 +96,21 @@ class CpuMeter:
 
 
 def open_card_meter(nvml: Any, card_index: int) -> "CardMeter":
-    """The meter of CUDA's card of this number: found by its UUID, for NVML numbers cards in another order."""
+    """Open the meter of a GPU by CUDA index. It is found by UUID because NVML numbers GPUs in another order."""
     nvml.nvmlInit()
     uuid = str(torch.cuda.get_device_properties(card_index).uuid)  # without NVML's prefix
     return CardMeter(nvml, nvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}"))
 
 
 class CardMeter:
-    """A card through NVML.
+    """Reads a GPU through NVML.
 
     Parameters
     ----------
     nvml
         The module `pynvml`.
     handle
-        The card's.
+        The GPU's NVML handle.
     """
 
     def __init__(self, nvml: Any, handle: Any) -> None:
@@ -118,7 +118,7 @@ class CardMeter:
         self._first_mj = self._ask(lambda: nvml.nvmlDeviceGetTotalEnergyConsumption(handle))
 
     def read(self) -> Reading:
-        """Whatever the card tells: some know no energy, some no temperature."""
+        """Return what the GPU reports: some lack energy, some temperature."""
         nvml, handle = self._nvml, self._handle
         energy_mj = self._ask(lambda: nvml.nvmlDeviceGetTotalEnergyConsumption(handle))
         memory = self._ask(lambda: nvml.nvmlDeviceGetMemoryInfo(handle))

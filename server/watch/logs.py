@@ -1,7 +1,7 @@
-"""Structured logs on stderr that can neither stop the server nor fill a disk.
+"""Structured logs on stderr that can neither block the server nor fill a disk.
 
-A thread of its own writes: whoever logs never waits, and meets no error, whether the disk is full, the reader gone or
-the pipe full. What does not get through is counted.
+A separate thread writes the lines, so logging never waits and never fails, even if the disk or the pipe is full or the
+reader is gone. Dropped lines are counted.
 """
 
 import atexit
@@ -27,16 +27,16 @@ _UNTOLD = ("read_id",)
 
 
 def configure_logging(log_format: str, *, read_ids: bool = False) -> "LineWriter":
-    """JSON lines, or text for people, on stderr; returns what writes them, to be closed before anything else is said.
+    """Log JSON lines or plain text to stderr. Returns the writer; close it before writing anything else to stderr.
 
-    Tracebacks lack frames' locals, which hold secrets; read ids are left out unless they are asked for. Of lines that
-    say the same a hundred are written at once, then one a second, which says how many were left out.
+    Tracebacks leave out local variables, which may hold secrets. Read ids are left out unless `read_ids` is set. Of
+    lines with the same event, the first hundred are written, then one per second, which says how many were dropped.
     """
     as_text = log_format == "text" or (log_format == "auto" and sys.stderr.isatty())
     traceback = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
     try:
         descriptor = sys.stderr.fileno()
-    except (OSError, ValueError):  # it is replaced by something that is no file
+    except (OSError, ValueError):  # sys.stderr was replaced by something that is not a file
         descriptor = 2
     writer = LineWriter(descriptor)
     atexit.register(writer.close)
@@ -64,15 +64,15 @@ def _without_read_ids(_logger: Any, _method: str, event: MutableMapping[str, Any
 
 
 class RepeatLimit:
-    """A structlog processor that drops lines of one event when there are too many of them. Thread-safe."""
+    """A structlog processor that limits how often one event is logged. Thread-safe."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._lock = threading.Lock()
-        self._states: dict[str, tuple[float, float, int]] = {}  # lines allowed, since when, lines left out
+        self._states: dict[str, tuple[float, float, int]] = {}  # lines allowed, since when, lines dropped
 
     def __call__(self, _logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-        """The event, or DropEvent; `left_out` is how many of its kind were dropped before it."""
+        """Return the event or raise DropEvent; `left_out` is how many lines of the same event were dropped before."""
         name, now_s = str(event.get("event", "")), self._clock()
         with self._lock:
             allowed, since_s, left_out = self._states.get(name, (float(_BURST_LINES), now_s, 0))
@@ -88,7 +88,7 @@ class RepeatLimit:
 
 
 class LineWriter:
-    """What a logger takes for a file. Lines go to the descriptor from a thread; `write` never blocks or raises."""
+    """A file-like object for loggers. A thread writes the lines to the descriptor; `write` never blocks or raises."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
@@ -97,7 +97,7 @@ class LineWriter:
         self._thread.start()
 
     def write(self, text: str) -> None:
-        """Have it written, or count that it is not."""
+        """Queue the text for writing; if the queue is full, count it as dropped."""
         line = text.encode(errors="backslashreplace")
         if len(line) > _MAX_LINE_BYTES:
             line = line[:_MAX_LINE_BYTES] + b"...\n"
@@ -107,7 +107,7 @@ class LineWriter:
             LOG_LINES_DROPPED.labels(Dropped.QUEUE_FULL).inc()
 
     def flush(self) -> None:
-        """Nothing: the thread is soon there."""
+        """Do nothing: the thread writes soon."""
 
     def close(self) -> None:
         """Write what is left, for two seconds at most."""
@@ -121,12 +121,12 @@ class LineWriter:
         while (line := self._lines.get()) is not None:
             try:
                 self._put(line)
-            except (OSError, ValueError):  # a full disk, a reader that is gone: the next line may get through
+            except (OSError, ValueError):  # full disk, reader gone: the next line may get through
                 LOG_LINES_DROPPED.labels(Dropped.UNWRITABLE).inc()
 
     def _put(self, line: bytes) -> None:
         while line:
             try:
                 line = line[os.write(self._descriptor, line) :]
-            except BlockingIOError:  # somebody made the terminal or pipe non-blocking
+            except BlockingIOError:  # another process made the terminal or pipe non-blocking
                 select.select([], [self._descriptor], [])

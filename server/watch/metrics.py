@@ -1,8 +1,8 @@
-"""Every metric of the server, defined once: Prometheus' objects, and docs/metrics.md (`make docs`).
+"""Every server metric, defined once. `make docs` generates docs/metrics.md from here.
 
-To add one: define it here, and use it where the thing happens. `counter`, `gauge` and `histogram` make an object to
-count with; `pulled` ones are asked for when Prometheus asks (collector.py). Labels are from closed sets: no run,
-read, sample or tenant ever becomes one.
+To add one, define it here and use it where the thing happens. `counter`, `gauge` and `histogram` return an object to
+count with; `pulled` metrics are read when Prometheus scrapes (collector.py). Label values come from closed sets: never
+a run, read, sample or tenant.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from prometheus_client import Counter, Gauge, Histogram, disable_created_metrics
 
 
 class Closed(StrEnum):
-    """Why a connection was closed from here."""
+    """Why the server closed a connection."""
 
     TOTAL = "total"
     PEER = "peer"
@@ -24,21 +24,21 @@ class Closed(StrEnum):
 
 
 class Refused(StrEnum):
-    """Why a call was turned away."""
+    """Why the server refused a call."""
 
-    TOKEN = "token"  # not one
+    TOKEN = "token"  # missing or invalid
     LIMIT = "limit"
 
 
 class Deferred(StrEnum):
-    """Why an open read was sent back, to come again."""
+    """Why the server sent an open read back to the client to be resent later."""
 
     IDLE = "idle"
     OTHERS = "others"
 
 
 class Dropped(StrEnum):
-    """Why a line of the log was left out."""
+    """Why a log line was dropped."""
 
     REPEATED = "repeated"
     QUEUE_FULL = "queue_full"
@@ -46,7 +46,7 @@ class Dropped(StrEnum):
 
 
 class Question(Enum):
-    """What an operator asks."""
+    """The operator's question that a metric helps to answer."""
 
     KEEPING_UP = "Is it keeping up?"
     LIMIT = "Which stage limits?"
@@ -59,7 +59,7 @@ class Question(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Definition:
-    """One metric, as docs/metrics.md shows it; `kind` is "counter", "gauge" or "histogram"."""
+    """One metric as shown in docs/metrics.md; `kind` is "counter", "gauge" or "histogram"."""
 
     name: str
     kind: str
@@ -70,20 +70,20 @@ class Definition:
 
 
 LABELS = {
-    "model": "a model that is served, by its directory's name",
+    "model": "directory name of a served model",
     "priority": "live, standard, bulk",
-    "status": "of reads: called, filtered, rejected, failed, abandoned; of streams: gRPC's status codes",
-    "reason": "incomplete, gap, overlap, empty, too_long, chunk_size, undecodable, checksum, calibration, "
-    "signal, memory; of alignments: size, drops, work, memory; of log lines: repeated, queue_full, "
-    "unwritable; of calls: token, limit; of deferred reads: idle, others; "
-    "of connections: total, peer, silent, handshake, headers, preface",
-    "token": "the name that the token file gives a client's token, empty where it gives none",
-    "stage": "prepare, basecall, stitch, align; where reads wait also deliver, acknowledge",
+    "status": "reads: called, filtered, rejected, failed, abandoned; streams: gRPC status codes",
+    "reason": "rejected reads: incomplete, gap, overlap, empty, too_long, chunk_size, undecodable, checksum, "
+    "calibration, signal, memory; alignments: size, drops, work, memory; log lines: repeated, queue_full, "
+    "unwritable; calls: token, limit; deferred reads: idle, others; "
+    "connections: total, peer, silent, handshake, headers, preface",
+    "token": "the token's name in the token file; empty if it has none",
+    "stage": "prepare, basecall, stitch, align; for queues also deliver, acknowledge",
     "device": "cpu, cuda:N",
     "preset": "map-ont, lr:hq",
-    "reference": "a reference that is served, by its file's name",
+    "reference": "file name of a served reference",
 }
-"""What each label's values are. Those of _info metrics are facts of the one server."""
+"""The values each label can have. Labels that only _info metrics have describe this one server."""
 
 DEFINITIONS: list[Definition] = []
 
@@ -93,7 +93,7 @@ disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
 def pulled(kind: str, name: str, unit: str, question: Question, text: str, labels: Sequence[str] = ()) -> Definition:
-    """A metric whose value is asked for when Prometheus asks."""
+    """Define a metric that is read when Prometheus scrapes."""
     definition = Definition(
         name=f"porestream_{name}", kind=kind, unit=unit, labels=tuple(labels), question=question, help=text
     )
@@ -109,9 +109,9 @@ def counter(
     labels: Sequence[str] = (),
     reasons: type[StrEnum] | None = None,
 ) -> Counter:
-    """A counter; its name ends in _total. With `reasons`, its label is the reason.
+    """Define a counter, whose name ends in _total. With `reasons`, its only label is the reason.
 
-    Each reason is there from the beginning, for rate() does not see a counter that begins at 1.
+    Every reason starts at 0: rate() misses the first increase of a counter that first appears with 1.
     """
     definition = pulled("counter", name, unit, question, text, ["reason"] if reasons else labels)
     made = Counter(definition.name, text, definition.labels)
@@ -121,7 +121,7 @@ def counter(
 
 
 def gauge(name: str, unit: str, question: Question, text: str, labels: Sequence[str] = ()) -> Gauge:
-    """A gauge."""
+    """Define a gauge."""
     definition = pulled("gauge", name, unit, question, text, labels)
     return Gauge(definition.name, text, definition.labels)
 
@@ -129,7 +129,7 @@ def gauge(name: str, unit: str, question: Question, text: str, labels: Sequence[
 def histogram(
     name: str, unit: str, question: Question, text: str, labels: Sequence[str] = (), buckets: Sequence[float] = _SECONDS
 ) -> Histogram:
-    """A histogram; buckets are upper bounds."""
+    """Define a histogram; buckets are upper bounds."""
     definition = pulled("histogram", name, unit, question, text, labels)
     return Histogram(definition.name, text, definition.labels, buckets=buckets)
 
@@ -142,18 +142,18 @@ READS_RECEIVED = pulled(
     "reads_received_total",
     "reads",
     _UP,
-    "Attempts at reads begun: a read that is sent again after a break is another attempt",
+    "Read attempts started. A read sent again after its stream broke counts as a new attempt",
     ["model", "priority"],
 )
 SAMPLES_RECEIVED = pulled(
     "counter", "samples_received_total", "samples", _UP, "Samples of signal received", ["model", "priority"]
 )
 TOKEN_SAMPLES_RECEIVED = counter(
-    "token_samples_received_total", "samples", _UP, "Samples of signal received, by the name of the token", ["token"]
+    "token_samples_received_total", "samples", _UP, "Samples of signal received, by token name", ["token"]
 )
-TOKEN_STREAMS = gauge("token_streams", "streams", _UP, "Streams being served, by the name of the token", ["token"])
+TOKEN_STREAMS = gauge("token_streams", "streams", _UP, "Open streams, by token name", ["token"])
 SAMPLES_FINISHED = pulled(
-    "counter", "samples_finished_total", "samples", _UP, "Samples of reads that got a result", ["model", "priority"]
+    "counter", "samples_finished_total", "samples", _UP, "Samples of reads that have a result", ["model", "priority"]
 )
 BASES_CALLED = pulled("counter", "bases_called_total", "bases", _UP, "Bases called", ["model", "priority"])
 BACKLOG = pulled(
@@ -161,25 +161,25 @@ BACKLOG = pulled(
     "backlog_seconds",
     "seconds of sequencing",
     _UP,
-    "Age of the oldest complete read without a result. Credit bounds it: what a stream has beyond some 8 M samples "
-    "waits at the client, and shows as stalls",
+    "Age of the oldest complete read that has no result yet. Credit limits it: signal beyond about 8 M samples per "
+    "stream waits at the client and shows up as stalls",
     ["priority"],
 )
 QUEUED_SAMPLES = pulled(
-    "gauge", "queued_samples", "samples", _UP, "Samples of complete reads that wait or are called", ["priority"]
+    "gauge", "queued_samples", "samples", _UP, "Samples of complete reads waiting or being called", ["priority"]
 )
-STREAMS = pulled("gauge", "streams", "streams", _UP, "Streams being served", ["priority"])
+STREAMS = pulled("gauge", "streams", "streams", _UP, "Open streams", ["priority"])
 STREAMS_STALLED = pulled(
     "gauge",
     "streams_stalled",
     "streams",
     _UP,
-    "Streams that must wait before they may send: their credit is used up, and the server cannot extend it. "
-    "Usual for files, which are read faster than called; of live streams signal waits at the sequencer",
+    "Streams that cannot send because their credit is used up and the server cannot extend it. Normal for files, "
+    "which are read faster than they are called; for live streams it means that signal waits at the sequencer",
     ["priority"],
 )
 CREDIT_STALL_SECONDS = pulled(
-    "counter", "credit_stall_seconds_total", "stream-seconds", _UP, "Time that streams were stalled", ["priority"]
+    "counter", "credit_stall_seconds_total", "stream-seconds", _UP, "Time streams spent stalled", ["priority"]
 )
 
 # Which stage limits?
@@ -189,15 +189,15 @@ STAGE_SECONDS = histogram(
     "stage_seconds",
     "seconds",
     _LIMIT,
-    "Time of one piece of work: prepare, stitch and align of a read, basecall of a batch",
+    "Time for one unit of work: a read in prepare, stitch and align, a batch in basecall",
     ["stage"],
 )
 STAGE_WAIT_SECONDS = histogram(
     "stage_wait_seconds",
     "seconds",
     _LIMIT,
-    "How long work waited before a stage: a complete read before prepare, a batch's oldest chunk before basecall, a "
-    "called read before a device aligns it, a result before it is delivered to the network",
+    "Time spent waiting for a stage: a complete read for prepare, a batch's oldest chunk for basecall, a called read "
+    "for alignment on the GPU, a result for delivery to the network",
     ["stage"],
 )
 STAGE_QUEUE = pulled(
@@ -205,8 +205,8 @@ STAGE_QUEUE = pulled(
     "stage_queue",
     "reads or chunks",
     _LIMIT,
-    "What waits before a stage: reads (prepare, align on a device, deliver, acknowledge: results that the client has "
-    "not stored yet) or chunks (basecall)",
+    "Items waiting for a stage: reads (prepare, align on the GPU, deliver, acknowledge) or chunks (basecall). "
+    "acknowledge: results sent that the client has not stored yet",
     ["stage"],
 )
 WORKERS = pulled("gauge", "workers", "threads", _LIMIT, "Threads that prepare, call and align")
@@ -214,7 +214,7 @@ BATCH_FILL = histogram(
     "batch_fill_ratio",
     "ratio",
     _LIMIT,
-    "Chunks in a batch, of those that it has room for",
+    "Chunks in a batch, as a share of its capacity",
     ["model"],
     (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.999, 1),
 )
@@ -225,7 +225,7 @@ EVENT_LOOP_LAG_SECONDS = histogram(
     "event_loop_lag_seconds",
     "seconds",
     _LIMIT,
-    "How late a timer of the event loop is: all streams wait as long",
+    "How late the event loop's timers fire; every stream waits at least this long",
     (),
     (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10),
 )
@@ -236,7 +236,7 @@ READ_LATENCY_SECONDS = histogram(
     "read_latency_seconds",
     "seconds",
     Question.LATE,
-    "From a read's last sample received to its result handed to the network",
+    "Time from receiving a read's last sample to handing its result to the network",
     ["priority"],
     (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000),
 )
@@ -249,76 +249,78 @@ READS = pulled(
     "reads_total",
     "reads",
     _LOST,
-    "Attempts at reads that ended: their result was acknowledged, or their stream broke (abandoned: the client sends "
-    "the read again)",
+    "Read attempts that ended: the result was acknowledged, or the stream broke (abandoned: the client sends the read "
+    "again)",
     ["model", "priority", "status"],
 )
 READS_OPEN = pulled(
-    "gauge", "reads_open", "reads", _LOST, "Attempts whose result is not acknowledged yet", ["model", "priority"]
+    "gauge", "reads_open", "reads", _LOST, "Read attempts whose result isn't acknowledged yet", ["model", "priority"]
 )
 BOOKS_IMBALANCE = pulled(
     "gauge",
     "books_imbalance",
     "reads",
     _LOST,
-    "Attempts received, less those that ended, less those that streams hold: anything but 0 is a defect",
+    "Read attempts received, minus those ended, minus those open in streams. Anything but 0 is a bug",
 )
 READS_REJECTED = counter(
-    "reads_rejected_total", "reads", _LOST, "Results that say the input is at fault, by reason", ["reason"]
+    "reads_rejected_total", "reads", _LOST, "Reads rejected because of bad input, by reason", ["reason"]
 )
 READS_FAILED = counter(
-    "reads_failed_total", "reads", _LOST, "Results that say the server is at fault, by the stage that failed", ["stage"]
+    "reads_failed_total", "reads", _LOST, "Reads that failed through the server's fault, by stage", ["stage"]
 )
 BATCHES_RETRIED = counter(
-    "batches_retried_total", "batches", _LOST, "Batches that failed and were tried again chunk by chunk", ["model"]
+    "batches_retried_total", "batches", _LOST, "Batches that failed and were retried chunk by chunk", ["model"]
 )
 STREAMS_OPENED = counter("streams_opened_total", "streams", _LOST, "Streams accepted", ["priority"])
 STREAMS_RECONNECTED = counter(
     "streams_reconnected_total",
     "streams",
     _LOST,
-    "Streams accepted whose client says that an earlier connection broke",
+    "Streams accepted from clients that reconnected after a break",
     ["priority"],
 )
 STREAMS_ENDED = counter(
-    "streams_ended_total", "streams", _LOST, "Streams that ended or were turned away, by gRPC status", ["status"]
+    "streams_ended_total", "streams", _LOST, "Streams that ended or were refused, by gRPC status", ["status"]
 )
 
 READS_DEFERRED = counter(
     "reads_deferred_total",
     "reads",
     _LOST,
-    "Open reads that were sent back to their clients, to come again, for their memory was needed: nothing had come of "
-    "them for long (idle), or their client borrowed most (others)",
+    "Open reads sent back to the client, to be resent later, because their memory was needed: they had received no "
+    "signal for a while (idle), or their client was borrowing the most memory (others)",
     reasons=Deferred,
 )
 CALLS_REFUSED = counter(
     "calls_refused_total",
     "calls",
     _LOST,
-    "Calls that were turned away before they were served: without a valid token, or beyond what a peer may have open",
+    "Calls refused before they started: no token that allows them (token), or too many calls open in total or from "
+    "one peer (limit)",
     reasons=Refused,
 )
-CONNECTIONS = gauge("connections", "connections", _LOST, "Connections from outside, on all ports of gRPC")
+CONNECTIONS = gauge("connections", "connections", _LOST, "Open client connections, on all gRPC ports")
 CONNECTIONS_REFUSED = counter(
     "connections_refused_total",
     "connections",
     _LOST,
-    "Connections that were closed from here: all are taken, or all that a peer may have; silent for too long; no TLS "
-    "or HTTP/2 spoken; headers beyond all measure",
+    "Connections the server closed: limit reached (total), one peer's limit reached (peer), silent for too long "
+    "(silent), TLS handshake failed (handshake), not HTTP/2 (preface), headers far too large (headers)",
     reasons=Closed,
 )
 SECRETS_STALE = gauge(
     "secrets_stale",
     "files",
     _LOST,
-    "Files of secrets (certificate, tokens) that cannot be used as they are now: what they said before is in use",
+    "Secrets files (certificate, tokens) that changed and can no longer be used; the server keeps the old contents",
 )
 LOG_LINES_DROPPED = counter(
     "log_lines_dropped_total",
     "lines",
     _LOST,
-    "Lines of the log that were left out: too many that say the same, or the disk is full, the reader gone or too slow",
+    "Log lines dropped: too many of the same kind (repeated), the reader is too slow (queue_full), or the disk is full "
+    "or the reader gone (unwritable)",
     reasons=Dropped,
 )
 
@@ -340,23 +342,25 @@ ALIGNMENT_IDENTITY = histogram(
     "alignment_identity_ratio",
     "ratio",
     _GOOD,
-    "Of an aligned read's primary alignment: 1 - NM / columns, with insertions and deletions among the columns",
+    "Identity of a read's primary alignment: 1 - NM / columns, where insertions and deletions count as columns",
     ["model"],
     (0.7, 0.75, 0.8, 0.85, 0.9, 0.92, 0.94, 0.96, 0.97, 0.98, 0.99, 0.995),
 )
 READS_TO_ALIGN = pulled(
-    "counter", "reads_to_align_total", "reads", _GOOD, "Acknowledged reads of streams with a reference", ["model"]
+    "counter", "reads_to_align_total", "reads", _GOOD, "Acknowledged reads in streams with a reference", ["model"]
 )
 ALIGNMENT_FALLBACKS = pulled(
     "counter",
     "alignment_fallbacks_total",
     "reads",
     Question.LIMIT,
-    "Reads that minimap2 aligned on the CPU, as the device that aligns cannot take them: a piece between two anchors "
-    "is too large (size), the score falls too far there (drops), too many anchors (work), no room even alone (memory)",
+    "Reads aligned by minimap2 on the CPU because the GPU could not: the gap between two anchors is too large (size), "
+    "the score drops too far in it (drops), too many anchors (work), too large for memory even alone (memory)",
     ["reason"],
 )
-READS_ALIGNED = pulled("counter", "reads_aligned_total", "reads", _GOOD, "Those of them with an alignment", ["model"])
+READS_ALIGNED = pulled(
+    "counter", "reads_aligned_total", "reads", _GOOD, "Reads in reads_to_align_total that aligned", ["model"]
+)
 
 # What does it cost?
 
@@ -366,87 +370,87 @@ DEVICE_BUSY_SECONDS = pulled(
     "device_busy_seconds_total",
     "slot-seconds",
     _COST,
-    "Time that the device worked: of the CPU each worker's, of a card the time with a batch on it",
+    "Time the device was busy. CPU: summed over workers; GPU: time with a batch running",
     ["device"],
 )
 DEVICE_SLOTS = pulled(
-    "gauge", "device_slots", "slots", _COST, "What can be busy at once: workers of the CPU; 1 of a card", ["device"]
+    "gauge", "device_slots", "slots", _COST, "How much can be busy at once: CPU: its workers; GPU: 1", ["device"]
 )
 DEVICE_ENERGY_JOULES = pulled(
     "counter",
     "device_energy_joules_total",
     "joules",
     _COST,
-    "Energy of the whole device since it was first read, whoever used it: NVML of a card, the kernel's powercap (RAPL "
-    "packages) of the CPU. Absent where neither tells",
+    "Energy used by the whole device, by any process, since the first reading: from NVML (GPU) or the kernel's "
+    "powercap (RAPL packages, CPU). Absent if neither is available",
     ["device"],
 )
 DEVICE_MEMORY_USED = pulled(
-    "gauge", "device_memory_used_bytes", "bytes", _COST, "Of a card's memory, by all processes (NVML)", ["device"]
+    "gauge", "device_memory_used_bytes", "bytes", _COST, "GPU memory used by all processes (NVML)", ["device"]
 )
-DEVICE_MEMORY_TOTAL = pulled("gauge", "device_memory_total_bytes", "bytes", _COST, "A card's memory (NVML)", ["device"])
+DEVICE_MEMORY_TOTAL = pulled("gauge", "device_memory_total_bytes", "bytes", _COST, "GPU memory (NVML)", ["device"])
 DEVICE_UTILIZATION = pulled(
     "gauge",
     "device_utilization_ratio",
     "ratio",
     _COST,
-    "Share of NVML's last sampling period in which a kernel ran",
+    "Share of NVML's last sampling period during which a kernel ran",
     ["device"],
 )
 DEVICE_TEMPERATURE = pulled(
-    "gauge", "device_temperature_celsius", "degrees Celsius", _COST, "A card's temperature (NVML)", ["device"]
+    "gauge", "device_temperature_celsius", "degrees Celsius", _COST, "GPU temperature (NVML)", ["device"]
 )
 
 # What runs?
 
 _RUNNING = Question.RUNNING
 BUILD_INFO = pulled(
-    "gauge", "build_info", "1", _RUNNING, "The server's version, Python and PyTorch", ["version", "python", "torch"]
+    "gauge", "build_info", "1", _RUNNING, "Versions: server, Python, PyTorch", ["version", "python", "torch"]
 )
 MODEL_INFO = pulled(
     "gauge",
     "model_info",
     "1",
     _RUNNING,
-    "A model that is served; what decides its bases",
+    "A served model, and what determines the bases it calls",
     ["model", "sha256", "precision", "device_class"],
 )
 REFERENCE_INFO = pulled(
-    "gauge", "reference_info", "1", _RUNNING, "A reference that is served", ["reference", "preset", "sha256"]
+    "gauge", "reference_info", "1", _RUNNING, "A served reference", ["reference", "preset", "sha256"]
 )
-DEVICE_INFO = pulled("gauge", "device_info", "1", _RUNNING, "The device that networks run on", ["device", "name"])
+DEVICE_INFO = pulled("gauge", "device_info", "1", _RUNNING, "The device the networks run on", ["device", "name"])
 DEVICE_UP = pulled(
-    "gauge", "device_up", "0 or 1", _RUNNING, "0: the device's last three batches failed altogether", ["device"]
+    "gauge", "device_up", "0 or 1", _RUNNING, "0: every chunk failed in the device's last three batches", ["device"]
 )
-MEMORY_BUDGET = pulled("gauge", "memory_budget_bytes", "bytes", _RUNNING, "What streams may take: --memory-budget")
+MEMORY_BUDGET = pulled("gauge", "memory_budget_bytes", "bytes", _RUNNING, "Memory budget for streams: --memory-budget")
 MEMORY_FOR_SIGNAL = pulled(
     "gauge",
     "memory_for_signal_bytes",
     "bytes",
     _RUNNING,
-    "Of the budget what signal, results and unused credit may take: half",
+    "Part of the memory budget for signal, results and unused credit: half",
 )
 MEMORY_CHARGED = pulled(
     "gauge", "memory_charged_bytes", "bytes", _RUNNING, "Signal, results and unused credit charged to streams"
 )
-MEMORY_LIMIT = pulled("gauge", "memory_limit_bytes", "bytes", _RUNNING, "The container's memory, or the machine's")
-MAX_STREAMS = pulled("gauge", "max_streams", "streams", _RUNNING, "Most streams at once: --max-streams")
-DRAINING = pulled("gauge", "draining", "0 or 1", _RUNNING, "1: the server sends its streams away")
+MEMORY_LIMIT = pulled("gauge", "memory_limit_bytes", "bytes", _RUNNING, "Memory of the container, or of the machine")
+MAX_STREAMS = pulled("gauge", "max_streams", "streams", _RUNNING, "Limit on open streams: --max-streams")
+DRAINING = pulled("gauge", "draining", "0 or 1", _RUNNING, "1: the server is draining")
 CERTIFICATE_EXPIRY = pulled(
     "gauge",
     "tls_certificate_expiry_timestamp_seconds",
     "Unix time in seconds",
     _RUNNING,
-    "When the certificate that is served ends. Absent without TLS",
+    "When the TLS certificate expires. Absent without TLS",
 )
 
 
 def reference_page() -> str:
-    """docs/metrics.md."""
+    """Return docs/metrics.md."""
     lines = [
         "# Metrics",
-        "`porestream serve --metrics-port P` gives them at `/metrics`, and at `/` a page for people. `make docs` makes",
-        "this reference from `server/watch/metrics.py`, where each is defined once.",
+        "`porestream serve --metrics-port P` serves these metrics at `/metrics`, and a status page at `/`. `make docs`",
+        "generates this page from `server/watch/metrics.py`.",
     ]
     for question in Question:
         lines += ["", f"## {question.value}", "| Metric | Type | Unit | Labels | What it is |", "|---|---|---|---|---|"]
@@ -459,8 +463,8 @@ def reference_page() -> str:
     lines += [f"| {label} | {values} |" for label, values in LABELS.items()]
     lines += [
         "",
-        "No run, read, sample or tenant is ever a label. Histograms have `_bucket`, `_sum` and `_count`. Beside these",
-        "there are the Python client's own: `process_resident_memory_bytes`, `process_cpu_seconds_total` and others.",
+        "A run, read, sample or tenant is never a label. Histograms have `_bucket`, `_sum` and `_count`. The Python",
+        "Prometheus client adds its own: `process_resident_memory_bytes`, `process_cpu_seconds_total` and others.",
     ]
     return "\n".join(lines) + "\n"
 

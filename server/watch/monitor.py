@@ -1,4 +1,4 @@
-"""Looks at the event loop and its streams once a second: how late it is, what streams hold, whether books balance."""
+"""Check once a second how late the event loop is, what its streams hold, and whether the books balance."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -15,7 +15,7 @@ _INTERVAL_S = 1.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Streams:
-    """All streams at one moment; `imbalance` is that of the books with what they hold, in reads."""
+    """State of all streams at one moment; `imbalance` is how many reads the books and the streams differ by."""
 
     count: dict[Priority, int] = field(default_factory=lambda: dict.fromkeys(Priority, 0))
     unsent_results: int = 0
@@ -25,14 +25,14 @@ class Streams:
 
 
 class Monitor:
-    """Keeps what it saw last in `streams`, for threads that may not look at sessions themselves.
+    """Keeps the latest state in `streams`, for threads that must not touch sessions themselves.
 
     Parameters
     ----------
     engine, service
-        What it looks at.
+        What to monitor.
     device_changed
-        Called when the networks' device stops working, or works again.
+        Called when the networks' device fails or recovers.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Monitor:
         self.streams = Streams()
 
     async def run(self) -> None:
-        """Look until cancelled."""
+        """Check once a second until cancelled."""
         loop = asyncio.get_running_loop()
         while True:
             self.look()
@@ -56,7 +56,7 @@ class Monitor:
             EVENT_LOOP_LAG_SECONDS.observe(max(0.0, loop.time() - due_s))
 
     def look(self) -> None:
-        """Look now; only on the event loop, where nothing changes meanwhile."""
+        """Update `streams`. Call this only on the event loop, where nothing changes meanwhile."""
         sessions = self._service.sessions
         count = dict.fromkeys(Priority, 0)
         for session in sessions:
@@ -71,6 +71,6 @@ class Monitor:
 
 
 def imbalance(books: Books, held_reads: int) -> int:
-    """Attempts received, less those that ended, less those that streams hold: 0, or something was lost."""
+    """Return read attempts received, minus those ended, minus those held by streams. Not 0: something was lost."""
     ended = books.called + books.filtered + books.rejected + books.failed + books.abandoned
     return books.received - ended - held_reads

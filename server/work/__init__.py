@@ -1,1 +1,1 @@
-"""From complete reads to results: fair order, full batches, workers."""
+"""From complete reads to results: fair scheduling, full batches, workers."""

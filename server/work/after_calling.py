@@ -1,7 +1,7 @@
-"""What becomes of a read's bases between the network and the aligner, step by step.
+"""Steps between basecalling and alignment, such as trimming.
 
-A step takes the parts that the read has so far and gives those that go on: trimmed, cut in two, or none. To add one,
-write it here and name it in STEPS.
+A step takes the read's parts so far and returns the parts that go on: trimmed, split in two, or none. To add one, write
+it here and add it to STEPS.
 """
 
 from collections.abc import Callable
@@ -16,16 +16,16 @@ from porestream.server.streams.reads import CallSettings, Status
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """One sequence of a read on its way; at first the whole read.
+    """One sequence of a read; at first the whole read.
 
     Attributes
     ----------
     called
-        Its bases, qualities and moves.
+        Bases, qualities and moves.
     read_id
-        Its own, 16 bytes; empty: the read's.
+        The part's own id, 16 bytes; empty: the read's id.
     first_sample
-        Of the read's signal, where the part begins.
+        Where the part begins in the read's signal.
     """
 
     called: CalledRead
@@ -37,7 +37,7 @@ Step = Callable[[list[Part], CallSettings, ModelConfig], list[Part]]
 
 
 def trim(parts: list[Part], settings: CallSettings, config: ModelConfig) -> list[Part]:
-    """Without sequencing adapters, unless they are to stay; RNA's was trimmed off the signal."""
+    """Trim sequencing adapters, unless `no_trim` is set. RNA adapters were already trimmed off the signal."""
     if settings.no_trim or config.is_rna:
         return parts
     return [replace(part, called=trim_adapters(part.called, settings.sequencing_kit)) for part in parts]
@@ -47,7 +47,7 @@ STEPS: tuple[Step, ...] = (trim,)
 
 
 def after_calling(called: CalledRead, settings: CallSettings, config: ModelConfig) -> list[Part]:
-    """The parts of a read that are aligned and delivered."""
+    """Return the parts of a read to align and deliver."""
     parts = [Part(called=called)]
     for step in STEPS:
         parts = step(parts, settings, config)
@@ -55,7 +55,7 @@ def after_calling(called: CalledRead, settings: CallSettings, config: ModelConfi
 
 
 def rate(part: Part, settings: CallSettings, config: ModelConfig) -> tuple[float, Status, str]:
-    """A part's mean quality (Phred), and whether it is called or filtered, and why."""
+    """Return a part's mean quality (Phred), CALLED or FILTERED, and why it was filtered."""
     quality = mean_qscore(part.called.qualities_B, config.mean_qscore_start)
     if quality < settings.min_mean_qscore:
         return quality, Status.FILTERED, f"mean Q {quality:.2f} is below {settings.min_mean_qscore:g}"

@@ -1,4 +1,4 @@
-"""Called reads on their way to a device that aligns many at a time: a batch forms while the one before it runs."""
+"""Queues called reads for a device that aligns them in batches: the next batch fills while one runs."""
 
 import heapq
 import itertools
@@ -21,7 +21,7 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class ToAlign:
-    """A called read's part, the `index`th."""
+    """Part `index` of a called read."""
 
     job: Job
     index: int
@@ -34,18 +34,18 @@ Done = Callable[[ToAlign, Result], None]
 
 
 class AlignQueue:
-    """One aligner's reads and its threads: one has batches aligned, one those reads that the device cannot take.
+    """An aligner's queue and its two threads: one aligns batches, one the reads that the device cannot align.
 
     Parameters
     ----------
     aligner
-        Takes them in batches.
+        Aligns the batches.
     is_wanted
-        Whether a read's stream still waits for it.
+        Returns whether a read's stream still waits for it.
     done
-        Called from the threads, with a read and its alignments or why there are none.
+        Called from the threads with a read and its alignments, or the error.
     use
-        The aligner's device, which is busy meanwhile; None: the CPU emulates one.
+        Tracks when the aligner's device is busy; None: the CPU emulates a device.
     """
 
     def __init__(
@@ -64,32 +64,32 @@ class AlignQueue:
         ]
 
     def start(self) -> None:
-        """Begin."""
+        """Start the threads."""
         for thread in self._threads:
             thread.start()
 
     def put(self, read: ToAlign) -> None:
-        """Queue a read."""
+        """Queue a part to align."""
         with self._changed:
             heapq.heappush(self._waiting, (read.job.settings.priority.value, next(self._numbers), read))
             self._changed.notify_all()
 
     def close(self) -> None:
-        """End after what is under way; what waits is nobody's any more."""
+        """Stop after the current batch; queued reads are dropped."""
         with self._changed:
             self._closed = True
             self._waiting.clear()
             self._elsewhere.clear()
             self._changed.notify_all()
         if self._threads[0].is_alive():
-            self._threads[0].join()  # the other one may be at work for hours: it ends with the process
+            self._threads[0].join()  # the other thread may work for hours; it ends with the process
 
     def __len__(self) -> int:
-        """Reads that wait."""
+        """Number of queued reads."""
         return len(self._waiting) + len(self._elsewhere)
 
     def _take(self) -> list[ToAlign]:
-        """As many as a batch may have; none: it is over."""
+        """Wait for reads and return a batch of them; empty if the queue is closed."""
         with self._changed:
             batch: list[ToAlign] = []
             bases = 0
@@ -125,7 +125,7 @@ class AlignQueue:
                         self._changed.notify_all()
                 else:
                     self._deliver(read, result)
-            del batch, read, results, result  # or an idle thread would hold its last reads
+            del batch, read, results, result  # otherwise an idle thread would keep its last reads in memory
 
     def _run_elsewhere(self) -> None:
         while True:
@@ -150,12 +150,12 @@ class AlignQueue:
     def _deliver(self, read: ToAlign, result: Result) -> None:
         try:
             self._done(read, result)
-        except Exception as error:  # a defect of ours: its read fails, the thread goes on
+        except Exception as error:  # a bug of ours: fail the read, keep the thread
             log.exception("read failed", stage="align", read_id=read.job.read.name)
             self._done(read, error)
 
     def _align(self, batch: list[ToAlign]) -> list[Result | None]:
-        """None: the device cannot take that read."""
+        """Align a batch; a result of None means that the device cannot align that read."""
         wants_md = [read.job.settings.emit_md for read in batch]
         reads = [(read.job.read.name, read.sequence) for read in batch]
         found: list[list[Alignment] | None] = []
@@ -164,9 +164,9 @@ class AlignQueue:
             found = self._aligner.align_batch(reads, md=any(wants_md))
         except Exception as error:
             log.exception("batch failed", stage="align", reads=len(batch))
-            failure = error.with_traceback(None)  # which would hold all that the batch has taken of the device
+            failure = error.with_traceback(None)  # the traceback would keep the batch's device memory alive
         if failure is not None:
-            # Again one by one: a read must not take the others with it.
+            # Retry one by one, so that a bad read doesn't fail the others.
             return [failure] if len(batch) == 1 else [result for read in batch for result in self._align([read])]
         return [
             alignments if wants or alignments is None else [replace(alignment, md="") for alignment in alignments]

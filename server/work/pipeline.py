@@ -1,7 +1,7 @@
-"""A complete read's way to its result, top to bottom, and the workers that walk it.
+"""Turn complete reads into results: the stages, from top to bottom, and the workers that run them.
 
-One worker a core, each single-threaded: the network, the decoder and the mapper release the GIL, so that workers do not
-wait for each other, and small batches stay in the core's own cache. On a card their batches go one after another.
+One single-threaded worker per core. The network, the decoder and the mapper release the GIL, so workers don't wait for
+each other, and small batches stay in the core's own cache. On a GPU their batches run one after another.
 """
 
 import math
@@ -40,25 +40,25 @@ log = structlog.get_logger()
 
 
 class Pipeline:
-    """Calls and aligns the reads that are submitted, and delivers each one's result from a worker's thread.
+    """Calls and aligns submitted reads, and delivers each result from a worker's thread.
 
     Parameters
     ----------
     basecallers, aligners
-        By model; by reference and preset.
+        Basecallers by model; aligners by reference and preset.
     scheduler
-        Whose work is done.
+        Provides the work.
     workers
-        Threads.
+        Number of threads.
     card
-        How the card is used that networks run on; None: they run on the CPU.
+        Tracks the use of the networks' GPU; None: they run on the CPU.
 
     Attributes
     ----------
     devices
-        How each device is used.
+        Use of each device.
     network_device
-        The one of them that networks run on.
+        Use of the device that the networks run on.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Pipeline:
     ) -> None:
         self._basecallers, self._aligners, self._scheduler = basecallers, aligners, scheduler
         self._warm = threading.Barrier(workers + 1)
-        self._failure: Exception | None = None  # the first worker's that could not warm up
+        self._failure: Exception | None = None  # of the first worker that failed to warm up
         self._cpu, self._card = DeviceUse("cpu", workers), card
         self.devices = [self._cpu, *([card] if card else [])]
         self.network_device = card or self._cpu
@@ -85,12 +85,12 @@ class Pipeline:
         ]
 
     def start(self) -> None:
-        """Start the workers; returns when each has its memory and its plans, so that no read waits for them.
+        """Start the workers. Returns when each has allocated its memory and made its plans, so that no read waits.
 
         Raises
         ------
         ModelError
-            A model cannot compute a batch here; its cause is the worker's error. No worker is left.
+            A model fails to compute a batch here; the cause is the worker's error. All workers have stopped.
         """
         for thread in self._threads:
             thread.start()
@@ -101,12 +101,12 @@ class Pipeline:
             for thread in self._threads:
                 thread.join()
             error = self._failure
-            raise ModelError(f"a worker could not call a first batch: {type(error).__name__}: {error}") from error
+            raise ModelError(f"a worker failed to call a test batch: {type(error).__name__}: {error}") from error
         for queue in self.align_queues.values():
             queue.start()
 
     def close(self) -> None:
-        """Stop the workers after what they are doing."""
+        """Stop the workers after their current work."""
         self._scheduler.close()
         for thread in self._threads:
             thread.join()
@@ -116,15 +116,15 @@ class Pipeline:
     def _work(self) -> None:
         torch.set_num_threads(1)
         try:
-            for longest in (False, True):  # what is made once is there before all take the most memory together
+            for longest in (False, True):  # longest last: one-time setup is done before memory use peaks
                 for basecaller in self._basecallers.values():
                     lengths = basecaller.chunker.lengths
                     basecaller.warm_up(lengths[:1] if longest else lengths[1:])
                 self._warm.wait()
-        except threading.BrokenBarrierError:  # another worker could not
+        except threading.BrokenBarrierError:  # another worker failed
             return
         except Exception as error:  # `start` raises it
-            log.exception("worker could not start")
+            log.exception("worker failed to start")
             self._failure = self._failure or error
             self._warm.abort()
             return
@@ -135,7 +135,7 @@ class Pipeline:
                     self._prepare(work)
                 else:
                     self._call(work)
-            except Exception as error:  # a defect of ours: its reads fail, the worker and all other reads go on
+            except Exception as error:  # a bug of ours: fail its reads, keep the worker and all other reads
                 log.exception("worker failed")
                 stage = Stage.PREPARE if isinstance(work, Job) else Stage.BASECALL
                 for job in {work} if isinstance(work, Job) else {task.job for task in work.tasks}:
@@ -143,10 +143,10 @@ class Pipeline:
                     del job
             finally:
                 self._cpu.clock.leave()
-            del work  # or an idle worker would hold its last reads' signal
+            del work  # otherwise an idle worker would keep its last reads' signal in memory
 
     def _prepare(self, job: Job) -> None:
-        """Decode the signal, scale it, plan its chunks."""
+        """Decode and scale the signal, and plan its chunks."""
         job.work.started_s = time.monotonic()
         STAGE_WAIT_SECONDS.labels("prepare").observe(job.work.started_s - job.submitted_s)
         try:
@@ -167,7 +167,7 @@ class Pipeline:
             self._scheduler.prepared(job, prepared.plan.pieces)
 
     def _call(self, batch: Batch) -> None:
-        """Basecall one batch; finish the reads whose last chunk it held."""
+        """Basecall one batch, and finish the reads whose last chunk was in it."""
         rows = self._basecallers[batch.model].rows
         STAGE_WAIT_SECONDS.labels("basecall").observe(time.monotonic() - min(task.ready_s for task in batch.tasks))
         BATCH_STREAMS.labels(batch.model).observe(len({task.job.stream for task in batch.tasks}))
@@ -193,7 +193,7 @@ class Pipeline:
         try:
             with self._card.working(self._cpu) if self._card else nullcontext():
                 return [*basecaller.call(chunks, batch.samples)]
-        except Exception as error:  # try again one by one: a bad chunk must not take the others with it
+        except Exception as error:  # retry one by one, so that a bad chunk doesn't fail the others
             log.exception("batch failed", stage="basecall", chunks=len(tasks))
             if len(tasks) == 1:
                 return [error]
@@ -201,7 +201,7 @@ class Pipeline:
             return [result for task in tasks for result in self._call_group(batch, [task])]
 
     def _finish(self, job: Job) -> None:
-        """Stitch the chunks and make parts of them; have each aligned, here or in batches on a device."""
+        """Stitch the chunks, make the parts, and align each one, here or in batches on a device."""
         work, called_s = job.work, time.monotonic()
         assert work.prepared is not None
         try:
@@ -234,14 +234,14 @@ class Pipeline:
         alignments: list[Alignment] | Exception
         try:
             alignments = aligner.align(job.read.name, part.sequence, md=job.settings.emit_md)
-        except Exception as error:  # nor one part's
+        except Exception as error:  # one part's failure must not end the worker either
             log.exception("read failed", stage="align", read_id=job.read.name)
             alignments = error
         STAGE_SECONDS.labels("align").observe(time.monotonic() - began_s)
         self._aligned(part, alignments)
 
     def _aligned(self, part: ToAlign, alignments: list[Alignment] | Exception) -> None:
-        """One part is done; its read, with the last."""
+        """Note a part's alignments; deliver the read after its last part."""
         if isinstance(alignments, Exception):
             self._fail(part.job, Stage.ALIGN, alignments)
             return
@@ -258,9 +258,9 @@ class Pipeline:
         scaling = work.prepared.scaling
         offset_adc, scale_pa, _ = read.calibration
         rated = [rate(part, settings, config) for part in work.parts]
-        # A read is called if any part is; what else became of its signal is why it is not.
+        # A read is CALLED if any of its parts is; otherwise its first part's status and reason apply.
         called = [one for one in rated if one[1] is Status.CALLED]
-        _, status, detail = next(iter(called or rated), (0.0, Status.FILTERED, "nothing of it is left to be called"))
+        _, status, detail = next(iter(called or rated), (0.0, Status.FILTERED, "no sequence left after trimming"))
         parts = tuple(
             CalledPart(
                 sequence=part.called.sequence,
@@ -321,7 +321,7 @@ class Pipeline:
 
 
 def _identity(alignment: Alignment) -> float:
-    """1 - NM / columns; of the CIGAR's operations M, I and D are columns."""
+    """Return 1 - NM / columns; the CIGAR operations M, I and D count as columns."""
     lengths, operations = alignment.cigar >> 4, alignment.cigar & 15
     return 1 - alignment.edit_distance / max(1, int(lengths[operations <= 2].sum()))
 

@@ -1,4 +1,4 @@
-"""What the pipeline has made of one read so far."""
+"""The pipeline's intermediate results for one read."""
 
 from dataclasses import dataclass, field
 
@@ -10,18 +10,18 @@ from porestream.server.work.after_calling import Part
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Work:
-    """Each stage adds its own.
+    """Each stage adds its results.
 
     Attributes
     ----------
     started_s, stitched_s
-        Monotonic times: taken up by a worker; all its bases there.
+        Monotonic times when a worker started on the read, and when its sequence was complete.
     prepared
         The scaled signal and its chunks.
     decoded
-        Of each chunk, when it is called.
+        One entry per chunk; None until it is called.
     parts, alignments
-        After calling; of each part its alignments, when they are there.
+        Parts after calling, and the alignments of each part.
     """
 
     started_s: float = 0.0

@@ -1,14 +1,14 @@
-"""Many streams into full batches of fixed shape: priority, fairness, bounded delay.
+"""Fill batches of fixed shape from many streams, with priorities, fairness and bounded delay.
 
-Start-time fair queueing (Goyal, Vin and Cheng, 1996), with samples as the unit of service: a stream's reads get tags
-that advance by their length, and the lowest tag goes first, so streams share the workers equally whatever they send.
-Those of one client advance faster, as many times as it has streams with work: clients share equally too, however many
-streams one opens. STANDARD has a head start over BULK in the same unit, after which BULK goes on as an equal for as
-long as it has reads, so none starves.
+This is start-time fair queueing (Goyal, Vin and Cheng, 1996) with samples as the unit of service. Each read gets a tag;
+a stream's tags advance by the length of its reads, and the lowest tag goes first. So streams share the workers equally,
+whatever they send. Tags of a client with several busy streams advance faster by that factor, so clients share equally
+too, however many streams they open. STANDARD has a head start over BULK in the same unit. Once that is used up, BULK is
+served as an equal for as long as it has reads, so neither starves.
 
-LIVE work has a lane of its own, that goes first until it has had its share of what was served while others waited;
-then it goes last until the others have had theirs. A stream that sends more LIVE samples a second than an instrument
-does is no instrument: what is beyond goes with STANDARD.
+LIVE work has its own lane. It goes first until it has had its share of the service given while others waited; then it
+goes last until the others have had theirs. A stream that sends more LIVE samples per second than an instrument can
+isn't an instrument: the excess is scheduled as STANDARD.
 
 Dimensions: N rows of a batch.
 """
@@ -27,17 +27,17 @@ from porestream.server.streams.reads import CallSettings, OpenRead, Priority, Re
 from porestream.server.work.read_work import Work
 
 _MAX_OVERTAKEN_S = 2.0
-_LIVE_LEAD_SAMPLES = 200_000  # by which LIVE may be before its share at any time
-_READ_SAMPLES = 2000  # of signal that could be called in the time that a read takes however short it is
-_LIVE_BURST_S = 10.0  # reads end in crowds: LIVE samples of so many seconds may come at once
+_LIVE_LEAD_SAMPLES = 200_000  # how far LIVE may be ahead of its share at any time
+_READ_SAMPLES = 2000  # fixed cost of a read, however short, as samples that could be called in that time
+_LIVE_BURST_S = 10.0  # many reads may end at once: so many seconds' worth of LIVE samples may come in a burst
 _T = TypeVar("_T")
 
 
 class _Queue(Generic[_T]):
-    """Items by key, and by age; any of them can be removed. Each of it in constant or logarithmic time.
+    """Items ordered by key and by age, and removable; every operation takes constant or logarithmic time.
 
-    The heap has only keys and numbers: what was removed is gone at once, its place in the heap when it is met, or when
-    most of the heap is such places.
+    The heap holds only keys and numbers. A removed item is freed at once; its heap entry goes when it reaches the top,
+    or when most entries are stale.
     """
 
     def __init__(self) -> None:
@@ -48,24 +48,24 @@ class _Queue(Generic[_T]):
         return len(self._items)
 
     def push(self, key: float, number: int, item: _T) -> None:
-        """Add an item under a number that no other has; the lower number goes first where keys are equal."""
+        """Add an item with a unique number; among equal keys the lowest number goes first."""
         heapq.heappush(self._heap, (key, number))
         self._items[number] = item
 
     def first(self) -> tuple[float, int]:
-        """The lowest key and its number; there must be one."""
+        """Return the lowest key and its number; the queue must not be empty."""
         while self._heap[0][1] not in self._items:
             heapq.heappop(self._heap)
         return self._heap[0]
 
     def pop(self) -> _T:
-        """Take the item of the lowest key."""
+        """Remove and return the item with the lowest key."""
         number = self.first()[1]
         heapq.heappop(self._heap)
         return self._items.pop(number)
 
     def remove(self, number: int) -> _T:
-        """Take the item of this number."""
+        """Remove and return the item with this number."""
         item = self._items.pop(number)
         if len(self._heap) > 2 * len(self._items) + 64:
             self._heap = [place for place in self._heap if place[1] in self._items]
@@ -73,11 +73,11 @@ class _Queue(Generic[_T]):
         return item
 
     def peek(self) -> _T:
-        """The item of the lowest key."""
+        """Return the item with the lowest key."""
         return self._items[self.first()[1]]
 
     def oldest(self) -> _T:
-        """The item that was pushed before all others."""
+        """Return the item that was pushed first."""
         return next(iter(self._items.values()))
 
 
@@ -85,7 +85,7 @@ _Rank = tuple[bool, float, int]
 
 
 class _Lanes(Generic[_T]):
-    """Two queues: of LIVE work, and of the rest."""
+    """Two queues: LIVE work and the rest."""
 
     def __init__(self) -> None:
         self.live: _Queue[_T] = _Queue()
@@ -95,22 +95,22 @@ class _Lanes(Generic[_T]):
         return len(self.live) + len(self.rest)
 
     def of(self, is_live: bool) -> _Queue[_T]:
-        """One of them."""
+        """Return one of the queues."""
         return self.live if is_live else self.rest
 
     def next(self, live_first: bool) -> _Queue[_T]:
-        """The one that goes first; there must be something in one."""
+        """Return the queue that goes first; they must not both be empty."""
         return self.of(live_first) or self.of(not live_first)
 
     def rank(self, live_first: bool) -> _Rank:
-        """Of what goes first: the lowest goes before that of other lanes."""
+        """Return the rank of the first item, for comparison with other lanes: the lowest goes first."""
         queue = self.next(live_first)
         return (queue is not self.of(live_first), *queue.first())
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Job:
-    """One complete read that is to be called, as the scheduler knows it; `work` is the pipeline's."""
+    """One complete read to call, as the scheduler sees it; `work` belongs to the pipeline."""
 
     stream: Hashable
     settings: CallSettings
@@ -118,17 +118,17 @@ class Job:
     deliver: Callable[["Job", ReadResult], None]
     submitted_s: float = field(default_factory=time.monotonic)
     work: Work = field(default_factory=Work)
-    client: Hashable = None  # whose stream it is; None: one that has no other
-    is_live: bool = False  # whether it goes with LIVE work
+    client: Hashable = None  # the stream's client; None: the stream counts as a client of its own
+    is_live: bool = False  # whether it is in the LIVE lane
     tag: float = 0.0
     pace: int = 1  # tag per sample
-    missing: int = 0  # chunks that are not called yet, then parts that are not aligned
+    missing: int = 0  # chunks not yet called, then parts not yet aligned
     number: int = 0
-    ready: dict[int, tuple[str, int]] = field(default_factory=dict)  # chunks that wait, and among which
+    ready: dict[int, tuple[str, int]] = field(default_factory=dict)  # waiting chunks, and their model and length
 
     @property
     def decoded_bytes(self) -> int:
-        """What its signal takes while it is called: int16, and about as much again for what was called of it."""
+        """Memory needed while it is called: int16 signal, and about as much again for the results."""
         return 4 * self.read.samples
 
 
@@ -145,7 +145,7 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Up to N chunks of one model and one chunk length, of any reads of any streams."""
+    """Up to N chunks of one model and one chunk length, from any reads of any streams."""
 
     model: str
     samples: int
@@ -154,7 +154,7 @@ class Batch:
 
 @dataclass(slots=True, kw_only=True)
 class _ReadyClass:
-    """The chunks of one model and length that wait for their batch."""
+    """The waiting chunks of one model and length."""
 
     model: str
     samples: int
@@ -172,17 +172,17 @@ class _ReadyClass:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """What there is to do at one moment."""
+    """The amount of work at one moment."""
 
     reads_waiting: int
     chunks_waiting: int
     queued_samples: dict[Priority, int]  # of all reads without a result
-    oldest_s: dict[Priority, float]  # age of the oldest of them; 0: there is none
+    oldest_s: dict[Priority, float]  # age of the oldest such read; 0 if there are none
 
 
 @dataclass(slots=True)
 class _Flow:
-    """A stream's reads of one lane."""
+    """A stream's reads in one lane."""
 
     last_tag: float = 0.0
     jobs: set[Job] = field(default_factory=set)
@@ -191,7 +191,7 @@ class _Flow:
 @dataclass(slots=True, kw_only=True)
 class _Stream:
     filled_s: float
-    live_samples: float  # that it may still send as LIVE
+    live_samples: float  # samples it may still send as LIVE
     live: _Flow = field(default_factory=_Flow)
     rest: _Flow = field(default_factory=_Flow)
 
@@ -200,26 +200,27 @@ class _Stream:
 
 
 class Scheduler:
-    """What the workers do next. Thread-safe.
+    """Decides what the workers do next. Thread-safe.
 
-    No step takes longer where there are more streams or reads, but for a logarithm; what a stream leaves behind is
+    Every step takes at most logarithmic time in the number of streams and reads; a cancelled stream's leftovers are
     found through its reads.
 
     Parameters
     ----------
     batch_rows
-        Of each model the chunks of a full batch.
+        For each model, the number of chunks in a full batch.
     max_delay_s
-        How long a chunk may wait for its batch to fill while the workers have nothing else to do. Where full batches
-        of another length or model keep them busy, it is two seconds; for LIVE reads within their share never longer.
+        How long a chunk may wait for its batch to fill while the workers have nothing else to do. If full batches of
+        another length or model keep them busy, it may wait two seconds; LIVE reads within their share never wait longer
+        than `max_delay_s`.
     decoded_bytes
-        Bound of the decoded signal of all reads that are being called; one read is always allowed.
+        Limit for the decoded signal of all reads being called; one read is always allowed.
     live_share
-        Of the samples that are served while other work waits: what LIVE reads may have, from 0 to 1.
+        Share, from 0 to 1, of the samples served while other work waits that LIVE reads may have.
     live_rate_samples_per_s
-        What one stream may send as LIVE.
+        How many samples per second one stream may send as LIVE.
     clock
-        Monotonic, in seconds.
+        Monotonic clock, in seconds.
     """
 
     def __init__(
@@ -236,14 +237,14 @@ class Scheduler:
         self._clock = clock
         self._waiting: _Lanes[Job] = _Lanes()
         self._ready: dict[tuple[str, int], _ReadyClass] = {}
-        self._active: set[Job] = set()  # reads that are being called
+        self._active: set[Job] = set()  # reads being called
         self._streams: dict[Hashable, _Stream] = {}
         self._unfinished: dict[Priority, dict[int, Job]] = {priority: {} for priority in Priority}  # oldest first
         self._queued_samples = dict.fromkeys(Priority, 0)
         self._decoded_bytes = 0  # of the active reads
-        self._now = {True: 0.0, False: 0.0}  # by whether LIVE: virtual time, in samples of service
-        self._live_lead = 0.0  # samples that LIVE has had beyond its share
-        self._busy: Counter[tuple[Hashable, bool]] = Counter()  # a client's streams that have work in a lane
+        self._now = {True: 0.0, False: 0.0}  # virtual time of each lane (LIVE: True), in samples of service
+        self._live_lead = 0.0  # samples by which LIVE has exceeded its share
+        self._busy: Counter[tuple[Hashable, bool]] = Counter()  # per client and lane, its streams that have work
         self._closed = False
         self._numbers = itertools.count()
         self._changed = threading.Condition()
@@ -261,8 +262,8 @@ class Scheduler:
             if not flow.jobs:
                 self._busy[owner] += 1
             job.pace = self._busy[owner]
-            # A stream that has waited since its last read keeps its place: it pays for others' head start once, not
-            # with every read anew.
+            # A stream that still has reads keeps its place: it pays for others' head start once, not again with every
+            # read.
             job.tag = flow.last_tag if flow.jobs else max(self._now[job.is_live], flow.last_tag)
             flow.last_tag = job.tag + (job.read.samples + _READ_SAMPLES) * job.pace
             flow.jobs.add(job)
@@ -273,9 +274,9 @@ class Scheduler:
             self._changed.notify()
 
     def take(self) -> Job | Batch | None:
-        """The next piece of work: a read to prepare, or a batch to call. Blocks; None: closed.
+        """Wait for the next piece of work: a read to prepare or a batch to call; None if closed.
 
-        Who takes a read to prepare must call `prepared` or `done` for it.
+        Whoever takes a read to prepare must call `prepared` or `done` for it.
         """
         with self._changed:
             while not self._closed:
@@ -286,12 +287,12 @@ class Scheduler:
             return None
 
     def poll(self) -> Job | Batch | float | None:
-        """As `take`, but does not block. Where there is nothing to do: for how many seconds; None: until told more."""
+        """Like `take`, but don't block. If there is nothing to do, return for how many seconds; None: indefinitely."""
         with self._changed:
             return None if self._closed else self._next()
 
     def prepared(self, job: Job, pieces: Sequence[Piece]) -> None:
-        """The read's plan is made: these chunks are ready to be called."""
+        """Queue the chunks of a prepared read."""
         with self._changed:
             job.missing = len(pieces)
             if job not in self._active:  # cancelled meanwhile
@@ -308,22 +309,22 @@ class Scheduler:
             self._changed.notify_all()
 
     def expect(self, job: Job, parts: int) -> None:
-        """So many parts of the read are to be aligned: `did_one` tells the last."""
+        """Set how many parts of the read will be aligned; `did_one` then counts them."""
         with self._changed:
             job.missing = parts
 
     def did_one(self, job: Job) -> bool:
-        """One more chunk of the read was called, or part aligned. True for the last, to whoever did it."""
+        """Count one more chunk called or part aligned; True if it was the read's last."""
         with self._changed:
             job.missing -= 1
             return job.missing == 0
 
     def is_wanted(self, job: Job) -> bool:
-        """Whether the read is neither finished nor was its stream cancelled."""
+        """Whether the read is still being called: it isn't finished, and its stream wasn't cancelled."""
         return job in self._active
 
     def done(self, job: Job) -> bool:
-        """The read is finished, or given up; its memory is free. False where its stream was cancelled meanwhile."""
+        """Free the memory of a read that is finished or given up. False if its stream was cancelled meanwhile."""
         with self._changed:
             if job not in self._active:
                 return False
@@ -337,7 +338,7 @@ class Scheduler:
             return True
 
     def cancel(self, stream: Hashable) -> None:
-        """Forget all work of a stream."""
+        """Drop all work of a stream."""
         with self._changed:
             if (gone := self._streams.pop(stream, None)) is None:
                 return
@@ -349,17 +350,17 @@ class Scheduler:
                     self._changed.notify_all()
 
     def close(self) -> None:
-        """Send the workers home."""
+        """Make the workers stop: `take` returns None from now on."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
 
     def queued_samples(self) -> int:
-        """Samples of all reads that wait or are being called."""
+        """Return the samples of all reads waiting or being called."""
         return sum(self._queued_samples.values())
 
     def load(self) -> Load:
-        """What there is to do now."""
+        """Return how much work there is now."""
         with self._changed:
             now_s = self._clock()
             oldest = {priority: next(iter(jobs.values()), None) for priority, jobs in self._unfinished.items()}
@@ -371,10 +372,10 @@ class Scheduler:
             )
 
     def _next(self) -> Job | Batch | float | None:
-        """Work, or how long there is none.
+        """Return the next work, or for how long there is none.
 
-        A batch whose patience is at an end goes before all; then whatever has the lowest key of full batches and reads
-        to prepare; then what is not full, when its delay is over.
+        A batch that has waited too long goes first; then the full batch or read to prepare with the lowest key; then a
+        partial batch whose delay is over.
         """
         now_s, live_first = self._clock(), self._live_lead < _LIVE_LEAD_SAMPLES
         filled = [ready for ready in self._ready.values() if ready.tasks]
@@ -397,7 +398,7 @@ class Scheduler:
         return wait_s if wait_s > 0 else self._pop(late, live_first)
 
     def _keeps_the_rate(self, stream: _Stream, samples: int) -> bool:
-        """Whether a stream may have so many samples more called as LIVE now; they are taken off what it may."""
+        """Return whether a stream may have `samples` more called as LIVE now, and deduct them if so."""
         now_s = self._clock()
         grown = stream.live_samples + (now_s - stream.filled_s) * self._live_rate
         stream.filled_s, stream.live_samples = now_s, min(grown, self._live_rate * _LIVE_BURST_S)
@@ -410,7 +411,7 @@ class Scheduler:
         return (job.stream if job.client is None else job.client), job.is_live
 
     def _leave(self, job: Job) -> None:
-        """The stream of this read has no more work in its lane."""
+        """Note that this read's stream has no more work in its lane."""
         owner = self._owner(job)
         self._busy[owner] -= 1
         if not self._busy[owner]:
@@ -439,19 +440,19 @@ class Scheduler:
             live_samples += is_live * ready.samples
         rest_samples = len(taken) * ready.samples - live_samples
         if live_samples:
-            # A batch that did not wait costs what a full one does.
+            # A batch that went out partly filled costs as much as a full one.
             live_samples += (ready.rows - len(taken)) * ready.samples
         self._serve(live_samples, rest_samples)
         return Batch(ready.model, ready.samples, taken)
 
     def _serve(self, live_samples: int, rest_samples: int) -> None:
-        """Count what is served against LIVE's share; what LIVE has while nobody else waits is its own matter."""
+        """Count served samples against LIVE's share; what LIVE gets while nobody else waits doesn't count."""
         if self._waiting.rest or any(ready.tasks.rest for ready in self._ready.values()):
             self._live_lead += live_samples * (1 - self._live_share)
         self._live_lead = min(max(0.0, self._live_lead - rest_samples * self._live_share), 2 * _LIVE_LEAD_SAMPLES)
 
     def _forget(self, job: Job) -> None:
-        """Take a read out of all books but its stream's, with what of it still waits to be called."""
+        """Remove a read and its waiting chunks everywhere except from its stream."""
         self._queued_samples[job.settings.priority] -= job.read.samples
         del self._unfinished[job.settings.priority][job.number]
         if job not in self._active:
@@ -465,7 +466,7 @@ class Scheduler:
 
 
 def _handicap(job: Job) -> int:
-    """What others have as a head start over it within its lane."""
+    """Return the head start that others in its lane have over this read."""
     if job.is_live:
         return 0
     return max(job.settings.priority.value, Priority.STANDARD.value)  # LIVE ones beyond their rate are STANDARD

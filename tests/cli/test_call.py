@@ -117,7 +117,7 @@ def test_every_format_has_every_read(server: str, reads: Path, tmp_path: Path) -
     assert rejected[0] == "read_id\tfilename\tstatus\treason"
     assert rejected[1] == f"{UUID(int=EMPTY)}\ta.pod5\trejected\tempty: the read has no samples"
     assert f"read {UUID(int=EMPTY)} of a.pod5 rejected: empty: the read has no samples" in result.stderr
-    assert f"rejected or failed: 1 empty; all are in {tmp_path / 'a.rejected_reads.tsv'}" in result.stderr
+    assert f"rejected or failed: 1 empty; listed in {tmp_path / 'a.rejected_reads.tsv'}" in result.stderr
     assert call(reads, "-r", "--server", server, "-o", tmp_path / "a.fastq.gz").exit_code == 0
     assert gzip.decompress((tmp_path / "a.fastq.gz").read_bytes()).count(b"\n") == 4 * len(all_but_empty())
 
@@ -155,13 +155,13 @@ def test_a_folder_with_pass_and_fail_and_the_summary(server: str, reads: Path, t
     assert passes == {name: "FALSE" if name in found["fail"] else "TRUE" for name in all_but_empty()}
     again = call(*map(str, arguments))
     assert again.exit_code == 1
-    assert "has records of this run already: name another folder" in again.stderr
+    assert "already has records of this run; choose another folder" in again.stderr
 
 
 def test_failed_reads_left_out_of_a_fastq_are_counted(server: str, reads: Path, tmp_path: Path) -> None:
     result = call(reads / "a.pod5", "--server", server, "-o", tmp_path / "a.fastq", "--min-qscore", "50")
     assert result.exit_code == 0
-    assert "24 reads below Q 50 left out of the FASTQ: --output-dir keeps them" in result.stderr
+    assert "24 reads below Q 50 left out of the FASTQ; use --output-dir to keep them" in result.stderr
     assert (tmp_path / "a.fastq").read_text() == ""
 
 
@@ -174,7 +174,7 @@ def test_read_ids_numbers_and_patterns(server: str, reads: Path, tmp_path: Path)
     result = call(reads, "-r", "--server", server, "-o", tmp_path / "a.bam", "-l", listed)
     assert result.exit_code == 0
     assert names(tmp_path / "a.bam") == {3, 30}
-    assert f"warning: 1 of the read ids in {listed} are in no input: {UUID(int=999)}" in result.stderr
+    assert f"warning: 1 of the read ids in {listed} are not in any input: {UUID(int=999)}" in result.stderr
     assert call(reads / "*/*.pod5", "--server", server, "-o", tmp_path / "b.bam", "-n", "2").exit_code == 0
     assert names(tmp_path / "b.bam") == {26, 27}
     listed.write_text("nonsense\n")
@@ -232,8 +232,8 @@ def test_a_signal_drains_and_the_rest_can_be_called(
         at_record(patched, 5, lambda: signal.raise_signal(number))
         result = call(reads, "-r", "--server", server, "-o", output, "--emit-summary", "--summary-json", summary)
     assert result.exit_code == code, result.stderr
-    assert "the reads under way are finished first; once more stops now" in result.stderr
-    assert f"what was called is in {part}: the same command with --resume-from {part} goes on" in result.stderr
+    assert "finishing the reads under way; press or send it again to stop now" in result.stderr
+    assert f"called so far are in {part}: to continue, run the same command with --resume-from {part}" in result.stderr
     assert not output.exists(), "it appears when it is whole"
     subprocess.run(["samtools", "quickcheck", "-u", part], check=True)
     counts = json.loads(summary.read_text())
@@ -262,7 +262,7 @@ def test_a_second_signal_stops_at_once(
         at_record(patched, 3, twice)
         result = call(reads, "-r", "--server", server, "-o", tmp_path / "a.bam")
     assert result.exit_code == 130, result.stderr
-    assert "stopped by Ctrl-C; what was called is in" in result.stderr
+    assert "stopped by Ctrl-C; the reads called so far are in" in result.stderr
     subprocess.run(["samtools", "quickcheck", "-u", tmp_path / "a.bam.partial"], check=True)
     assert (
         call(reads, "-r", "--server", server, "-o", tmp_path / "b.bam", "--resume-from", tmp_path / "a.bam").exit_code
@@ -330,11 +330,11 @@ def test_what_cannot_be_resumed(server: str, reads: Path, tmp_path: Path) -> Non
     assert result.exit_code == 2
     result = call(reads, "-r", "--server", server, "-o", tmp_path / "b.bam", "--resume-from", part, "--min-qscore", "9")
     assert result.exit_code == 1
-    assert f"{part} was made with min_qscore=0, this call has 9" in result.stderr
+    assert f"{part} was made with min_qscore=0, but this call has 9" in result.stderr
     assert not (tmp_path / "b.bam").exists()
     result = call(reads, "-r", "--server", server, "-o", tmp_path / "b.bam", "--resume-from", tmp_path / "none.bam")
     assert result.exit_code == 1
-    assert "none.bam: no such file or folder to resume from, nor " in result.stderr
+    assert "none.bam nor " in result.stderr
 
 
 # What does not go together
@@ -348,14 +348,14 @@ def test_chemistries(start_server, make_bundle, reads: Path, tmp_path: Path) -> 
     error = result.stderr.splitlines()[-1]
     assert error == (
         "Error: run run-a (FLO-MIN106, sqk-lsk109) is R9.4.1 DNA (450 bases/s) at 4 kHz, but "
-        f"{other} is for R10.4.1 DNA (400 bases/s) at 4 kHz; for such a run there is {fitting}; "
-        "--allow-chemistry-mismatch calls it all the same"
+        f"{other} is for R10.4.1 DNA (400 bases/s) at 4 kHz; for such a run use {fitting}; "
+        "--allow-chemistry-mismatch calls it anyway"
     )
     assert not (tmp_path / "a.bam").exists()
     arguments = (reads / "a.pod5", "--server", address, "--model", other, "-o", tmp_path / "a.bam")
     result = call(*arguments, "--allow-chemistry-mismatch")
     assert result.exit_code == 0
-    assert "called all the same, as asked for" in result.stderr
+    assert "called anyway, as requested" in result.stderr
     result = call(reads / "a.pod5", "--server", address, "--model", "auto", "-o", tmp_path / "b.bam")
     assert result.exit_code == 0
     with pysam.AlignmentFile(str(tmp_path / "b.bam"), check_sq=False) as file:
@@ -370,14 +370,17 @@ def test_a_server_of_something_else(reads: Path, tmp_path: Path) -> None:
         stack.callback(server.stop, None)
         result = call(reads / "a.pod5", "--server", f"127.0.0.1:{port}", "-o", tmp_path / "a.bam")
     assert result.exit_code == 1
-    assert f"Error: 127.0.0.1:{port} is no porestream server, or of another time: UNIMPLEMENTED" in result.stderr
+    assert (
+        f"Error: 127.0.0.1:{port} is not a porestream server, or runs an incompatible version: UNIMPLEMENTED"
+        in result.stderr
+    )
 
 
 def test_a_server_of_another_version(server: str, reads: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("porestream.cli.caller.version", lambda _: "9.9.9")
     result = call(reads / "a.pod5", "--server", server, "-o", tmp_path / "a.bam")
     assert result.exit_code == 0
-    assert "note: the server is porestream 0.1.0, this is 9.9.9" in result.stderr
+    assert "note: the server runs porestream 0.1.0, this is 9.9.9" in result.stderr
 
 
 def test_the_same_read_in_two_files(server: str, reads: Path, tmp_path: Path) -> None:
@@ -387,7 +390,7 @@ def test_the_same_read_in_two_files(server: str, reads: Path, tmp_path: Path) ->
     assert result.exit_code == 0
     assert "50 reads: 24 called, 0 filtered, 26 rejected, 0 failed" in result.stderr
     assert "rejected or failed: 25 duplicate, 1 empty" in result.stderr
-    assert f"further rejected and failed reads are in {tmp_path / 'a.rejected_reads.tsv'}" in result.stderr
+    assert f"more rejected and failed reads are in {tmp_path / 'a.rejected_reads.tsv'}" in result.stderr
     assert len((tmp_path / "a.rejected_reads.tsv").read_text().splitlines()) == 27
     assert len(names(tmp_path / "a.bam")) == 24
 
@@ -418,4 +421,4 @@ def test_a_hundred_rejected_reads_without_a_file_are_counted(server: str, reads:
     done = subprocess.run(command, capture_output=True, timeout=60, check=True)
     lines = done.stderr.decode().splitlines()
     assert sum(" rejected: " in line for line in lines) == 20
-    assert "further rejected and failed reads are counted, not listed: --rejected-reads FILE lists all" in lines
+    assert "more rejected and failed reads are only counted; --rejected-reads FILE lists all" in lines

@@ -109,7 +109,7 @@ def test_the_same_command_goes_on_in_place(
     result = interrupted(monkeypatch, *same)
     made = {"calls.bam", "calls.sequencing_summary.txt", "calls.rejected_reads.tsv"}
     assert names(out) == {f"{name}.partial" for name in made}
-    assert f"--resume-from {out}/calls.bam.partial goes on" in result.stderr
+    assert f"to continue, run the same command with --resume-from {out}/calls.bam.partial" in result.stderr
     again = interrupted(monkeypatch, *same, "--resume-from", out / name)
     assert "\n0 reads taken" not in again.stderr
     result = call(*same, "--resume-from", out / name)
@@ -148,9 +148,9 @@ def test_rows_that_were_lost_are_made_again(
     CUTS[cut](table)
     result = call(*same, "-o", tmp_path / name, "--resume-from", tmp_path / name)
     assert result.exit_code == 0, result.stderr
-    assert f" of the sequencing summary, which {table} lacks, made again from the records" in result.stderr
+    assert f" of the sequencing summary not found in {table}, rebuilt from the records" in result.stderr
     is_text = name != "calls.bam"
-    assert ("rounded to the six digits" in result.stderr) is is_text
+    assert ("rounded to six digits" in result.stderr) is is_text
     assert not table.exists()
     assert call(*same, "-o", tmp_path / "whole.bam").exit_code == 0
     found, found_scores = split(tmp_path / table.stem)
@@ -185,7 +185,7 @@ def test_where_both_names_are_there_one_must_be_named(server: str, run: Path, tm
     (tmp_path / "calls.bam.partial").write_bytes(out.read_bytes())
     result = call(run, "--server", server, "-o", tmp_path / "b.bam", "--resume-from", out)
     assert result.exit_code == 1
-    assert f"{out} is whole, and {out}.partial is what a later call has left" in result.stderr
+    assert f"{out} is complete, but a later call left {out}.partial" in result.stderr
     result = call(run, "--server", server, "-o", tmp_path / "b.bam", "--resume-from", f"{out}.partial")
     assert result.exit_code == 0
     assert "3 reads taken from" in result.stderr
@@ -232,10 +232,10 @@ def conflicts() -> Iterator[tuple[str, str, str]]:
     yield "--summary-json pod5/a.pod5 -o a.bam", "--summary-json", "a file to be called"
     yield "--summary-json linked.pod5 -o a.bam", "--summary-json", "a file to be called"
     yield "--reference genome.fasta --rejected-reads genome.fasta -o a.bam", "the table of rejected", "the reference"
-    yield "--summary-json x --rejected-reads x -o a.bam", "the table of rejected reads", "--summary-json, too"
-    yield "--rejected-reads old.bam --resume-from old.bam -o a.bam", "the table of rejected", "resumed from"
-    yield "--resume-from folder -o folder/a.bam", "the output", "lies in"
-    yield "--resume-from folder --output-dir folder", "the output folder", "lies in"
+    yield "--summary-json x --rejected-reads x -o a.bam", "the table of rejected reads", "same file as --summary-json"
+    yield "--rejected-reads old.bam --resume-from old.bam -o a.bam", "the table of rejected", "call to resume from"
+    yield "--resume-from folder -o folder/a.bam", "the output", "the folder to resume from"
+    yield "--resume-from folder --output-dir folder", "the output folder", "the folder to resume from"
     yield "--summary-json pod5 -o a.bam", "", "is a directory"
 
 
@@ -262,7 +262,8 @@ def test_two_calls_at_once(server: str, run: Path, tmp_path: Path) -> None:
     result = call(run, "--server", server, "-o", tmp_path / "calls.bam")
     assert result.exit_code == 1
     assert (
-        f"Error: cannot write to {tmp_path}/calls.bam: another call is writing it; name another file" in result.stderr
+        f"Error: cannot write to {tmp_path}/calls.bam: another call is writing to it; choose another file"
+        in result.stderr
     )
     held.release()
     done = [subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path / "b.bam")], stdout=subprocess.PIPE)]
@@ -299,7 +300,7 @@ def test_the_table_of_rejected_reads_is_another_calls(server: str, run: Path, tm
     held = OutputFile(tmp_path / "calls.rejected_reads.tsv")
     result = call(run, "--server", server, "-o", tmp_path / "calls.fastq")
     assert result.exit_code == 1
-    assert "calls.rejected_reads.tsv: another call is writing it" in result.stderr
+    assert "calls.rejected_reads.tsv: another call is writing to it" in result.stderr
     held.release()
 
 
@@ -313,7 +314,7 @@ def test_what_was_kept_can_be_gone_on_with(
     interrupted(monkeypatch, run, "--server", server, "-o", out)
     (tmp_path / "calls.bam.partial").write_bytes((tmp_path / "none.bam").read_bytes())
     result = call(run, "--server", server, "-o", tmp_path / "b.bam", "--resume-from", out)
-    assert f"note: {out}.partial.old is larger, and may have more reads" in result.stderr
+    assert f"note: {out}.partial.old is larger and may have more reads" in result.stderr
     result = call(run, "--server", server, "-o", out, "--resume-from", tmp_path / "calls.bam.partial.old")
     assert result.exit_code == 0
     assert f"{len(kept)} reads taken from {tmp_path}/calls.bam.partial.old" in result.stderr
@@ -408,7 +409,7 @@ def test_a_read_without_a_record_fails_by_name(
     result = call(run, "--server", server, "-o", tmp_path / "a.bam", "--emit-summary")
     assert result.exit_code == 6, "reads that failed are no success"
     assert f"{READS} reads: {READS - 2} called, 0 filtered, 1 rejected, 1 failed" in result.stderr
-    assert f"the same command with --resume-from {tmp_path}/a.bam goes on" in result.stderr
+    assert f"to continue, run the same command with --resume-from {tmp_path}/a.bam" in result.stderr
     assert f"read {UUID(int=3)} of a.pod5 failed: no record: error: a value that no tag can hold" in result.stderr
     assert len(contents(tmp_path / "a.bam")) == READS - 2
     assert str(UUID(int=3)) not in (tmp_path / "a.sequencing_summary.txt").read_text()
@@ -459,7 +460,7 @@ def test_another_reference_of_the_same_name(server: str, run: Path, tmp_path: Pa
     mine.write_text(f">contig\n{CONTIG[:-1]}{'A' if CONTIG[-1] != 'A' else 'C'}\n")
     result = call(run, "--server", server, "--reference", mine, "-o", tmp_path / f"a.{form}")
     assert result.exit_code == 1
-    assert f"Error: reference {mine} is not the genome.fasta of {server}: sequence contig is another" in result.stderr
+    assert f"Error: reference {mine} is not the same as genome.fasta of {server}: sequence contig differs" in result.stderr
     assert not list(tmp_path.glob("a.*"))
     mine.write_text(f">contig\n{CONTIG.lower()}\n")
     assert call(run, "--server", server, "--reference", mine, "-o", tmp_path / f"a.{form}").exit_code == 0
@@ -471,7 +472,7 @@ def test_names_that_sam_does_not_allow(run: Path, tmp_path: Path, name: str) -> 
     odd.write_text(f">{name}\n{CONTIG}\n")
     result = call(run, *NO_MODEL, "--allow-chemistry-mismatch", "--reference", odd, "-o", tmp_path / "a.bam")
     assert result.exit_code == 1
-    assert f"the name {name!r} is none that SAM allows" in result.stderr
+    assert f"SAM does not allow the name {name!r}" in result.stderr
     assert not (tmp_path / "a.bam").exists()
 
 

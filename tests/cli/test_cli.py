@@ -175,13 +175,13 @@ def test_presets_are_those_of_the_aligner() -> None:
     ("arguments", "way_out"),
     [
         ([], "READS"),
-        (["a.pod5", "--server", "h:1", "-b", "4"], "--batch-size is the server's to choose; give it to"),
-        (["a.pod5", "--server", "h:1", "--cache-dir", "d"], "--cache-dir is the server's"),
+        (["a.pod5", "--server", "h:1", "-b", "4"], "--batch-size does not go with --server; pass it to"),
+        (["a.pod5", "--server", "h:1", "--cache-dir", "d"], "--cache-dir does not go with --server"),
         (["a.pod5", "--model", "m", "--preset", "map-ont"], "needs --reference"),
         (["a.pod5", "--model", "m", "--reference", "r", "--preset", "map-ant"], "'map-ont', 'lr:hq'"),
         (["a.pod5", "--model", "m", "-o", "calls.txt"], "calls.txt: the output's name must end in .bam, .sam, .cram"),
-        (["a.pod5", "--model", "m", "-o", "none/calls.bam"], "there is no folder none"),
-        (["a.pod5", "--model", "m", "--summary-json", "none/a.json"], "there is no folder none"),
+        (["a.pod5", "--model", "m", "-o", "none/calls.bam"], "folder none does not exist"),
+        (["a.pod5", "--model", "m", "--summary-json", "none/a.json"], "folder none does not exist"),
         (["a.pod5", "--model", "m", "-n", "0"], "-n"),
         (["a.pod5", "--model", "m", "-t", "none"], "not a valid integer"),
         (["a.pod5", "--model", "m", "--precision", "fp8"], "'auto', 'fp32', 'bf16'"),
@@ -199,7 +199,7 @@ def test_wrong_usage_names_the_way_out(arguments: list[str], way_out: str) -> No
 @pytest.mark.parametrize(
     ("arguments", "extra", "toml", "problem"),
     [
-        ([], {"PORESTREAM_MODEL": ""}, "", "at least one model is needed"),
+        ([], {"PORESTREAM_MODEL": ""}, "", "no model given"),
         (["--model", "m"], {"PORESTREAM_FOO": "1"}, "", "unknown setting in the environment: PORESTREAM_FOO"),
         (["--model", "m"], {}, "foo = 1\n", "unknown setting 'foo'"),
         (["--model", "m", "--foo", "1"], {}, "", "--foo"),
@@ -242,7 +242,7 @@ def test_inputs_of_a_server_that_cannot_be_used_are_one_clean_line(folder: Path,
         (folder / "no.fa").as_posix(): ["serve", "--model", model, "--reference", folder / "no.fa"],
         folder.as_posix(): ["serve", "--model", folder],
         f"unix:{folder}/none/socket": ["serve", "--model", model, "--listen", f"unix:{folder}/none/socket"],
-        "a memory budget of 1048576 bytes": ["serve", "--model", model, "--memory-budget", "1M"],
+        "--memory-budget 1048576 is too small": ["serve", "--model", model, "--memory-budget", "1M"],
     }
     processes = {name: start(*arguments) for name, arguments in bad.items()}
     for name, process in processes.items():
@@ -354,7 +354,7 @@ def test_kernels_call_and_align_as_the_cpu_does(folder: Path) -> None:
     refused = run("call", short, "-o", folder / "refused.bam", "--device", "cpu", "--decoder", "gpu")
     assert refused.code in (1, 2)
     assert "Traceback" not in refused.stderr
-    assert "device cpu is a CPU here; choose --device cuda or emulated" in refused.lines[-1]
+    assert "--device cpu is a CPU here; choose --device cuda or --device emulated" in refused.lines[-1]
     assert not (folder / "refused.bam").exists()
 
 
@@ -455,9 +455,12 @@ def test_on_a_server(server: Server, folder: Path, reads: Path, reference: Path)
 def test_what_a_server_does_not_have(server: Server, folder: Path, reads: Path) -> None:
     arguments = ["call", reads, "--server", server.address, "-o", folder / "none.bam"]
     for extra, problem in (
-        (["--model", "other@v3"], f"no model 'other@v3' here; there are {MODEL_NAME}"),
-        (["--reference", "other.fa"], "no reference 'other.fa' here; there are: ref.fa"),
-        (["--reference", "ref.fa", "--preset", "lr:hq"], "no preset 'lr:hq' for 'ref.fa'; there are: map-ont"),
+        (["--model", "other@v3"], f"this server has no model 'other@v3'; choose from {MODEL_NAME}"),
+        (["--reference", "other.fa"], "this server has no reference 'other.fa'; it has: ref.fa"),
+        (
+            ["--reference", "ref.fa", "--preset", "lr:hq"],
+            "reference 'ref.fa' is not available with preset 'lr:hq'; choose from: map-ont",
+        ),
     ):
         done = run(*arguments, *extra)
         assert done.code == 1

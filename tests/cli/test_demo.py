@@ -208,12 +208,12 @@ def test_what_does_not_work_is_no_success(tmp_path: Path, monkeypatch: pytest.Mo
     result = CliRunner().invoke(main, ["demo", "-o", str(tmp_path), "--reads", "2"])
     if fault == "call fails":
         assert result.exit_code == 4
-        assert f"calling failed (exit code 4): {tmp_path / 'calls.bam'} has not been written" in result.stderr
+        assert f"calling failed (exit code 4): {tmp_path / 'calls.bam'} was not written" in result.stderr
         assert sorted(path.name for path in tmp_path.iterdir()) == FILES[2:]
     else:
         assert result.exit_code == 1
         assert "at their place     0 (0.0%)" in result.stdout
-        assert "Error: of 2 reads 2 were called and 0 lie where they are from" in result.stderr
+        assert "Error: of 2 reads, 2 were called and 0 aligned to their origin" in result.stderr
 
 
 @pytest.mark.usefixtures("threads_as_before")
@@ -253,7 +253,7 @@ def test_what_is_not_of_a_demo_is_not_overwritten(tmp_path: Path, name: str) -> 
     (tmp_path / "reference.fasta").write_text(">chr1\nACGT\n")
     result = CliRunner().invoke(main, ["demo", "-o", str(tmp_path)])
     assert result.exit_code == 2
-    assert "is not of an earlier demo and would be lost; -o DIR names another folder" in result.stderr
+    assert "is not from an earlier demo and would be lost; use another -o DIR" in result.stderr
     assert (tmp_path / name).read_text() == "the work of years"
     assert (tmp_path / "reference.fasta").read_text() == ">chr1\nACGT\n"
 
@@ -261,7 +261,7 @@ def test_what_is_not_of_a_demo_is_not_overwritten(tmp_path: Path, name: str) -> 
 def test_a_folder_that_cannot_be_written() -> None:
     result = CliRunner().invoke(main, ["demo", "-o", "/proc/demo"])  # not for root either
     assert result.exit_code == 1
-    assert result.stderr == "Error: /proc/demo: No such file or directory; -o DIR names another folder\n"
+    assert result.stderr == "Error: /proc/demo: No such file or directory; use another -o DIR\n"
 
 
 def test_a_file_in_the_folders_place(tmp_path: Path) -> None:

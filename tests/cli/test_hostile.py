@@ -64,7 +64,7 @@ def test_one_odd_run_does_not_end_the_others(start_server, reads: Path, tmp_path
     why = f"run not taken: its id has 300 characters, a server takes 256 (run {'x' * 60}...)"
     assert {(row[2], row[3]) for row in rows} == {("rejected", why)}
     assert f"{READS} reads: 6 called, 0 filtered, 6 rejected, 0 failed" in result.stderr
-    assert "rejected or failed: 6 run not taken; all are in" in result.stderr
+    assert "rejected or failed: 6 run not taken; listed in" in result.stderr
     figures = json.loads(books.read_text())
     assert (figures["reads_rejected"], figures["reads_unsent"], figures["reconnects"]) == (6, 6, 0)
 
@@ -97,8 +97,8 @@ def test_a_stream_that_cannot_be_ends_the_call_and_the_rest_can_be_called(one_ru
         result = call(one_run, "--server", target, "--reference", REFERENCE, "-o", out)
         assert result.exit_code == 1, result.stderr
         last = result.stderr.splitlines()[-1]
-        assert f"a result of read {UUID(int=99)}, of which it has none to give" in last
-        assert f"the same command with --resume-from {out}.partial goes on" in last
+        assert f"it sent a result for read {UUID(int=99)}, which is not waiting for one" in last
+        assert f"to continue, run the same command with --resume-from {out}.partial" in last
     with serving(FakeServer()) as target:
         result = call(one_run, "--server", target, "--reference", REFERENCE, "-o", out, "--resume-from", out)
     assert result.exit_code == 0, result.stderr
@@ -111,7 +111,7 @@ def test_a_server_without_the_model_that_it_calls_with(one_run: Path, tmp_path: 
     with serving(FakeServer(info)) as target:
         result = call(one_run, "--server", target, "-o", tmp_path / "calls.bam")
     assert result.exit_code == 1
-    assert result.stderr.splitlines()[-1] == "Error: the server calls with 'tiny_fast@v1', and has only another"
+    assert result.stderr.splitlines()[-1] == "Error: the server would call with 'tiny_fast@v1', but lists only another"
 
 
 ALIKE = ("run\x01", "run\x02", "run_")
@@ -124,8 +124,8 @@ def test_a_server_with_much_to_say_does_not_fill_the_terminal(one_run: Path, tmp
     with serving(FakeServer(info)) as target:
         result = call(one_run, "--server", target, "-o", tmp_path / "calls.bam")
     assert result.exit_code == 1
-    assert "note: the server is porestream 999" in result.stderr
-    assert "Error: the server calls with 'tiny_fast@v1', and has only another" in result.stderr
+    assert "note: the server runs porestream 999" in result.stderr
+    assert "Error: the server would call with 'tiny_fast@v1', but lists only another" in result.stderr
     assert len(result.stderr) < 2000
 
 

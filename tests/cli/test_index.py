@@ -53,15 +53,15 @@ def test_an_index_is_no_reference(fasta: Path, tmp_path: Path) -> None:
     done = index(tmp_path / "mine")
     assert done.exit_code == 1
     assert done.stderr.splitlines()[-1] == (
-        f"Error: reference {tmp_path / 'mine'}: it is the index that `porestream index` makes of a reference; "
-        "give the FASTA: the index is found beside it"
+        f"Error: reference {tmp_path / 'mine'}: this is an index that `porestream index` built; "
+        "give the FASTA; porestream finds an index that is next to it"
     )
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"MMI\2" + bytes(100), "an index for minimap2 is none for a card; give its FASTA"),
+        (b"MMI\2" + bytes(100), "a .mmi cannot be used on a GPU; pass the FASTA"),
         (b"hello\n", "not FASTA: it starts with b'hello\\n', not '>'"),
         (b">c\nACGT\n>d\nAC1\n", "sequence 'd' has '1' at base 3"),
         (None, "it cannot be read (No such file or directory)"),

@@ -112,8 +112,8 @@ def test_of_a_file(tmp_path: Path, write_pod5: WritePod5) -> None:
         "  started       2024-05-06 07:08:09 UTC",
         "  sample rate   4000 Hz",
         "  chemistry     R9.4.1 DNA (450 bases/s) at 4 kHz",
-        "  model         none: no model for R9.4.1 DNA (450 bases/s) at 4 kHz here: give --model DIR (or put the "
-        f"model's directory into {tmp_path}/home/porestream/models)",
+        "  model         none: found no model for R9.4.1 DNA (450 bases/s) at 4 kHz; give --model DIR, or put the "
+        f"model directory into {tmp_path}/home/porestream/models",
     ]
     assert result.stdout.splitlines() == [
         "run a",

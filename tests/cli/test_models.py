@@ -79,7 +79,7 @@ def test_each_model_is_a_row(folder: Path) -> None:
     megabytes = sum(file.stat().st_size for file in (folder / GOOD).glob("*.tensor")) / 1e6
     assert lines[2].split() == [GOOD, "dna", "r10.4.1", "400", "5000", "lstm", f"{megabytes:.1f}", digest[:12], "yes"]
     assert lines[3].endswith("no: modified bases, not a basecaller")
-    assert "no: tensors missing: 9.linear.weight" in lines[4]
+    assert "no: missing tensors: 9.linear.weight" in lines[4]
     column = head.index("molecule")
     assert all(line[column - 2 : column] == "  " and line[column:].startswith("dna") for line in lines)
 
@@ -102,7 +102,7 @@ def test_json_has_whole_digests_and_reasons(folder: Path) -> None:
         "reason": None,
     }
     assert (rows[BROKEN]["runs"], rows[BROKEN]["sha256"]) == (False, None)
-    assert rows[BROKEN]["reason"] == "tensors missing: 9.linear.weight"
+    assert rows[BROKEN]["reason"] == "missing tensors: 9.linear.weight"
     assert rows[MODIFIED]["reason"] == "modified bases, not a basecaller"
     assert rows[MODIFIED]["pore"] == "r10.4.1"
 
@@ -269,5 +269,5 @@ def test_call_finds_the_model_for_its_run_among_a_servers(
     refused = CliRunner().invoke(main, [*arguments, "--model", "hac"])
     assert refused.exit_code == 1
     assert "no hac model for R9.4.1 DNA (450 bases/s) at 4 kHz on " in refused.stderr
-    assert f"there are: {GOOD}, {OLD}" in refused.stderr
+    assert f"it has: {GOOD}, {OLD}" in refused.stderr
     assert not output.exists()

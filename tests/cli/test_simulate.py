@@ -122,8 +122,8 @@ def test_an_older_run_is_replaced(tmp_path: Path, reference: Path) -> None:
     [
         (None, "No such file or directory"),
         ("", "is not FASTA: it is empty"),
-        ("@read\nACGT\n+\nIIII\n", "is not FASTA: it begins with b'@'"),
-        (">a\nACGT\n", "no sequence has the 200 bases of the shortest read: the longest has 4"),
+        ("@read\nACGT\n+\nIIII\n", "is not FASTA: it starts with b'@'"),
+        (">a\nACGT\n", "the longest sequence has 4 bases, but the shortest read has 200"),
     ],
 )
 def test_a_reference_that_cannot_be_used(tmp_path: Path, text: str | None, message: str) -> None:
@@ -162,7 +162,7 @@ def test_a_full_disk_is_named_and_nothing_stays(tmp_path: Path, reference: Path)
     command = [sys.executable, "-c", code, "simulate", str(reference), "-o", str(output), "-n", "100", "--seed", "1"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
-    assert done.stderr.startswith(f"Error: {output} cannot be written: ")
+    assert done.stderr.startswith(f"Error: cannot write {output}: ")
     assert len(done.stderr.splitlines()) == 1
     assert not list(tmp_path.iterdir())
 
@@ -170,11 +170,11 @@ def test_a_full_disk_is_named_and_nothing_stays(tmp_path: Path, reference: Path)
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("-o", "run.pod5", "-n", 5, "--coverage", 2), "--reads and --coverage both say how much"),
+        (("-o", "run.pod5", "-n", 5, "--coverage", 2), "give either --reads or --coverage, not both"),
         (("-o", "run.fast5"), "the name must end in .pod5"),
-        (("-o", "nowhere/run.pod5"), "there is no folder nowhere; make it first"),
-        (("-o", "run.pod5", "--truth", "nowhere/truth.tsv"), "there is no folder nowhere"),
-        (("-o", "run.pod5", "--truth", "./run.pod5"), "that is the reference or the output"),
+        (("-o", "nowhere/run.pod5"), "folder nowhere does not exist; create it first"),
+        (("-o", "run.pod5", "--truth", "nowhere/truth.tsv"), "folder nowhere does not exist"),
+        (("-o", "run.pod5", "--truth", "./run.pod5"), "this is the reference or the output"),
         (("-o", "run.pod5", "--channels", 513), "1<=x<=512"),
         (("-o", "run.pod5", "--noise", "nan"), "'nan' is not a finite number"),
         (("-o", "run.pod5", "--speed", "nan"), "'nan' is not a finite number"),

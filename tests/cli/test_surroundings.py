@@ -129,12 +129,12 @@ def test_closed_streams(run: Path, tmp_path: Path, arguments: str, closed: str, 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["call", "fast", "reads.pod5"], "here it is porestream call reads.pod5 --model fast"),
-        (["call", "hac@v5.0.0", "pod5/", "more/"], "here it is porestream call pod5 more --model hac@v5.0.0"),
-        (["call", "sup,5mCG_5hmCG", "a.pod5"], "here it is porestream call a.pod5 --model sup,5mCG_5hmCG"),
+        (["call", "fast", "reads.pod5"], "as an option: porestream call reads.pod5 --model fast"),
+        (["call", "hac@v5.0.0", "pod5/", "more/"], "as an option: porestream call pod5 more --model hac@v5.0.0"),
+        (["call", "sup,5mCG_5hmCG", "a.pod5"], "as an option: porestream call a.pod5 --model sup,5mCG_5hmCG"),
         (["call", "dna_r10.4.1_e8.2_400bps_hac@v5.0.0", "a.pod5"], "--model dna_r10.4.1_e8.2_400bps_hac@v5.0.0"),
-        (["call", "fast"], "here it is porestream call READS --model fast"),
-        (["call", "a.pod5", "--kit-name", "X"], "dorado demux takes our BAM, called with --no-trim"),
+        (["call", "fast"], "as an option: porestream call READS --model fast"),
+        (["call", "a.pod5", "--kit-name", "X"], "call with --no-trim and pass the BAM to dorado demux"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -148,5 +148,5 @@ def test_several_models_are_not_taken_for_a_folder(run: Path, tmp_path: Path) ->
     for command in (["call", str(run), "-o", str(tmp_path / "a.bam")], ["serve", "--listen", "127.0.0.1:0"]):
         result = CliRunner().invoke(main, [*command, "--model", "hac,5mCG_5hmCG"])
         assert result.exit_code == 1
-        assert "5mCG_5hmCG is about modified bases, and calling them is not part of porestream yet" in result.stderr
-        assert "--model hac calls the bases alone" in result.stderr
+        assert "porestream does not call modified bases yet, so 5mCG_5hmCG cannot be used" in result.stderr
+        assert "--model hac to call the canonical bases" in result.stderr

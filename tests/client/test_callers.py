@@ -45,7 +45,7 @@ def test_another_caller_after_a_break_is_tried_again(  # type: ignore[no-untyped
     def refuse_twice(expected: pb.CallerIdentity, actual: pb.CallerIdentity) -> None:
         if expected.model and len(refused) < 2:
             refused.append(expected.model)
-            raise StreamFault("FAILED_PRECONDITION", "another caller than expected")
+            raise StreamFault("FAILED_PRECONDITION", "this server would call differently")
         check(expected, actual)
 
     monkeypatch.setattr(rpc, "_check_expected", refuse_twice)
@@ -116,7 +116,7 @@ def test_one_file_of_both_names_who_called_what_and_is_resumed(  # type: ignore[
     called = CliRunner().invoke(main, [*arguments, "-o", str(output)])
     assert called.exit_code == 0, called.output
     assert models_of(output) == both
-    assert "each for its runs" in called.stderr
+    assert ", one for each chemistry" in called.stderr
 
     resumed = CliRunner().invoke(main, [*arguments, "-o", str(tmp_path / "again.bam"), "--resume-from", str(output)])
     assert resumed.exit_code == 0, resumed.output
@@ -132,4 +132,4 @@ def test_one_file_of_both_names_who_called_what_and_is_resumed(  # type: ignore[
         main, [*arguments, "-o", str(tmp_path / "never.bam"), "--resume-from", str(tmp_path / "one.bam")]
     )
     assert refused.exit_code == 1
-    assert f"was made with basecall_model={OLD}, this call has {NEW}" in refused.stderr
+    assert f"was made with basecall_model={OLD}, but this call has {NEW}" in refused.stderr

@@ -244,31 +244,31 @@ def breaks(words: str, fake: FakeServer, options: StreamOptions = OPTIONS) -> No
 def test_results_of_reads_that_it_does_not_have() -> None:
     stranger = UUID(int=99)
     breaks(
-        f"a result of read {stranger}, of which it has none to give",
+        f"it sent a result for read {stranger}, which is not waiting for one",
         FakeServer(answer=lambda result, seq: [batch(seq, honest_result(stranger.bytes, SAMPLES))]),
     )
     breaks(
-        f"a result of read {UUID(int=1)}, of which it has none to give",
+        f"it sent a result for read {UUID(int=1)}, which is not waiting for one",
         FakeServer(answer=lambda result, seq: [batch(2 * seq - 1, result, result)]),
     )
     breaks(
-        "a result of read 616263, of which it has none to give",
+        "it sent a result for read 616263, which is not waiting for one",
         FakeServer(answer=lambda result, seq: [batch(seq, honest_result(b"abc", SAMPLES))]),
     )
 
 
 @pytest.mark.parametrize("wrong", [0, 2, 7, (1 << 64) - 1])
 def test_results_out_of_order(wrong: int) -> None:
-    breaks(f"result {wrong} comes where 1 was expected", FakeServer(answer=lambda result, seq: [batch(wrong, result)]))
+    breaks(f"it sent result {wrong} instead of 1", FakeServer(answer=lambda result, seq: [batch(wrong, result)]))
 
 
 def test_a_stream_that_is_opened_twice_or_never() -> None:
     opened = pb.StreamReadsResponse()
     opened.opened.caller.CopyFrom(FakeServer().caller)
     opened.opened.caller.reference = REFERENCE
-    breaks("it says twice that the stream is open", FakeServer(first=[opened, opened]))
+    breaks("it opened the stream twice", FakeServer(first=[opened, opened]))
     early = batch(1, honest_result(UUID(int=1).bytes, SAMPLES))
-    breaks(f"a result of read {UUID(int=1)}, of which it has none to give", FakeServer(first=[early]))
+    breaks(f"it sent a result for read {UUID(int=1)}, which is not waiting for one", FakeServer(first=[early]))
 
 
 NO_TEXT = pb.StreamReadsResponse(go_away=pb.GoAway(reason="a")).SerializeToString().replace(b"a", b"\xff")
@@ -276,18 +276,18 @@ NO_TEXT = pb.StreamReadsResponse(go_away=pb.GoAway(reason="a")).SerializeToStrin
 
 @pytest.mark.parametrize("garbage", [b"\xff\xff\xff", NO_TEXT])
 def test_what_is_no_message(garbage: bytes, capfd: pytest.CaptureFixture[str]) -> None:
-    breaks("it sends what is no message", FakeServer(answer=lambda result, seq: [garbage]))
-    breaks("it sends what is no message", FakeServer(info=b"\xff\xff\xff"))
+    breaks("it sent something that is not a message", FakeServer(answer=lambda result, seq: [garbage]))
+    breaks("it sent something that is not a message", FakeServer(info=b"\xff\xff\xff"))
     assert "Traceback" not in capfd.readouterr().err
 
 
 def test_another_caller_than_was_asked_for() -> None:
     fake = FakeServer()
     fake.caller.model = "other"
-    breaks("model 'tiny_fast@v1' was asked for, it has 'other'", fake, replace(OPTIONS, model=MODEL))
+    breaks("model 'tiny_fast@v1' was requested, it offers 'other'", fake, replace(OPTIONS, model=MODEL))
     fake = FakeServer()
     fake.caller.preset = "map-ont"
-    breaks("preset 'lr:hq' was asked for, it has 'map-ont'", fake, replace(OPTIONS, preset="lr:hq"))
+    breaks("preset 'lr:hq' was requested, it offers 'map-ont'", fake, replace(OPTIONS, preset="lr:hq"))
 
 
 def test_another_caller_than_the_stream_began_with() -> None:
@@ -310,17 +310,17 @@ def test_another_caller_than_the_stream_began_with() -> None:
     with pytest.raises(ServerLost) as caught:
         run()
     assert len(fake.opened) > 1, "it is tried again: another server may be the one"
-    assert f"another caller than expected: model_sha256 {'6d' * 32}, here it is {'6e' * 32}" in str(caught.value)
+    assert f"the caller differs: model_sha256 was {'6d' * 32}, here it is {'6e' * 32}" in str(caught.value)
 
 
 @pytest.mark.parametrize(
     ("sequence", "reason"),
     [
         ({"name": "chr\n@CO", "length": 9}, "'chr\\n@CO' has a name that SAM does not allow"),
-        ({"name": "chr1", "length": 9}, "'chr1' comes twice"),
+        ({"name": "chr1", "length": 9}, "'chr1' appears twice"),
         ({"name": "chr2"}, "'chr2' has 0 bases"),
         ({"name": "chr2", "length": 1 << 40}, "'chr2' has 1099511627776 bases"),
-        ({"name": "chr2", "length": 9, "md5": "\t"}, "'chr2' has a digest that is none"),
+        ({"name": "chr2", "length": 9, "md5": "\t"}, "'chr2' has an MD5 that is not 32 hexadecimal digits"),
     ],
 )
 def test_references_that_no_header_can_name(sequence: dict[str, object], reason: str) -> None:

@@ -127,6 +127,6 @@ def test_outside_its_with_the_client_says_so(reads: Path) -> None:
 
 def test_a_refusal_is_an_exception_in_the_loop(address: str, reads: Path) -> None:
     with SyncBasecallClient(address, StreamOptions(model="none")) as client:
-        with pytest.raises(ServerRefused, match="no model 'none' here; there are tiny@v3"):
+        with pytest.raises(ServerRefused, match="this server has no model 'none'; choose from tiny@v3"):
             list(client.call(Pod5Source([reads])))
         assert client.server_info().device == "cpu"

@@ -114,7 +114,7 @@ print(turns)
 
 def test_two_cannot_write_one_file(tmp_path: Path) -> None:
     first = OutputFile(tmp_path / "a.txt")
-    with pytest.raises(OSError, match="another call is writing it"):
+    with pytest.raises(OSError, match="another call is writing to it"):
         OutputFile(tmp_path / "a.txt")
     first.release()
     OutputFile(tmp_path / "a.txt").release()

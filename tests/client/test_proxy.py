@@ -67,7 +67,7 @@ def test_one_that_is_asked_for_goes_first_and_its_password_is_not_shown(monkeypa
 @pytest.mark.parametrize("password", ["se/cret", "se?cret", "se#cret", "se cret", "se\\cret"])
 def test_a_password_that_would_be_taken_for_a_host_is_refused_and_not_shown(password: str) -> None:
     for url in (f"http://me:{password}@p:3128", f"me:{password}@p:3128"):
-        with pytest.raises(ValueError, match=r"--proxy: in a proxy's URL a password has / as %2F") as refused:
+        with pytest.raises(ValueError, match=r"--proxy: escape the password in the proxy's URL: / as %2F") as refused:
             proxy_for("node7:50051", url)
         assert "cret" not in str(refused.value)
 

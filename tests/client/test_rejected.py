@@ -16,7 +16,7 @@ def test_each_read_is_in_the_table_and_the_first_ones_are_told(tmp_path: Path) -
     rejected.add(30, "a.pod5", "failed", "ValueError: x")
     rejected.close()
     assert lines[19] == "read 19 of a\tb.pod5 rejected: gap: at 19\n"
-    assert lines[20] == f"further rejected and failed reads are in {tmp_path / 'a.tsv'}"
+    assert lines[20] == f"more rejected and failed reads are in {tmp_path / 'a.tsv'}"
     assert set(lines[21:]) == {""}
     rows = (tmp_path / "a.tsv").read_text().splitlines()
     assert rows[:2] == ["read_id\tfilename\tstatus\treason", "0\ta b.pod5\trejected\tgap: at 0"]

@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from porestream.client import Pod5Source, RunInfo, SignalRead
+from porestream.client.sources import pod5_source as sources_module
 from porestream.client.sources.pod5_source import ReadIds, find_pod5_files, load_read_ids
-from porestream.client.sources.pod5_source import pod5_source as sources_module
 
 WritePod5 = Callable[..., Path]
 
@@ -223,8 +223,8 @@ def test_recursion_patterns_and_hints(tmp_path: Path, write_pod5: WritePod5) -> 
     files, faults = find_pod5_files([tmp_path, tmp_path / "x*.pod5", tmp_path / "gone.pod5"])
     assert files == [tmp_path / "gone.pod5"]
     assert [fault.reason for fault in faults] == [
-        "the folder has no .pod5 files; those within it have some: -r takes them",
-        "the pattern matches nothing",
+        "the folder has no .pod5 files; its subfolders do: use -r",
+        "no file matches this pattern",
     ]
 
 
@@ -292,4 +292,4 @@ def test_offsets_that_lead_out_of_the_file_are_a_fault_and_the_process_goes_on(
     assert numbers(list(source)) == [51, 52]
     (fault,) = source.file_faults
     assert fault.path == damaged
-    assert fault.reason.startswith("damaged, batch 1 of 1 of its reads is left out: ")
+    assert fault.reason.startswith("damaged; skipped batch 1 of 1 of its reads: ")

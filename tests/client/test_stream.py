@@ -160,7 +160,7 @@ def test_a_server_that_only_beats_is_waited_for_and_named(monkeypatch: pytest.Mo
         assert len(list(client.call(source()))) == 4
     assert [line["reads_without_result"] for line in said] == [1, 1]
     assert {line["waiting_for"] for line in said} == {"results"}
-    assert said[0]["event"].startswith("the server is there, but delivers nothing")
+    assert said[0]["event"].startswith("the server is up but delivers nothing")
     assert timedelta(0) <= datetime.fromisoformat(said[0]["since"]) - began < timedelta(seconds=3)
 
 

@@ -175,7 +175,7 @@ def test_files_that_never_come_are_a_fault(tmp_path: Path, write_pod5: WritePod5
     assert numbers(watched) == [1, 2]
     assert watched.ended_by == "time-out"
     (fault,) = watched.source.file_faults
-    assert (fault.path, fault.reason) == (tmp_path / "run", "its final summary counts 3 POD5 files, 1 came")
+    assert (fault.path, fault.reason) == (tmp_path / "run", "its final summary lists 3 POD5 files, but only 1 arrived")
 
 
 def test_one_of_a_runs_folders_is_not_held_against_the_count_of_all(tmp_path: Path, write_pod5: WritePod5) -> None:

@@ -45,7 +45,7 @@ READ_IDS = ["5ec7e75e", base64.b64encode(UUID(int=FIRST_ID).bytes).decode()[:12]
 # What nobody can provoke from outside: exceptions at reads whose adapters are to go, and at streams with this channel.
 SABOTAGED = f"""
 from porestream.cli.main import main
-from porestream.server.work.read_work import after_calling
+from porestream.server.work import after_calling
 from porestream.server.streams import session
 def fail(*_):
     raise RuntimeError("sabotage")
@@ -337,12 +337,12 @@ def check_ends(ended: list[str]) -> None:
         "batch_seq is 7",
         "read_id has 32 bytes",
         "encoding 99",
-        "first message only",
+        "a stream's first message",
         "result_ack 9",
         "run_id is longer",
         "must be `open`",
-        "another caller",
-        "no run",
+        "would call differently",
+        "not seen run",
     ):
         assert any(words in end for end in ended), ended
 
@@ -363,7 +363,7 @@ def test_nothing_planted_comes_up(scene: Scene, log_format: str) -> None:
         "stream failed",
         "sabotage",
         "call refused",
-        "the old secrets stay in use",
+        "cannot reload the secrets; keeping the old ones",
     ):
         assert event in log, log[-5000:]
     assert "server lost" in said["said/lost"]
@@ -379,7 +379,7 @@ def test_nothing_planted_comes_up_where_nothing_gets_going(scene: Scene) -> None
     assert "damaged_fast@v1" in said["said/server-damaged-model"]
     assert "not an unencrypted private key" in said["said/server-no-key"]
     assert "through the proxy http://***@127.0.0.1:9 (--proxy)" in said["said/far-flag"]
-    assert "https_proxy: in a proxy's URL" in said["said/far-variable"]
+    assert "https_proxy: escape the password in the proxy's URL" in said["said/far-variable"]
     assert any(name.startswith("temporary/porestream-") for name in said)
     check_said(scene)
 

@@ -403,8 +403,8 @@ def test_a_stopped_call_leaves_a_valid_file_and_nothing_else(
     )
     assert done.returncode == 128 + number, done.stderr
     assert (
-        f"stopped by {name}; what was called is in {bam}: the same command with --resume-from {bam} goes on"
-        in done.stderr
+        f"stopped by {name}; the reads called so far are in {bam}: to continue, run the same command with "
+        f"--resume-from {bam}" in done.stderr
     )
     pysam.quickcheck(str(bam))
     assert 1 <= len(Called(bam, done.stderr).primaries) < READS

@@ -154,10 +154,10 @@ def test_what_does_not_fit_is_refused_when_it_is_loaded(
 ) -> None:
     bundle, card = bundles["hac v4.3"], Card(device)
     monkeypatch.setattr(module, "host_memory_bytes", lambda: 1 << 60)
-    with pytest.raises(ModelError, match=r"GiB of the card's memory, and .* GiB is there for it: .*--batch-size"):
+    with pytest.raises(ModelError, match=r"GiB of GPU memory, but only .* GiB is available: .*--batch-size"):
         CudaRunner(bundle, lengths(bundle), "fp16", card, 1 << 20)
     monkeypatch.setattr(card, "free_bytes", lambda: 1 << 60)  # the plan is wrong: the card says so itself
-    with pytest.raises(ModelError, match="rows do not fit after all"):
+    with pytest.raises(ModelError, match="out of GPU memory"):
         CudaRunner(bundle, lengths(bundle), "fp16", card, 1 << 17)
 
 

@@ -279,7 +279,7 @@ def test_into_given_arrays(made_by: str) -> None:
 def test_arrays_that_do_not_fit_are_refused(place: int, shape: tuple[int, ...], dtype: str) -> None:
     given = [*(np.zeros((3, 20), np.uint8) for _ in range(3)), np.zeros(3, np.int32)]
     given[place] = np.zeros(shape, dtype)
-    with pytest.raises(ValueError, match=r"an array for results must be u?int\d+ \(3,"):
+    with pytest.raises(ValueError, match=r"a result array must be contiguous u?int\d+ \(3,"):
         crf_decoder(3, DecodeSettings())(made_up_scores(20, 3, 3), given)
 
 
@@ -321,10 +321,10 @@ def test_a_block_of_the_scans_has_a_warp_at_least() -> None:
 
 def test_what_the_kernels_do_not_have() -> None:
     for state_len in (0, 6):
-        with pytest.raises(ValueError, match=f"state_len must be 1 to 5 for the kernels, not {state_len}"):
+        with pytest.raises(ValueError, match=f"the kernels support a state_len of 1 to 5, not {state_len}"):
             CrfDecoder(DEVICE, state_len, 2.0)
     for beam_width in (0, 33):
-        with pytest.raises(ValueError, match=f"beam_width must be 1 to 32 for the kernels, not {beam_width}"):
+        with pytest.raises(ValueError, match=f"the kernels support a beam_width of 1 to 32, not {beam_width}"):
             CrfDecoder(DEVICE, 3, 2.0, beam_width=beam_width)
 
 

@@ -61,5 +61,5 @@ def test_a_launch_names_what_is_wrong() -> None:
     codes, words = np.zeros(1, np.uint8), np.zeros(1, np.uint32)
     with pytest.raises(TypeError, match="pack_bases takes pieces, codes, words; missing or unknown: piece, pieces"):
         kernel(1, 32, piece=codes, codes=codes, words=words)
-    with pytest.raises(TypeError, match="pack_bases: words is uint32, not uint8"):
+    with pytest.raises(TypeError, match="pack_bases: words must be uint32, not uint8"):
         kernel(1, 32, pieces=codes, codes=codes, words=codes)

@@ -336,7 +336,7 @@ def test_other_scores(scoring: Scoring, packed: bool) -> None:
 def test_scores_that_the_kernels_do_not_have_are_refused() -> None:
     names = [field.name for field in fields(Scoring)]
     for values in ((2, 4, 0), (1, 5, 2), (3, 5, 1, 4, 1, 3, 2)):
-        with pytest.raises(ValueError, match=r"the kernels need match|the second gap cost"):
+        with pytest.raises(ValueError, match=r"the kernels need match|open2 must be at least open1"):
             Scoring(**dict(zip(names, values, strict=False)))
 
 
@@ -372,7 +372,7 @@ def test_results_do_not_depend_on_company_and_memory() -> None:
     for place, number in enumerate(order):
         assert shuffled.score_N[place] == together.score_N[number]
         assert shuffled.cigar_of(place).tolist() == together.cigar_of(int(number)).tolist()
-    with pytest.raises(MemoryError, match=r"an alignment task needs .* bytes, and 1,000 are for a batch"):
+    with pytest.raises(MemoryError, match=r"an alignment task needs .* bytes, but a batch may take 1,000"):
         Extender(device, 1000)(*pieces(tasks), band=500)
 
 
@@ -391,18 +391,18 @@ def test_nothing_and_empty_sequences() -> None:
 def test_bands_and_counts_that_make_no_sense_are_refused() -> None:
     extender = Extender(EmulatedDevice(), BYTES)
     query, target = pieces(many_tasks(1, 3, 20))
-    with pytest.raises(ValueError, match=r"a band of -5 diagonals: it must be 0 or more"):
+    with pytest.raises(ValueError, match=r"band must be 0 or more, not -5"):
         extender(query, target, band=-5)
-    with pytest.raises(ValueError, match=r"a band for all tasks or one for each of 3, not \(2,\)"):
+    with pytest.raises(ValueError, match=r"band must be one number or 3, one for each task, not of shape \(2,\)"):
         extender(query, target, band=np.array([5, 6], np.int32))
     for aligner in (extender, Filler(EmulatedDevice(), BYTES)):
-        with pytest.raises(ValueError, match=r"3 queries for 1 targets: a task has one of each"):
+        with pytest.raises(ValueError, match=r"3 queries for 1 targets: a task needs one of each"):
             aligner(query, target.take(np.array([0])), **({"band": 5} if aligner is extender else {}))
 
 
 def test_wider_bands_are_refused() -> None:
     extender = Extender(EmulatedDevice(), BYTES)
-    with pytest.raises(ValueError, match=rf"a band of \+-{WIDEST_BAND + 1} diagonals is too wide: at most \+-760"):
+    with pytest.raises(ValueError, match=rf"a band of \+-{WIDEST_BAND + 1} diagonals is too wide; the limit is \+-760"):
         extender(*pieces(many_tasks(1, 2, 20)), band=WIDEST_BAND + 1)
 
 

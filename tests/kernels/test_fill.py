@@ -164,7 +164,7 @@ def test_the_most_rows_and_no_more() -> None:
     assert found.score_N[0] == banded.score_N[0] > 5_000
     assert score_cigar(query, target, found.cigar_of(0)) == (found.score_N[0], MAX_ROWS, MAX_ROWS)
     longer = np.concatenate([query, query[:1]])
-    with pytest.raises(ValueError, match=r"two sequences of 4,096 bases and more are too long to fill: at most 4,095"):
+    with pytest.raises(ValueError, match=r"the shorter sequence of a task has 4,096 bases; the limit is 4,095"):
         filler(*pieces([(longer, longer)]))
 
 

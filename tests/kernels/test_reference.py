@@ -52,7 +52,7 @@ def test_layout_and_compression_do_not_change_the_digest(tmp_path: Path) -> None
         (">a\nAC GT\n", "' ' at base 3"),
         (">a\nAC-GT\n", "'-' at base 3"),
         (">\nACGT\n", "sequence 1 has no name"),
-        (f">{'a' * 256}\nACGT\n", "exceeds 255 bytes"),
+        (f">{'a' * 256}\nACGT\n", "is longer than 255 bytes"),
     ],
 )
 def test_unusable_files_are_named(tmp_path: Path, text: str, problem: str) -> None:

@@ -63,7 +63,7 @@ def test_batches_hold_every_task_once_and_fit(sizes: list[int], memory: int) -> 
 
 
 def test_a_task_that_does_not_fit_is_named() -> None:
-    with pytest.raises(MemoryError, match=r"an alignment task needs 5,000 bytes, and 4,999 are for a batch"):
+    with pytest.raises(MemoryError, match=r"an alignment task needs 5,000 bytes, but a batch may take 4,999"):
         list(batches(np.array([1, 5_000]), 4_999))
 
 

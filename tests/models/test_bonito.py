@@ -119,5 +119,5 @@ def test_what_holds_no_tensors_is_refused(plain: State, tmp_path: Path, content:
 def test_weights_that_are_not_finite_are_refused(plain: State, tmp_path: Path) -> None:
     plain["5.rnn.bias_ih_l0"][3] = float("nan")
     torch.save(plain, tmp_path / "training" / "weights_1.tar")
-    with pytest.raises(ModelError, match=r"5\.rnn\.bias_ih_l0 has values that are not finite"):
+    with pytest.raises(ModelError, match=r"5\.rnn\.bias_ih_l0 holds NaN or infinite values"):
         load_bundle(tmp_path / "training")

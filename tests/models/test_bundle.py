@@ -118,7 +118,7 @@ def test_the_chemistry_is_read_from_the_name(
 
 def test_a_directory_without_config_is_refused(tmp_path: Path) -> None:
     for directory in (tmp_path, tmp_path / "absent"):
-        with pytest.raises(ModelError, match="not a model directory: there is no such file"):
+        with pytest.raises(ModelError, match="not a model directory: the file does not exist"):
             load_bundle(directory)
 
 
@@ -159,8 +159,8 @@ depth = 18
     [
         ("[basecaller]\nchunksize = 5\n", r"no \[encoder\] table"),
         ("encoder = 3\n", "encoder = 3 is not a table"),
-        (V4, "flstm .factorised LSTMs. only run in dorado's own closed library"),
-        ("[encoder]\nsublayers = 7\n", "sublayers = 7 is not a list of tables"),
+        (V4, "flstm .factorised LSTMs. only run in dorado's closed-source library"),
+        ("[encoder]\nsublayers = 7\n", "sublayers must be a list of tables, each with a type, not 7"),
         (V5, "'conv' is missing"),
         ("model = 'x'\n[encoder]\nstride = 6\n", "model = 'x' is not a table"),
     ],
@@ -174,24 +174,30 @@ def test_other_kinds_of_models_are_refused(tmp_path: Path, text: str, reason: st
 @pytest.mark.parametrize(
     ("config", "reason"),
     [
-        ({"encoder__rnn_type": "gru"}, "rnn_type = 'gru' is not supported; only 'lstm' is"),
-        ({"encoder__activation": "relu"}, "activation = 'relu' is not supported; only 'swish' is"),
-        ({"scaling__strategy": "picoampere"}, "strategy = 'picoampere' is not supported; quantile, med_mad, pa are"),
+        ({"encoder__rnn_type": "gru"}, "rnn_type = 'gru' is not supported, only 'lstm'"),
+        ({"encoder__activation": "relu"}, "activation = 'relu' is not supported, only 'swish'"),
+        (
+            {"scaling__strategy": "picoampere"},
+            "strategy = 'picoampere' is not supported; use one of quantile, med_mad, pa",
+        ),
         ({"scaling__strategy": ["quantile"]}, r"strategy = \['quantile'\] is not supported"),
-        ({"standardisation__mean": 90.0}, r"\[standardisation\] goes with .* 'pa', not 'med_mad'"),
+        ({"standardisation__mean": 90.0}, r"\[standardisation\] only works with .* 'pa', not 'med_mad'"),
         ({"scaling__strategy": "pa", "standardisation__mean": 90.0}, "'stdev' is missing"),
         (
             {"scaling__strategy": "pa", "standardisation__mean": 90.0, "standardisation__stdev": 0.0},
-            "stdev = 0 is not a standard deviation",
+            "stdev = 0 must be greater than 0",
         ),
-        ({"labels__labels": ["N", "T", "G", "C", "A"]}, "alphabet of .* is not supported"),
+        ({"labels__labels": ["N", "T", "G", "C", "A"]}, "the alphabet .* is not supported"),
         ({"input__features": 13}, "features = 13: duplex models are not supported"),
-        ({"run_info__sample_type": "protein"}, "sample_type = 'protein' is not known"),
-        ({"normalisation__quantile_a": 0.2}, r"\[normalisation\] goes with .* 'quantile', not 'med_mad'"),
+        ({"run_info__sample_type": "protein"}, "sample_type = 'protein' is unknown"),
+        ({"normalisation__quantile_a": 0.2}, r"\[normalisation\] only works with .* 'quantile', not 'med_mad'"),
         ({"scaling__strategy": "quantile", "normalisation__quantile_a": 0.95}, r"\[normalisation\] out of range"),
-        ({"scaling__strategy": "quantile", "normalisation__quantile": 0.2}, "quantile is not known; quantile_a, "),
+        (
+            {"scaling__strategy": "quantile", "normalisation__quantile": 0.2},
+            "unknown key quantile in .*; the keys are ",
+        ),
         ({"run_info__sample_rate": -1}, "sample_rate = -1 is out of range: 0 to 1,000,000"),
-        ({"input__resample_from": [4000]}, r"resample_from needs \[run_info\] sample_rate"),
+        ({"input__resample_from": [4000]}, r"resample_from also needs \[run_info\] sample_rate"),
         ({"encoder__stride": None}, "'stride' is missing"),
         ({"encoder__stride": 0}, "out of range"),
         ({"encoder__stride": -6}, "out of range"),
@@ -207,12 +213,12 @@ def test_other_kinds_of_models_are_refused(tmp_path: Path, text: str, reason: st
         ({"decoder__stay_score": "2"}, "'2' is not a finite number"),
         ({"qscore__bias": float("-inf")}, "-inf is not a finite number"),
         ({"basecaller__chunksize": 0}, "chunksize = 0 is out of range"),
-        ({"basecaller__chunksize": 23, "basecaller__overlap": 0}, "chunksize 23 and overlap 0 do not fit"),
-        ({"basecaller__overlap": 1200}, "overlap 1200 do not fit"),
-        ({"basecaller__overlap": 5000}, "overlap 5000 do not fit"),
+        ({"basecaller__chunksize": 23, "basecaller__overlap": 0}, "chunksize 23 is too small for overlap 0"),
+        ({"basecaller__overlap": 1200}, "too small for overlap 1200"),
+        ({"basecaller__overlap": 5000}, "too small for overlap 5000"),
         ({"basecaller__overlap": -6}, "overlap = -6 is out of range"),
         # Of different lengths, but of the same number of time steps: every chunk would begin where the last one did.
-        ({"basecaller__chunksize": 1199, "basecaller__overlap": 1195}, "chunksize 1199 and overlap 1195 do not fit"),
+        ({"basecaller__chunksize": 1199, "basecaller__overlap": 1195}, "chunksize 1199 is too small for overlap 1195"),
     ],
 )
 def test_a_config_that_cannot_be_is_refused(
@@ -246,13 +252,13 @@ def test_a_config_that_contradicts_the_weights_is_refused(tiny: Path, old: str, 
 @pytest.mark.parametrize(
     ("name", "tensor", "reason"),
     [
-        ("4.rnn.bias_hh_l0", None, r"tensors missing: 4\.rnn\.bias_hh_l0$"),
+        ("4.rnn.bias_hh_l0", None, r"missing tensors: 4\.rnn\.bias_hh_l0$"),
         ("9.linear.extra", torch.zeros(3), r"unknown tensors: 9\.linear\.extra$"),
         ("0.conv.weight", torch.zeros(4, 5), r"0\.conv\.weight has shape \(4, 5\), config.toml says \(4, 1, 5\)"),
         ("1.conv.bias", torch.zeros(()), r"1\.conv\.bias has shape \(\), config.toml says \(16,\)"),
-        ("9.linear.bias", torch.full((64,), torch.nan), r"9\.linear\.bias has values that are not finite"),
-        ("9.linear.bias", torch.full((64,), -torch.inf), r"9\.linear\.bias has values that are not finite"),
-        ("9.linear.bias", torch.full((64,), 1e300, dtype=torch.float64), "values that are not finite"),
+        ("9.linear.bias", torch.full((64,), torch.nan), r"9\.linear\.bias holds NaN or infinite values"),
+        ("9.linear.bias", torch.full((64,), -torch.inf), r"9\.linear\.bias holds NaN or infinite values"),
+        ("9.linear.bias", torch.full((64,), 1e300, dtype=torch.float64), "holds NaN or infinite values"),
     ],
 )
 def test_wrong_weights_are_refused(
@@ -268,14 +274,14 @@ def test_weights_that_are_not_floating_point_are_refused(
     make_bundle: MakeBundle, tmp_path: Path, container: str, dtype: torch.dtype
 ) -> None:
     tensors = {"9.linear.bias": torch.zeros(64, dtype=dtype)}
-    with pytest.raises(ModelError, match=r"holds torch\.|its pickle names torch\."):
+    with pytest.raises(ModelError, match=r"holds torch\.|the pickle refers to torch\."):
         load_bundle(make_bundle(tmp_path / "model", container=container, tensors=tensors))
 
 
 def test_a_directory_without_weights_is_refused(tiny: Path) -> None:
     for file in tiny.glob("*.tensor"):
         file.unlink()
-    with pytest.raises(ModelError, match=r"no weights: neither model\.safetensors nor \*\.tensor"):
+    with pytest.raises(ModelError, match=r"no weights found; looked for model\.safetensors, \*\.tensor"):
         load_bundle(tiny)
 
 
@@ -325,15 +331,15 @@ def test_layers_listed_one_by_one_are_read(make_bundle: MakeBundle, tmp_path: Pa
 @pytest.mark.parametrize(
     ("old", "new", "reason"),
     [
-        ('activation = "swish"', 'activation = "relu"', "'relu'.*must have swish or tanh"),
-        ("padding = 9", "padding = 0", "half of it as padding"),
+        ('activation = "swish"', 'activation = "relu"', "'relu'.*must be swish or tanh"),
+        ("padding = 9", "padding = 0", "padding winlen // 2"),
         ("insize = 4\n", "insize = 8\n", "convolutions do not fit together"),
-        ('type = "lstm"\nsize = 16', 'type = "lstm"\nsize = 24', "an LSTM that is not 16 wide"),
-        ('type = "permute"', 'type = "linear"', "no permute layer where one must be"),
-        ("min = -5.0", "min = -4.0", r"clamped to -4 and 5: not supported; only \+-max is"),
+        ('type = "lstm"\nsize = 16', 'type = "lstm"\nsize = 24', "an LSTM must be 16 wide"),
+        ('type = "permute"', 'type = "linear"', "expected a permute layer, found"),
+        ("min = -5.0", "min = -4.0", r"the clamp of the scores must be symmetric, not -4 to 5"),
         ("blank_score = 2.0", "blank_score = nan", "nan is not a finite number"),
         ("blank_score = 2.0", "", "no blank_score"),
-        ('type = "lstm"', 'type = "flstm"', "flstm .* closed library"),
+        ('type = "lstm"', 'type = "flstm"', "flstm .* closed-source library"),
         ('type = "lstm"', 'type = "gru"', "layers of type 'gru' are not supported"),
     ],
 )

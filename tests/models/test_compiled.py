@@ -89,7 +89,7 @@ def test_a_folder_of_another_user_is_refused(cache: Path) -> None:
         os.chown(cache, SOMEBODY, SOMEBODY)
         for refused in (compile_in, private_cache_dir):
             with pytest.raises(
-                UnsafeCacheError, match=rf"{cache} belongs to the user {SOMEBODY} \(mode 07[57][57]\).* --cache-dir"
+                UnsafeCacheError, match=rf"{cache} belongs to user {SOMEBODY} \(mode 07[57][57]\).* --cache-dir"
             ):
                 refused(cache)
 
@@ -100,7 +100,7 @@ def test_a_folder_that_somebody_made_in_our_name_is_refused(cache: Path) -> None
     own.mkdir()
     os.chown(own, SOMEBODY, SOMEBODY)
     for refused in (compile_in, private_cache_dir):
-        with pytest.raises(UnsafeCacheError, match=rf"{own} belongs to the user {SOMEBODY}"):
+        with pytest.raises(UnsafeCacheError, match=rf"{own} belongs to user {SOMEBODY}"):
             refused(cache)
 
 
@@ -112,14 +112,14 @@ def test_what_was_planted_where_our_folder_should_be_is_refused(cache: Path, tmp
     own.unlink()
     own.mkdir()
     own.chmod(0o755)
-    with pytest.raises(UnsafeCacheError, match=rf"{own} can be entered by others"):
+    with pytest.raises(UnsafeCacheError, match=rf"{own} is accessible to other users"):
         compile_in(cache)
 
 
 def test_folders_in_an_own_folder_are_looked_at_too(cache: Path) -> None:
     """The folder was made writable by all, and put right when it was too late."""
     cache.chmod(0o755)
-    with pytest.raises(UnsafeCacheError, match=rf"{cache}/numba can be entered by others"):
+    with pytest.raises(UnsafeCacheError, match=rf"{cache}/numba is accessible to other users"):
         compile_in(cache)
 
 
@@ -147,7 +147,7 @@ def test_the_trainings_code_is_kept_where_the_decoders_is(
     assert before == numba.config.CACHE_DIR
     assert len(list((tmp_path / "xdg/porestream/numba").rglob("*.nbc"))) == 1
     (tmp_path / "xdg/porestream/numba").chmod(0o755)
-    with pytest.raises(UnsafeCacheError, match=r"numba can be entered by others \(mode 0755\)"):
+    with pytest.raises(UnsafeCacheError, match=r"numba is accessible to other users \(mode 0755\)"):
         compile_kept(twice)
 
 
@@ -157,7 +157,7 @@ def test_a_folder_for_one_kind_of_code(cache: Path, tmp_path: Path) -> None:
     assert own.samefile(cache / f"user-{os.geteuid()}" / "cupy")
     assert stat.S_IMODE(own.stat().st_mode) == 0o700
     own.chmod(0o770)
-    with pytest.raises(UnsafeCacheError, match=r"cupy can be entered by others \(mode 0770\).* the way out"):
+    with pytest.raises(UnsafeCacheError, match=r"cupy is accessible to other users \(mode 0770\).* the way out"):
         private_subfolder(cache, "cupy", "the way out")
     (tmp_path / "file").touch()
     assert private_subfolder(tmp_path / "file" / "cache", "cupy") is None

@@ -212,7 +212,7 @@ def test_nothing_that_a_pickle_names_is_called(file: Path, marker: Path, name: s
         "storage": module(tensor(of=call)),
         "alone": b"\x80\x02" + call + b".",
     }[place]
-    with pytest.raises(UnsafeWeights, match=r"names |instruction POP") as refused:
+    with pytest.raises(UnsafeWeights, match=r"refers to |instruction POP") as refused:
         read_tensor(write(file, pickled))
     assert str(file) in str(refused.value)
     assert not marker.exists()
@@ -228,14 +228,14 @@ def test_the_gadgets_would_work(marker: Path) -> None:
 @pytest.mark.parametrize("protocol", range(6))
 def test_pickles_of_any_protocol_are_refused(file: Path, marker: Path, protocol: int) -> None:
     pickled = pickle.dumps(Gadget(exec, f"open({str(marker)!r}, 'w').close()"), protocol)
-    with pytest.raises(UnsafeWeights, match=r"names |instruction "):
+    with pytest.raises(UnsafeWeights, match=r"refers to |instruction "):
         read_tensor(write(file, pickled))
     assert not marker.exists()
 
 
 def test_a_file_of_torch_save_is_refused(file: Path, marker: Path) -> None:
     torch.save(Gadget(exec, f"open({str(marker)!r}, 'w').close()"), file)
-    with pytest.raises(UnsafeWeights, match="names "):
+    with pytest.raises(UnsafeWeights, match="refers to "):
         read_tensor(file)
     torch.save({"0": torch.ones(3)}, file)
     with pytest.raises(UnsafeWeights, match="no tensor named '0'"):
@@ -246,7 +246,7 @@ def test_a_file_of_torch_save_is_refused(file: Path, marker: Path) -> None:
 @pytest.mark.parametrize(
     ("pickled", "reason"),
     [
-        (module(b"cos.path\njoin\n"), r"names os\.path\.join"),
+        (module(b"cos.path\njoin\n"), r"refers to os\.path\.join"),
         (b"\x80\x02(ios\nsystem\n.", "instruction INST"),
         (b"\x80\x02\x82\x01.", "instruction EXT1"),
         (b"\x80\x04\x8c\x02os\x8c\x06system\x93.", "instruction SHORT_BINUNICODE"),
@@ -298,18 +298,18 @@ def test_a_file_cannot_change_how_the_next_is_read(file: Path, target: bytes) ->
 def test_a_tensor_outside_its_storage_is_refused(
     file: Path, size: tuple[int, ...], stride: tuple[int, ...], offset: int
 ) -> None:
-    with pytest.raises(UnsafeWeights, match="its tensor "):
+    with pytest.raises(UnsafeWeights, match=r"tensor .*(does not fit|impossible)"):
         read_tensor(write(file, module(tensor(size, stride, offset))))
 
 
 @pytest.mark.parametrize(
     ("of", "reason"),
     [
-        (storage(length=11), "12 values, its pickle says 11"),
-        (storage(length=1 << 60), "12 values, its pickle says"),
-        (storage(length=-1), "12 values, its pickle says -1"),
-        (storage(dtype=b"ctorch\nDoubleStorage\n"), "6 values, its pickle says 12"),
-        (storage(dtype=b"ctorch\nLongStorage\n"), r"names torch\.LongStorage"),
+        (storage(length=11), "12 values, but the pickle says 11"),
+        (storage(length=1 << 60), "12 values, but the pickle says"),
+        (storage(length=-1), "12 values, but the pickle says -1"),
+        (storage(dtype=b"ctorch\nDoubleStorage\n"), "6 values, but the pickle says 12"),
+        (storage(dtype=b"ctorch\nLongStorage\n"), r"refers to torch\.LongStorage"),
         (storage(dtype=text("float")), "refers to a 'storage'"),
         (storage(kind="module"), "refers to a 'module'"),
         (storage(key=text("1")), "no item named"),
@@ -370,18 +370,18 @@ def test_compressed_code_is_read(file: Path) -> None:
 
 def test_a_huge_pickle_is_refused(file: Path) -> None:
     pickled = module(before=(text("x" * 1000)) * 100)
-    with pytest.raises(UnsafeWeights, match=r"data\.pkl is larger than one tensor's"):
+    with pytest.raises(UnsafeWeights, match=r"data\.pkl is too large for a file with a single tensor"):
         read_tensor(write(file, pickled))
 
 
 def test_an_expanding_code_record_is_refused(file: Path) -> None:
     with zipfile.ZipFile(write(file, module()), "a") as archive:
         archive.writestr("weights/code/__torch__/other.py", " " * (1 << 18), zipfile.ZIP_DEFLATED)
-    with pytest.raises(UnsafeWeights, match=r"other\.py is larger"):
+    with pytest.raises(UnsafeWeights, match=r"other\.py is too large"):
         read_tensor(file)
     with zipfile.ZipFile(file, "a") as archive:
         archive.writestr("weights/code/__torch__/another.py", " " * (20 << 20), zipfile.ZIP_DEFLATED)
-    with pytest.raises(UnsafeWeights, match="unpacked from a file of"):
+    with pytest.raises(UnsafeWeights, match="the records would unpack to"):
         read_tensor(file)
 
 
@@ -437,7 +437,7 @@ def test_an_archive_of_something_else_is_refused(file: Path) -> None:
 
 
 def test_big_endian_values_are_refused(file: Path) -> None:
-    with pytest.raises(UnsafeWeights, match="byte order"):
+    with pytest.raises(UnsafeWeights, match="not little-endian"):
         read_tensor(write(file, module(), {"byteorder": b"big"}))
 
 
@@ -446,6 +446,6 @@ def test_a_directory_with_one_hostile_file_is_no_model(
 ) -> None:
     directory = make_bundle(tmp_path / "model")
     write(directory / "4.rnn.bias_hh_l0.tensor", module(gadgets(marker)["posix.system"]))
-    with pytest.raises(ModelError, match=r"4\.rnn\.bias_hh_l0\.tensor: refused: its pickle names posix\.system"):
+    with pytest.raises(ModelError, match=r"4\.rnn\.bias_hh_l0\.tensor: refused: the pickle refers to posix\.system"):
         load_bundle(directory)
     assert not marker.exists()

@@ -71,14 +71,14 @@ CASES = [
         {of("up"): "1x4 0x40"},
         {of("up"): "1x4 0x16 1x40"},
         "7m",
-        "Prometheus does not reach server a:9464",
+        "Prometheus cannot reach server a:9464",
     ),
     Case(
         "PorestreamServerDown",
         {'up{job="another"}': "1x40"},
         {of("up"): "1x40"},
         "6m",
-        "Prometheus does not reach any server",
+        "Prometheus cannot reach any server",
         instance="",
     ),
     Case(
@@ -93,7 +93,7 @@ CASES = [
         {of("porestream_device_up", 'device="cuda:0"'): "1x4 0x2 1x40"},
         {of("porestream_device_up", 'device="cuda:0"'): "1x40"},
         "5m",
-        "Device cuda:0 of server a:9464 does not work, or did not within ten minutes",
+        "Device cuda:0 of server a:9464 failed within the last ten minutes",
         {"device": "cuda:0"},
     ),
     Case(
@@ -104,7 +104,7 @@ CASES = [
             of("porestream_backlog_seconds", 'priority="standard"'): "600x80",
         },
         "10m",
-        "Server a:9464 does not keep up with its live streams",
+        "Server a:9464 cannot keep up with its live streams",
         {"priority": "live"},
     ),
     Case(
@@ -112,7 +112,7 @@ CASES = [
         stalls("live", 4, "0+15x120"),
         stalls("live", 4, "0+7.5x120") | stalls("bulk", 1, "0+15x120"),
         "20m",
-        "Server a:9464 does not keep up with its live streams",
+        "Server a:9464 cannot keep up with its live streams",
         {"priority": "live"},
     ),
     Case(
@@ -158,7 +158,7 @@ CASES = [
                 of("porestream_stage_seconds_count", f'stage="{moves}"'): "0+1x80",
             },
             "15m",
-            f"Nothing passes stage {stage} of server a:9464, and 7 wait",
+            f"Stage {stage} of server a:9464 has stopped with 7 waiting",
             {"stage": stage},
         )
         # A long read that is being called keeps others before prepare.
@@ -169,7 +169,7 @@ CASES = [
         {of("porestream_stage_queue", 'stage="acknowledge"'): "7x120", **ended("abandoned", "0x120", "0+1x8 8x112")},
         {of("porestream_stage_queue", 'stage="acknowledge"'): "7x120", **ended("abandoned", "0x120", "0+1x120")},
         "25m",
-        "Nothing passes stage acknowledge of server a:9464, and 7 wait",
+        "Stage acknowledge of server a:9464 has stopped with 7 waiting",
         {"stage": "acknowledge"},
     ),
     Case(
@@ -184,7 +184,7 @@ CASES = [
         ended("failed", "0+2x120", "0+98x120"),
         ended("failed", "0x60 5x60", "0+1x120"),  # five of 65, then silence
         "25m",
-        "2% of the reads of server a:9464 fail",
+        "2% of the reads on server a:9464 fail",
         {"status": "failed"},
     ),
     Case(
@@ -200,7 +200,7 @@ CASES = [
         ended("abandoned", "0+10x160", "0+90x160"),
         ended("abandoned", "0+5x160", "0+95x160"),
         "35m",
-        "10% of the reads of server a:9464 are in streams that break",
+        "10% of the reads on server a:9464 are in streams that break",
         {"status": "abandoned"},
     ),
     Case(
@@ -208,7 +208,7 @@ CASES = [
         {of("porestream_batches_retried_total", 'model="m"'): "0x20 0+1x8 8x300"},
         {of("porestream_batches_retried_total", 'model="m"'): "0x20 1x2 2x300"},
         "60m",
-        "Server a:9464 had to call 8 batches of m again within an hour",
+        "Server a:9464 had to retry 8 batches of m within an hour",
         {"model": "m"},
     ),
     Case(
@@ -223,21 +223,21 @@ CASES = [
         {of("porestream_tls_certificate_expiry_timestamp_seconds"): f"{10 * DAY_S + 300}x80"},
         {of("porestream_tls_certificate_expiry_timestamp_seconds"): f"{15 * DAY_S}x80"},
         "5m",
-        "The certificate of server a:9464 ends in 10d 0h 0m 0s",
+        "The certificate of server a:9464 expires in 10d 0h 0m 0s",
     ),
     Case(
         "PorestreamCertificateExpires",
         {of("porestream_tls_certificate_expiry_timestamp_seconds"): f"{DAY_S + 300}x80"},
         {of("porestream_tls_certificate_expiry_timestamp_seconds"): f"{3 * DAY_S}x80"},
         "5m",
-        "The certificate of server a:9464 ends in 1d 0h 0m 0s",
+        "The certificate of server a:9464 expires in 1d 0h 0m 0s",
     ),
     Case(
         "PorestreamSecretsStale",
         {of("porestream_secrets_stale"): "1x80"},
         {of("porestream_secrets_stale"): "0x80"},
         "5m",
-        "Server a:9464 cannot use 1 of its files of secrets",
+        "Server a:9464 cannot reload 1 of its secrets",
     ),
 ]
 

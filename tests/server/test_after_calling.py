@@ -11,8 +11,8 @@ import pytest
 from porestream.client import ReadInfo, ReadStatus, RunInfo, SignalRead, StreamOptions, SyncBasecallClient
 from porestream.models.files.config import ModelConfig
 from porestream.server.streams.reads import CallSettings
+from porestream.server.work import after_calling
 from porestream.server.work.after_calling import Part
-from porestream.server.work.read_work import after_calling
 
 RUN = RunInfo(run_id="run", sample_rate_hz=4000)
 BASES = 60
@@ -90,5 +90,5 @@ def test_nothing_of_a_read_is_left(
     monkeypatch.setattr(after_calling, "STEPS", (nothing,))
     for result in call(server.address, long_signals):
         assert (result.status, result.parts) == (ReadStatus.FILTERED, ())
-        assert result.detail == "nothing of it is left to be called"
+        assert result.detail == "no sequence left after trimming"
     assert server.engine.ledger.server.filtered == len(long_signals)

@@ -170,7 +170,7 @@ def test_the_limit_of_descriptors_has_room_for_all() -> None:
 
 def test_an_address_that_is_taken_is_named(start_server) -> None:  # type: ignore[no-untyped-def]
     address = start_server().address
-    with pytest.raises(SettingsError, match="is it taken"):
+    with pytest.raises(SettingsError, match="already in use"):
         Front(address, Limits(4))
 
 

@@ -131,9 +131,7 @@ def test_a_worker_that_cannot_start_says_why(monkeypatch: pytest.MonkeyPatch, ti
                 raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(Basecaller, "warm_up", warm_up)
-    with pytest.raises(
-        ModelError, match="could not call a first batch: OutOfMemoryError: CUDA out of memory"
-    ) as caught:
+    with pytest.raises(ModelError, match="failed to call a test batch: OutOfMemoryError: CUDA out of memory") as caught:
         build_engine(Settings(model=[str(tiny_model)], threads=workers))
     assert isinstance(caught.value.__cause__, torch.OutOfMemoryError)
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("worker-")]
@@ -147,5 +145,5 @@ def test_serve_ends_with_the_cause(monkeypatch: pytest.MonkeyPatch, tiny_model: 
     done = CliRunner().invoke(main, ["serve", "--model", str(tiny_model), "--listen", "127.0.0.1:0", "-t", "2"])
     assert done.exit_code == 1
     assert done.output.splitlines()[-1] == (
-        "Error: a worker could not call a first batch: RuntimeError: no kernel image"
+        "Error: a worker failed to call a test batch: RuntimeError: no kernel image"
     )

@@ -68,7 +68,7 @@ def test_an_index_of_somebody_who_has_no_say_in_the_fasta_is_refused(fasta: Path
     index = tmp_path / "r.fa.lr-hq.psindex"
     build_index(fasta, read_fasta(fasta), PRESETS["lr:hq"], index)
     os.chown(index, 12345, 12345)
-    with pytest.raises(ReferenceFileError, match=rf"{index}: it belongs to the user 12345 \(mode .*\), r.fa to 0; rem"):
+    with pytest.raises(ReferenceFileError, match=rf"{index}: it belongs to user 12345 \(mode .*\), but r.fa bel"):
         plan_references(settings(fasta), MODELS, tmp_path / "cache", DEVICE, None)
     os.chown(fasta, 12345, 12345)
     assert plan_references(settings(fasta), MODELS, tmp_path / "cache", DEVICE, None)[0].index is not None
@@ -89,7 +89,7 @@ def test_gpu_builds_an_index_once(fasta: Path, tmp_path: Path) -> None:
 def test_an_index_of_another_reference_is_refused(fasta: Path, tmp_path: Path) -> None:
     build_index(fasta, read_fasta(fasta), PRESETS["lr:hq"], tmp_path / "r.fa.lr-hq.psindex")
     fasta.write_text(">c\n" + "ACGGT" * 100 + "\n")
-    with pytest.raises(ReferenceFileError, match=r"it is not of r\.fa with lr:hq; build it again"):
+    with pytest.raises(ReferenceFileError, match=r"it was not built from r\.fa with lr:hq; build it again"):
         plan_references(settings(fasta), MODELS, tmp_path / "cache", DEVICE, None)
 
 
@@ -98,7 +98,7 @@ def test_a_mmi_is_no_index_for_a_card(fasta: Path, tmp_path: Path) -> None:
     (mmi,) = (tmp_path / "cache").glob("*.mmi")
     (plan,) = plan_references(settings(mmi), MODELS, tmp_path / "cache", DEVICE, None)
     assert plan.index is None
-    with pytest.raises(SettingsError, match="give its FASTA"):
+    with pytest.raises(SettingsError, match="pass the FASTA"):
         plan_references(settings(mmi, "gpu"), MODELS, tmp_path / "cache", DEVICE, None)
 
 
@@ -122,5 +122,5 @@ def test_a_card_keeps_room_for_the_index_and_a_batch(
 def test_what_does_not_fit_a_card_is_refused(fasta: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (300 << 20, 1 << 30))
     card: Any = SimpleNamespace(device="cuda:0", stream=object(), reserved_bytes=0)
-    with pytest.raises(SettingsError, match=r"cuda:0 has 314,572,800 bytes free, and indexes and alignment need 268,"):
+    with pytest.raises(SettingsError, match=r"cuda:0 has 314,572,800 bytes free, but indexes .* more than 268,"):
         plan_references(settings(fasta, "gpu"), MODELS, tmp_path / "cache", DEVICE, card)

@@ -58,7 +58,7 @@ def test_versions_of_one_revision_are_one_caller(
         if is_same:
             opened(caller)
             return
-        with pytest.raises(grpc.RpcError, match="another caller than expected") as refused:
+        with pytest.raises(grpc.RpcError, match="this server would call differently") as refused:
             opened(caller)
         assert refused.value.code() == grpc.StatusCode.FAILED_PRECONDITION
 
@@ -167,5 +167,5 @@ def test_a_client_does_not_go_over_to_a_server_that_knows_no_revision(
         client._run(client._client.identify(run))
         monkeypatch.setattr("porestream.server.edge.rpc.CALLING_REVISION", 0)
         monkeypatch.setattr("porestream.server.edge.rpc._check_expected", lambda *_: None)
-        with pytest.raises(ServerLost, match=r"calling_revision \d+, here it is none, of a server from before"):
+        with pytest.raises(ServerLost, match=r"calling_revision was \d+, here it is none, as the server is too old"):
             list(client.call(reads))

@@ -250,7 +250,7 @@ def test_stats_balance_and_tell_runs_apart(start_server, signals) -> None:  # ty
         stats = next(iter(stub.WatchStats(pb.WatchStatsRequest())))
         assert (stats.attempts_received, stats.attempts_called, stats.attempts_open) == (6, 6, 0)
         assert next(iter(stub.WatchStats(pb.WatchStatsRequest(run_id="other")))).attempts_called == 2
-        with pytest.raises(grpc.RpcError, match="no run 'absent'"):
+        with pytest.raises(grpc.RpcError, match="has not seen run 'absent'"):
             next(iter(stub.WatchStats(pb.WatchStatsRequest(run_id="absent"))))
         bad = pb.WatchStatsRequest()
         bad.interval.seconds = 3600
@@ -267,7 +267,7 @@ def test_stats_balance_and_tell_runs_apart(start_server, signals) -> None:  # ty
         ([pb.StreamReadsRequest(open=pb.OpenStream())], "INVALID_ARGUMENT", "run_id"),
         ([opening(), opening()], "INVALID_ARGUMENT", "first message"),
         ([opening(), signal_request(2)], "INVALID_ARGUMENT", "batch_seq is 2"),
-        ([opening(), pb.StreamReadsRequest()], "INVALID_ARGUMENT", "does not know"),
+        ([opening(), pb.StreamReadsRequest()], "INVALID_ARGUMENT", "unknown kind of message"),
         ([opening(), pb.StreamReadsRequest(result_ack=pb.ResultAck(result_seq=9))], "INVALID_ARGUMENT", "9"),
         ([opening(), signal_request(1, pb.ReadChunk(read_id=b"short"))], "INVALID_ARGUMENT", "16"),
         ([opening(), signal_request(1, pb.ReadChunk(read_id=bytes(16)))], "INVALID_ARGUMENT", "encoding"),
@@ -310,8 +310,8 @@ def bad_chunks() -> dict[str, pb.ReadChunk]:
     return {
         "checksum mismatch": changed(signal_crc32c=1),
         "undecodable VBZ": changed(signal=b"\x00" * 100),
-        "frame does not hold": changed(signal=b"\x28\xb5\x2f\xfd\xe0" + b"\xff" * 8 + bytes(50)),
-        "do not make": changed(encoding=pb.SIGNAL_ENCODING_INT16_LE, signal=bytes(99)),
+        "size does not fit": changed(signal=b"\x28\xb5\x2f\xfd\xe0" + b"\xff" * 8 + bytes(50)),
+        "int16 signal cannot be": changed(encoding=pb.SIGNAL_ENCODING_INT16_LE, signal=bytes(99)),
         "gap": changed(first_sample=7),
         "claims 4294967295": changed(sample_count=2**32 - 1),
         "too short": encode_read(signal_reads([np.arange(3, dtype=np.int16)])[0]).chunks[0],
@@ -395,7 +395,7 @@ def test_streams_beyond_the_limit_are_turned_away(start_server) -> None:  # type
             assert (await first.read()).HasField("opened")
             second = stub.StreamReads()
             await second.write(opening())
-            with pytest.raises(grpc.RpcError, match="all 1 streams are taken"):
+            with pytest.raises(grpc.RpcError, match="already has 1 streams open, its limit"):
                 await second.read()
                 await second.read()
             first.cancel()
@@ -449,7 +449,7 @@ def test_another_caller_is_refused_for_good(start_server, signals) -> None:  # t
     async def call() -> None:
         client = BasecallClient(server.address, StreamOptions(model="absent"))
         results: AsyncIterator[ReadResult] = client.call(signal_reads(signals[:1]))
-        with pytest.raises(ServerRefused, match=f"no model 'absent' here; there are {MODEL}"):
+        with pytest.raises(ServerRefused, match=f"this server has no model 'absent'; choose from {MODEL}"):
             await anext(results)
 
     asyncio.run(call())
@@ -483,21 +483,21 @@ def test_a_stream_that_names_no_model_gets_one_for_its_chemistry(start_server, m
     both = start_server(model=models)
     assert open_stream(both, old) == models[0].name
     assert open_stream(both, new) == models[1].name
-    mismatch = r"RNA004 .*, dna_r9.4.1_e8.1_fast@v9 is for R9.4.1 DNA .* at 4 kHz; for this run there is no model here"
+    mismatch = r"RNA004 .*, but dna_r9.4.1_e8.1_fast@v9 is for R9.4.1 DNA .* at 4 kHz; .* models for the run: none"
     with pytest.raises(grpc.RpcError, match=mismatch):
         open_stream(both, rna, model=models[0].name)
-    with pytest.raises(grpc.RpcError, match=f"for this run there is {models[1].name} here; allow_chemistry_mismatch"):
+    with pytest.raises(grpc.RpcError, match=f"models for the run: {models[1].name}; set allow_chemistry_mismatch"):
         open_stream(both, new, model=models[0].name)
     assert open_stream(both, rna, model=models[0].name, allow_chemistry_mismatch=True) == models[0].name
     assert open_stream(both, pb.RunInfo(run_id="r"), model=models[0].name) == models[0].name
     fast_rate = pb.RunInfo(run_id="r", sample_rate_hz=5000)
     with pytest.raises(grpc.RpcError, match="an unknown pore at 5 kHz"):
         open_stream(both, fast_rate, model=models[0].name)
-    for run, reason in ((rna, "the run is RNA004"), (pb.RunInfo(run_id="r"), "name a model")):
+    for run, reason in ((rna, "the run is RNA004"), (pb.RunInfo(run_id="r"), "name one of")):
         with pytest.raises(grpc.RpcError, match=reason):
             open_stream(both, run)
     one = start_server(model=models[1:])
     assert open_stream(one, pb.RunInfo(run_id="r")) == models[1].name
-    with pytest.raises(grpc.RpcError, match=r"the run is R9\.4\.1 DNA .* not for it: .*R10\.4\.1 DNA"):
+    with pytest.raises(grpc.RpcError, match=r"the run is R9\.4\.1 DNA .* none of .* is for that: .*R10\.4\.1 DNA"):
         open_stream(one, old)
     assert open_stream(one, old, allow_chemistry_mismatch=True) == models[1].name

@@ -489,5 +489,5 @@ def test_results_of_a_closed_stream_are_dropped() -> None:
 def test_a_budget_too_small_is_refused_with_the_way_out() -> None:
     needed = 8 * MAX_CHUNK_SAMPLES * BYTES_PER_CREDIT_SAMPLE
     MemoryBudget(needed * 10, 10)
-    with pytest.raises(BudgetError, match=rf"at least {needed * 11} bytes, or at most 10 streams"):
+    with pytest.raises(BudgetError, match=rf"at least {needed * 11}, or allow at most 10 streams"):
         MemoryBudget(needed * 10, 11)

@@ -62,29 +62,29 @@ class BasecallServiceServicer(object):
     """
 
     def StreamReads(self, request_iterator, context):
-        """One stream per flow cell or per file replay. The first request must be `open`.
+        """Opens a stream, one per flow cell or file replay. The first request must be `open`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetServerInfo(self, request, context):
-        """Models, references, encodings, limits and device of this server.
+        """Returns the models, references, encodings, limits and device of this server.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ResolveCaller(self, request, context):
-        """Who would call a run with these options. Opens nothing; fails as a stream would. A file's header is written before its
-        first record, and wants to know.
+        """Returns the caller that a run would get with these options. Opens no stream, but fails as one would. Clients need
+        it to write a file's header, which comes before the first record.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def WatchStats(self, request, context):
-        """Throughput of this server or of one run, at a fixed interval, until the caller cancels.
+        """Sends the throughput of this server or of one run at a fixed interval, until the client cancels.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -1,4 +1,4 @@
-"""The last hour of the metrics, kept in memory. Fed only from Prometheus' registry, so page and Grafana agree."""
+"""Keep the last hour of the metrics in memory, from Prometheus' registry only, so that page and Grafana agree."""
 
 import math
 import threading
@@ -16,11 +16,11 @@ log = structlog.get_logger()
 Key = tuple[str, frozenset[tuple[str, str]]]
 """A sample's name and labels."""
 Snapshot = dict[Key, float]
-"""All values of one moment, or what they grew by since another."""
+"""All values at one moment, or their growth since another."""
 
 
 def snapshot(registry: Collector) -> Snapshot:
-    """What the registry says now; without infinities and NaN, which JSON lacks."""
+    """Return the registry's current values, without infinities and NaN, which JSON lacks."""
     return {
         (sample.name, frozenset(sample.labels.items())): float(sample.value)
         for family in registry.collect()
@@ -30,7 +30,7 @@ def snapshot(registry: Collector) -> Snapshot:
 
 
 def increase(now: Snapshot, before: Snapshot) -> Snapshot:
-    """What counters grew by. One that was absent began at 0; one that is less than before began again."""
+    """Return how much counters grew. A counter that was absent started at 0; one that shrank has restarted."""
     return {key: _growth(value, before.get(key, 0.0)) for key, value in now.items()}
 
 
@@ -45,16 +45,16 @@ def _growth(now: float, before: float) -> float:
 class History:
     """A ring of `porestream_` values, one row each `interval_s`, for `kept_s`. Thread-safe.
 
-    A value takes 8 bytes a row, as labels are from closed sets: an hour of one model is 1.2 MB.
+    A value takes 8 bytes per row, because labels come from closed sets: an hour with one model is 1.2 MB.
 
     Parameters
     ----------
     registry
-        What is collected, once a row.
+        Collected once per row.
     interval_s, kept_s
-        Between rows; age of the oldest, in seconds.
+        Time between rows, and age of the oldest row, in seconds.
     clock
-        Seconds that never go back.
+        Monotonic clock, in seconds.
     """
 
     def __init__(
@@ -77,30 +77,30 @@ class History:
         return len(self._rows)
 
     def start(self) -> None:
-        """Keep a row now and each `interval_s`, until `close`."""
+        """Record a row now and every `interval_s`, until `close`."""
         self.tick()
         self._thread.start()
 
     def close(self) -> None:
-        """End the thread."""
+        """Stop the thread."""
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join()
 
     def tick(self) -> None:
-        """Keep a row. A collector that fails costs this row only, and is logged once until it works again."""
+        """Record a row. If the collector fails, only this row is lost; the failure is logged once until it recovers."""
         try:
             values = snapshot(self._registry)
         except Exception:
             if not self._failing:
-                log.exception("the metrics cannot be collected for the status page")
+                log.exception("cannot collect the metrics for the status page")
             self._failing = True
             return
         self._failing = False
         self._keep(values)
 
     def before(self, window_s: float) -> tuple[float, Snapshot] | None:
-        """The age in seconds and the values of the row of `window_s` ago, or the oldest; None: there are no rows."""
+        """Return age (seconds) and values of the row from `window_s` ago, or of the oldest; None if there is no row."""
         now_s = self.clock()
         with self._lock:
             if not self._rows:
@@ -110,10 +110,10 @@ class History:
             return now_s - time_s, dict(zip(self._columns, values, strict=False))  # later columns: not counted yet
 
     def series(self, counters: Sequence[str], gauges: Sequence[str]) -> dict[str, list[float]]:
-        """A value for each row but the first, oldest first, all labels together.
+        """Return a value for each row but the first, oldest first, over all labels.
 
-        `age_s`: the row's, in seconds. Of a counter: by how much a second it grew since the row before. Of a gauge: the
-        highest; 0 where it was absent.
+        `age_s` is the row's age in seconds. A counter's value is its growth per second since the row before. A gauge's
+        value is the highest one; 0 if it was absent.
         """
         now_s = self.clock()
         with self._lock:
@@ -135,7 +135,7 @@ class History:
             now_s = self.clock()
             if self._rows and now_s <= self._rows[-1][0]:
                 return
-            # What is absent this time keeps its value: a meter that fails once has not begun again.
+            # Absent values stay as they were: a meter that fails once has not restarted.
             row = array("d", self._rows[-1][1] if self._rows else ())
             for key, value in values.items():
                 if not key[0].startswith("porestream_"):

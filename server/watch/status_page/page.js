@@ -1,5 +1,5 @@
 "use strict";
-// Shows /status.json, again every few seconds. What the server says becomes text, never HTML.
+// Shows /status.json and refreshes it every few seconds. The server's strings become text, never HTML.
 
 const EVERY_MS = 5000;
 const TIMEOUT_MS = 4000;
@@ -17,7 +17,7 @@ function element(name, attributes, ...children) {
   return made;
 }
 
-// Numbers and times, as the viewer's language writes them.
+// Numbers and times, formatted for the viewer's locale.
 
 const rounded = (value, digits = 3) =>
   new Intl.NumberFormat(undefined, { maximumSignificantDigits: digits }).format(value);
@@ -93,7 +93,7 @@ function table(caption, columns, rows, otherwise) {
 }
 
 function conditions(status) {
-  if (!status.conditions.length) return [element("p", { class: "condition good" }, "Healthy: it keeps up, its device works, its books balance")];
+  if (!status.conditions.length) return [element("p", { class: "condition good" }, "Healthy: keeping up, device working, books balanced")];
   return status.conditions.map(({ name, text }) => element("p", { class: `condition ${BAD.has(name) ? "bad" : "warn"}` }, text));
 }
 
@@ -108,7 +108,7 @@ function figures(status) {
     rate("Bases called", "bases_per_second", basesPerSecond),
     rate("Signal received", "samples_received_per_second", samplesPerSecond),
     rate("Signal finished", "samples_finished_per_second", samplesPerSecond),
-    figure("Backlog", duration(status.backlog_seconds), "the longest that a complete read has waited",
+    figure("Backlog", duration(status.backlog_seconds), "longest wait of a complete read",
       line("backlog_seconds", "Backlog", duration)),
     figure("Streams", `${whole(streams)} of ${whole(status.max_streams)}`, `${whole(status.reads_open)} reads open`),
     figure("Called", start.reads_received ? `${whole(count(start, "called", "filtered"))} reads` : "No reads yet",
@@ -118,7 +118,7 @@ function figures(status) {
     figure("Quality", hour.mean_qscore == null ? NONE : `Q${rounded(hour.mean_qscore)}`,
       `last ${duration(hour.seconds)}; identity ${percent(hour.mean_identity_ratio)}, aligned ${percent(hour.aligned_ratio)}`),
     figure("Memory for streams", `${bytes(status.memory.charged_bytes)} of ${bytes(status.memory.for_signal_bytes)}`,
-      `the process takes ${bytes(status.memory.process_bytes)} of ${bytes(status.memory.limit_bytes)}`),
+      `the process uses ${bytes(status.memory.process_bytes)} of ${bytes(status.memory.limit_bytes)}`),
   ];
 }
 
@@ -134,17 +134,17 @@ const models = (status) => table("Models", [
   ["Aligned, last hour (since start)", (row) => `${percent(row.last_hour.aligned_ratio)} (${percent(row.since_start.aligned_ratio)})`],
   ["Precision", (row) => `${row.precision}, ${row.device_class}`, "text"],
   ["SHA-256", (row) => row.sha256.slice(0, 12), "text"],
-], status.models, "No model is served");
+], status.models, "No model loaded");
 
 const streams = (status) => table("Streams by priority", [
   ["Priority", (row) => row.priority],
   ["Streams", (row) => whole(row.streams)],
-  ["That must wait", (row) => whole(row.streams_stalled)],
+  ["Stalled", (row) => whole(row.streams_stalled)],
   ["Reads open", (row) => whole(row.reads_open)],
-  ["Waits to be called", (row) => samples(row.queued_samples)],
+  ["Waiting or being called", (row) => samples(row.queued_samples)],
   ["Backlog", (row) => duration(row.backlog_seconds)],
-  ["Latency, last hour: half below", (row) => duration(row.latency_p50_seconds_last_hour)],
-  ["99 % below (estimates)", (row) => duration(row.latency_p99_seconds_last_hour)],
+  ["Median latency, last hour", (row) => duration(row.latency_p50_seconds_last_hour)],
+  ["99th percentile (estimates)", (row) => duration(row.latency_p99_seconds_last_hour)],
 ], status.priorities);
 
 const devices = (status) => table("Devices", [
@@ -155,14 +155,14 @@ const devices = (status) => table("Devices", [
   ["Memory", (row) => row.memory_total_bytes == null ? NONE : `${bytes(row.memory_used_bytes)} of ${bytes(row.memory_total_bytes)}`],
   ["Temperature", (row) => row.temperature_celsius == null ? NONE : `${whole(row.temperature_celsius)}${NO_BREAK}°C`],
   ["Power", (row) => scaled(row.power_watts, "W", 1000, SI)],
-  ["Energy a Gb, last hour", (row) => energy(row.joules_per_gigabase_last_hour)],
-], status.devices, "No device is known");
+  ["Energy per Gb, last hour", (row) => energy(row.joules_per_gigabase_last_hour)],
+], status.devices, "No device known");
 
 const references = (status) => table("References", [
   ["Reference", (row) => row.reference],
   ["Presets", (row) => row.presets.join(", "), "text"],
   ["SHA-256", (row) => row.sha256.slice(0, 12), "text"],
-], status.references, "No reference is served: reads are called, not aligned");
+], status.references, "No reference loaded: reads are called but not aligned");
 
 function reads(status) {
   const { last_hour: hour, since_start: start } = status;
@@ -191,7 +191,7 @@ function reads(status) {
   ], rows);
 }
 
-// Fetch, show, again.
+// Fetch, show, repeat.
 
 let version = null;
 let lastUnixS = null;
@@ -199,7 +199,7 @@ let lostUnixS = null;
 let lastConditions = "";
 
 function show(status) {
-  if (version != null && version !== status.version) location.reload();  // an upgrade: the page may be another
+  if (version != null && version !== status.version) location.reload();  // the server was upgraded, so the page may have changed
   version = status.version;
   document.title = status.conditions.length ? `(!) porestream: ${status.conditions[0].name.replaceAll("_", " ")}` : "porestream: healthy";
   byId("about").textContent = `${status.version ?? ""}, up for ${duration(status.uptime_seconds)}` +
@@ -212,17 +212,17 @@ function show(status) {
   byId("updated").textContent = `Updated at ${clock(status.unix_s)}, every ${EVERY_MS / 1000} s.`;
 }
 
-// What is wrong with reaching the server, or null; shows what it says.
+// Fetches the status and shows it. Returns why the server can't be reached, or null.
 async function ask() {
   let status;
   try {
     const response = await fetch("status.json", { cache: "no-store", signal: AbortSignal.timeout(TIMEOUT_MS) });
-    if (!response.ok) return `it answers ${response.status}`;
+    if (!response.ok) return `HTTP status ${response.status}`;
     status = await response.json();
   } catch (error) {
     return error.name === "TimeoutError" ? `no answer within ${TIMEOUT_MS / 1000} s` : "no connection";
   }
-  show(status);  // outside of the above: a mistake in here is no broken connection
+  show(status);  // outside the try: a bug in here is not a broken connection
   lastUnixS = Date.now() / 1000;
   return null;
 }
@@ -231,9 +231,9 @@ async function refresh() {
   setTimeout(refresh, EVERY_MS);
   const wrong = await ask();
   lostUnixS = wrong ? lostUnixS ?? Date.now() / 1000 : null;
-  const shown = lastUnixS ? ` What is shown is from ${clock(lastUnixS)}.` : "";
+  const shown = lastUnixS ? ` Showing data from ${clock(lastUnixS)}.` : "";
   const text = wrong ? `Cannot reach the server since ${clock(lostUnixS)} (${wrong}).${shown}` : "";
-  if (byId("unreachable").textContent !== text)  // or it is read aloud each time
+  if (byId("unreachable").textContent !== text)  // otherwise screen readers would repeat it each time
     byId("unreachable").replaceChildren(...(text ? [element("p", { class: "condition bad" }, text)] : []));
   byId("shown").classList.toggle("stale", Boolean(wrong));
   byId("conditions").hidden = Boolean(wrong);

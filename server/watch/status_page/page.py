@@ -1,7 +1,7 @@
-"""The status page: `/`, `/status.json`, `/metrics`. Read-only; it tells of no run, read or sample.
+"""The status page: `/`, `/status.json`, `/metrics`. Read-only; it shows no run, read or sample.
 
-`/status.json` has stable keys, with units in their names; null stands for what is not known, as a mean without reads.
-`last_minute`, `last_hour` (as much of it as the server has run) and `since_start` have the same keys.
+`/status.json` has stable keys, with units in their names; null means unknown, such as the mean of no reads.
+`last_minute`, `last_hour` (or as much of it as the server has run) and `since_start` share their throughput keys.
 """
 
 import gzip
@@ -30,14 +30,14 @@ Json = dict[str, Any]
 _MINUTE_S, _HOUR_S, _DAY_S = 60.0, 3600.0, 86400.0
 _BEHIND_S = 60.0
 _BEHIND_SHARE = 0.2
-"""Live reads that wait longer, or live streams that must wait more of the time: the server does not keep up. Other
-streams may be of files, which are read faster than they can be called. (deploy/prometheus/alerts.yml has the same.)"""
+"""If live reads wait longer, or live streams are stalled more of the time, the server isn't keeping up. Other streams
+may come from files, which are read faster than they can be called. (deploy/prometheus/alerts.yml uses the same.)"""
 _CERTIFICATE_DAYS = 14
 _KEPT_S = 1.0
 _VERSIONS = {"0.0.1", "0.0.4", "1.0.0"}
-"""Of Prometheus' formats: those that its client library knows. It would write any other that somebody makes up."""
+"""Prometheus format versions that its client library knows. It would also accept any made-up version."""
 _MOST_MADE = 6
-"""What is made of the metrics at a time: the JSON, and formats of Prometheus' with and without compression."""
+"""Most responses cached at a time: the JSON, and Prometheus formats with and without compression."""
 _THROUGHPUT = {
     "samples_received_total": "samples_received_per_second",
     "samples_finished_total": "samples_finished_per_second",
@@ -46,7 +46,7 @@ _THROUGHPUT = {
 
 
 class Values:
-    """Metrics by name, without `porestream_`."""
+    """Metric values by name, without `porestream_`."""
 
     def __init__(self, values: Snapshot) -> None:
         self._by_name: defaultdict[str, list[tuple[dict[str, str], float]]] = defaultdict(list)
@@ -54,57 +54,57 @@ class Values:
             self._by_name[name.removeprefix("porestream_")].append((dict(labels), value))
 
     def samples(self, name: str, **labels: str) -> list[tuple[dict[str, str], float]]:
-        """Labels and value of those that have these labels, and maybe others."""
+        """Return labels and values of the samples that have these labels, and maybe others."""
         return [(found, value) for found, value in self._by_name.get(name, ()) if found.items() >= labels.items()]
 
     def labels(self, name: str) -> list[dict[str, str]]:
-        """Of an _info metric: sorted."""
+        """Return the labels of an _info metric, sorted."""
         return sorted((labels for labels, _ in self.samples(name)), key=lambda labels: sorted(labels.items()))
 
     def total(self, name: str, **labels: str) -> float | None:
-        """The sum over all other labels; None: it is absent."""
+        """Return the sum over all other labels; None if the metric is absent."""
         found = [value for _, value in self.samples(name, **labels)]
         return sum(found) if found else None
 
 
 class Span(Values):
-    """What happened in `seconds`: by how much each counter grew."""
+    """The growth of each counter over `seconds`."""
 
     def __init__(self, seconds: float, grew: Snapshot) -> None:
         super().__init__(grew)
         self.seconds = seconds
 
     def count(self, name: str, **labels: str) -> float:
-        """Of a counter: the sum over all other labels."""
+        """Return a counter's growth, summed over all other labels."""
         return self.total(name, **labels) or 0.0
 
     def by(self, label: str, name: str, **labels: str) -> dict[str, float]:
-        """Of a counter, by the value of one label."""
+        """Return a counter's growth for each value of one label."""
         counts: defaultdict[str, float] = defaultdict(float)
         for found, value in self.samples(name, **labels):
             counts[found.get(label, "")] += value
         return dict(counts)
 
     def per_second(self, name: str, **labels: str) -> float | None:
-        """Of a counter."""
+        """Return a counter's growth per second."""
         return _ratio(self.count(name, **labels), self.seconds)
 
     def mean(self, name: str, **labels: str) -> float | None:
-        """Of a histogram."""
+        """Return the mean of a histogram's observations."""
         return _ratio(self.count(f"{name}_sum", **labels), self.count(f"{name}_count", **labels))
 
 
 def status(values: Snapshot, history: History, unix_s: float | None = None) -> Json:
-    """What /status.json says, ready for JSON.
+    """Return the content of /status.json, ready for JSON.
 
     Parameters
     ----------
     values
-        What the registry says now.
+        The registry's current values.
     history
-        Those before.
+        Earlier values.
     unix_s
-        The time; None: now.
+        Unix time in seconds; None: now.
     """
     unix_s = time.time() if unix_s is None else unix_s
     now = Values(values)
@@ -165,9 +165,9 @@ def _since(values: Snapshot, history: History, window_s: float) -> Span:
 
 
 def _conditions(now: Values, minute: Span, unix_s: float) -> Iterator[Json]:
-    """What a person should know at once; none: healthy."""
+    """Yield the problems an operator should see at once; none: healthy."""
     if not now.labels("model_info"):
-        yield {"name": "loading", "text": "Loading models and references: it does not serve yet"}
+        yield {"name": "loading", "text": "Loading models and references: not serving yet"}
     for labels, up in now.samples("device_up"):
         if not up:
             yield {"name": "device_down", "text": f"Device {labels['device']} is down: its last batches all failed"}
@@ -175,7 +175,7 @@ def _conditions(now: Values, minute: Span, unix_s: float) -> Iterator[Json]:
     if imbalance:
         yield {
             "name": "books_out_of_balance",
-            "text": f"Books out of balance ({imbalance:+.0f} reads): a defect of the server, please report it",
+            "text": f"Books out of balance ({imbalance:+.0f} reads): this is a bug in the server, please report it",
         }
     waiting_s = now.total("backlog_seconds", priority="live") or 0.0
     streams = now.total("streams", priority="live") or 0.0
@@ -183,13 +183,13 @@ def _conditions(now: Values, minute: Span, unix_s: float) -> Iterator[Json]:
     if waiting_s > _BEHIND_S:
         yield {"name": "falling_behind", "text": f"Falling behind the sequencer by {waiting_s:.0f} s"}
     elif stalled > _BEHIND_SHARE:
-        text = f"Falling behind: live streams had to wait {stalled:.0%} of the last minute before they could send"
+        text = f"Falling behind: live streams could not send for {stalled:.0%} of the last minute"
         yield {"name": "falling_behind", "text": text}
     if now.total("draining"):
-        yield {"name": "draining", "text": "Draining: the server is about to stop and sends its streams away"}
+        yield {"name": "draining", "text": "Draining: the server is about to stop and is sending its streams elsewhere"}
     expiry_s = now.total("tls_certificate_expiry_timestamp_seconds")
     if expiry_s is not None and expiry_s < unix_s + _CERTIFICATE_DAYS * _DAY_S:
-        left = "has ended" if expiry_s < unix_s else f"ends in {(expiry_s - unix_s) / _DAY_S:.0f} days"
+        left = "has expired" if expiry_s < unix_s else f"expires in {(expiry_s - unix_s) / _DAY_S:.0f} days"
         yield {"name": "certificate_ends", "text": f"The TLS certificate {left}"}
 
 
@@ -281,10 +281,10 @@ def _priority(priority: str, now: Values, hour: Span) -> Json:
 
 
 def quantile(buckets: Iterable[tuple[float, float]], share: float) -> float | None:
-    """A histogram's quantile, as Prometheus' histogram_quantile estimates it; None: nothing was observed.
+    """Estimate a histogram's quantile as Prometheus' histogram_quantile does; None if nothing was observed.
 
-    `buckets` are upper bounds and how much is not above. Within a bucket all is spread evenly; above the highest finite
-    bound that bound is given.
+    `buckets` are upper bounds with cumulative counts. Observations are assumed to be spread evenly within a bucket. A
+    quantile above the highest finite bound is reported as that bound.
     """
     lower, below = 0.0, 0.0
     ordered = sorted(buckets)
@@ -313,7 +313,7 @@ def _short(values: Iterable[float]) -> list[float]:
 
 
 class _Moment(Collector):
-    """The metrics as they are for a second, and what was made of them: whoever asks meanwhile gets the same."""
+    """One collection of the metrics and the responses made from it, reused for every request within a second."""
 
     def __init__(self, registry: Collector) -> None:
         self._registry = registry
@@ -332,11 +332,11 @@ class _Moment(Collector):
         return iter(self._families)
 
     def has(self, key: str) -> bool:
-        """Whether this was made already."""
+        """Whether this response was made already."""
         return key in self._made
 
     def get(self, key: str, make: Callable[["_Moment"], bytes]) -> bytes | None:
-        """What was made under this key, or is made now; None: that failed, which is logged once."""
+        """Return the response for this key, making it if needed; None if that failed, which is logged once."""
         if key not in self._made:
             try:
                 self._made[key] = make(self)
@@ -350,9 +350,9 @@ class _Moment(Collector):
 
 
 class Page:
-    """`/`, its script and style, `/status.json` and `/metrics`.
+    """Serves `/`, its script and style, `/status.json` and `/metrics`.
 
-    The last two are made at most once a second, of one collection. Not thread-safe.
+    The last two are made at most once a second, from one collection. Not thread-safe.
     """
 
     def __init__(self, registry: Collector, history: History) -> None:
@@ -369,16 +369,16 @@ class Page:
         }
 
     def __call__(self, request: Request) -> Response:
-        """Answer."""
+        """Return the response to a request."""
         if request.path in self._assets:
             return self._assets[request.path]
-        if request.path == "/favicon.ico":  # browsers ask by themselves
+        if request.path == "/favicon.ico":  # browsers ask for it by themselves
             return Response(code=204, content_type="image/x-icon", body=b"")
         if request.path not in ("/status.json", "/metrics"):
             return Response(
                 code=404,
                 content_type="text/plain; charset=utf-8",
-                body=b"not here; there are /, /status.json and /metrics\n",
+                body=b"not found; try /, /status.json or /metrics\n",
             )
         if self._moment.is_over:
             self._moment = _Moment(self._registry)
@@ -407,13 +407,13 @@ class Page:
 def _made(content_type: str, body: bytes | None, *more: tuple[str, str]) -> Response:
     if body is None:
         return Response(
-            code=500, content_type="text/plain; charset=utf-8", body=b"this failed; the server's log says why\n"
+            code=500, content_type="text/plain; charset=utf-8", body=b"internal error; see the server's log\n"
         )
     return Response(code=200, content_type=content_type, body=body, more=more)
 
 
 class StatusServer:
-    """The page at `port`, until `close`."""
+    """Serves the status page on `port` until `close`."""
 
     def __init__(self, listener: socket.socket, page: Page, history: History, allowed_hosts: Collection[str]) -> None:
         self.port: int = listener.getsockname()[1]
@@ -421,7 +421,7 @@ class StatusServer:
         self._server = WebServer(listener, page, allowed_hosts)
 
     def close(self) -> None:
-        """End it: the port is free then."""
+        """Stop serving; the port is free afterwards."""
         self._server.close()
         self._history.close()
 
@@ -433,23 +433,23 @@ def start(
     history: History | None = None,
     allowed_hosts: Collection[str] = (),
 ) -> StatusServer:
-    """Serve the page in a thread, and begin to keep the last hour.
+    """Serve the page in a thread, and start recording the last hour.
 
     Parameters
     ----------
     registry
-        What is told.
+        The metrics to show.
     port, host
-        Where; port 0: one that is free.
+        Address to listen on; port 0: any free port.
     history
-        One that the caller ticks; None: one of its own.
+        A history that the caller ticks; None: create one.
     allowed_hosts
-        Names of this server by which it may be asked, beside those that nobody else can have (`web.is_allowed`).
+        Host names that requests may use, beyond those that nobody else can own (`web.is_allowed`).
 
     Raises
     ------
     OSError
-        The address cannot be had.
+        The address cannot be bound.
     """
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     family, kind, protocol, _, address = found[0]
@@ -457,7 +457,7 @@ def start(
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
-        listener.listen()  # where two have bound the port, only one may
+        listener.listen()  # two sockets may bind the port, but only one may listen
     except OSError:
         listener.close()
         raise

@@ -1,6 +1,6 @@
-"""The web server under the status page: read-only, in one thread, and bounded: who asks slows down no call.
+"""The status page's web server: read-only, single-threaded and bounded, so that requests slow down no basecalling.
 
-Why by so much: a browser opens up to six connections and asks every 5 s, Prometheus opens one, every 15 s.
+The limits allow for browsers, which open up to six connections and ask every 5 s, and Prometheus: one, every 15 s.
 """
 
 import asyncio
@@ -19,14 +19,14 @@ log = structlog.get_logger()
 
 MOST_CONNECTIONS = 32
 MOST_OF_A_PEER = 8
-"""Connections at a time, of all and from one address. More are answered 503, at once."""
+"""Open connections, in total and from one address. Further ones get a 503 at once."""
 _A_SECOND, _AT_ONCE = 50.0, 32.0
-"""Connections are taken at this pace, after so many at once. Others wait in the kernel's queue."""
+"""Connections are accepted at this rate, after an initial burst. Others wait in the kernel's queue."""
 _REQUEST_S = 5.0
 _ANSWER_S = 10.0
 _STUCK_S = 1.0
-"""A request must have come after the first, all together; its answer must have been taken after the second. One that
-has not come after the third makes room where there is none."""
+"""Time limits: for the whole request to arrive, and for the client to take the response. A connection whose request
+hasn't arrived after the third may be closed to make room."""
 _HEAD_BYTES = 16 << 10
 _TARGET_BYTES = 2048
 _NAMES_TOLD = 10
@@ -43,7 +43,7 @@ _HEADERS = (
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A GET or a HEAD; `headers` have lower-case names."""
+    """A GET or HEAD request; header names are lower-case."""
 
     path: str
     headers: dict[str, str]
@@ -51,7 +51,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Response:
-    """An answer; of `more` headers beside those that all have."""
+    """A response; `more` are headers beyond those that every response has."""
 
     code: int
     content_type: str
@@ -60,7 +60,7 @@ class Response:
 
 
 class _Refused(Exception):
-    """A request that is not looked at further."""
+    """Raised for a request that gets an error response."""
 
     def __init__(self, code: int, text: str, *more: tuple[str, str]) -> None:
         super().__init__(text)
@@ -68,20 +68,19 @@ class _Refused(Exception):
 
 
 def host_of(header: str) -> str:
-    """The name in a Host header: without port, brackets and a last dot, in lower case."""
+    """Return the host name in a Host header: lower case, without port, brackets and trailing dot."""
     name = header.strip().lower()
     name = name[1:].partition("]")[0] if name.startswith("[") else name.partition(":")[0]
     return name.removesuffix(".")
 
 
 def is_allowed(host: str, allowed_hosts: Collection[str]) -> bool:
-    """Whether a page that was asked for by this name may be given.
+    """Return whether to answer a request for this host name.
 
-    A browser on a machine that can reach this one may have been sent here by a web page of anybody's, whose name its
-    owner has made to mean this machine's address (DNS rebinding); that page could then read what is here. So names that
-    anybody can have in the public DNS are refused, and these are taken: addresses; names without a dot; names under
-    localhost, local (mDNS, cluster.local), internal and svc (Kubernetes), which the public DNS does not have; and
-    `allowed_hosts`: names, `*.DOMAIN` for all below it, `*` for all.
+    An attacker's web page could point its own domain at this machine's address (DNS rebinding) and then read the status
+    page through a visitor's browser. So names that anybody can register in the public DNS are refused. Allowed are IP
+    addresses; names without a dot; names under localhost, local (mDNS, cluster.local), internal and svc (Kubernetes),
+    which don't exist in the public DNS; and `allowed_hosts`: names, `*.DOMAIN` for every name below it, `*` for all.
     """
     with suppress(ValueError):
         ipaddress.ip_address(host.partition("%")[0])
@@ -104,21 +103,21 @@ class _Connection:
     task: "asyncio.Task[None] | None" = None
 
     def gives_way(self) -> bool:
-        """Whether it may be cut off for another: nothing is to be done for it, or it does not say what."""
+        """Whether it may be closed to make room: it has its answer, or has sent no full request in time."""
         return self.is_answered or (not self.has_asked and time.monotonic() - self.since_s > _STUCK_S)
 
 
 class WebServer:
-    """Answers requests in a thread of its own, until `close`.
+    """Answers requests in its own thread, until `close`.
 
     Parameters
     ----------
     listener
-        A socket that is bound.
+        A bound socket.
     answer
         Makes the response to a GET; called in that thread, so one at a time.
     allowed_hosts
-        Names under which it may be asked, beside those that `is_allowed` takes and this machine's own.
+        Host names that requests may use, beyond those that `is_allowed` accepts and this machine's own.
     """
 
     def __init__(
@@ -134,13 +133,13 @@ class WebServer:
         self._serving = self._loop.create_task(self._serve_all())
         self._thread = threading.Thread(target=self._run, name="status page", daemon=True)
         self._thread.start()
-        # Where there is no network the look-up hangs.
+        # In a thread: without a network the look-up hangs.
         threading.Thread(target=self._add_own_name, name="own name", daemon=True).start()
 
     def close(self) -> None:
-        """End it: the port is free then."""
+        """Stop serving; the port is free afterwards."""
         self._loop.call_soon_threadsafe(self._serving.cancel)
-        self._thread.join(_ANSWER_S)  # longer, if a meter hangs that is just being read
+        self._thread.join(_ANSWER_S)  # don't wait longer: the thread may be stuck reading a meter
 
     def _add_own_name(self) -> None:
         name = socket.getfqdn()
@@ -161,7 +160,7 @@ class WebServer:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            for connection in left:  # of a task that had not begun
+            for connection in left:  # in case its task had not started
                 connection.socket.close()
 
     async def _accept(self) -> None:
@@ -171,17 +170,17 @@ class WebServer:
                 await self._somebody_comes()
                 accepted, address = self._listener.accept()
                 self._admit(_Connection(socket=accepted, peer=str(address[0])))
-            except (BlockingIOError, ConnectionAbortedError):  # who came has left
+            except (BlockingIOError, ConnectionAbortedError):  # the client has left again
                 continue
-            except OSError as error:  # the process has too many files open, say
-                log.warning("the status page cannot be asked for", error=str(error))
+            except OSError as error:  # for example too many open files
+                log.warning("the status page cannot accept connections", error=str(error))
                 await asyncio.sleep(1.0)
             now_s = time.monotonic()
             next_s = max(next_s, now_s - _AT_ONCE / _A_SECOND) + 1 / _A_SECOND
-            await asyncio.sleep(max(0.0, next_s - now_s))  # in any case those that were taken shall be served
+            await asyncio.sleep(max(0.0, next_s - now_s))  # even sleep(0) lets accepted connections be served
 
     async def _somebody_comes(self) -> None:
-        # loop.sock_accept loses, and leaves open, a connection that comes just when it is cancelled.
+        # loop.sock_accept would leak a connection that arrives just as it is cancelled.
         comes = asyncio.Event()
         self._loop.add_reader(self._listener, comes.set)
         try:
@@ -190,7 +189,7 @@ class WebServer:
             self._loop.remove_reader(self._listener)
 
     def _admit(self, connection: _Connection) -> None:
-        """Serve it, if there is room, or can be made."""
+        """Serve the connection if there is room or room can be made."""
         connection.socket.setblocking(False)
         of_peer = [other for other in self._open if other.peer == connection.peer]
         if len(of_peer) >= MOST_OF_A_PEER or len(self._open) >= MOST_CONNECTIONS:
@@ -199,9 +198,7 @@ class WebServer:
             if oldest is None or oldest.task is None:
                 with connection.socket, suppress(OSError):
                     connection.socket.send(
-                        _bytes(
-                            Response(code=503, content_type=_TEXT, body=b"too many ask at a time; ask again later\n")
-                        )
+                        _bytes(Response(code=503, content_type=_TEXT, body=b"too many connections; try again later\n"))
                     )
                 return
             oldest.task.cancel()
@@ -218,23 +215,23 @@ class WebServer:
                 await self._loop.sock_sendall(connection.socket, self._respond(head))
             connection.is_answered = True
             connection.socket.shutdown(socket.SHUT_WR)
-            async with asyncio.timeout(_STUCK_S):  # what was not read would have the kernel take back the answer
+            async with asyncio.timeout(_STUCK_S):  # drain: with unread input the kernel would reset and drop the answer
                 for _ in range(16):
                     if not await self._loop.sock_recv(connection.socket, _HEAD_BYTES):
                         break
         except OSError:
-            pass  # clients that left or are stuck (TimeoutError) are no errors of the server
+            pass  # the client left or is stuck (TimeoutError), which is not the server's error
         finally:
             self._open.pop(connection, None)
             connection.socket.close()
 
     async def _head(self, connection: socket.socket) -> bytes:
-        """The request's line and headers, as far as they go."""
+        """Read the request line and headers, up to the size limit."""
         head = b""
         while b"\r\n\r\n" not in head and len(head) <= _HEAD_BYTES:
             got = await self._loop.sock_recv(connection, _HEAD_BYTES)
             if not got:
-                raise ConnectionResetError("left before it had asked")
+                raise ConnectionResetError("the client left before sending a full request")
             head += got
         return head
 
@@ -250,39 +247,39 @@ class WebServer:
             return _bytes(refused.response, has_body=method != "HEAD")
         except Exception:
             log.exception("the status page failed")
-            return _bytes(Response(code=500, content_type=_TEXT, body=b"this failed; the server's log says why\n"))
+            return _bytes(Response(code=500, content_type=_TEXT, body=b"internal error; see the server's log\n"))
 
     def _request(self, line: str, lines: list[str]) -> Request:
         parts = line.split(" ")
         if len(parts) != 3 or not parts[2].startswith("HTTP/1."):
-            raise _Refused(400, "this is no request of HTTP/1.1")
+            raise _Refused(400, "not an HTTP/1.1 request")
         method, target, _ = parts
         if any(character < " " and character != "\t" for one in (line, *lines) for character in one):
-            raise _Refused(400, "there are control characters in it")  # they could begin lines of the answer
+            raise _Refused(400, "the request has control characters in it")  # they could inject response headers
         if len(target) > _TARGET_BYTES:
-            raise _Refused(414, "the address is too long")
+            raise _Refused(414, "the URL is too long")
         fields = [(name.strip().lower(), value.strip()) for name, _, value in (one.partition(":") for one in lines)]
         headers = dict(fields)
         if sum(name == "host" for name, _ in fields) > 1:
-            raise _Refused(400, "there are two Host headers")
-        # Every browser sends it; without it somebody asks who is none.
+            raise _Refused(400, "the request has more than one Host header")
+        # Every browser sends Host; a request without it doesn't come from one, so rebinding is no concern.
         if "host" in headers and not is_allowed(host := host_of(headers["host"]), self._allowed):
             self._tell(host)
             raise _Refused(
                 421,
-                "the page is not given to who asks by this name, which could be anybody's. If it is this server's, add "
-                "it to PORESTREAM_METRICS_ALLOWED_HOSTS (--metrics-allowed-hosts); or ask by address",
+                "this host name is not allowed, because anybody could own it. If it is this server's name, add it to "
+                "PORESTREAM_METRICS_ALLOWED_HOSTS (--metrics-allowed-hosts), or use the IP address instead",
             )
         if method not in ("GET", "HEAD"):
-            raise _Refused(405, "read-only: GET and HEAD", ("Allow", "GET, HEAD"))
+            raise _Refused(405, "read-only: only GET and HEAD are allowed", ("Allow", "GET, HEAD"))
         return Request(target.partition("?")[0], headers)
 
     def _tell(self, host: str) -> None:
-        """Log names that were refused: a few, for anybody can make them up."""
+        """Log refused names, but only a few, because anybody can make them up."""
         if host not in self._told and len(self._told) < _NAMES_TOLD:
             self._told.add(host)
             log.warning(
-                "the status page was asked for by a name that is not known",
+                "refused a status page request for an unknown host name",
                 host=host[:253],
                 if_it_is_right="add it to metrics_allowed_hosts",
             )

@@ -97,14 +97,14 @@ def test_stretches_of_n_are_avoided_or_filled() -> None:
     ("content", "message"),
     [
         (b"", "is not FASTA: it is empty"),
-        (b"@read\nACGT\n+\nIIII\n", "is not FASTA: it begins with b'@'"),
-        (b"\x89PNG", "is not FASTA: it begins with"),
-        (gzip.compress(b">a\n" + b"ACGTTGCA" * 2000, mtime=0)[:40], "is damaged gzip"),
-        (b">a\nACGT\n", "no sequence has the 200 bases of the shortest read: the longest has 4"),
-        (b">a\n>b\n", "the longest has 0"),
+        (b"@read\nACGT\n+\nIIII\n", "is not FASTA: it starts with b'@'"),
+        (b"\x89PNG", "is not FASTA: it starts with"),
+        (gzip.compress(b">a\n" + b"ACGTTGCA" * 2000, mtime=0)[:40], "damaged gzip file"),
+        (b">a\nACGT\n", "the longest sequence has 4 bases, but the shortest read has 200"),
+        (b">a\n>b\n", "the longest sequence has 0"),
         (b">\n" + b"ACGT" * 100, "sequence 1 has no name"),
-        (b">a\n" + b"ACGT" * 100 + b"\n>a 2\nACGT", "sequence 2 has the name of another: 'a'"),
-        (b">p\n" + b"MKLV" * 100, "p has b'L', which is no code of a nucleotide; is it a protein"),
+        (b">a\n" + b"ACGT" * 100 + b"\n>a 2\nACGT", "sequence 2 has a duplicate name: 'a'"),
+        (b">p\n" + b"MKLV" * 100, "p has b'L', which is not a nucleotide code; is this a protein"),
     ],
 )
 def test_what_is_no_reference_is_refused_by_name(tmp_path: Path, content: bytes, message: str) -> None:

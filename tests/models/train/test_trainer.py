@@ -216,7 +216,7 @@ def test_what_a_run_learned_from_is_in_its_state(tmp_path: Path, prepared: Path)
     ("option", "content", "said"),
     [
         ("--genome", b"no sequence here, me@example.org\n", r"x is not FASTA"),
-        ("--genome", b">a\nACGT\n", r"x: no sequence has the 7001 bases .* the longest has 4"),
+        ("--genome", b">a\nACGT\n", r"x: the longest sequence has 4 bases, but the shortest read has 7001"),
         ("--pore", b"no", r"x is not a pore model"),
         ("--pore", b"", r"x is not a pore model"),
         ("--pore", b"PK\x03\x04", r"x is not a pore model"),
