@@ -460,7 +460,9 @@ def test_another_reference_of_the_same_name(server: str, run: Path, tmp_path: Pa
     mine.write_text(f">contig\n{CONTIG[:-1]}{'A' if CONTIG[-1] != 'A' else 'C'}\n")
     result = call(run, "--server", server, "--reference", mine, "-o", tmp_path / f"a.{form}")
     assert result.exit_code == 1
-    assert f"Error: reference {mine} is not the same as genome.fasta on {server}: sequence contig differs" in result.stderr
+    assert (
+        f"Error: reference {mine} is not the same as genome.fasta on {server}: sequence contig differs" in result.stderr
+    )
     assert not list(tmp_path.glob("a.*"))
     mine.write_text(f">contig\n{CONTIG.lower()}\n")
     assert call(run, "--server", server, "--reference", mine, "-o", tmp_path / f"a.{form}").exit_code == 0

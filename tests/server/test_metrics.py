@@ -45,9 +45,21 @@ def test_names_follow_prometheus_conventions(definition: metrics.Definition) -> 
 
 
 def test_label_values_are_those_of_the_page() -> None:
-    of_rejected, of_alignments, *_ = (part.split(": ")[-1] for part in metrics.LABELS["reason"].split("; of "))
-    assert {reason.value for reason in Reason} == set(of_rejected.split(", "))
-    assert {failure.name.lower() for failure in Failure} - {"none"} == set(of_alignments.split(", "))
+    said = {
+        what: set(values.split(", ")) for what, values in re.findall(r"(\w[\w ]*): ([^;]+)", metrics.LABELS["reason"])
+    }
+    assert said == {
+        "rejected reads": {reason.value for reason in Reason},
+        "alignments": {failure.name.lower() for failure in Failure if failure},
+    } | {
+        what: {reason.value for reason in reasons}
+        for what, reasons in (
+            ("log lines", metrics.Dropped),
+            ("calls", metrics.Refused),
+            ("deferred reads", metrics.Deferred),
+            ("connections", metrics.Closed),
+        )
+    }
     assert all(stage.value in metrics.LABELS["stage"] for stage in Stage)
 
 
