@@ -131,7 +131,7 @@ def test_node_says_what_is_wrong(node: str, start_server, exported: Path) -> Non
         [node, NODE / "client.js", server.address, exported, "none"], capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 1
-    assert "Error: refused: no model 'none' here" in done.stderr
+    assert "Error: refused: this server has no model 'none'" in done.stderr
     done = subprocess.run([node, NODE / "client.js"], capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
     assert "usage: node client.js HOST:PORT reads.jsonl" in done.stderr
