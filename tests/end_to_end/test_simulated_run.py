@@ -383,7 +383,7 @@ def test_the_commands_own_server_is_started_again(run: Path, reference: Path, ca
     options = ("--reference", reference, "--emit-moves", "--precision", "fp32", "-t", 1, "-n", SOME // 2)
     program = [sys.executable, "-c", AT_THE_FIRST_RECORD.format(action=KILL_THE_SERVER)]
     done = call(tmp_path, run, *options, program=program)
-    assert "started again" in done.stderr
+    assert "restarting it" in done.stderr
     assert done.texts == some(called.texts, run, SOME // 2)
 
 
