@@ -245,9 +245,6 @@ def align_here(reads: dict[str, str], reference: Path, preset: str, sam: Path, c
                 status=ReadStatus.CALLED,
                 detail="",
                 signal_samples=0,
-                scaling_midpoint_pa=0.0,
-                scaling_dispersion_pa=0.0,
-                scaling_strategy="",
                 parts=(part,),
             )
             for record in records(result, head, "m"):

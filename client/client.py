@@ -419,10 +419,6 @@ def _rejected(info: ReadInfo, reason: str, samples: int) -> ReadResult:
         status=ReadStatus.REJECTED,
         detail=reason,
         signal_samples=samples,
-        scaling_midpoint_pa=0.0,
-        scaling_dispersion_pa=0.0,
-        scaling_strategy="",
-        parts=(),
     )
 
 

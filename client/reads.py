@@ -133,12 +133,12 @@ class ReadResult:
 
     info: ReadInfo
     status: ReadStatus
-    detail: str
+    detail: str = ""
     signal_samples: int
-    scaling_midpoint_pa: float
-    scaling_dispersion_pa: float
-    scaling_strategy: str
-    parts: tuple[CalledPart, ...]
+    scaling_midpoint_pa: float = 0.0
+    scaling_dispersion_pa: float = 0.0
+    scaling_strategy: str = ""
+    parts: tuple[CalledPart, ...] = ()
 
     @property
     def is_aligned(self) -> bool:

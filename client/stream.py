@@ -582,8 +582,4 @@ def _duplicate(read: EncodedRead) -> ReadResult:
         status=ReadStatus.REJECTED,
         detail=reason,
         signal_samples=read.samples,
-        scaling_midpoint_pa=0.0,
-        scaling_dispersion_pa=0.0,
-        scaling_strategy="",
-        parts=(),
     )

@@ -95,9 +95,6 @@ def result_of(primary: pysam.AlignedSegment, others: Sequence[int], run: RunInfo
         status=status,
         detail="",
         signal_samples=samples,
-        scaling_midpoint_pa=0.0,
-        scaling_dispersion_pa=0.0,
-        scaling_strategy="",
         parts=(part,),
     )
 

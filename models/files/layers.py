@@ -167,7 +167,7 @@ def _sublayers(tables: Any) -> list[dict[str, Any]]:
     known = ("convolution", "clamp", "permute", *LISTED, "linear", "linearcrfencoder")
     for table in tables:
         if table["type"] == "flstm":
-            raise Unsupported("layers of type flstm (factorised LSTMs) only run in dorado's closed-source library")
+            raise Unsupported("layers of type flstm (low-rank LSTMs, as in hac v6) are not supported yet")
         if table["type"] not in known:
             raise Unsupported(f"layers of type {table['type']!r} are not supported; known types: {', '.join(known)}")
     return list(tables)

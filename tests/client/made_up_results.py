@@ -94,9 +94,6 @@ def make_result(number: int, *, aligned: bool = True) -> ReadResult:
             status=ReadStatus.REJECTED,
             detail="empty: the read has no samples",
             signal_samples=0,
-            scaling_midpoint_pa=0.0,
-            scaling_dispersion_pa=0.0,
-            scaling_strategy="",
             parts=(),
         )
     contig = ("c1", "c2")[number % 3 == 2]

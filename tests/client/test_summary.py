@@ -63,9 +63,6 @@ def make_result(status: ReadStatus, lengths: tuple[int, ...] = (4,), aligned: bo
         status=status,
         detail="",
         signal_samples=100,
-        scaling_midpoint_pa=0.0,
-        scaling_dispersion_pa=0.0,
-        scaling_strategy="",
         parts=parts if has_parts else (),
     )
 

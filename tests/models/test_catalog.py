@@ -20,7 +20,12 @@ from porestream.models.files.catalog import (
 from porestream.models.files.chemistry import Chemistry, chemistry_of_model, chemistry_of_run, parse_model_name
 from porestream.models.files.config import ModelConfig, load_config
 
-R1041 = Chemistry(molecule="dna", pore="r10.4.1", bases_per_second=400, sample_rates_hz=(5000,))
+
+def chemistry(molecule: str, pore: str, bases_per_second: int, *rates_hz: int) -> Chemistry:
+    return Chemistry(molecule=molecule, pore=pore, bases_per_second=bases_per_second, sample_rates_hz=rates_hz)
+
+
+R1041 = chemistry("dna", "r10.4.1", 400, 5000)
 
 
 def add_model(folder: Path, name: str, sample_rate_hz: int = 0, config: str = "") -> Path:
@@ -60,9 +65,7 @@ def chosen(runs: list[Chemistry], folder: Path, kind: str = "") -> Path:
     ],
 )
 def test_flow_cell_and_kit_name_the_chemistry(product: str, kit: str, expected: tuple[str, str, int]) -> None:
-    molecule, pore, speed = expected
-    chemistry = Chemistry(molecule=molecule, pore=pore, bases_per_second=speed, sample_rates_hz=(5000,))
-    assert chemistry_of_run(product, kit, 5000) == chemistry
+    assert chemistry_of_run(product, kit, 5000) == chemistry(*expected, 5000)
 
 
 @pytest.mark.parametrize(
@@ -70,48 +73,48 @@ def test_flow_cell_and_kit_name_the_chemistry(product: str, kit: str, expected: 
     [
         (
             "dna_r10.4.1_e8.2_400bps_hac@v4.3.0",
-            Chemistry(molecule="dna", pore="r10.4.1", bases_per_second=400, sample_rates_hz=(5000,)),
+            chemistry("dna", "r10.4.1", 400, 5000),
         ),
         (
             "dna_r10.4.1_e8.2_400bps_fast@v4.1.0",
-            Chemistry(molecule="dna", pore="r10.4.1", bases_per_second=400, sample_rates_hz=(4000,)),
+            chemistry("dna", "r10.4.1", 400, 4000),
         ),
         (
             "dna_r10.4.1_e8.2_260bps_fast@v4.1.0",
-            Chemistry(molecule="dna", pore="r10.4.1", bases_per_second=260, sample_rates_hz=(4000,)),
+            chemistry("dna", "r10.4.1", 260, 4000),
         ),
         ("dna_r10.4.1_e8.2_400bps_hac@v4.2.0_5mCG_5hmCG@v2", Chemistry()),
         (
             "dna_r10.4.1_e8.2_260bps_hac@v4.1.0",
-            Chemistry(molecule="dna", pore="r10.4.1", bases_per_second=260, sample_rates_hz=(4000,)),
+            chemistry("dna", "r10.4.1", 260, 4000),
         ),
         (
             "dna_r10.4.1_e8.2_400bps_sup@v4.2.0",
-            Chemistry(molecule="dna", pore="r10.4.1", bases_per_second=400, sample_rates_hz=(5000,)),
+            chemistry("dna", "r10.4.1", 400, 5000),
         ),
         (
             "dna_r10.4.1_e8.2_400bps_sup@v4.1.0",
-            Chemistry(molecule="dna", pore="r10.4.1", bases_per_second=400, sample_rates_hz=(4000,)),
+            chemistry("dna", "r10.4.1", 400, 4000),
         ),
         (
             "dna_r10.4.1_e8.2_400bps_hac@v5.0.0",
-            Chemistry(molecule="dna", pore="r10.4.1", bases_per_second=400, sample_rates_hz=(5000,)),
+            chemistry("dna", "r10.4.1", 400, 5000),
         ),
         (
             "dna_r10.4.1_e8.2_400bps_hac@v5.2.0",
-            Chemistry(molecule="dna", pore="r10.4.1", bases_per_second=400, sample_rates_hz=(5000,)),
+            chemistry("dna", "r10.4.1", 400, 5000),
         ),
         (
             "dna_r10.4.1_e8.2_400bps_hac@v6.0.0",
-            Chemistry(molecule="dna", pore="r10.4.1", bases_per_second=400, sample_rates_hz=(5000,)),
+            chemistry("dna", "r10.4.1", 400, 5000),
         ),
         (
             "dna_r10.4.1_e8.2_5khz_400bps_sup@v4.2.0",
-            Chemistry(molecule="dna", pore="r10.4.1", bases_per_second=400, sample_rates_hz=(5000,)),
+            chemistry("dna", "r10.4.1", 400, 5000),
         ),
         (
             "dna_r10.4.1_e8.2_4khz_400bps_sup@v4.2.0",
-            Chemistry(molecule="dna", pore="r10.4.1", bases_per_second=400, sample_rates_hz=(4000,)),
+            chemistry("dna", "r10.4.1", 400, 4000),
         ),
         (
             "dna_r10.4.1_e8.2_apk_sup@v5.0.0",
@@ -119,15 +122,15 @@ def test_flow_cell_and_kit_name_the_chemistry(product: str, kit: str, expected: 
         ),
         (
             "dna_r9.4.1_e8.1_fast@v3.4",
-            Chemistry(molecule="dna", pore="r9.4.1", bases_per_second=450, sample_rates_hz=(4000,)),
+            chemistry("dna", "r9.4.1", 450, 4000),
         ),
         (
             "dna_r9.4.1_e8_fast@v3.4",
-            Chemistry(molecule="dna", pore="r9.4.1", bases_per_second=450, sample_rates_hz=(4000,)),
+            chemistry("dna", "r9.4.1", 450, 4000),
         ),
         (
             "dna_r9.4.1_e8_hac@v3.3",
-            Chemistry(molecule="dna", pore="r9.4.1", bases_per_second=450, sample_rates_hz=(4000,)),
+            chemistry("dna", "r9.4.1", 450, 4000),
         ),
         ("rna002_70bps_hac@v3", Chemistry(molecule="rna002", pore="", bases_per_second=70)),
         ("rna004_130bps_sup@v5.0.0", Chemistry(molecule="rna004", pore="", bases_per_second=130)),
@@ -200,9 +203,7 @@ def test_kinds_are_told_from_names_and_paths(text: str, kind: Kind | None) -> No
 
 def test_the_bundled_model_is_what_its_name_says() -> None:
     bundle = load_bundle(BUNDLED)
-    assert bundle.chemistry == Chemistry(
-        molecule="dna", pore="r10.4.1", bases_per_second=400, sample_rates_hz=(5000, 4000)
-    )
+    assert bundle.chemistry == chemistry("dna", "r10.4.1", 400, 5000, 4000)
     assert sum(file.stat().st_size for file in BUNDLED.iterdir()) < 3_000_000
     card = " ".join((BUNDLED / "README.md").read_text().split())
     for said in ("MIT", "ONT's models call better", "basecalls", "4 kHz"):
@@ -212,12 +213,7 @@ def test_the_bundled_model_is_what_its_name_says() -> None:
 
 def test_runs_get_the_bundled_model_where_the_user_has_none(tmp_path: Path) -> None:
     assert chosen([R1041], tmp_path / "none") == BUNDLED
-    assert (
-        chosen(
-            [R1041, Chemistry(molecule="dna", pore="r10.4.1", bases_per_second=400, sample_rates_hz=(4000,))], tmp_path
-        )
-        == BUNDLED
-    )
+    assert chosen([R1041, chemistry("dna", "r10.4.1", 400, 4000)], tmp_path) == BUNDLED
     assert chosen([], tmp_path) == BUNDLED
 
 
@@ -229,13 +225,13 @@ def test_the_users_own_model_goes_before_the_bundled_one(tmp_path: Path) -> None
     for release in ("4.2.0", "4.10.0", "4.3.0"):
         add_model(tmp_path, f"dna_r10.4.1_e8.2_400bps_fast@v{release}", 5000)
     assert chosen([R1041], tmp_path).name == "dna_r10.4.1_e8.2_400bps_fast@v4.10.0"
-    slow = Chemistry(molecule="dna", pore="r10.4.1", bases_per_second=400, sample_rates_hz=(4000,))
+    slow = chemistry("dna", "r10.4.1", 400, 4000)
     assert chosen([slow], tmp_path) == BUNDLED  # all others are for 5 kHz
     assert chosen([R1041, slow], tmp_path) == BUNDLED
 
 
 def test_a_model_for_another_speed_or_rate_is_not_taken(tmp_path: Path) -> None:
-    slow = Chemistry(molecule="dna", pore="r10.4.1", bases_per_second=400, sample_rates_hz=(4000,))
+    slow = chemistry("dna", "r10.4.1", 400, 4000)
     add_model(tmp_path, "dna_r10.4.1_e8.2_260bps_fast@v4.1.0")
     assert chosen([slow], tmp_path) == BUNDLED
     old = add_model(tmp_path, "dna_r10.4.1_e8.2_400bps_fast@v4.1.0")  # says no rate: 4 kHz then
@@ -252,8 +248,8 @@ def test_a_kind_is_its_newest_that_fits(tmp_path: Path) -> None:
     add_model(tmp_path, "dna_r10.4.1_e8.2_400bps_hac@v5.2.0_5mCG_5hmCG@v2")
     apk = add_model(tmp_path, "dna_r10.4.1_e8.2_apk_sup@v5.0.0")
     slow, old = (
-        Chemistry(molecule="dna", pore="r10.4.1", bases_per_second=400, sample_rates_hz=(4000,)),
-        Chemistry(molecule="dna", pore="r9.4.1", bases_per_second=450, sample_rates_hz=(4000,)),
+        chemistry("dna", "r10.4.1", 400, 4000),
+        chemistry("dna", "r9.4.1", 450, 4000),
     )
     for kind, run, expected in (
         ("hac", R1041, "dna_r10.4.1_e8.2_400bps_hac@v5.2.0"),
@@ -320,16 +316,16 @@ def test_a_server_gets_the_newest_of_a_kind_for_each_chemistry(tmp_path: Path) -
         ([R1041], "", ""),  # three would do
         ([R1041], "sup", ""),
         (
-            [Chemistry(molecule="dna", pore="r10.4.1", bases_per_second=400, sample_rates_hz=(4000,))],
+            [chemistry("dna", "r10.4.1", 400, 4000)],
             "hac",
             "dna_r10.4.1_e8.2_400bps_hac@v4.1.0",
         ),
         (
-            [Chemistry(molecule="dna", pore="r9.4.1", bases_per_second=450, sample_rates_hz=(4000,))],
+            [chemistry("dna", "r9.4.1", 450, 4000)],
             "",
             "dna_r9.4.1_e8_hac@v3.3",
         ),
-        ([R1041, Chemistry(molecule="dna", pore="r9.4.1", bases_per_second=450, sample_rates_hz=(4000,))], "hac", ""),
+        ([R1041, chemistry("dna", "r9.4.1", 450, 4000)], "hac", ""),
         ([Chemistry()], "", ""),
         ([], "", ""),
     ],
@@ -369,33 +365,30 @@ def test_a_directory_that_may_not_be_read_blocks_no_other(monkeypatch: pytest.Mo
 def test_two_models_of_another_chemistry_are_both_seen(tmp_path: Path) -> None:
     for release in ("3.3", "3.4"):
         add_model(tmp_path, f"dna_r9.4.1_e8.1_fast@v{release}")
-    assert (
-        chosen([Chemistry(molecule="dna", pore="r9.4.1", bases_per_second=450, sample_rates_hz=(4000,))], tmp_path).name
-        == "dna_r9.4.1_e8.1_fast@v3.4"
-    )
+    assert chosen([chemistry("dna", "r9.4.1", 450, 4000)], tmp_path).name == "dna_r9.4.1_e8.1_fast@v3.4"
 
 
 @pytest.mark.parametrize(
     ("runs", "words"),
     [
         (
-            [Chemistry(molecule="dna", pore="r9.4.1", bases_per_second=450, sample_rates_hz=(4000,))],
+            [chemistry("dna", "r9.4.1", 450, 4000)],
             ["no model for R9.4.1 DNA (450 bases/s) at 4 kHz", "--model DIR"],
         ),
         (
-            [Chemistry(molecule="dna", pore="r10.4.1", bases_per_second=400, sample_rates_hz=(3012,))],
+            [chemistry("dna", "r10.4.1", 400, 3012)],
             ["no model for R10.4.1 DNA (400 bases/s) at 3.012 kHz"],
         ),
         (
-            [R1041, Chemistry(molecule="dna", pore="r9.4.1", bases_per_second=450, sample_rates_hz=(4000,))],
+            [R1041, chemistry("dna", "r9.4.1", 450, 4000)],
             ["differ in chemistry", "call each one separately"],
         ),
         (
-            [Chemistry(molecule="", pore="", bases_per_second=0, sample_rates_hz=(4000,))],
+            [chemistry("", "", 0, 4000)],
             ["flow cell and kit", f"--model {BUNDLED.name}"],
         ),
         (
-            [Chemistry(molecule="rna004", pore="", bases_per_second=130, sample_rates_hz=(4000,))],
+            [chemistry("rna004", "", 130, 4000)],
             ["no model for RNA004 (130 bases/s) at 4 kHz"],
         ),
     ],
