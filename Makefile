@@ -141,10 +141,11 @@ $(GPU_VENV)/.ready: pyproject.toml requirements.lock | system
 # The files that are generated from code.
 docs: setup
 	$(BIN)/python -m porestream.cli.help_pages > docs/cli.md
-	$(BIN)/python -m porestream.server.watch.metrics > docs/metrics.md
+	$(BIN)/python -m porestream.server.metrics > docs/metrics.md
 	$(BIN)/python deploy/grafana/dashboards.py
 	$(BIN)/python deploy/kubernetes/prometheus_rule.py
 	$(BIN)/python docs/images/road.py
+	$(BIN)/python docs/images/imports.py
 
 stubs: setup
 	$(BIN)/python -m grpc_tools.protoc -I proto --python_out=proto --pyi_out=proto --grpc_python_out=proto \

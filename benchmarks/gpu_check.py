@@ -38,10 +38,10 @@ from porestream.models.call.basecaller import Basecaller
 from porestream.models.call.card import Card, find_device
 from porestream.models.call.cuda_runner import CudaRunner
 from porestream.models.call.memory import device_bytes
-from porestream.models.call.scale import Measurement
 from porestream.models.files.bundle import load_bundle
 from porestream.models.files.catalog import BUNDLED
 from porestream.models.files.config import ModelError
+from porestream.models.scale import Measurement
 from porestream.models.simulate.sequence import decode, random_bases
 from porestream.server.start.devices import batch_decoder, kernel_device
 

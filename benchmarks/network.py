@@ -28,7 +28,7 @@ from porestream.models.call.decode import Decoder, DecodeSettings
 from porestream.models.call.host import processor_has_bf16
 from porestream.models.call.network import PRECISIONS, Network
 from porestream.models.files.bundle import ModelBundle, load_bundle
-from porestream.models.files.layers import Layers
+from porestream.models.networks.layers import Layers
 from porestream.server.start.app import tune_allocator
 
 RUNS = 5

@@ -28,9 +28,8 @@ from porestream.models.call.basecaller import Basecaller
 from porestream.models.call.cpu_runner import ROWS
 from porestream.models.call.decode import Decoder
 from porestream.models.files.bundle import load_bundle
-from porestream.server.start.app import build_engine, tune_allocator
-from porestream.server.start.settings import Settings
-from porestream.server.streams.reads import (
+from porestream.server.calling.scheduler import Job
+from porestream.server.reads import (
     Calibration,
     CallSettings,
     Encoding,
@@ -39,8 +38,9 @@ from porestream.server.streams.reads import (
     ReadResult,
     SignalPiece,
 )
+from porestream.server.settings import Settings
+from porestream.server.start.app import build_engine, tune_allocator
 from porestream.server.watch.logs import configure_logging
-from porestream.server.work.scheduler import Job
 
 PORESTREAM = [sys.executable, "-m", "porestream.cli.main"]
 

@@ -26,14 +26,14 @@ import prometheus_client
 from sets import ReadSet, klebsiella, made_up
 
 from porestream.client import Pod5Source, SyncBasecallClient
+from porestream.server import metrics
+from porestream.server.calling.device_use import ActivityClock
+from porestream.server.metrics import STAGE_SECONDS
+from porestream.server.reads import Priority, Status
+from porestream.server.settings import Settings
 from porestream.server.start.app import build_engine, build_server
-from porestream.server.start.settings import Settings
 from porestream.server.streams.books import Ledger, StreamBooks
-from porestream.server.streams.reads import Priority, Status
-from porestream.server.watch import metrics
-from porestream.server.watch.device_use import ActivityClock
 from porestream.server.watch.logs import configure_logging
-from porestream.server.watch.metrics import STAGE_SECONDS
 
 PORESTREAM = [sys.executable, "-m", "porestream.cli.main"]
 PORT = 19_471

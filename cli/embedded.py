@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 import structlog
 
-from porestream.server.edge.address import short_folder
+from porestream.server.address import short_folder
 
 log = structlog.get_logger()
 

@@ -58,7 +58,7 @@ class _LazyGroup(click.Group):
 
 def _print_version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
     if value and not ctx.resilient_parsing:
-        from porestream.server.start.revision import CALLING_REVISION
+        from porestream.server.calling.revision import CALLING_REVISION
 
         click.echo(f"porestream {installed_version('porestream')} (calling revision {CALLING_REVISION})")
         ctx.exit()

@@ -92,7 +92,7 @@ def credentials_of(
         A file does not exist, or the address is not valid.
     """
     from porestream.client.channel import Credentials
-    from porestream.server.edge.address import wrong_address
+    from porestream.server.address import wrong_address
 
     if server and (problem := wrong_address(server)):
         raise click.UsageError(f"--server {problem}")

@@ -24,6 +24,11 @@ def cell(text: str) -> str:
     return f"'{clean}" if clean.lstrip(" ").startswith((*_FORMULA, '"')) else clean
 
 
+def one_line(text: str) -> str:
+    """Put text for a header field on one line, without tabs and other characters that do not print."""
+    return "".join(character for character in " ".join(text.split()) if character.isprintable())
+
+
 def shown(text: str, most_characters: int = 60) -> str:
     """Shorten text from a file or server for a message."""
     return text if len(text) <= most_characters else f"{text[:most_characters]}..."

@@ -220,7 +220,7 @@ class RunningServer:
     """A server on a thread of its own."""
 
     def __init__(self, **settings: Any) -> None:
-        from porestream.server.start.settings import Settings
+        from porestream.server.settings import Settings
 
         self._settings = Settings(**settings)
         self._started = threading.Event()

@@ -16,7 +16,7 @@ FOLDERS = (
     "client/outputs",
     "server/edge",
     "server/streams",
-    "server/work",
+    "server/calling",
     "models/call",
     "kernels/align",
 )
@@ -36,6 +36,7 @@ def test_the_files_are_there() -> None:
     assert set(re.findall(r"`(\w+\.py)`", TEXT)) <= every
 
 
-def test_the_picture_is_drawn_from_it() -> None:
-    drawn = subprocess.run([sys.executable, ROOT / "docs/images/road.py", "--check"], check=False)
+@pytest.mark.parametrize("program", ["road.py", "imports.py"])
+def test_the_pictures_are_up_to_date(program: str) -> None:
+    drawn = subprocess.run([sys.executable, ROOT / "docs/images" / program, "--check"], check=False)
     assert drawn.returncode == 0, "make docs"

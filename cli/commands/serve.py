@@ -147,7 +147,7 @@ def serve(config: Path | None, until_stdin_closes: bool, **flags: Any) -> None:
     (max_streams = 64). Flags override the environment, which overrides the file. Unknown settings are refused. On
     SIGTERM the server drains: it sends streams to another server, finishes complete reads, and exits with code 0.
     """
-    from porestream.server.start.settings import SettingsError, load_settings
+    from porestream.server.settings import SettingsError, load_settings
 
     given = {
         name: list(value) if isinstance(value, tuple) else value

@@ -18,7 +18,8 @@ from porestream.client.reads import (
     ReferenceSequence,
     RunInfo,
 )
-from porestream.client.text import printable
+from porestream.client.sources.runs import instrument_fields
+from porestream.client.text import one_line, printable
 
 UNMAPPED, REVERSE, SECONDARY, QC_FAIL, SUPPLEMENTARY = 0x4, 0x10, 0x100, 0x200, 0x800
 _CIGAR = "MIDNSHP=X"
@@ -62,14 +63,14 @@ def _program_lines(identity: CallerIdentity, suffix: str, command_line: str, cho
         "ID": f"basecaller{suffix}",
         "PN": "porestream",
         "VN": identity.version,
-        "DS": _clean(
+        "DS": one_line(
             f"basecall_model={identity.model} model_sha256={identity.model_sha256} "
             f"precision={identity.precision} device={identity.device_class} "
             f"calling_revision={identity.calling_revision} {choices}"
         ),
     }
     if command_line:
-        caller["CL"] = _clean(command_line)
+        caller["CL"] = one_line(command_line)
     yield caller
     if identity.reference:
         yield {
@@ -77,7 +78,9 @@ def _program_lines(identity: CallerIdentity, suffix: str, command_line: str, cho
             "PP": f"basecaller{suffix}",
             "PN": "minimap2",
             "VN": version("mappy"),
-            "DS": _clean(f"preset={identity.preset} reference={identity.reference} sha256={identity.reference_sha256}"),
+            "DS": one_line(
+                f"preset={identity.preset} reference={identity.reference} sha256={identity.reference_sha256}"
+            ),
         }
 
 
@@ -95,18 +98,6 @@ def _group_line(run: RunInfo, identity: CallerIdentity, program: str) -> dict[st
         "PG": program,
         "DS": printable(f"runid={run.run_id} basecall_model={identity.model}"),
     } | instrument_fields(run)
-
-
-def instrument_fields(run: RunInfo) -> dict[str, str]:
-    """Return the @RG fields that say where and when a run was sequenced, without unknown ones."""
-    line = {
-        "PU": _clean(run.flow_cell_id),
-        "PM": _clean(run.position),
-        "SM": _clean(run.sample_id),
-        "LB": _clean(run.sample_id),
-        "DT": run.acquisition_start_time.isoformat(timespec="microseconds") if run.acquisition_start_time else "",
-    }
-    return {key: value for key, value in line.items() if value}
 
 
 def read_group(run: RunInfo, model: str) -> str:
@@ -216,8 +207,3 @@ _COMPLEMENT = str.maketrans("ACGT", "TGCA")
 
 def _reverse_complement(sequence: str) -> str:
     return sequence.translate(_COMPLEMENT)[::-1]
-
-
-def _clean(text: str) -> str:
-    """Clean text for a header field, which tabs and line ends would break."""
-    return "".join(character for character in " ".join(text.split()) if character.isprintable())

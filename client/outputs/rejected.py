@@ -4,7 +4,7 @@ import collections
 from pathlib import Path
 from typing import TextIO
 
-from porestream.client.errors import cannot_write
+from porestream.client.outputs.errors import cannot_write
 from porestream.client.outputs.output_file import OutputFile
 from porestream.client.text import cell
 

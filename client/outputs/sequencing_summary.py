@@ -10,7 +10,7 @@ from uuid import UUID
 
 import numpy as np
 
-from porestream.client.errors import cannot_write
+from porestream.client.outputs.errors import cannot_write
 from porestream.client.outputs.output_file import OutputFile
 from porestream.client.outputs.records import REVERSE, SECONDARY, SUPPLEMENTARY
 from porestream.client.reads import Alignment, CalledPart, ReadResult, ReadStatus

@@ -21,7 +21,7 @@ from typing import Any, Protocol, Self
 
 import pysam
 
-from porestream.client.errors import cannot_write
+from porestream.client.outputs.errors import cannot_write
 from porestream.client.outputs.output_file import OutputFile, partial_of, whole_name
 from porestream.client.outputs.records import QC_FAIL, REVERSE, SECONDARY, SUPPLEMENTARY, header, records
 from porestream.client.reads import CallerIdentity, ReadResult, ReadStatus, ReferenceSequence, RunInfo

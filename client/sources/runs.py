@@ -8,10 +8,22 @@ from typing import Any
 
 import pod5
 
-from porestream.client.outputs.records import instrument_fields
 from porestream.client.reads import RunInfo
+from porestream.client.text import one_line
 
 _UNKNOWN = "unknown"
+
+
+def instrument_fields(run: RunInfo) -> dict[str, str]:
+    """Return the @RG fields that say where and when a run was sequenced, without unknown ones."""
+    line = {
+        "PU": one_line(run.flow_cell_id),
+        "PM": one_line(run.position),
+        "SM": one_line(run.sample_id),
+        "LB": one_line(run.sample_id),
+        "DT": run.acquisition_start_time.isoformat(timespec="microseconds") if run.acquisition_start_time else "",
+    }
+    return {key: value for key, value in line.items() if value}
 
 
 class Runs:

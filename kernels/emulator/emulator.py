@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from porestream.models.files.private_folder import default_cache_dir, private_subfolder
+from porestream.models.private_folder import default_cache_dir, private_subfolder
 
 HEADER = Path(__file__).with_name("emu.h")
 FLAGS = (

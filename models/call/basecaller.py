@@ -17,9 +17,9 @@ from porestream.models.call.cuda_runner import CudaRunner
 from porestream.models.call.decode import Decoded, Decoder, DecodeSettings
 from porestream.models.call.prepare import PreparedRead, prepare
 from porestream.models.call.runner import BatchDecoder, Runner
-from porestream.models.call.scale import UNKNOWN, Measurement
 from porestream.models.files.bundle import ModelBundle
 from porestream.models.files.config import ModelConfig
+from porestream.models.scale import UNKNOWN, Measurement
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

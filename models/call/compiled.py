@@ -11,7 +11,7 @@ from typing import Any, TypeVar, cast
 
 import numba
 
-from porestream.models.files.private_folder import default_cache_dir, open_own, open_private, private_subfolder, through
+from porestream.models.private_folder import default_cache_dir, open_own, open_private, private_subfolder, through
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 

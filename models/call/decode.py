@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from porestream.models.call import decode_kernels
 from porestream.models.call.compiled import compile_cached
-from porestream.models.files.private_folder import default_cache_dir
+from porestream.models.private_folder import default_cache_dir
 
 MAX_STATE_LEN = 6
 STAY_LIMIT = 10.0  # beyond this, the scans' float32 products may underflow

@@ -1,4 +1,4 @@
-"""The CRF network: convolutions, then an encoder (models/files/encoder.py: LSTMs, a transformer), then linear layers.
+"""The CRF network: convolutions, then an encoder (LSTMs or a transformer), then linear layers.
 
 Dimensions: N rows of a batch, S samples, T time steps (S / stride), C channels or transition scores.
 """
@@ -10,8 +10,8 @@ from torch import nn
 from torch.nn import functional
 
 from porestream.models.files.bundle import ModelBundle
-from porestream.models.files.layers import Convolution, Layers
 from porestream.models.files.tensors import tensor_places
+from porestream.models.networks.layers import Convolution, Layers
 
 _SLAB_SCORES = 200 * 16 * 256  # a slab of scores stays in the core's cache
 _CUDA_SLAB_SCORES = 1 << 25  # keeps a GPU busy; in half precision 64 MiB

@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from porestream.models.call.chunk import Chunker, ChunkPlan
-from porestream.models.call.scale import (
+from porestream.models.files.config import ModelConfig
+from porestream.models.scale import (
     Measurement,
     Scaling,
     leader_samples,
@@ -19,7 +20,6 @@ from porestream.models.call.scale import (
     quantile_scaling,
     rna_adapter_samples,
 )
-from porestream.models.files.config import ModelConfig
 
 _STANDARDISED_TRIM_SAMPLES = 10
 

@@ -1,1 +1,1 @@
-"""Models' files: found, read and checked; the networks that they describe."""
+"""Finds, reads and checks models' files."""

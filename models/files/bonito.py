@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 
-from porestream.models.files.layers import Layers
 from porestream.models.files.pickled import (
     FLOATING,
     Tensor,
@@ -21,6 +20,7 @@ from porestream.models.files.pickled import (
     open_archive,
     pickle_of,
 )
+from porestream.models.networks.layers import Layers
 
 _BATCH_NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 _EPSILON = 1e-5  # of torch's batch norms

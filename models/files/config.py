@@ -1,6 +1,6 @@
 """Reads and checks a model directory's `config.toml`. Reads no weights and does not need torch.
 
-models/files/layers.py reads the network's layers; this module reads everything else.
+models/networks/layers.py reads the network's layers; this module reads everything else.
 """
 
 import os
@@ -9,9 +9,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from porestream.models.call.scale import STRATEGIES, QuantileRule, Standardisation
-from porestream.models.files.config_values import finite, whole, within_limits
-from porestream.models.files.layers import Layers, listed_layers, transformer_layers, v3_layers
+from porestream.models.networks.config_values import finite, whole, within_limits
+from porestream.models.networks.layers import Layers, listed_layers, transformer_layers, v3_layers
+from porestream.models.scale import STRATEGIES, QuantileRule, Standardisation
 
 # For fast v3 models, the only v3 models we measured: docs/decisions/0002. dorado scales every v3 model by "quantile"
 # and uses its blank_score unchanged; `[scaling] strategy = "quantile"` and `[decoder] stay_score = 2.0` do the same.
@@ -37,7 +37,7 @@ class ModelConfig:
     chunk_size, overlap
         As in the config; they are rounded down to multiples of `chunk_unit` and `coarse_stride` for computing.
     scaling, quantiles, standardisation
-        How reads are normalised: models/call/scale.py.
+        How reads are normalised: models/scale.py.
     molecule
         "dna", "rna002" or "rna004". RNA enters the pore 3' end first, so its bases are called in that order.
     mean_qscore_start

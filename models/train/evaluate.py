@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pod5
 
 from porestream.models.call.basecaller import CalledRead
-from porestream.models.call.scale import Measurement
+from porestream.models.scale import Measurement
 from porestream.models.train.accuracy import QUALITIES, ReadAccuracy, accuracy
 from porestream.models.train.truths import Truths
 

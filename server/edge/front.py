@@ -23,10 +23,10 @@ from ssl import SSLContext
 
 import structlog
 
-from porestream.server.edge.address import short_folder
+from porestream.server.address import short_folder
 from porestream.server.edge.http2 import Allowance, FrameMeter, Unwanted
-from porestream.server.start.settings import SettingsError
-from porestream.server.watch.metrics import CONNECTIONS, CONNECTIONS_REFUSED, Closed
+from porestream.server.metrics import CONNECTIONS, CONNECTIONS_REFUSED, Closed
+from porestream.server.settings import SettingsError
 
 log = structlog.get_logger()
 

@@ -18,7 +18,7 @@ import structlog
 from google.protobuf.message import DecodeError
 
 from porestream.server.edge.security import Role, Token, Tokens
-from porestream.server.watch.metrics import CALLS_REFUSED, STREAMS_ENDED, Refused
+from porestream.server.metrics import CALLS_REFUSED, STREAMS_ENDED, Refused
 
 log = structlog.get_logger()
 

@@ -7,7 +7,7 @@ maximum rate, and a connection that exceeds it is read more slowly. Nothing is d
 import time
 from collections.abc import Callable
 
-from porestream.server.watch.metrics import Closed
+from porestream.server.metrics import Closed
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _FRAME_HEADER_BYTES = 9

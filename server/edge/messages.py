@@ -6,7 +6,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import DecodeError
 
 from porestream.models.call.basecaller import Basecaller
-from porestream.server.streams import reads
+from porestream.server import reads
 from porestream.server.streams.books import Books
 from porestream.server.streams.session import Beat, CreditGrant, Drain, Output, Results
 from porestream.v1 import porestream_pb2 as pb

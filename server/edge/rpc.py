@@ -13,6 +13,8 @@ from google.protobuf.message import DecodeError
 
 from porestream.kernels.align.aligner import preset_for_model
 from porestream.models.files.chemistry import chemistry_of_run
+from porestream.server import reads
+from porestream.server.calling.revision import CALLING_REVISION
 from porestream.server.edge.guard import FIRST_REQUEST_TIMEOUT_S, Caller, caller
 from porestream.server.edge.messages import (
     ENCODINGS,
@@ -25,14 +27,12 @@ from porestream.server.edge.messages import (
 )
 from porestream.server.edge.pace import Pace
 from porestream.server.edge.security import Tokens
-from porestream.server.start.engine import Engine
-from porestream.server.start.revision import CALLING_REVISION
-from porestream.server.streams import reads
+from porestream.server.engine import Engine
+from porestream.server.metrics import STREAMS_ENDED, STREAMS_OPENED, STREAMS_RECONNECTED, TOKEN_STREAMS
+from porestream.server.reads import StreamFault
 from porestream.server.streams.books import StreamBooks
 from porestream.server.streams.budget import MAX_CHUNK_SAMPLES, MIN_CHUNK_CREDIT_SAMPLES
-from porestream.server.streams.reads import StreamFault
 from porestream.server.streams.results import MAX_OPEN_READS, ResultsSession, rejected_samples
-from porestream.server.watch.metrics import STREAMS_ENDED, STREAMS_OPENED, STREAMS_RECONNECTED, TOKEN_STREAMS
 from porestream.v1 import porestream_pb2 as pb
 from porestream.v1 import porestream_pb2_grpc as pb_grpc
 

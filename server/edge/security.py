@@ -22,9 +22,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-from porestream.server.start.settings import SettingsError
-from porestream.server.streams.reads import Priority
-from porestream.server.watch.metrics import SECRETS_STALE
+from porestream.server.metrics import SECRETS_STALE
+from porestream.server.reads import Priority
+from porestream.server.settings import SettingsError
 
 log = structlog.get_logger()
 

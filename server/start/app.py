@@ -26,26 +26,26 @@ from porestream.models.call.card import Card
 from porestream.models.call.cuda_runner import CudaRunner
 from porestream.models.files.bundle import load_bundle
 from porestream.models.files.catalog import models_to_serve
-from porestream.models.files.private_folder import default_cache_dir, private_cache_dir
+from porestream.models.private_folder import default_cache_dir, private_cache_dir
+from porestream.server.calling.device_use import DeviceUse
+from porestream.server.calling.pipeline import Pipeline
+from porestream.server.calling.scheduler import Scheduler
 from porestream.server.edge.front import Front, Limits, connection_limit
 from porestream.server.edge.guard import CallGuard, CallLimit
 from porestream.server.edge.messages import parse_request
 from porestream.server.edge.rpc import MAX_MESSAGE_BYTES, BasecallService
 from porestream.server.edge.security import Certificate, Tokens
+from porestream.server.engine import Engine
+from porestream.server.settings import Settings, SettingsError
 from porestream.server.start.devices import batch_decoder, keep_device_code, kernel_devices, open_card
-from porestream.server.start.engine import Engine
 from porestream.server.start.references import load_references, plan_references
-from porestream.server.start.settings import Settings, SettingsError
 from porestream.server.streams.books import Ledger
 from porestream.server.streams.budget import MemoryBudget
 from porestream.server.watch.collector import ServerCollector
-from porestream.server.watch.device_use import DeviceUse
 from porestream.server.watch.energy import find_meters
 from porestream.server.watch.monitor import Monitor
 from porestream.server.watch.status_page.page import StatusServer
 from porestream.server.watch.status_page.page import start as start_status_page
-from porestream.server.work.pipeline import Pipeline
-from porestream.server.work.scheduler import Scheduler
 from porestream.v1 import porestream_pb2 as pb
 from porestream.v1 import porestream_pb2_grpc as pb_grpc
 

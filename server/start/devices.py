@@ -10,8 +10,8 @@ from porestream.kernels.device import CardTooOld, Device, find_kernel_device
 from porestream.models.call.basecaller import decode_settings
 from porestream.models.call.card import Card, find_device
 from porestream.models.files.config import ModelConfig
-from porestream.models.files.private_folder import private_cache_dir, private_subfolder
-from porestream.server.start.settings import Settings, SettingsError
+from porestream.models.private_folder import private_cache_dir, private_subfolder
+from porestream.server.settings import Settings, SettingsError
 
 log = structlog.get_logger()
 

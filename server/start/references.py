@@ -20,7 +20,7 @@ from porestream.kernels.align.index import Index, build_index, index_beside, ind
 from porestream.kernels.align.mmi import MAGIC as MMI_MAGIC
 from porestream.kernels.device import CudaDevice, Device
 from porestream.models.call.card import Card
-from porestream.server.start.settings import Settings, SettingsError
+from porestream.server.settings import Settings, SettingsError
 
 log = structlog.get_logger()
 

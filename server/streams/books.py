@@ -4,9 +4,9 @@ import threading
 from collections import OrderedDict
 from dataclasses import dataclass, fields
 
-from porestream.server.streams.reads import Priority, ReadResult, Status
-from porestream.server.watch.device_use import ActivityClock
-from porestream.server.watch.metrics import TOKEN_SAMPLES_RECEIVED
+from porestream.server.calling.device_use import ActivityClock
+from porestream.server.metrics import TOKEN_SAMPLES_RECEIVED
+from porestream.server.reads import Priority, ReadResult, Status
 
 _KEPT_RUNS = 1000
 ENDS = ("called", "filtered", "rejected", "failed", "abandoned")

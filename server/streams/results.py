@@ -10,10 +10,16 @@ from typing import Protocol
 
 import structlog
 
-from porestream.server.streams import budget
-from porestream.server.streams.books import StreamBooks
-from porestream.server.streams.budget import CHUNK_OVERHEAD_BYTES, MAX_CHUNK_SAMPLES, READ_OVERHEAD_BYTES, MemoryBudget
-from porestream.server.streams.reads import (
+from porestream.server.calling.scheduler import Job
+from porestream.server.metrics import (
+    READ_LATENCY_SECONDS,
+    READS_DEFERRED,
+    READS_FAILED,
+    READS_REJECTED,
+    STAGE_WAIT_SECONDS,
+    Deferred,
+)
+from porestream.server.reads import (
     CallSettings,
     Chunk,
     InputFault,
@@ -24,16 +30,10 @@ from porestream.server.streams.reads import (
     StreamFault,
     max_encoded_bytes,
 )
+from porestream.server.streams import budget
+from porestream.server.streams.books import StreamBooks
+from porestream.server.streams.budget import CHUNK_OVERHEAD_BYTES, MAX_CHUNK_SAMPLES, READ_OVERHEAD_BYTES, MemoryBudget
 from porestream.server.streams.session import Output, Results, Session
-from porestream.server.watch.metrics import (
-    READ_LATENCY_SECONDS,
-    READS_DEFERRED,
-    READS_FAILED,
-    READS_REJECTED,
-    STAGE_WAIT_SECONDS,
-    Deferred,
-)
-from porestream.server.work.scheduler import Job
 
 log = structlog.get_logger()
 

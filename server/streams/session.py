@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Hashable
 from dataclasses import dataclass
 
+from porestream.server.reads import Chunk, ReadResult, StreamFault
 from porestream.server.streams.books import StreamBooks
 from porestream.server.streams.budget import (
     BYTES_PER_CREDIT_SAMPLE,
@@ -17,7 +18,6 @@ from porestream.server.streams.budget import (
     MIN_CHUNK_CREDIT_SAMPLES,
     MemoryBudget,
 )
-from porestream.server.streams.reads import Chunk, ReadResult, StreamFault
 
 _WINDOW_SAMPLES = 2_000_000  # credit that a stream gets in advance, memory permitting
 RETRY_S = 0.2  # how often a stream waiting for memory checks whether others must give some up

@@ -14,12 +14,12 @@ from prometheus_client.registry import Collector
 from porestream.kernels.align.device_aligner import DeviceAligner
 from porestream.kernels.align.hits import Failure
 from porestream.models.call.host import host_memory_bytes
-from porestream.server.start.engine import Engine
+from porestream.server import metrics
+from porestream.server.engine import Engine
+from porestream.server.metrics import Definition
+from porestream.server.reads import Priority, Reason, Stage
 from porestream.server.streams.books import ENDS
-from porestream.server.streams.reads import Priority, Reason, Stage
-from porestream.server.watch import metrics
 from porestream.server.watch.energy import Meter, Reading
-from porestream.server.watch.metrics import Definition
 from porestream.server.watch.monitor import Monitor
 
 log = structlog.get_logger()

@@ -17,7 +17,7 @@ from typing import Any
 
 import structlog
 
-from porestream.server.watch.metrics import LOG_LINES_DROPPED, Dropped
+from porestream.server.metrics import LOG_LINES_DROPPED, Dropped
 
 _QUEUED_LINES = 10_000
 _MAX_LINE_BYTES = 32 << 10

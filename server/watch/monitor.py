@@ -5,10 +5,10 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from porestream.server.edge.rpc import BasecallService
-from porestream.server.start.engine import Engine
+from porestream.server.engine import Engine
+from porestream.server.metrics import EVENT_LOOP_LAG_SECONDS
+from porestream.server.reads import Priority
 from porestream.server.streams.books import Books
-from porestream.server.streams.reads import Priority
-from porestream.server.watch.metrics import EVENT_LOOP_LAG_SECONDS
 
 _INTERVAL_S = 1.0
 

@@ -13,8 +13,8 @@ from click.testing import CliRunner, Result
 from porestream.cli.main import main
 from porestream.kernels.align.index import load_index
 from porestream.kernels.device import EmulatedDevice
+from porestream.server.settings import Settings
 from porestream.server.start.references import plan_references
-from porestream.server.start.settings import Settings
 
 
 @pytest.fixture

@@ -16,8 +16,8 @@ from click.testing import CliRunner, Result
 from porestream.cli.main import main
 from porestream.models.files.bundle import load_bundle
 from porestream.models.files.catalog import BUNDLED
-from porestream.server.start.engine import Engine
-from porestream.server.start.settings import Settings, SettingsError, load_settings
+from porestream.server.engine import Engine
+from porestream.server.settings import Settings, SettingsError, load_settings
 
 MakeBundle = Callable[..., Path]
 

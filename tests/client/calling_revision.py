@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from porestream.server.start.revision import CALLING_REVISION
+from porestream.server.calling.revision import CALLING_REVISION
 
 _FILE = Path(__file__).with_suffix(".json")
 
@@ -40,6 +40,6 @@ def check_digest(kind: str, records: Iterable[str]) -> None:
         _FILE.write_text(json.dumps(recorded, indent=2) + "\n")
     else:
         assert digest == known, (
-            "results have changed: raise CALLING_REVISION in server/start/revision.py and say there what changed, then "
+            "results have changed: raise CALLING_REVISION in server/calling/revision.py, say there what changed, then "
             "`make record-calling`; or undo what changed them"
         )

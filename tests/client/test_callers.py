@@ -11,8 +11,8 @@ from click.testing import CliRunner
 from porestream.cli.main import main
 from porestream.client import Pod5Source, ReadStatus, SyncBasecallClient
 from porestream.server.edge import rpc
-from porestream.server.streams.reads import StreamFault
-from porestream.server.watch.metrics import STREAMS_OPENED
+from porestream.server.metrics import STREAMS_OPENED
+from porestream.server.reads import StreamFault
 from porestream.v1 import porestream_pb2 as pb
 
 OLD, NEW = "dna_r9.4.1_e8.1_fast@v9", "dna_r10.4.1_e8.2_400bps_fast@v4.1.0"

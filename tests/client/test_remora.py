@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from porestream.server.streams.reads import CalledPart
+from porestream.server.reads import CalledPart
 
 CASES = json.loads(Path(__file__).with_name("remora_cases.json").read_text())["cases"]
 

@@ -16,7 +16,7 @@ from structlog.testing import capture_logs
 from porestream.client.client import BasecallClient, SyncBasecallClient
 from porestream.client.reads import ReadInfo, ReadResult, ReadStatus, RunInfo, SignalRead
 from porestream.client.stream import StreamOptions, _next_response
-from porestream.server.streams.reads import Chunk
+from porestream.server.reads import Chunk
 from porestream.server.streams.results import ResultsSession
 from porestream.v1 import porestream_pb2 as pb
 

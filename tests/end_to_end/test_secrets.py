@@ -45,7 +45,7 @@ READ_IDS = ["5ec7e75e", base64.b64encode(UUID(int=FIRST_ID).bytes).decode()[:12]
 # What nobody can provoke from outside: exceptions at reads whose adapters are to go, and at streams with this channel.
 SABOTAGED = f"""
 from porestream.cli.main import main
-from porestream.server.work import after_calling
+from porestream.server.calling import after_calling
 from porestream.server.streams import session
 def fail(*_):
     raise RuntimeError("sabotage")

@@ -15,9 +15,9 @@ import pytest
 from porestream.kernels import device as module
 from porestream.kernels import source
 from porestream.kernels.device import CudaDevice, DeviceError, EmulatedDevice, cuda_count, find_kernel_device
-from porestream.models.files.private_folder import UnsafeCacheError
+from porestream.models.private_folder import UnsafeCacheError
+from porestream.server.settings import Settings, SettingsError
 from porestream.server.start.devices import batch_decoder, keep_device_code, kernel_devices
-from porestream.server.start.settings import Settings, SettingsError
 
 
 class CompileError(Exception):

@@ -623,9 +623,7 @@ def test_a_cache_whose_name_others_can_change(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compilations: list[Sequence[str]]
 ) -> None:
     """The way to it is an open folder then, which g++ does not have."""
-    monkeypatch.setattr(
-        "porestream.models.files.private_folder._others_may_rename_in", lambda folder: folder == tmp_path
-    )
+    monkeypatch.setattr("porestream.models.private_folder._others_may_rename_in", lambda folder: folder == tmp_path)
     assert added(RawModule(ADD, ["-DBY=12"])) == 12
     assert added(RawModule(ADD, ["-DBY=12"])) == 12
     assert len(compilations) == 1

@@ -20,8 +20,8 @@ from porestream.models.call.chunk import ChunkPlan
 from porestream.models.call.cpu_runner import ROWS
 from porestream.models.call.decode import Decoded, NonFiniteScores
 from porestream.models.call.prepare import PreparedRead
-from porestream.models.call.scale import Scaling, med_mad_scaling, quantile_scaling
 from porestream.models.files.bundle import load_bundle
+from porestream.models.scale import Scaling, med_mad_scaling, quantile_scaling
 
 MakeBundle = Callable[..., Path]
 I16 = npt.NDArray[np.int16]

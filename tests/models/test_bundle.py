@@ -8,11 +8,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from porestream.models.call.scale import QuantileRule
 from porestream.models.files.bundle import ModelBundle, load_bundle
 from porestream.models.files.chemistry import Chemistry
 from porestream.models.files.config import ModelError
-from porestream.models.files.lstm import Lstms
+from porestream.models.networks.lstm import Lstms
+from porestream.models.scale import QuantileRule
 
 MakeBundle = Callable[..., Path]
 

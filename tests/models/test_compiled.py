@@ -12,9 +12,9 @@ from typing import Any
 import numba
 import pytest
 
+from porestream.models import private_folder
 from porestream.models.call.compiled import compile_cached, compile_kept
-from porestream.models.files import private_folder
-from porestream.models.files.private_folder import (
+from porestream.models.private_folder import (
     UnsafeCacheError,
     default_cache_dir,
     private_cache_dir,

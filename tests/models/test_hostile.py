@@ -18,9 +18,9 @@ from torch import nn
 from porestream.models.call.cpu_runner import CpuRunner
 from porestream.models.files.bundle import load_bundle
 from porestream.models.files.config import ModelError, load_config
-from porestream.models.files.config_values import LIMITS
 from porestream.models.files.pickled import FLOATING, UnsafeWeights, described
-from porestream.models.files.transformer import Transformer
+from porestream.models.networks.config_values import LIMITS
+from porestream.models.networks.transformer import Transformer
 
 TINY = Shape(release="v4", features=16, state_len=2, stride=5, winlen=9, chunk_size=1200, overlap=120)
 

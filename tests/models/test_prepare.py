@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from porestream.models.call.basecaller import Basecaller
 from porestream.models.call.chunk import Chunker
 from porestream.models.call.prepare import PreparedRead, prepare
-from porestream.models.call.scale import Measurement
 from porestream.models.files.bundle import load_bundle
+from porestream.models.scale import Measurement
 
 MakeBundle = Callable[..., Path]
 I16 = npt.NDArray[np.int16]

@@ -13,7 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from porestream.models.call.scale import (
+from porestream.models.scale import (
     Measurement,
     Scaling,
     Standardisation,

@@ -15,11 +15,11 @@ import reference_network as reference
 import torch
 from shapes import CONTAINERS, SHAPES, Shape, shape_config, shape_tensors, write_shape, write_torchscript
 
-from porestream.models.call.attention import WindowedAttention, rotated
 from porestream.models.call.cpu_runner import ROWS
 from porestream.models.call.network import Network
 from porestream.models.files.bundle import load_bundle
-from porestream.models.files.transformer import Transformer
+from porestream.models.networks.attention import WindowedAttention, rotated
+from porestream.models.networks.transformer import Transformer
 
 TINY = [name for name in SHAPES if name.startswith("tiny")]
 PUBLISHED_SIZES = {

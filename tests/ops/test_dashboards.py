@@ -14,7 +14,7 @@ import pytest
 import yaml
 from live import ROOT, Prometheus, module_at, prometheus, tool
 
-from porestream.server.watch import metrics
+from porestream.server import metrics
 
 RULES = sorted((ROOT / "deploy/prometheus").glob("*.yml"))
 boards = module_at(ROOT / "deploy/grafana/dashboards.py")

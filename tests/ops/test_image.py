@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from live import PORESTREAM, ROOT, free_port, wait_for
 
-from porestream.server.start.settings import environment_names
+from porestream.server.settings import environment_names
 
 TEXT = (ROOT / "Dockerfile").read_text()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())

@@ -13,8 +13,8 @@ import pytest
 import yaml
 from live import module_at, tool
 
+from porestream.server.settings import Settings, environment_names, load_settings
 from porestream.server.start.app import _LIVENESS
-from porestream.server.start.settings import Settings, environment_names, load_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPOSE = ROOT / "deploy" / "compose"

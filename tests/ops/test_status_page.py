@@ -13,7 +13,7 @@ import pytest
 from browser import Browser, open_browser
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from porestream.server.watch.metrics import DEFINITIONS
+from porestream.server.metrics import DEFINITIONS
 from porestream.server.watch.status_page.history import History
 from porestream.server.watch.status_page.page import StatusServer, start
 

@@ -4,8 +4,8 @@ import pytest
 from click.testing import CliRunner
 
 from porestream.cli.main import main
-from porestream.server.edge.address import wrong_address
-from porestream.server.start.settings import SettingsError, load_settings
+from porestream.server.address import wrong_address
+from porestream.server.settings import SettingsError, load_settings
 
 RIGHT = [
     "node7:50051",

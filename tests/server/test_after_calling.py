@@ -10,9 +10,9 @@ import pytest
 
 from porestream.client import ReadInfo, ReadStatus, RunInfo, SignalRead, StreamOptions, SyncBasecallClient
 from porestream.models.files.config import ModelConfig
-from porestream.server.streams.reads import CallSettings
-from porestream.server.work import after_calling
-from porestream.server.work.after_calling import Part
+from porestream.server.calling import after_calling
+from porestream.server.calling.after_calling import Part
+from porestream.server.reads import CallSettings
 
 RUN = RunInfo(run_id="run", sample_rate_hz=4000)
 BASES = 60

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from porestream.kernels.align.aligner import Alignment
-from porestream.server.streams.reads import Priority
-from porestream.server.watch.device_use import DeviceUse
-from porestream.server.work.align_queue import AlignQueue, ToAlign
+from porestream.server.calling.align_queue import AlignQueue, ToAlign
+from porestream.server.calling.device_use import DeviceUse
+from porestream.server.reads import Priority
 
 ALIGNMENT = Alignment(
     flag=0,

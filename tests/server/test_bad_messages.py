@@ -31,11 +31,11 @@ from pod5.signal_tools import vbz_compress_signal
 
 from porestream.client.reads import ReadInfo, RunInfo, SignalRead
 from porestream.client.wire import encode_read
+from porestream.server.calling.scheduler import Job
 from porestream.server.edge.messages import parse_request
+from porestream.server.reads import OpenRead
 from porestream.server.streams.budget import MAX_CHUNK_SAMPLES, MIN_CHUNK_CREDIT_SAMPLES
-from porestream.server.streams.reads import OpenRead
 from porestream.server.streams.session import Session
-from porestream.server.work.scheduler import Job
 from porestream.v1 import porestream_pb2 as pb
 from porestream.v1 import porestream_pb2_grpc as pb_grpc
 

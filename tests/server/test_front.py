@@ -16,7 +16,7 @@ from porestream.server.edge import front as front_module
 from porestream.server.edge import guard as guard_module
 from porestream.server.edge.front import Front, Limits, connection_limit, peer_name
 from porestream.server.edge.http2 import PREFACE, FrameMeter, Unwanted
-from porestream.server.start.settings import SettingsError
+from porestream.server.settings import SettingsError
 from porestream.v1 import porestream_pb2 as pb
 from porestream.v1 import porestream_pb2_grpc as pb_grpc
 

@@ -17,10 +17,10 @@ from porestream.client import BasecallClient, StreamOptions
 from porestream.client.reads import ReadInfo, ReadResult, RunInfo, SignalRead
 from porestream.client.stream import PRIORITIES
 from porestream.kernels.align.hits import Failure
-from porestream.server.streams.reads import Reason, Stage
-from porestream.server.watch import metrics
+from porestream.server import metrics
+from porestream.server.calling.device_use import ActivityClock, DeviceUse
+from porestream.server.reads import Reason, Stage
 from porestream.server.watch.collector import ServerCollector
-from porestream.server.watch.device_use import ActivityClock, DeviceUse
 from porestream.server.watch.energy import CardMeter, CpuMeter, Reading, readable_packages
 from porestream.server.watch.monitor import Monitor
 

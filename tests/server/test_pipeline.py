@@ -22,11 +22,11 @@ from porestream.client.reads import ReadInfo, RunInfo, SignalRead
 from porestream.client.stream import StreamOptions
 from porestream.models.call.basecaller import Basecaller
 from porestream.models.files.config import ModelError
-from porestream.models.files.private_folder import default_cache_dir
+from porestream.models.private_folder import default_cache_dir
+from porestream.server.settings import Settings, SettingsError, load_settings
 from porestream.server.start import devices
 from porestream.server.start.app import build_engine, load_models
 from porestream.server.start.devices import open_card
-from porestream.server.start.settings import Settings, SettingsError, load_settings
 
 StartServer = Callable[..., Any]
 

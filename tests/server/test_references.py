@@ -15,8 +15,8 @@ from porestream.kernels.align.device_aligner import BATCH_BASES, BYTES_A_BASE, M
 from porestream.kernels.align.fasta import ReferenceFileError, read_fasta
 from porestream.kernels.align.index import build_index
 from porestream.kernels.device import EmulatedDevice
+from porestream.server.settings import Settings, SettingsError
 from porestream.server.start.references import load_references, plan_references
-from porestream.server.start.settings import Settings, SettingsError
 
 DEVICE = EmulatedDevice()
 MODELS = ["dna_r10.4.1_e8.2_400bps_hac@v5.0.0"]

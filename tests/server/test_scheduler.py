@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from porestream.models.call.chunk import Chunker
 from porestream.models.call.prepare import PreparedRead
-from porestream.models.call.scale import Scaling
-from porestream.server.streams.reads import CallSettings, OpenRead, Priority
-from porestream.server.work.scheduler import Batch, Job, Scheduler
+from porestream.models.scale import Scaling
+from porestream.server.calling.scheduler import Batch, Job, Scheduler
+from porestream.server.reads import CallSettings, OpenRead, Priority
 
 CHUNKER = Chunker(1200, 120, 6)
 

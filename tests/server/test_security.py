@@ -25,9 +25,9 @@ from porestream.client.channel import Credentials, open_channel
 from porestream.client.stream import ServerLost, ServerRefused
 from porestream.server.edge import rpc
 from porestream.server.edge.security import Certificate, Role, Tokens
-from porestream.server.start.settings import SettingsError, load_settings
-from porestream.server.streams.reads import Priority
-from porestream.server.watch.metrics import SECRETS_STALE, TOKEN_SAMPLES_RECEIVED, TOKEN_STREAMS
+from porestream.server.metrics import SECRETS_STALE, TOKEN_SAMPLES_RECEIVED, TOKEN_STREAMS
+from porestream.server.reads import Priority
+from porestream.server.settings import SettingsError, load_settings
 from porestream.v1 import porestream_pb2 as pb
 from porestream.v1 import porestream_pb2_grpc as pb_grpc
 

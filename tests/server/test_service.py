@@ -17,7 +17,7 @@ from porestream.client.client import BasecallClient, SyncBasecallClient
 from porestream.client.reads import ReadInfo, ReadResult, ReadStatus, RunInfo, SignalRead
 from porestream.client.stream import ServerRefused, StreamOptions
 from porestream.client.wire import encode_read
-from porestream.server.watch.metrics import BATCH_STREAMS, STREAMS_ENDED
+from porestream.server.metrics import BATCH_STREAMS, STREAMS_ENDED
 from porestream.v1 import porestream_pb2 as pb
 from porestream.v1 import porestream_pb2_grpc as pb_grpc
 

@@ -11,15 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from porestream.server.streams.books import Books, Ledger, StreamBooks
-from porestream.server.streams.budget import (
-    BYTES_PER_CREDIT_SAMPLE,
-    MAX_CHUNK_SAMPLES,
-    MIN_CHUNK_CREDIT_SAMPLES,
-    BudgetError,
-    MemoryBudget,
-)
-from porestream.server.streams.reads import (
+from porestream.server.calling.scheduler import Job
+from porestream.server.reads import (
     Calibration,
     CalledPart,
     CallSettings,
@@ -30,9 +23,16 @@ from porestream.server.streams.reads import (
     Status,
     StreamFault,
 )
+from porestream.server.streams.books import Books, Ledger, StreamBooks
+from porestream.server.streams.budget import (
+    BYTES_PER_CREDIT_SAMPLE,
+    MAX_CHUNK_SAMPLES,
+    MIN_CHUNK_CREDIT_SAMPLES,
+    BudgetError,
+    MemoryBudget,
+)
 from porestream.server.streams.results import GATHER_S, MAX_OPEN_READS, ResultsSession
 from porestream.server.streams.session import RETRY_S, Beat, CreditGrant, Drain, Results
-from porestream.server.work.scheduler import Job
 
 SETTINGS = CallSettings(model="model", sample_rate_hz=4000)
 MIB = 1 << 20

@@ -18,7 +18,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
-from porestream.server.watch.metrics import DEFINITIONS
+from porestream.server.metrics import DEFINITIONS
 from porestream.server.watch.status_page import history as history_module
 from porestream.server.watch.status_page import page as page_module
 from porestream.server.watch.status_page import web

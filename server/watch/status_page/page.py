@@ -19,7 +19,7 @@ from prometheus_client import Metric
 from prometheus_client.exposition import choose_encoder, gzip_accepted
 from prometheus_client.registry import Collector
 
-from porestream.server.streams.reads import Priority
+from porestream.server.reads import Priority
 from porestream.server.watch.status_page.history import History, Snapshot, increase, snapshot
 from porestream.server.watch.status_page.web import Request, Response, WebServer
 

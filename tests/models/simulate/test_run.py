@@ -16,7 +16,7 @@ import pytest
 from pod5 import EndReasonEnum
 
 from porestream.client.sources.pod5_source import Pod5Source
-from porestream.models.call.scale import leader_samples, quantile_scaling
+from porestream.models.scale import leader_samples, quantile_scaling
 from porestream.models.simulate.flowcell import PA_PER_ADC, FlowCell, Place, digitise, draw_end_reason
 from porestream.models.simulate.pore import PoreModel
 from porestream.models.simulate.reference import Reference

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from porestream.models.call.scale import QuantileRule, quantile_scaling
+from porestream.models.scale import QuantileRule, quantile_scaling
 from porestream.models.simulate.pore import PoreModel
 from porestream.models.simulate.signal import SignalNoise
 from porestream.models.train.arrays import TrainingRead

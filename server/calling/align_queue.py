@@ -12,9 +12,9 @@ import structlog
 
 from porestream.kernels.align.aligner import Alignment
 from porestream.kernels.align.device_aligner import DeviceAligner
-from porestream.server.watch.device_use import DeviceUse
-from porestream.server.watch.metrics import STAGE_SECONDS, STAGE_WAIT_SECONDS
-from porestream.server.work.scheduler import Job
+from porestream.server.calling.device_use import DeviceUse
+from porestream.server.calling.scheduler import Job
+from porestream.server.metrics import STAGE_SECONDS, STAGE_WAIT_SECONDS
 
 log = structlog.get_logger()
 

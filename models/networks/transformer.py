@@ -6,8 +6,8 @@ Dimensions: T time steps before upsampling.
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from porestream.models.files.config_values import Unsupported, finite, whole, within_limits
-from porestream.models.files.encoder import FLOAT32_BYTES, INT64_BYTES, Encoder, Table
+from porestream.models.networks.config_values import Unsupported, finite, whole, within_limits
+from porestream.models.networks.encoder import FLOAT32_BYTES, INT64_BYTES, Encoder, Table
 
 if TYPE_CHECKING:
     from torch import nn
@@ -114,7 +114,7 @@ class Transformer(Encoder):
         return {f"{name}.deepnorm_alpha": f"{name}.self_attn.Wqkv.weight" for name in names}
 
     def build(self, rows: int) -> "nn.Module":
-        from porestream.models.call.attention import TransformerEncoder
+        from porestream.models.networks.attention import TransformerEncoder
 
         return TransformerEncoder(self, rows)
 

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from porestream.models.files.config_values import Unsupported, whole
-from porestream.models.files.encoder import FLOAT32_BYTES, Encoder, Table
+from porestream.models.networks.config_values import Unsupported, whole
+from porestream.models.networks.encoder import FLOAT32_BYTES, Encoder, Table
 
 if TYPE_CHECKING:
     from torch import nn
@@ -53,7 +53,7 @@ class Lstms(Encoder):
         }
 
     def build(self, rows: int) -> "nn.Module":
-        from porestream.models.call.recurrent import Recurrent
+        from porestream.models.networks.recurrent import Recurrent
 
         return Recurrent(self)
 

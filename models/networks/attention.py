@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from porestream.models.files.transformer import BLOCK_STEPS, Transformer
+from porestream.models.networks.transformer import BLOCK_STEPS, Transformer
 
 _RMS_EPSILON = 1e-5
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from porestream.kernels.align.aligner import Alignment
 from porestream.models.call.decode import Decoded
 from porestream.models.call.prepare import PreparedRead
-from porestream.server.work.after_calling import Part
+from porestream.server.calling.after_calling import Part
 
 
 @dataclass(slots=True, eq=False, kw_only=True)

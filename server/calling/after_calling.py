@@ -11,7 +11,7 @@ from porestream.models.call.adapters import trim_adapters
 from porestream.models.call.basecaller import CalledRead
 from porestream.models.call.quality import mean_qscore
 from porestream.models.files.config import ModelConfig
-from porestream.server.streams.reads import CallSettings, Status
+from porestream.server.reads import CallSettings, Status
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

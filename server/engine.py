@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 from porestream.kernels.align.aligner import Aligner
 from porestream.models.call.basecaller import Basecaller
+from porestream.server.calling.pipeline import Pipeline
+from porestream.server.calling.scheduler import Scheduler
 from porestream.server.streams.books import Ledger
 from porestream.server.streams.budget import MemoryBudget
-from porestream.server.work.pipeline import Pipeline
-from porestream.server.work.scheduler import Scheduler
 
 
 @dataclass(frozen=True, kw_only=True)

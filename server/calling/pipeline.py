@@ -18,11 +18,13 @@ from porestream.kernels.align.device_aligner import DeviceAligner
 from porestream.models.call.basecaller import Basecaller, finish
 from porestream.models.call.decode import Decoded
 from porestream.models.call.prepare import PreparedRead
-from porestream.models.call.scale import Measurement
 from porestream.models.files.config import ModelError
-from porestream.server.streams.reads import CalledPart, InputFault, ReadResult, Reason, Stage, Status, Timings
-from porestream.server.watch.device_use import DeviceUse
-from porestream.server.watch.metrics import (
+from porestream.models.scale import Measurement
+from porestream.server.calling.after_calling import after_calling, rate
+from porestream.server.calling.align_queue import AlignQueue, ToAlign
+from porestream.server.calling.device_use import DeviceUse
+from porestream.server.calling.scheduler import Batch, Job, Scheduler, Task
+from porestream.server.metrics import (
     ALIGNMENT_IDENTITY,
     BATCH_FILL,
     BATCH_STREAMS,
@@ -32,9 +34,7 @@ from porestream.server.watch.metrics import (
     STAGE_SECONDS,
     STAGE_WAIT_SECONDS,
 )
-from porestream.server.work.after_calling import after_calling, rate
-from porestream.server.work.align_queue import AlignQueue, ToAlign
-from porestream.server.work.scheduler import Batch, Job, Scheduler, Task
+from porestream.server.reads import CalledPart, InputFault, ReadResult, Reason, Stage, Status, Timings
 
 log = structlog.get_logger()
 

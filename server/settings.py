@@ -17,7 +17,7 @@ from pydantic_settings import (
 )
 
 from porestream.kernels.align.aligner import PRESETS
-from porestream.server.edge.address import wrong_address
+from porestream.server.address import wrong_address
 
 _PREFIX = "PORESTREAM_"
 _MODELS = "PORESTREAM_MODELS"

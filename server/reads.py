@@ -38,7 +38,7 @@ class Status(Enum):
 class Priority(Enum):
     """Scheduling class; the value is the head start that others have over it, in samples of service.
 
-    LIVE has its own lane (server/work/scheduler.py), where the value doesn't apply.
+    LIVE has its own lane (server/calling/scheduler.py), where the value doesn't apply.
     """
 
     LIVE = 0

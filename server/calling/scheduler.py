@@ -23,8 +23,8 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from porestream.models.call.chunk import Piece
-from porestream.server.streams.reads import CallSettings, OpenRead, Priority, ReadResult
-from porestream.server.work.read_work import Work
+from porestream.server.calling.read_work import Work
+from porestream.server.reads import CallSettings, OpenRead, Priority, ReadResult
 
 _MAX_OVERTAKEN_S = 2.0
 _LIVE_LEAD_SAMPLES = 200_000  # how far LIVE may be ahead of its share at any time

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from porestream.models.files.lstm import Lstms
+from porestream.models.networks.lstm import Lstms
 
 
 class Recurrent(nn.ModuleList):

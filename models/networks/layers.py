@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from porestream.models.files.config_values import Unsupported, finite, whole
-from porestream.models.files.encoder import Encoder
-from porestream.models.files.lstm import Lstms
-from porestream.models.files.transformer import Transformer
+from porestream.models.networks.config_values import Unsupported, finite, whole
+from porestream.models.networks.encoder import Encoder
+from porestream.models.networks.lstm import Lstms
+from porestream.models.networks.transformer import Transformer
 
 _ACTIVATIONS = ("swish", "tanh")
 

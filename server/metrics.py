@@ -450,7 +450,7 @@ def reference_page() -> str:
     lines = [
         "# Metrics",
         "`porestream serve --metrics-port P` serves these metrics at `/metrics`, and a status page at `/`. `make docs`",
-        "generates this page from `server/watch/metrics.py`.",
+        "generates this page from `server/metrics.py`.",
     ]
     for question in Question:
         lines += ["", f"## {question.value}", "| Metric | Type | Unit | Labels | What it is |", "|---|---|---|---|---|"]

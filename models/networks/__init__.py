@@ -1,0 +1,1 @@
+"""Kinds of networks: their descriptions, tensors and modules."""
