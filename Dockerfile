@@ -1,4 +1,4 @@
-# Two images: `docker build --target cpu .` and `docker build --target gpu .`; docs/deploy.md says more.
+# Two images: `docker build --target cpu .` and `docker build --target gpu .`; docs/operate/deploy.md says more.
 
 # ---- What builds. mappy is built from source: a C compiler, and the headers of zlib and Python.
 FROM debian:bookworm-slim AS build

@@ -30,7 +30,7 @@ help:
 	@echo 'make soak            call for an hour over connections that keep breaking; check that memory does not grow'
 	@echo 'make record-calling  record the digests for a new calling revision'
 	@echo 'make gpu-check       on a machine with an NVIDIA GPU: run the GPU tests, compare kernels and bases, measure speed'
-	@echo 'make docs            generate docs/cli.md, docs/metrics.md, the dashboards and the PrometheusRule from code'
+	@echo 'make docs            generate docs/use/cli.md, docs/operate/metrics.md, the dashboards and the PrometheusRule from code'
 	@echo 'make stubs           generate the stubs of the wire contract'
 	@echo 'make lock            pin the newest versions that pyproject.toml allows'
 
@@ -140,8 +140,8 @@ $(GPU_VENV)/.ready: pyproject.toml requirements.lock | system
 
 # The files that are generated from code.
 docs: setup
-	$(BIN)/python -m porestream.cli.help_pages > docs/cli.md
-	$(BIN)/python -m porestream.server.metrics > docs/metrics.md
+	$(BIN)/python -m porestream.cli.help_pages > docs/use/cli.md
+	$(BIN)/python -m porestream.server.metrics > docs/operate/metrics.md
 	$(BIN)/python deploy/grafana/dashboards.py
 	$(BIN)/python deploy/kubernetes/prometheus_rule.py
 	$(BIN)/python docs/images/road.py

@@ -5,7 +5,7 @@ interleaved, and medians given, as ratios to reads of 100,000 samples, or to one
 second are from the first read to the last result. Processor time is of all processes, less that of start and stop
 (a call of one read of 1,000 samples); other work on the machine hardly changes it.
 
-    python benchmarks/reads.py --csv docs/performance/reads.csv --plot docs/performance/reads.png
+    python benchmarks/reads.py --csv docs/inside/performance/reads.csv --plot docs/inside/performance/reads.png
     python benchmarks/reads.py --quick         few samples, once, start and stop not taken off: that the table comes out
 """
 

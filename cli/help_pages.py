@@ -1,4 +1,4 @@
-"""Generate docs/cli.md from the commands: `python -m porestream.cli.help_pages > docs/cli.md` (`make docs`)."""
+"""Generate docs/use/cli.md from the commands: `python -m porestream.cli.help_pages > docs/use/cli.md` (`make docs`)."""
 
 import inspect
 import re

@@ -31,7 +31,7 @@ ELSEWHERE = {
     "aligner": "is dorado's; porestream aligns reads as it calls them: porestream call --reference",
     "summary": "is dorado's; use porestream call --emit-summary",
     "trim": "is dorado's; porestream call trims adapters, unless --no-trim is given",
-    "download": "is dorado's; porestream downloads nothing: docs/models/directories.md says where to get models",
+    "download": "is dorado's; porestream downloads nothing: docs/use/models/directories.md says where to get models",
     **dict.fromkeys(
         ("demux", "duplex", "correct", "polish", "variant"), "is dorado's; porestream has nothing like it yet"
     ),

@@ -1,4 +1,4 @@
-"""Every server metric, defined once. `make docs` generates docs/metrics.md from here.
+"""Every server metric, defined once. `make docs` generates docs/operate/metrics.md from here.
 
 To add one, define it here and use it where the thing happens. `counter`, `gauge` and `histogram` return an object to
 count with; `pulled` metrics are read when Prometheus scrapes (collector.py). Label values come from closed sets: never
@@ -59,7 +59,7 @@ class Question(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Definition:
-    """One metric as shown in docs/metrics.md; `kind` is "counter", "gauge" or "histogram"."""
+    """One metric as shown in docs/operate/metrics.md; `kind` is "counter", "gauge" or "histogram"."""
 
     name: str
     kind: str
@@ -446,7 +446,7 @@ CERTIFICATE_EXPIRY = pulled(
 
 
 def reference_page() -> str:
-    """Return docs/metrics.md."""
+    """Return docs/operate/metrics.md."""
     lines = [
         "# Metrics",
         "`porestream serve --metrics-port P` serves these metrics at `/metrics`, and a status page at `/`. `make docs`",

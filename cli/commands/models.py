@@ -15,7 +15,7 @@ from porestream.cli.text import escaped
 if TYPE_CHECKING:
     from porestream.models.files.chemistry import Chemistry
 
-_HOW_TO_GET_THEM = "docs/models/directories.md says how to get ONT's"
+_HOW_TO_GET_THEM = "docs/use/models/directories.md says how to get ONT's"
 
 
 @click.command(short_help="List the models you have, and which of them run.")

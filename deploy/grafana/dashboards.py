@@ -583,7 +583,7 @@ ERRORS = Dashboard(
             Panel(
                 "Rejected, by reason",
                 "si:reads/s",
-                "The input is at fault. docs/runbooks/PorestreamReadsRejected.md says what each reason means.",
+                "The input is at fault. docs/operate/runbooks/PorestreamReadsRejected.md says what each reason means.",
                 {"sum by (reason) (rate(porestream_reads_rejected_total{@}[$__rate_interval]))": "{{reason}}"},
                 stacked=True,
             ),

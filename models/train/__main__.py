@@ -40,7 +40,7 @@ def main() -> None:
         export run/state.pt porestream_dna_r10.4.1_400bps_fast@v1
         evaluate reads.pod5 --bam calls.bam --model porestream_dna_r10.4.1_400bps_fast@v1 --json real.json
         curve --log run/log.jsonl --evaluation real.json --table curve.csv --png curve.png
-    docs/models/training.md has the whole recipe.
+    docs/inside/training.md has the whole recipe.
     """
 
 

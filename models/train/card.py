@@ -6,7 +6,7 @@ from typing import Any
 _TEMPLATE = """\
 # {name}
 Basecaller for nanopore DNA, R10.4.1 chemistry at 400 bases/s: 5 kHz signal, and 4 kHz signal interpolated to it.
-{parameters:,} parameters, trained from random weights by this project (docs/models/training.md says how); no vendor's
+{parameters:,} parameters, trained from random weights by this project (docs/inside/training.md says how); no vendor's
 weights were used. It is there so that a fresh installation can call today's chemistry offline. **ONT's models call
 better**: where accuracy matters and their licence suits, use those.
 

@@ -2,7 +2,7 @@
 
 gRPC's own server has no limit per peer, crashes if certificates change while many clients connect (grpc/grpc#36693),
 and keeps memory for useless frames. So it listens on a Unix socket in a folder that only this user can enter, and gets
-only what passes the checks here. They run in a separate thread with its own event loop: docs/decisions/0009.
+only what passes the checks here. They run in a separate thread with its own event loop: docs/inside/decisions/0009.
 """
 
 import asyncio

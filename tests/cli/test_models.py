@@ -148,7 +148,7 @@ def test_a_folder_without_models_says_so(tmp_path: Path) -> None:
     result = models(tmp_path)
     assert result.exit_code == 0
     assert f"{tmp_path}: no models in it" in result.stderr
-    assert "docs/models/directories.md" in result.stderr
+    assert "docs/use/models/directories.md" in result.stderr
     assert [line.split()[0] for line in result.stdout.splitlines()] == ["name", BUNDLED.name]
     result = models()  # nobody made the default folder yet
     assert result.exit_code == 0

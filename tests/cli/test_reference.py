@@ -1,4 +1,4 @@
-"""docs/cli.md, and what other tools' words get."""
+"""docs/use/cli.md, and what other tools' words get."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_the_page_is_the_code() -> None:
-    assert (ROOT / "docs/cli.md").read_text() == reference(), "run `make docs`"
+    assert (ROOT / "docs/use/cli.md").read_text() == reference(), "run `make docs`"
 
 
 @pytest.mark.parametrize("flag", REFUSED)

@@ -1,4 +1,4 @@
-"""Tags and header, one by one, against what dorado's and ONT's specifications say of them: docs/files.md."""
+"""Tags and header, one by one, against what dorado's and ONT's specifications say of them: docs/use/files.md."""
 
 import re
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from made_up_results import CONTIGS, IDENTITY, RUN_A, RUNS, SEQUENCES, make_resu
 from porestream.client.outputs.writers import OutputSettings, RecordWriter
 from porestream.client.reads import ReadResult
 
-DOCS = Path(__file__).parents[2] / "docs/files.md"
+DOCS = Path(__file__).parents[2] / "docs/use/files.md"
 CHIMERIC, REPEATED, SPLIT = 4, 8, 12
 Value = Callable[[ReadResult], object]
 

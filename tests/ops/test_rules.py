@@ -11,7 +11,7 @@ import yaml
 from live import ROOT, tool
 
 RULES = sorted((ROOT / "deploy/prometheus").glob("*.yml"))
-RUNBOOKS = ROOT / "docs/runbooks"
+RUNBOOKS = ROOT / "docs/operate/runbooks"
 ALERTS: dict[str, dict[str, Any]] = {
     rule["alert"]: rule
     for path in RULES

@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_the_page_is_the_code() -> None:
-    assert (ROOT / "docs/metrics.md").read_text() == metrics.reference_page(), "run `make docs`"
+    assert (ROOT / "docs/operate/metrics.md").read_text() == metrics.reference_page(), "run `make docs`"
 
 
 @pytest.mark.parametrize("definition", metrics.DEFINITIONS, ids=lambda definition: definition.name)
