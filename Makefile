@@ -15,13 +15,14 @@ GPU_VENV ?= .gpu-venv
 GPU_INDEX ?=
 CUDA ?= 13
 
-.PHONY: help system setup demo test ops-check ops-system lint bench compare-bonito compare-remora attack chaos soak record-calling gpu-check docs stubs lock clean
+.PHONY: help system setup demo test ops-check ops-system lint format bench compare-bonito compare-remora attack chaos soak record-calling gpu-check docs stubs lock clean
 
 help:
 	@echo 'make demo            install, then simulate a small run, call and align it, and compare with the truth'
 	@echo 'make test            install, then run the tests'
 	@echo 'make ops-check       test metrics, rules, dashboards, status page, image and manifests with a real Prometheus and browser'
-	@echo 'make lint            run ruff and mypy, and check the import rules and the wire contract'
+	@echo 'make lint            run ruff and mypy, and check Markdown, spelling, the import rules and the wire contract'
+	@echo 'make format          format code and Markdown'
 	@echo 'make bench           measure speed and memory, and print Markdown tables'
 	@echo "make compare-bonito  compare scores and speed with bonito's own modules, in a separate environment"
 	@echo "make compare-remora  check that Remora can read our move tables, in a separate environment"
@@ -88,13 +89,25 @@ ops-system:
 		else echo "missing system packages; please run: sudo $$install" >&2; exit 1; fi; \
 	fi
 
+# Without the pages that `make docs` makes.
+MARKDOWN = $$(git ls-files '*.md' | grep -vE 'docs/(use/cli|operate/metrics|inside/imports)\.md')
+SPELLED = $$(git ls-files | grep -vE '\.(lock|json|svg|png|safetensors|pt|csv)$$')
+MDFORMAT = $(BIN)/mdformat --wrap 120 --number --compact-tables
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(MDFORMAT) --check $(MARKDOWN)
+	$(BIN)/codespell $(SPELLED)
 	$(BIN)/mypy
 	$(BIN)/mypy benchmarks
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/buf lint
+
+format: setup
+	$(BIN)/ruff check -q --fix .
+	$(BIN)/ruff format -q .
+	$(MDFORMAT) $(MARKDOWN)
 
 bench: setup
 	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 PYTHON=$(PYTHON) TORCH_VERSION=$(TORCH_VERSION) \

@@ -210,7 +210,7 @@ def find_kernel_device(name: str, **cuda: Any) -> Device:
         raise DeviceError(f"kernels cannot run on {name!r}; use cuda, cuda:N or emulated")
     count = cuda_count()
     if int(index or 0) >= count:
-        raise DeviceError(f"device {name}: CuPy finds {count} GPU(s); docs/operate/gpu.md says how to install it")
+        raise DeviceError(f"device {name}: CuPy finds {count} GPU(s): see docs/operate/gpu.md")
     device = CudaDevice(index=int(index or 0), **cuda)
     if device.arch < _LEAST_ARCH:
         raise CardTooOld(f"device {name} is sm_{device.arch}; the kernels need sm_{_LEAST_ARCH} (A100) or newer")

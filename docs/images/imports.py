@@ -10,8 +10,8 @@ TARGET = Path(__file__).resolve().parent.parent / "inside" / "imports.md"
 _PACKAGES = ("server", "models", "kernels", "client", "cli")
 _INTRODUCTION = """# Imports
 
-Made by `make docs`. An arrow means "imports". Arrows that follow from others are left out: if `start` imports `edge` and
-`edge` imports `streams`, `start` may import `streams`. `make lint` fails on an import that runs up or in a circle
+Made by `make docs`. An arrow means "imports". Arrows that follow from others are left out: if `start` imports `edge`
+and `edge` imports `streams`, `start` may import `streams`. `make lint` fails on an import that runs up or in a circle
 (`tool.importlinter` in pyproject.toml).
 """
 

@@ -29,7 +29,7 @@ def find_device(name: str) -> torch.device:
         return torch.device("cpu")
     if not found:
         why = "finds no GPU or driver" if torch.version.cuda else "is a build without CUDA"
-        raise ModelError(f"device {name}: PyTorch {torch.__version__} {why}; docs/operate/gpu.md says how to install it")
+        raise ModelError(f"device {name}: PyTorch {torch.__version__} {why}: see docs/operate/gpu.md")
     index = int(name.partition(":")[2] or 0)
     if index >= torch.cuda.device_count():
         raise ModelError(f"device {name}: PyTorch finds {torch.cuda.device_count()} GPU(s), numbered from 0")

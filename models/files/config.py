@@ -13,8 +13,9 @@ from porestream.models.networks.config_values import finite, whole, within_limit
 from porestream.models.networks.layers import Layers, listed_layers, transformer_layers, v3_layers
 from porestream.models.scale import STRATEGIES, QuantileRule, Standardisation
 
-# For fast v3 models, the only v3 models we measured: docs/inside/decisions/0002. dorado scales every v3 model by "quantile"
-# and uses its blank_score unchanged; `[scaling] strategy = "quantile"` and `[decoder] stay_score = 2.0` do the same.
+# For fast v3 models, the only v3 models we measured: docs/inside/decisions/0002. dorado scales every v3 model by
+# "quantile" and uses its blank_score unchanged; `[scaling] strategy = "quantile"` and `[decoder] stay_score = 2.0` do
+# the same.
 _FAST_V3_SCALING, _FAST_V3_STAY_CORRECTION, _FAST_STATE_LEN = "med_mad", -0.5, 3
 
 _ALPHABET = ["N", "A", "C", "G", "T"]

@@ -109,7 +109,7 @@ def test_other_names_are_refused(name: str) -> None:
 def test_a_card_that_is_not_there_is_refused(cupy: StandIn) -> None:
     assert cuda_count() == 2
     assert find_kernel_device("cuda:1") == CudaDevice(index=1)
-    with pytest.raises(DeviceError, match=r"device cuda:2: CuPy finds 2 GPU\(s\); docs/operate/gpu.md"):
+    with pytest.raises(DeviceError, match=r"device cuda:2: CuPy finds 2 GPU\(s\): see docs/operate/gpu.md"):
         find_kernel_device("cuda:2")
 
 
