@@ -339,7 +339,8 @@ def main() -> None:
             flush=True,
         )
         problems += [f"{row.name}: {problem}" for problem in row.problems]
-    sys.exit("\n".join(problems))
+    if problems:
+        raise SystemExit("\n".join(problems))
 
 
 if __name__ == "__main__":
