@@ -1,16 +1,16 @@
-# Two images: `docker build --target cpu .` and `docker build --target gpu .`; docs/operate/deploy.md says more.
+# Two images: `docker build --target cpu .` and `docker build --target gpu .`. See docs/operate/deploy.md.
 
-# ---- What builds. mappy is built from source: a C compiler, and the headers of zlib and Python.
+# ---- Build stages. mappy is built from source, which needs a C compiler and the headers of zlib and Python.
 FROM debian:bookworm-slim AS build
 RUN apt-get update \
     && apt-get install -y --no-install-recommends ca-certificates gcc libc6-dev python3 python3-dev python3-venv zlib1g-dev \
     && rm -rf /var/lib/apt/lists/*
 WORKDIR /build
-# The lock also holds for what pip fetches to build with, which `-c` alone does not.
+# PIP_CONSTRAINT applies the lock to build dependencies, too; `-c` alone would not.
 ENV PIP_CONSTRAINT=/build/requirements.lock PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_COMPILE=1 \
     PATH=/opt/porestream/bin:$PATH
 COPY pyproject.toml requirements.lock ./
-# The dependencies alone, so that a change of the code does not install torch again. pip goes at the end.
+# Install only the dependencies here, so that a code change does not reinstall torch. pip is removed at the end.
 RUN python3 -m venv /opt/porestream \
     && pip install -c requirements.lock setuptools \
     && python -c 'import tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
@@ -29,20 +29,20 @@ COPY src src
 RUN pip wheel --no-deps --no-build-isolation -w /wheels .
 
 FROM build AS build-cpu
-# PyPI's torch for Linux brings CUDA: this one does not.
+# PyPI's torch for Linux includes CUDA; this one does not.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 RUN pip install --no-deps --index-url "$TORCH_INDEX" "torch==$(sed -n 's/^torch==//p' requirements.lock)+cpu" \
     && pip install -c requirements.lock -r server.txt
 COPY --from=wheel /wheels /wheels
-# Compiled here, as the root file system may be read-only. Unchecked: nothing there changes, so that times need not agree.
-# torch/testing has a file in the syntax of a later Python.
+# Compile now, because the root file system may be read-only at run time. unchecked-hash, because these files never
+# change, so their times need not match. torch/testing has a file with the syntax of a later Python.
 RUN pip install --no-deps /wheels/*.whl \
     && pip check \
     && pip uninstall -y pip \
     && python -m compileall -q -j 0 -x torch/testing --invalidation-mode unchecked-hash /opt/porestream/lib
 
 FROM build AS build-gpu
-# CUDA's major version. 13 is what PyPI's torch brings; for 12 torch has an index of its own (GPU_INDEX: another one).
+# CUDA's major version. PyPI's torch includes CUDA 13; for CUDA 12, torch has its own index. GPU_INDEX overrides it.
 ARG CUDA=13
 ARG GPU_INDEX=
 RUN if [ "$CUDA" = 12 ]; then GPU_INDEX="${GPU_INDEX:-https://download.pytorch.org/whl/cu126}"; fi \
@@ -57,7 +57,7 @@ RUN pip install --no-deps /wheels/*.whl \
     && pip uninstall -y pip \
     && python -m compileall -q -j 0 -x torch/testing --invalidation-mode unchecked-hash /opt/porestream/lib
 
-# ---- What runs.
+# ---- Runtime stages.
 FROM debian:bookworm-slim AS runtime
 RUN apt-get update \
     && apt-get install -y --no-install-recommends python3 zlib1g \
@@ -65,8 +65,8 @@ RUN apt-get update \
     && useradd --system --uid 10001 --user-group --home-dir /cache --no-create-home porestream \
     && install -d -o porestream -g porestream /cache \
     && install -d /models /references
-# HOME: libraries that keep files (CuPy, the driver) keep them in the cache. numba's code is not compiled here: it is
-# for the CPU on which it is made, and another one would compile it again; a /cache that is kept saves those seconds.
+# HOME makes libraries that keep files (CuPy, the driver) keep them in the cache. numba's code is not compiled at build
+# time, because it only fits the CPU that compiled it. Keeping /cache saves the seconds of compiling it at each start.
 ENV PATH=/opt/porestream/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
@@ -88,21 +88,21 @@ CMD ["serve"]
 HEALTHCHECK --interval=10s --timeout=10s --start-period=300s --retries=3 CMD ["porestream", "health"]
 
 FROM runtime AS gpu
-# Read by NVIDIA's container toolkit, which brings the driver in.
+# NVIDIA's container toolkit reads these and provides the driver.
 ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
 COPY --from=build-gpu /opt/porestream /opt/porestream
 ARG VERSION=
 ARG REVISION=
 ARG CREATED=
 LABEL org.opencontainers.image.title="porestream" \
-      org.opencontainers.image.description="Nanopore basecalling and alignment over gRPC, on an NVIDIA card" \
+      org.opencontainers.image.description="Nanopore basecalling and alignment over gRPC, on an NVIDIA GPU" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="$VERSION" \
       org.opencontainers.image.revision="$REVISION" \
       org.opencontainers.image.created="$CREATED"
 USER 10001:10001
 
-# The last one: what is built without --target.
+# The last stage, so `docker build` without --target builds this one.
 FROM runtime AS cpu
 COPY --from=build-cpu /opt/porestream /opt/porestream
 ARG VERSION=

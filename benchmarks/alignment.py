@@ -1,10 +1,10 @@
-"""Alignment on a device against minimap2 on all cores: how alike, how fast, and which kernel takes how long.
+"""Compare alignment on a device with minimap2 on all cores: agreement, speed, and the time of each kernel.
 
-    python benchmarks/alignment.py                                        reads of a made-up genome, on the emulator
+    python benchmarks/alignment.py                                        reads from a made-up genome, on the emulator
     python benchmarks/alignment.py --device cuda --reference REF --reads READS.fastq
 
-The emulator's speed says nothing of a card's. minimap2 looks at every anchor in reach (max_chain_skip at infinity), as
-kernels do.
+The emulator's speed says nothing about a GPU's. minimap2 considers every anchor in reach (max_chain_skip is infinite),
+as the kernels do.
 """
 
 import argparse
@@ -38,7 +38,7 @@ _REPEATS = 3
 
 @dataclass(kw_only=True)
 class Comparison:
-    """What became of the same reads."""
+    """How the alignments of the same reads compare."""
 
     kinds: Counter[str]
     sure: int = 0
@@ -49,8 +49,8 @@ class Comparison:
 
 
 KINDS = {"same", "cigar", "score", "mapq", "secondary", "supplementary", "ends", "place"}
-"""How two alignments of a read may differ: not at all; in CIGARs of one score; in scores; in MAPQ alone; in which
-secondary or supplementary ones there are; in where the primary ends; in its place. Nothing is left over."""
+"""How two alignments of a read may differ: not at all, in CIGARs with the same score, in scores, only in MAPQ, in their
+secondary or supplementary alignments, in where the primary ends, or in its place. This covers every case."""
 
 
 def kind_of(ours: list[Alignment], theirs: list[Alignment]) -> str:
@@ -76,7 +76,7 @@ def kind_of(ours: list[Alignment], theirs: list[Alignment]) -> str:
 
 
 def is_same_place(one: Alignment, other: Alignment) -> bool:
-    """Whether they are on one strand and overlap."""
+    """Whether they are on the same strand and overlap."""
     return (
         one.reference_name == other.reference_name
         and (one.flag ^ other.flag) & REVERSE == 0
@@ -101,7 +101,7 @@ def compare(ours: list[list[Alignment]], theirs: list[list[Alignment]]) -> Compa
 
 @dataclass(frozen=True, kw_only=True)
 class Figures:
-    """What `measure` found; speeds in million bases a second."""
+    """The results of `measure`; speeds are in million bases per second."""
 
     preset: str
     reads: int
@@ -117,7 +117,7 @@ class Figures:
 
 @contextmanager
 def timed_kernels(device: Device) -> Iterator[dict[str, float]]:
-    """Seconds of each kernel, by name; each is waited for, which takes time of its own."""
+    """Measure the seconds spent in each kernel, by name. Waiting for each kernel adds some time of its own."""
     seconds: defaultdict[str, float] = defaultdict(float)
     launch = source.Kernel.__call__
 
@@ -136,7 +136,7 @@ def timed_kernels(device: Device) -> Iterator[dict[str, float]]:
 
 
 def measure(device: Device, reference: Path, reads: list[Read], preset: str, folder: Path) -> Figures:
-    """Align the reads on both; medians of three runs."""
+    """Align the reads on both, and return the medians of three runs."""
     cores = os.cpu_count() or 1
     minimap2 = load_reference(reference, preset=preset, cache_dir=None, threads=cores, all_anchors=True)
     build_index(reference, read_fasta(reference), PRESETS[preset], folder / f"{preset.replace(':', '-')}.psindex")
@@ -183,7 +183,7 @@ def _median_s(work: Callable[[], object]) -> float:
 
 
 def made_up(folder: Path, count: int) -> tuple[Path, list[Read]]:
-    """A genome and reads of it."""
+    """Make up a genome and reads from it."""
     rng = np.random.default_rng(1)
     sequences = simulated_reads.genome(rng)
     path = folder / "genome.fa"
@@ -192,7 +192,7 @@ def made_up(folder: Path, count: int) -> tuple[Path, list[Read]]:
 
 
 def table(found: list[Figures]) -> str:
-    """As Markdown."""
+    """Return the figures as a Markdown table."""
 
     def share(part: int, whole: int) -> str:
         return f"{part / whole:.1%}" if whole else "-"
@@ -225,12 +225,12 @@ def table(found: list[Figures]) -> str:
 
 
 def main() -> None:
-    """Measure, and print."""
+    """Measure and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="emulated", help="emulated, cuda or cuda:N (default: emulated)")
     parser.add_argument("--reference", type=Path, help="FASTA (default: a made-up genome)")
     parser.add_argument("--reads", type=Path, help="FASTQ or FASTA (default: made up)")
-    parser.add_argument("--count", type=int, default=500, help="reads that are made up (default: 500)")
+    parser.add_argument("--count", type=int, default=500, help="number of made-up reads (default: 500)")
     arguments = parser.parse_args()
     device = find_kernel_device(arguments.device)
     with tempfile.TemporaryDirectory() as name:

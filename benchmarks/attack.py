@@ -1,9 +1,10 @@
-"""An honest stream beside one peer's attacks (attackers.py), and what they cost the server: `make attack`.
+"""Attack a server from one peer (attackers.py), and measure an honest stream and the server meanwhile: `make attack`.
 
-The server has the first core and one worker; everybody else shares the second, attackers at the lowest priority.
-Beside each attack: the honest stream's speed against that just before, the most memory since the idle server, and
-health checks as Kubernetes makes them, twice a second. Fails where the stream is slower than 60% of before or a read
-of its was not called, memory is beyond the budget by more than a quarter, or a check fails.
+The server has the first core and one worker. Everything else shares the second core, with the attackers at the lowest
+priority. During each attack this measures the honest stream's speed compared with just before, the peak memory above
+that of the idle server, and health checks as Kubernetes makes them, twice a second. It fails if the stream drops below
+60% of its earlier speed, one of its reads is not called, memory exceeds the budget by more than a quarter, or a health
+check fails.
 """
 
 import argparse
@@ -47,12 +48,12 @@ _spawn = multiprocessing.get_context("spawn")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """Of one attack."""
+    """What one attack did, and what happened to the honest stream and the server."""
 
     name: str
     did: str
     speed_before: float
-    """Samples a second."""
+    """Samples per second."""
     speed: float
     memory_bytes: int
     slowest_check_s: float
@@ -62,9 +63,9 @@ class Outcome:
 
     @property
     def problems(self) -> list[str]:
-        """Why it fails."""
+        """Why this attack counts as a failure; empty if it does not."""
         found = {
-            f"the honest stream had {self.speed / self.speed_before:.0%}": self.speed < LEAST_SHARE * self.speed_before,
+            f"speed was {self.speed / self.speed_before:.0%} of before": self.speed < LEAST_SHARE * self.speed_before,
             f"memory grew by {self.memory_bytes >> 20} MB": self.memory_bytes > MOST_MEMORY * BUDGET_BYTES,
             f"{self.failed_checks} health checks failed": self.failed_checks,
             f"{self.lost_reads} reads were not called": self.lost_reads,
@@ -79,7 +80,7 @@ def _free_port() -> int:
 
 
 def _issue(authority: trustme.CA, folder: Path) -> None:
-    """A certificate in the place of the one before, file by file, as tools do it."""
+    """Replace the certificate file by file, as tools do it."""
     issued = authority.issue_cert("localhost")
     (folder / "new.key").write_bytes(issued.private_key_pem.bytes())
     (folder / "new.crt").write_bytes(b"".join(pem.bytes() for pem in issued.cert_chain_pems))
@@ -88,7 +89,7 @@ def _issue(authority: trustme.CA, folder: Path) -> None:
 
 
 def _relay(port: int, ready: "Synchronized[int]") -> None:
-    """Connections to the server that come from the attacker's address."""
+    """Relay connections to the server from the attacker's address."""
 
     async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -124,7 +125,10 @@ def _attack(name: str, victim: Victim, stop: Event, told: "multiprocessing.Queue
 def _be_honest(
     victim: Victim, folder: Path, stop: Event, samples: "Synchronized[int]", lost: "Synchronized[int]"
 ) -> None:
-    """A stream of reads without end: mostly short, each tenth of half a million samples. Each must be called, once."""
+    """Stream reads until `stop`: mostly short ones, and every tenth has half a million samples.
+
+    Each must be called exactly once.
+    """
     credentials = Credentials(tls=True, authority_file=victim.authority, token_file=folder / "honest.token")
     signals = [steps(_SHORT_SAMPLES) for _ in range(9)] + [steps(_LONG_SAMPLES)]
     sent, came = set(), set()
@@ -146,7 +150,7 @@ def _be_honest(
 
 
 class Checks:
-    """Liveness and readiness at the health port, each on a connection of its own as the kubelet's are."""
+    """Checks liveness and readiness at the health port, each on its own connection as the kubelet does."""
 
     def __init__(self, port: int) -> None:
         self.slowest_s, self.failed = 0.0, 0
@@ -174,7 +178,7 @@ class Checks:
 
 
 class Field:
-    """A server on the first core with an honest stream, for attacks one after another."""
+    """A server on the first core with an honest stream, attacked by one attack after another."""
 
     def __init__(self, folder: Path, model: str, log: str) -> None:
         self._folder, self._authority = folder, trustme.CA()
@@ -202,7 +206,7 @@ class Field:
         with open("/dev/full" if log == "full disk" else os.devnull, "w") as sink:
             self._server = subprocess.Popen(
                 [*command, *(str(word) for flag in flags.items() for word in flag)],
-                stderr=subprocess.PIPE if log == "full pipe" else sink,  # which nobody reads: it holds 64 KB
+                stderr=subprocess.PIPE if log == "full pipe" else sink,  # nobody reads the pipe, which holds 64 KB
             )
         os.sched_setaffinity(0, self._cores[1:2] or self._cores)
         relay_port = _spawn.Value("i", 0)
@@ -229,7 +233,7 @@ class Field:
         _wait_until(lambda: self._samples.value > 16 * _LONG_SAMPLES)
 
     def close(self) -> int:
-        """Let the honest stream end; how many of its reads were lost, or never came."""
+        """Let the honest stream end; return how many of its reads were lost, or never came back."""
         self._stop_honest.set()
         self._honest.join(120)
         lost = self._lost.value + (self._honest.exitcode != 0)
@@ -241,14 +245,14 @@ class Field:
         return int(lost)
 
     def attack(self, name: str, seconds: float) -> Outcome:
-        """One attack, of so many seconds."""
+        """Run one attack for this long."""
         before = self._speed(seconds)
         Path(f"/proc/{self._server.pid}/clear_refs").write_text("5")
         lost = self._lost.value
         stop, told = _spawn.Event(), _spawn.Queue()
         attacker = _spawn.Process(target=_attack, args=(name, self._victim, stop, told), daemon=True)
         attacker.start()
-        time.sleep(2.0)  # until it has imported what it needs
+        time.sleep(2.0)  # it takes this long to import what it needs
         checks = Checks(self._victim.health_port)
         rotations = threading.Thread(target=self._rotate, args=(seconds,)) if "rotations" in name else None
         if rotations:
@@ -282,7 +286,7 @@ class Field:
             time.sleep(seconds / ROTATIONS)
 
     def _speed(self, seconds: float) -> float:
-        """Of the honest stream, samples a second."""
+        """Return the honest stream's speed in samples per second."""
         began_s, before = time.monotonic(), self._samples.value
         time.sleep(seconds)
         return float(self._samples.value - before) / (time.monotonic() - began_s)
@@ -302,12 +306,12 @@ def _wait_until(is_so: Callable[[], bool]) -> None:
     deadline_s = time.monotonic() + 120
     while not is_so():
         if time.monotonic() > deadline_s:
-            raise SystemExit("attack: the server did not start, or calls nothing")
+            raise SystemExit("attack: the server did not start, or does not call anything")
         time.sleep(0.1)
 
 
 def outcomes(names: list[str], seconds: float, model: str) -> Iterator[Outcome]:
-    """Of these attacks; what fills the log is done once more to servers whose log goes nowhere."""
+    """Yield the outcomes of these attacks. Those that fill the log also run against servers whose log is blocked."""
     for log in ("", "full disk", "full pipe"):
         chosen = [name for name in names if not log or name in FILL_THE_LOG]
         if not chosen:
@@ -321,11 +325,16 @@ def outcomes(names: list[str], seconds: float, model: str) -> Iterator[Outcome]:
 
 
 def main() -> None:
-    """Print the table."""
+    """Run the attacks and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("attacks", nargs="*", metavar="ATTACK", help=f"any of: {'; '.join(ATTACKS)} (default: all)")
-    parser.add_argument("--seconds", type=float, default=15, help="of each attack, and before it (default: 15)")
-    parser.add_argument("--model", default="auto", help="of the server (default: the one that ships)")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=15,
+        help="length of each attack, and of the measurement before it (default: 15)",
+    )
+    parser.add_argument("--model", default="auto", help="the server's model (default: the bundled one)")
     options = parser.parse_args()
     if unknown := set(options.attacks) - set(ATTACKS):
         parser.error(f"unknown attack: {', '.join(unknown)}")

@@ -1,7 +1,7 @@
-"""What a peer may do to a server that it does not mean well with; attack.py measures what becomes of others meanwhile.
+"""Attacks that a malicious peer may make on a server. attack.py measures how other clients fare meanwhile.
 
-Each attack is a function that goes on until `stop` and returns in a few words what it did. All come from one address of
-the loopback, and where they have a token it is the attacker's. Nothing here leaves this machine.
+Each attack is a function that runs until `stop` and returns a few words about what it did. All of them use one loopback
+address, and if they need a token, the attacker's. Nothing here leaves this machine.
 """
 
 import contextlib
@@ -31,27 +31,27 @@ ATTACKERS_ADDRESS = "127.0.0.66"
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _HEADERS, _SETTINGS, _PING, _WINDOW_UPDATE = 1, 4, 6, 8
 _END_HEADERS = 4
-_POST = b"\x83\x86\x84"  # of HPACK's table: POST, http, /
+_POST = b"\x83\x86\x84"  # from HPACK's static table: POST, http, /
 _FIRST_OF_OWN_TABLE = b"\xbe"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Victim:
-    """Where the server is."""
+    """How to reach the server."""
 
     port: int
     health_port: int
     metrics_port: int
     authority: Path
     relay_port: int = 0
-    """Of a relay whose connections to the server come from the attacker's address: gRPC cannot choose its own."""
+    """Port of a relay that connects to the server from the attacker's address, which gRPC cannot choose itself."""
 
 
 Attack = Callable[[Victim, str, Event], str]
 
 
 def _many(count: int, one: Callable[[], object]) -> None:
-    """Do it in so many threads until all are done; what is refused is no matter."""
+    """Run `one` in this many threads and wait for all of them; ignore refusals."""
 
     def attempt() -> None:
         with contextlib.suppress(OSError, grpc.RpcError):
@@ -76,7 +76,7 @@ def _encrypted(victim: Victim) -> ssl.SSLSocket:
 
 @contextlib.contextmanager
 def _channel(victim: Victim, port: int | None = None) -> Iterator[grpc.Channel]:
-    """From the attacker's address with TLS to the main port; or in the clear to another. A connection of its own."""
+    """Open a separate connection: from the attacker's address to the main port with TLS, or to `port` in plaintext."""
     options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_send_message_length", -1)]
     if port is None:
         secure = grpc.ssl_channel_credentials(victim.authority.read_bytes())
@@ -92,14 +92,14 @@ def _bearer(token: str) -> list[tuple[str, str]]:
 
 
 def steps(samples: int) -> np.ndarray[tuple[int], np.dtype[np.int16]]:
-    """Signal with steps as real one has."""
+    """Make signal with steps, like real signal."""
     rng = np.random.default_rng(samples)
     levels_S = rng.normal(500, 80, samples // 9 + 1).repeat(9)[:samples]
     return (levels_S + rng.normal(0, 12, samples)).astype(np.int16)
 
 
 def read_of(signal_S: np.ndarray[tuple[int], np.dtype[np.int16]], run: str) -> SignalRead:
-    """A read that nobody has sent before."""
+    """Make a read that nobody has sent before."""
     return SignalRead(
         ReadInfo(
             read_id=uuid4(),
@@ -116,7 +116,7 @@ def read_of(signal_S: np.ndarray[tuple[int], np.dtype[np.int16]], run: str) -> S
 
 
 def storms(victim: Victim, _token: str, stop: Event) -> str:
-    """100 clients at a time shake hands, go, and come back."""
+    """Let 100 clients at a time do a TLS handshake, leave, and come back."""
     shaken: list[str | None] = []
 
     def meet() -> None:
@@ -129,7 +129,7 @@ def storms(victim: Victim, _token: str, stop: Event) -> str:
 
 
 def _silent(port: int, stop: Event) -> str:
-    """700 connections at a time that say nothing, each made anew when it is closed."""
+    """Hold 700 connections at a time that send nothing, and reopen each when it is closed."""
     made = itertools.count()
 
     def wait() -> None:
@@ -148,16 +148,16 @@ def _silent(port: int, stop: Event) -> str:
 
 
 def silent(victim: Victim, _token: str, stop: Event) -> str:
-    """At the main port."""
+    """Hold silent connections to the main port."""
     return _silent(victim.port, stop)
 
 
 def silent_at_health(victim: Victim, _token: str, stop: Event) -> str:
-    """At the health port."""
+    """Hold silent connections to the health port."""
     return _silent(victim.health_port, stop)
 
 
-# frames of HTTP/2
+# HTTP/2 frames
 
 
 def _frame(kind: int, payload: bytes, flags: int = 0, stream: int = 0) -> bytes:
@@ -165,7 +165,7 @@ def _frame(kind: int, payload: bytes, flags: int = 0, stream: int = 0) -> bytes:
 
 
 def _flood(victim: Victim, stop: Event, opening: bytes, more: Iterator[bytes]) -> str:
-    """Four connections that send frames as fast as they are taken, each made anew when it is closed."""
+    """Send frames on four connections as fast as the server takes them, and reopen each when it is closed."""
     sent = Counter[str]()
 
     def send() -> None:
@@ -186,22 +186,22 @@ def _flood(victim: Victim, stop: Event, opening: bytes, more: Iterator[bytes]) -
 
 
 def settings_flood(victim: Victim, _token: str, stop: Event) -> str:
-    """SETTINGS, each to be acknowledged."""
+    """Send SETTINGS frames, each of which the server must acknowledge."""
     return _flood(victim, stop, b"", itertools.repeat(_frame(_SETTINGS, struct.pack(">HI", 3, 100)) * 500))
 
 
 def ping_flood(victim: Victim, _token: str, stop: Event) -> str:
-    """PING, each to be answered."""
+    """Send PING frames, each of which the server must answer."""
     return _flood(victim, stop, b"", itertools.repeat(_frame(_PING, bytes(8)) * 500))
 
 
 def window_flood(victim: Victim, _token: str, stop: Event) -> str:
-    """WINDOW_UPDATE of one byte each."""
+    """Send WINDOW_UPDATE frames of one byte each."""
     return _flood(victim, stop, b"", itertools.repeat(_frame(_WINDOW_UPDATE, struct.pack(">I", 1)) * 500))
 
 
 def hpack_bomb(victim: Victim, _token: str, stop: Event) -> str:
-    """A header of 4,000 bytes in the connection's table, and blocks that name it 16,000 times, one byte each."""
+    """Put a 4,000-byte header in the connection's table, and send blocks that name it 16,000 times, a byte each."""
     size = 4000 - 127
     header = b"\x40\x05x-big\x7f" + bytes([size % 128 + 128, size // 128]) + 4000 * b"a"
 
@@ -218,7 +218,7 @@ def hpack_bomb(victim: Victim, _token: str, stop: Event) -> str:
 def _calls_that_stay(
     victim: Victim, stop: Event, open_one: Callable[[grpc.Channel], "grpc.Call"], port: int | None = None
 ) -> str:
-    """200 calls at a time on 20 connections, each made anew when it is ended."""
+    """Hold 200 calls at a time on 20 connections, and reopen each when it ends."""
     ends = Counter[str]()
     with contextlib.ExitStack() as stack:
         channels = [stack.enter_context(_channel(victim, port)) for _ in range(20)]
@@ -244,17 +244,17 @@ def _watch_health(channel: grpc.Channel) -> grpc.Call:
 
 
 def health_watchers(victim: Victim, _token: str, stop: Event) -> str:
-    """Health.Watch at the main port, for which no token is needed."""
+    """Hold Health.Watch calls at the main port, which need no token."""
     return _calls_that_stay(victim, stop, _watch_health)
 
 
 def watchers_at_health(victim: Victim, _token: str, stop: Event) -> str:
-    """Health.Watch at the health port."""
+    """Hold Health.Watch calls at the health port."""
     return _calls_that_stay(victim, stop, _watch_health, victim.health_port)
 
 
 def stats_watchers(victim: Victim, token: str, stop: Event) -> str:
-    """WatchStats."""
+    """Hold WatchStats calls."""
     request = pb.WatchStatsRequest()
     return _calls_that_stay(
         victim,
@@ -266,7 +266,7 @@ def stats_watchers(victim: Victim, token: str, stop: Event) -> str:
 def _talk(
     victim: Victim, token: str, stop: Event, requests: Iterator[pb.StreamReadsRequest]
 ) -> Iterator[pb.StreamReadsResponse]:
-    """What the server answers in a stream of its own connection; it is cut at `stop`."""
+    """Yield the server's responses in a stream on its own connection, which is cut at `stop`."""
     with _channel(victim) as channel, contextlib.suppress(grpc.RpcError):
         call = pb_grpc.BasecallServiceStub(channel).StreamReads(requests, metadata=_bearer(token))
         threading.Thread(target=lambda: (stop.wait(), call.cancel()), daemon=True).start()
@@ -279,7 +279,7 @@ def _waiting(stop: Event, *first: pb.StreamReadsRequest) -> Iterator[pb.StreamRe
 
 
 def unopened_streams(victim: Victim, token: str, stop: Event) -> str:
-    """Streams whose first message does not come."""
+    """Start streams but never send their first message."""
     return _calls_that_stay(
         victim,
         stop,
@@ -293,7 +293,7 @@ def _opening(priority: pb.Priority = pb.PRIORITY_STANDARD, run: str = "attack") 
 
 
 def idle_streams(victim: Victim, token: str, stop: Event) -> str:
-    """Streams that are opened and send nothing."""
+    """Open streams and send nothing."""
     return _calls_that_stay(
         victim,
         stop,
@@ -307,7 +307,7 @@ def idle_streams(victim: Victim, token: str, stop: Event) -> str:
 
 
 def _messages(victim: Victim, token: str, stop: Event, message: bytes, **options: object) -> str:
-    """The same first message in new streams, eight at a time, 20 times in each."""
+    """Send the same first message in new streams, eight at a time, 20 times in each."""
     ends = Counter[str]()
 
     def send() -> None:
@@ -328,7 +328,7 @@ def _messages(victim: Victim, token: str, stop: Event, message: bytes, **options
 
 
 def protobuf_bomb(victim: Victim, token: str, stop: Event) -> str:
-    """A request full of empty chunks, which `open` replaces: small on the wire, large when parsed."""
+    """Send a request full of empty chunks, which `open` then replaces: small on the wire, large when parsed."""
     chunk = b"\x1a\x00"
     signal = chunk * 500_000
     field = pb.StreamReadsRequest.DESCRIPTOR.fields_by_name["signal"].number
@@ -341,18 +341,18 @@ def protobuf_bomb(victim: Victim, token: str, stop: Event) -> str:
 
 
 def gzip_bomb(victim: Victim, token: str, stop: Event) -> str:
-    """64 MB of zeros, compressed by gRPC to 64 KB."""
+    """Send 64 MB of zeros, which gRPC compresses to 64 KB."""
     bomb = pb.StreamReadsRequest(signal=pb.SignalBatch(batch_seq=1, chunks=[pb.ReadChunk(signal=bytes(64 << 20))]))
     return _messages(victim, token, stop, bomb.SerializeToString(), compression=grpc.Compression.Gzip)
 
 
 def odd_runs(victim: Victim, token: str, stop: Event) -> str:
-    """A run that nobody can have."""
+    """Open streams for a run with an impossible id."""
     return _messages(victim, token, stop, _opening(run="r" * 1_000_000).SerializeToString())
 
 
 def rejected_reads(victim: Victim, token: str, stop: Event) -> str:
-    """Reads whose signal is garbage, as fast as they are taken."""
+    """Send reads with garbage for signal, as fast as the server takes them."""
     sent = Counter[str]()
 
     def send() -> None:
@@ -397,11 +397,11 @@ def rejected_reads(victim: Victim, token: str, stop: Event) -> str:
     return f"{sent['reads']:,} reads"
 
 
-# streams that take what they can get
+# streams that take all they can get
 
 
 def _stream(victim: Victim, token: str, stop: Event, priority: pb.Priority, samples: int, *, ends: bool) -> None:
-    """Send reads of so many samples within the credit; of those that never end ten grow in turns."""
+    """Send reads of this many samples within the credit. If they never end, let ten of them grow in turn."""
     template = list(encode_read(read_of(steps(samples), "attack")).chunks)
     credit, done, opened = [0], [0], threading.Event()
 
@@ -469,22 +469,22 @@ def _streams(
 
 
 def never_ended_reads(victim: Victim, token: str, stop: Event) -> str:
-    """Reads that grow until no memory is left, and do not end."""
+    """Send reads that never end and grow until no memory is left."""
     return _streams(victim, token, stop, pb.PRIORITY_STANDARD, ends=False)
 
 
 def live_claim(victim: Victim, token: str, stop: Event) -> str:
-    """Work without end that claims to be live."""
+    """Send endless reads that claim to be live."""
     return _streams(victim, token, stop, pb.PRIORITY_LIVE)
 
 
 def short_live_claim(victim: Victim, token: str, stop: Event) -> str:
-    """The same of short reads, whose last chunks fill no batch."""
+    """Do the same with short reads, whose last chunks do not fill a batch."""
     return _streams(victim, token, stop, pb.PRIORITY_LIVE, 1500)
 
 
 def status_page(victim: Victim, _token: str, stop: Event) -> str:
-    """30 clients that ask for the status page's figures all the time."""
+    """Let 30 clients request the status page's figures all the time."""
     asked = itertools.count()
 
     def ask() -> None:
@@ -500,7 +500,7 @@ def status_page(victim: Victim, _token: str, stop: Event) -> str:
 
 
 def reconnects(victim: Victim, token: str, stop: Event) -> str:
-    """Streams that are opened and cut, on connections of their own, as fast as it goes."""
+    """Open and cut streams, each on its own connection, as fast as possible."""
     opened = itertools.count()
 
     def come_and_go() -> None:

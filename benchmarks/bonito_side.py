@@ -1,7 +1,7 @@
-"""Runs bonito's own network modules on a CPU; compare_bonito.py calls it with the Python of bonito's environment.
+"""Run bonito's own network modules on a CPU. compare_bonito.py runs this with the Python of bonito's environment.
 
-Imports bonito and copies nothing of it. Of bonito only `bonito.nn` and `bonito.crf.model` are imported: the packages
-above them would draw in its command line and its decoder, with ten dependencies that a network does not need.
+It imports bonito and copies nothing from it. It imports only `bonito.nn` and `bonito.crf.model`: the packages above
+them would pull in bonito's command line and decoder, with ten dependencies that a network does not need.
 
 Dimensions: N chunks, S samples, T time steps, C transition scores.
 """
@@ -29,7 +29,7 @@ QUIET = 0.93
 
 
 def bonito_model_class() -> Any:
-    """bonito's `bonito.crf.model.Model`, imported without running the packages' own `__init__`."""
+    """Return bonito's `bonito.crf.model.Model`, imported without running the packages' own `__init__`."""
     spec = importlib.util.find_spec("bonito")
     if spec is None or not spec.submodule_search_locations:
         raise SystemExit("bonito is not installed in this environment")
@@ -42,9 +42,10 @@ def bonito_model_class() -> Any:
 
 
 def load_model(directory: Path) -> Any:
-    """bonito's model with a directory's weights: `weights_1.tar` of its own, or dorado's, by name.
+    """Load bonito's model with a directory's weights: bonito's own `weights_1.tar`, or dorado's, matched by name.
 
-    `9.linear.bias` is `encoder.9.linear.bias`; so only of v3, where dorado and bonito count layers alike.
+    Dorado's `9.linear.bias` is `encoder.9.linear.bias`. This works only for v3, where dorado and bonito number the
+    layers in the same way.
     """
     config = tomllib.loads((directory / "config.toml").read_text())
     model = bonito_model_class()(config)
@@ -58,17 +59,17 @@ def load_model(directory: Path) -> Any:
                 f"encoder.{file.name.removesuffix('.tensor')}": next(iter(module.parameters())).detach()
                 for file, module in modules.items()
             }
-    model.load_state_dict(weights)  # strict: every parameter of bonito's, and no other
+    model.load_state_dict(weights)  # strict: exactly bonito's parameters
     return model.eval()
 
 
 def fuse(model: Any) -> Any:
-    """The model as bonito calls with it: its batch norms made part of the convolutions before them."""
+    """Return the model as bonito uses it for calling, with batch norms fused into the convolutions before them."""
     return model.apply(importlib.import_module("bonito.nn").fuse_bn_)
 
 
 def drop_blanks(scores_TNC: torch.Tensor, model: Any) -> torch.Tensor:
-    """Scores without the fixed one of staying, which bonito puts before every state's four."""
+    """Drop the fixed score for staying, which bonito puts before every state's four scores."""
     T, N, _ = scores_TNC.shape
     states = model.seqdist.n_base**model.seqdist.state_len
     if scores_TNC.shape[2] == 4 * states:
@@ -77,10 +78,11 @@ def drop_blanks(scores_TNC: torch.Tensor, model: Any) -> torch.Tensor:
 
 
 def measure(model: Any, chunks_N1S: torch.Tensor, size: int, threads: int, runs: int) -> tuple[float, int]:
-    """Median samples a second of the passes that had their cores to themselves, and how many those were.
+    """Return the median samples per second of the passes that had their cores to themselves, and their number.
 
-    Threads that wait for each other at every step become many times slower when something else takes one of their
-    cores. Such a pass says nothing of bonito: it shows in the processor time, which falls below threads x wall time.
+    Threads that wait for each other at every step become many times slower if something else takes one of their cores.
+    Such a pass says nothing about bonito. It can be recognized by its processor time, which is well below threads x
+    wall time.
     """
     parts = torch.split(chunks_N1S, size)
     model(parts[0])
@@ -100,11 +102,11 @@ def measure(model: Any, chunks_N1S: torch.Tensor, size: int, threads: int, runs:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", type=Path)
-    parser.add_argument("chunks", type=Path, help=".npy of chunks_NS, float32, normalised")
-    parser.add_argument("results", type=Path, help=".npz to write")
+    parser.add_argument("chunks", type=Path, help=".npy file with chunks_NS, float32, normalised")
+    parser.add_argument("results", type=Path, help=".npz file to write")
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--batches", required=True)
-    parser.add_argument("--scored", type=int, required=True, help="chunks whose scores are written")
+    parser.add_argument("--scored", type=int, required=True, help="number of chunks to write scores for")
     parser.add_argument("--runs", type=int, required=True)
     options = parser.parse_args()
 

@@ -1,4 +1,4 @@
-"""What chaos.py and soak.py need: a proxy that cuts connections, a server on a port, its books in a scrape."""
+"""Tools for chaos.py and soak.py: a proxy that cuts connections, a server on a port, and its books from a scrape."""
 
 import asyncio
 import itertools
@@ -21,11 +21,11 @@ from servers import Server, _start
 
 UP, DOWN = "up", "down"
 Link = tuple[asyncio.StreamWriter, asyncio.StreamWriter]
-_RESET = b"\1\0\0\0\0\0\0\0"  # SO_LINGER of 0 seconds: a close is a reset
+_RESET = b"\1\0\0\0\0\0\0\0"  # SO_LINGER of 0 seconds makes a close a reset
 
 
 class Proxy:
-    """A TCP proxy on a port of this machine; it cuts connections at any byte, and stops forwarding when told to."""
+    """A TCP proxy on a local port. It can cut connections at any byte, and stop forwarding."""
 
     def __init__(self, upstream: int, rate_bytes_s: float | None = None) -> None:
         self.passed = {UP: 0, DOWN: 0}
@@ -41,7 +41,7 @@ class Proxy:
         self._running.wait()
 
     def cut_after(self, way: str, count: int, reset: bool) -> None:
-        """Cut the connection that carries the `count`th byte from now on; by a reset, or as a peer that closes."""
+        """Cut the connection that carries the `count`th byte from now on, by a reset or by closing it normally."""
         self._left[way] = count, reset
 
     def cut(self, reset: bool) -> None:
@@ -54,11 +54,11 @@ class Proxy:
         self._loop.call_soon_threadsafe(self._thawed.clear)
 
     def thaw(self) -> None:
-        """Go on with what was held back."""
+        """Resume forwarding, starting with what was held back."""
         self._loop.call_soon_threadsafe(self._thawed.set)
 
     def close(self) -> None:
-        """Cut all, and take no more."""
+        """Cut all connections and accept no more."""
         self._loop.call_soon_threadsafe(self._closing.set)
         self._thread.join()
 
@@ -122,7 +122,7 @@ class Proxy:
 
 
 def free_port() -> int:
-    """One that no outgoing connection takes while a server is away from it."""
+    """Return a free port that no outgoing connection will take while the server on it is down."""
     while True:
         port = random.randrange(20_000, 32_000)
         with socket.socket() as probe:
@@ -131,7 +131,7 @@ def free_port() -> int:
 
 
 class TcpServer(Server):
-    """`porestream serve` on a port, with metrics; it may be started again and again."""
+    """`porestream serve` on a port, with metrics. It can be started repeatedly."""
 
     def __init__(self, folder: Path, *flags: object) -> None:
         super().__init__(folder)
@@ -152,18 +152,18 @@ class TcpServer(Server):
             time.sleep(0.02)
 
     def signal(self, number: signal.Signals) -> None:
-        """Send it."""
+        """Send a signal to the server."""
         assert self.process.pid
         os.kill(self.process.pid, number)
 
     @property
     def log(self) -> str:
-        """All that it and those before it in its place have said."""
+        """The log of this server process and all earlier ones."""
         return self._log.read_text() if self._log.exists() else ""
 
 
 class Scrape(NamedTuple):
-    """What a scrape says of the books, and of connections from outside."""
+    """What a scrape says about the books and about client connections."""
 
     unbalanced: dict[str, int]
     reads_open: int
@@ -174,7 +174,7 @@ _WANTED = ("porestream_reads_", "porestream_books_", "porestream_connections")
 
 
 def scrape(url: str) -> Scrape | None:
-    """None where nobody answers."""
+    """Scrape the server; return None if it does not answer."""
     try:
         with urllib.request.urlopen(url, timeout=2) as answer:
             lines = answer.read().decode().splitlines(keepends=True)

@@ -1,11 +1,12 @@
-"""Random faults between a real server and the real command: no read is lost, none is doubled, and the books balance.
+"""Inject random faults between a real server and client, and check that no read is lost or doubled and books balance.
 
-In each run `porestream call` streams to a server of its own through a proxy, and a dozen faults hit them. A call that a
-fault ends goes on with --resume-from. In the end records and tables are held against those of an undisturbed call, read
-without porestream's own code; in between the books in every scrape of /metrics must balance. Exits with 1 otherwise.
+In each run, `porestream call` streams to its own server through a proxy, and a dozen faults hit them. If a fault ends
+the call, it continues with --resume-from. At the end, records and tables are compared with those of an undisturbed
+call, without using porestream's own code. Meanwhile the books must balance in every scrape of /metrics. The exit code
+is 1 if anything is wrong.
 
     python benchmarks/chaos.py --faults 1000 --seed 1
-    python benchmarks/chaos.py --seed 1 --run 17        # this run alone, with the same choices
+    python benchmarks/chaos.py --seed 1 --run 17        # only this run, with the same choices
 """
 
 import argparse
@@ -35,28 +36,28 @@ from breaking import DOWN, UP, Proxy, TcpServer, scrape
 
 READS = 40
 PORESTREAM = str(Path(sys.executable).with_name("porestream"))
-LANES = 5  # runs at the same time: most of a run is waiting
-LIMIT_S = 22 * 60.0  # no run begins after it
-FAULTS_S, HANG_S = 90.0, 180.0  # of a run: the time for faults, and that for the rest
-RATE_BYTES_S = 100_000  # of the link, that a call lasts long enough to be hit often
-SILENT_S = 22.0  # longer than either side waits
+LANES = 5  # runs at the same time, because most of a run is waiting
+LIMIT_S = 22 * 60.0  # no run starts after this time
+FAULTS_S, HANG_S = 90.0, 180.0  # in each run: time for faults, and time for the rest
+RATE_BYTES_S = 100_000  # speed of the link, so that a call lasts long enough to be hit often
+SILENT_S = 22.0  # longer than either side waits for the other
 MANY_BYTES = 10_000
 
 
 @dataclass
 class Called:
-    """What a call left, in no order."""
+    """What a call wrote, in no particular order."""
 
     reads: Counter[str]
     """Names of primary records and of rejected reads."""
     rows: Counter[str]
     """Names in the summary table."""
     texts: Counter[str]
-    """Records, rejections and rows, whole."""
+    """Full records, rejections and rows."""
 
     @classmethod
     def read(cls, output: Path) -> "Called":
-        """From files."""
+        """Read the files that a call wrote."""
         stem = output.parent / output.name.partition(".")[0]
         if output.suffix == ".bam":
             with pysam.AlignmentFile(str(output), check_sq=False) as file:
@@ -64,13 +65,13 @@ class Called:
         else:
             text = gzip.decompress(output.read_bytes()) if output.suffix == ".gz" else output.read_bytes()
             records = [line for line in text.decode().splitlines() if output.suffix != ".sam" or line[0] != "@"]
-        if ".fastq" in output.name:  # as SAM: a name, then a flag
+        if ".fastq" in output.name:  # make it like SAM: a name, then a flag
             assert len(records) % 4 == 0
             records = ["\t".join(records[i : i + 4])[1:].replace("\t", "\t0\t", 1) for i in range(0, len(records), 4)]
         primaries = [line for line in records if not int(line.split("\t", 2)[1]) & 0x900]
         with Path(f"{stem}.sequencing_summary.txt").open() as table:
             rows = list(csv.DictReader(table, delimiter="\t"))
-        for row in rows if output.suffix != ".bam" else ():  # SAM and FASTQ have six digits of it
+        for row in rows if output.suffix != ".bam" else ():  # SAM and FASTQ have only six digits of it
             del row["mean_qscore_template"]
         list_of_rejected = Path(f"{stem}.rejected_reads.tsv")
         rejected = list_of_rejected.read_text().splitlines()[1:] if list_of_rejected.exists() else []
@@ -81,7 +82,7 @@ class Called:
 
 @dataclass(kw_only=True)
 class Job:
-    """What is called, into which formats (with flags), and what an undisturbed call makes of it."""
+    """What to call, into which formats (with flags), and what an undisturbed call writes."""
 
     folder: Path
     pod5: Path
@@ -90,12 +91,12 @@ class Job:
     expected: dict[str, tuple[Called, int]] = field(default_factory=dict)
 
     def command(self, output: Path, address: str) -> list[str]:
-        """Of the call that writes this file."""
+        """Return the command line of the call that writes this file."""
         command = [PORESTREAM, "call", str(self.pod5), "--server", address, "--emit-summary", "-o", str(output)]
         return [*command, *self.formats[output.name]]
 
     def prepare(self) -> None:
-        """Call undisturbed, in all formats; every read must be there once."""
+        """Call without faults, in all formats; every read must be there once."""
         with pod5.Reader(self.pod5) as reader:
             names = Counter(str(read.read_id) for read in reader.reads())
         (self.folder / "undisturbed").mkdir()
@@ -111,12 +112,12 @@ class Job:
 
 
 class Run:
-    """One call and what hits it. Seed and number decide what is tried; at which byte it strikes is the machine's."""
+    """One call and its faults. Seed and number decide what is tried; the byte it hits depends on timing."""
 
     def __init__(self, job: Job, seed: int, number: int) -> None:
         self.number, self.faults, self.wrong = number, list[str](), list[str]()
         self.lost, self.doubled = set[str](), set[str]()
-        self.scrapes, self.unbalanced = 0, Counter[str]()  # by the fault before
+        self.scrapes, self.unbalanced = 0, Counter[str]()  # by the latest fault
         self._job, self._rng = job, random.Random(f"{seed}/{number}")
         self.most, name = self._rng.randint(10, 30), self._rng.choice(sorted(job.formats))
         self._folder = job.folder / f"run-{number}"
@@ -126,7 +127,7 @@ class Run:
         self._server = TcpServer(self._folder, *job.server_flags)
 
     def run(self) -> "Run":
-        """Until the call is whole."""
+        """Run until the call is complete."""
         over = threading.Event()
         watcher = threading.Thread(target=self._watch, args=(over,))
         with self._server:
@@ -152,12 +153,12 @@ class Run:
         until_s, ends = time.monotonic() + FAULTS_S, 0
         while self._client.poll() != 0:
             if self._client.returncode is not None:
-                # As is promised: a server that has never answered is given up after 10 s.
+                # As documented, the client gives up after 10 s on a server that has never answered.
                 is_unmet = self._client.returncode == 4 and "did not answer within 10 s" in self._said()
                 if not self._is_expected_end and not is_unmet:
                     self.wrong.append(f"the call ended with {self._client.returncode}: {self._said()}")
                     ends += 1
-                    assert ends < 3, "the call ends again and again"
+                    assert ends < 3, "the call keeps ending"
                 self._start_client()
             elif len(self.faults) < self.most and time.monotonic() < until_s:
                 self._strike()
@@ -175,11 +176,11 @@ class Run:
         self._is_expected_end, self._began_bytes = False, self._proxy.passed[DOWN]
 
     def _said(self) -> str:
-        """By the client that is there now."""
+        """Return what the current client has printed."""
         return self._client_log.read_text()[self._said_before :]
 
     def _strike(self) -> None:
-        """One fault, after a random stretch of signal."""
+        """Inject one fault, after a random amount of signal."""
         kind = self._rng.choices(list(KINDS), [weight for weight, _ in KINDS.values()])[0]
         until = self._proxy.passed[UP] + int(self._rng.random() ** 2 * 2 * MANY_BYTES)
         self._wait(lambda: self._proxy.passed[UP] >= until, 2.0)
@@ -187,14 +188,14 @@ class Run:
             self.faults.append(kind)
 
     def _wait(self, condition: Callable[[], bool], limit_s: float) -> bool:
-        """For the condition; not beyond the call's end."""
+        """Wait for the condition, but not beyond the call's end."""
         deadline_s = time.monotonic() + limit_s
         while not condition() and self._client.poll() is None and time.monotonic() < deadline_s:
             time.sleep(0.01)
         return condition()
 
     def _pause(self) -> bool:
-        """As long as a fault that passes takes; rarely so long that the other side gives the connection up."""
+        """Wait as long as a temporary fault lasts; rarely so long that the other side gives up the connection."""
         is_streaming = self._proxy.passed[DOWN] - self._began_bytes > MANY_BYTES
         is_long = self._rng.random() < 0.03 and is_streaming
         self._wait(lambda: False, SILENT_S if is_long else self._rng.uniform(0.05, 2.0))
@@ -229,12 +230,12 @@ class Run:
 
     def _end_client(self, number: signal.Signals) -> bool:
         self._client.send_signal(number)
-        ends = -number, 128 + number  # as a program that has no handler yet, and with one
+        ends = -number, 128 + number  # without a signal handler yet, and with one
         self._is_expected_end = self._client.wait(HANG_S) in ends
         return self._is_expected_end
 
     def _fill_disk(self) -> bool:
-        """No file of the call can grow beyond a random size from now on."""
+        """From now on, keep the call's files from growing beyond a random size."""
         biggest = self._client_log.stat().st_size
         for path in self._output.parent.iterdir():
             with contextlib.suppress(FileNotFoundError):  # it just got its final name
@@ -261,19 +262,19 @@ class Run:
                     self.wrong.append(f"books: {found.unbalanced}")
 
     def compare(self, called: Called) -> None:
-        """Hold what the call left against what an undisturbed one leaves."""
+        """Compare what the call wrote with what an undisturbed one writes."""
         expected = self._expected
         for there, wanted in ((called.reads, expected.reads), (called.rows, expected.rows)):
             self.lost |= set(wanted - there)
             self.doubled |= set(there - wanted)
         if called.texts != expected.texts:
             other = (called.texts - expected.texts) + (expected.texts - called.texts)
-            self.wrong.append(f"{other.total()} records or rows differ, as {next(iter(other))[:500]!r}")
+            self.wrong.append(f"{other.total()} records or rows differ, such as {next(iter(other))[:500]!r}")
 
     def _check_server(self) -> None:
         deadline_s = time.monotonic() + 60
         while (found := scrape(self._server.metrics)) is None or found.reads_open:
-            assert time.monotonic() < deadline_s, "reads stay open though their call is over"
+            assert time.monotonic() < deadline_s, "reads stay open although their call is over"
             time.sleep(0.1)
         self.wrong += [f"server: {line[:1000]}" for line in self._server.log.splitlines() if "Traceback" in line]
 
@@ -290,11 +291,11 @@ KINDS: dict[str, tuple[float, Callable[[Run], bool]]] = {
     "client terminated, resumed": (4, lambda run: run._end_client(signal.SIGTERM)),
     "client's disk full, resumed": (12, Run._fill_disk),
 }
-"""How often each is tried, and how; it says whether it struck: a call may be over before."""
+"""How often each fault is tried, and how. The function returns whether it struck, as the call may be over before."""
 
 
 def run_all(job: Job, faults: int, seed: int, lanes: int = LANES) -> list[Run]:
-    """Runs until so many faults have struck."""
+    """Do runs until this many faults have struck."""
     numbers, runs, began_s = itertools.count(), list[Run](), time.monotonic()
 
     def lane() -> None:
@@ -302,7 +303,7 @@ def run_all(job: Job, faults: int, seed: int, lanes: int = LANES) -> list[Run]:
             runs.append(run := Run(job, seed, next(numbers)))
             run.most = min(run.most, -(-faults // lanes))
             run.run()
-            print(f"run {run.number}: {len(run.faults)} faults; {run.wrong or 'well'}", file=sys.stderr, flush=True)
+            print(f"run {run.number}: {len(run.faults)} faults; {run.wrong or 'ok'}", file=sys.stderr, flush=True)
 
     with ThreadPoolExecutor(lanes) as pool:
         for ended in [pool.submit(lane) for _ in range(lanes)]:
@@ -311,7 +312,7 @@ def run_all(job: Job, faults: int, seed: int, lanes: int = LANES) -> list[Run]:
 
 
 def simulated_run(folder: Path, *flags: str) -> tuple[Path, Path]:
-    """A made-up genome, and reads of it: FASTA and POD5."""
+    """Simulate reads from a made-up genome; return the FASTA and the POD5."""
     from porestream.models.simulate.sequence import decode, random_bases
 
     reference, run = folder / "reference.fasta", folder / "run.pod5"
@@ -322,7 +323,7 @@ def simulated_run(folder: Path, *flags: str) -> tuple[Path, Path]:
 
 
 def simulated_job(folder: Path) -> Job:
-    """By the model that ships, aligned where the format holds that; the server rejects some reads as too long."""
+    """Return a job for the bundled model, aligned if the format allows. The server rejects some reads as too long."""
     reference, run = simulated_run(folder, "--reads", str(READS), "--length-mean", "550", "--length-sd", "400")
     aligned = ("--reference", reference.name)
     formats = {"calls.bam": aligned, "sorted.bam": (*aligned, "--sort"), "calls.sam": aligned}
@@ -331,7 +332,7 @@ def simulated_job(folder: Path) -> Job:
 
 
 def table(runs: list[Run]) -> str:
-    """Markdown: a line a kind of fault, with the reads of all runs that it struck."""
+    """Return a Markdown table with a line per kind of fault, which counts the reads of all runs that it struck."""
 
     def line(name: str, times: int, hit: list[Run], unbalanced: int) -> str:
         lost, doubled = sum(len(run.lost) for run in hit), sum(len(run.doubled) for run in hit)
@@ -346,12 +347,16 @@ def table(runs: list[Run]) -> str:
 
 
 def main() -> None:
-    """Do it, and print Markdown."""
+    """Run everything and print Markdown."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--faults", type=int, default=1000)
-    parser.add_argument("--seed", type=int, default=random.randrange(1 << 30), help="default: a new one, that is named")
-    parser.add_argument("--run", type=int, help="this run alone")
-    parser.add_argument("--json", action="store_true", help="each run's faults and findings, instead of the table")
+    parser.add_argument(
+        "--seed", type=int, default=random.randrange(1 << 30), help="default: a random one, which is printed"
+    )
+    parser.add_argument("--run", type=int, help="do only this run")
+    parser.add_argument(
+        "--json", action="store_true", help="print each run's faults and findings as JSON instead of the table"
+    )
     arguments = parser.parse_args()
     began_s = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="porestream-chaos-") as name:
@@ -374,7 +379,7 @@ def main() -> None:
     if wrong:
         raise SystemExit(f"{len(wrong)} runs went wrong")
     if not alone and sum(len(run.faults) for run in runs) < arguments.faults:
-        raise SystemExit("there was no time for so many faults")
+        raise SystemExit("time ran out before this many faults had struck")
 
 
 if __name__ == "__main__":

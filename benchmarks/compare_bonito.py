@@ -1,18 +1,18 @@
-"""Scores and speed of the network against bonito's own modules: `python benchmarks/compare_bonito.py [--data DIR]`.
+"""Compare the network's scores and speed with bonito's own modules: `python benchmarks/compare_bonito.py [--data DIR]`.
 
-bonito lives in an environment of its own, `.bonito-venv`, made here if it is not there; bonito_side.py runs in it. Both
-sides get the same model directory and the same normalised chunks. Directories of every format that bonito runs are made
-here, with random weights in bonito's own container, batch norms unfused; bonito's transformer needs a GPU, and is held
-against float64 formulas instead (tests/models/test_shapes.py). With `--data`, the real v3 model and real reads are
-compared too; there bonito's side reads the weights with `torch.jit.load`, which checks our reading of them.
+bonito has its own environment, `.bonito-venv`, which this script creates if needed; bonito_side.py runs in it. Both
+sides get the same model directory and the same normalised chunks. The script makes directories of every format that
+bonito runs, with random weights in bonito's own container and unfused batch norms. bonito's transformer needs a GPU, so
+it is compared with float64 formulas instead (tests/models/test_shapes.py). With `--data`, the real v3 model and real
+reads are compared too; there bonito's side reads the weights with `torch.jit.load`, which checks how we read them.
 
-Prints Markdown; exits with 1 if any of our float32 scores is further than 1e-4 from bonito's in float32 at the same
-batch size, or from bonito's in float64, or if `porestream call` of a simulated run, signal to BAM, with a hac model is
-not 1.2 times as fast as bonito's forward pass alone.
+Prints Markdown. The exit code is 1 if any of our float32 scores differs by more than 1e-4 from bonito's in float32 at
+the same batch size, or from bonito's in float64, or if `porestream call` of a simulated run with a hac model, signal to
+BAM, is not 1.2 times as fast as bonito's forward pass alone.
 
-At one batch size both sides run the same kernels of torch and may agree to the last bit: that shows that the networks
-are the same, not how exact they are. The comparison with float64 shows that. Between batch sizes torch changes kernels,
-and bonito differs from itself; that is printed too.
+At the same batch size, both sides run the same torch kernels and may agree to the last bit. This shows that the
+networks are the same, not how accurate they are; the comparison with float64 shows that. torch uses different kernels
+for different batch sizes, so bonito differs from itself; that is printed too.
 
 Dimensions: N chunks, S samples, T time steps, C transition scores.
 """
@@ -56,15 +56,15 @@ TURNS = 3
 SHAPE_SAMPLES = {f"{kind} {release}": 3000 for release in ("v3", "v4", "v4.2", "v4.3") for kind in ("fast", "hac")} | {
     "sup v4": 600
 }
-"""Shapes compared, and the samples of a chunk."""
+"""The shapes to compare, and the samples in a chunk of each."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BonitoResult:
     """What bonito's side measured.
 
-    Scores in float32 (as one batch), in float32 with each chunk alone, and in float64; by batch size the median speed
-    in samples a second (NaN: no undisturbed pass) and the number of passes that it is the median of.
+    Scores are in float32 (as one batch), in float32 with each chunk alone, and in float64. By batch size, there is the
+    median speed in samples per second (NaN: no undisturbed pass) and the number of passes in the median.
     """
 
     scores_TNC: npt.NDArray[np.float32]
@@ -76,9 +76,9 @@ class BonitoResult:
 
 
 def ensure_environment(folder: Path = ROOT / ".bonito-venv") -> Path:
-    """The Python of bonito's environment, which is made first if need be: torch, and bonito without its dependencies.
+    """Return the Python of bonito's environment, creating it if needed: torch, and bonito without its dependencies.
 
-    Only bonito's network modules are imported, and of its dependencies they need only numpy and koi (which needs cffi).
+    Only bonito's network modules are imported. They need only numpy and koi (which needs cffi).
     """
     python, ready = folder / "bin" / "python", folder / ".ready"
     if ready.is_file():
@@ -100,14 +100,14 @@ def ensure_environment(folder: Path = ROOT / ".bonito-venv") -> Path:
 
 
 def made_up_chunks(count: int, samples: int, seed: int = 1) -> npt.NDArray[np.float32]:
-    """Noisy levels of about nine samples, normalised, as reads have them, (N, S)."""
+    """Make normalised chunks of noisy levels of about nine samples each, as in reads, (N, S)."""
     rng = np.random.default_rng(seed)
     levels = np.repeat(rng.normal(size=count * samples), rng.integers(3, 16, count * samples))[: count * samples]
     return (levels + rng.normal(0, 0.2, levels.shape)).astype(np.float32).reshape(count, samples)
 
 
 def real_chunks(bundle: ModelBundle, pod5_file: Path, count: int) -> npt.NDArray[np.float32]:
-    """The first full-length chunks of a file's reads, normalised and trimmed as in production, (N, S)."""
+    """Return the first full-length chunks of a file's reads, normalised and trimmed as in production, (N, S)."""
     caller = Basecaller(bundle, "fp32")
     samples = caller.chunker.lengths[0]
     chunks: list[npt.NDArray[np.float32]] = []
@@ -120,7 +120,7 @@ def real_chunks(bundle: ModelBundle, pod5_file: Path, count: int) -> npt.NDArray
             if len(chunks) == count:
                 break
     if len(chunks) < count:
-        raise SystemExit(f"{pod5_file}: only {len(chunks)} chunks of {samples} samples")
+        raise SystemExit(f"{pod5_file}: it has only {len(chunks)} chunks of {samples} samples")
     return np.stack(chunks)
 
 
@@ -132,7 +132,7 @@ def run_bonito(
     scored: int = ROWS,
     runs: int = RUNS,
 ) -> BonitoResult:
-    """Run bonito's own modules on the chunks: scores of the first `scored` of them, speeds over all by batch size."""
+    """Run bonito's modules on the chunks; return the first `scored` chunks' scores, and speeds by batch size."""
     with tempfile.TemporaryDirectory(prefix="porestream-bonito-") as folder:
         chunks, results = Path(folder) / "chunks.npy", Path(folder) / "results.npz"
         np.save(chunks, chunks_NS)
@@ -157,7 +157,7 @@ def run_bonito(
 
 
 def our_speed(network: Network, chunks_NS: npt.NDArray[np.float32]) -> float:
-    """Samples a second of one core, in batches of ROWS: the median of RUNS passes over all chunks."""
+    """Return samples per second on one core, in batches of ROWS: the median of RUNS passes over all chunks."""
     torch.set_num_threads(1)
     batches = torch.split(torch.from_numpy(chunks_NS), ROWS)
     network(batches[0])
@@ -171,7 +171,7 @@ def our_speed(network: Network, chunks_NS: npt.NDArray[np.float32]) -> float:
 
 
 def compare(name: str, network: Network, chunks_NS: npt.NDArray[np.float32], bonito: BonitoResult) -> bool:
-    """Print a row of how far the scores are apart; whether ours are near enough to bonito's."""
+    """Print a row with how far apart the scores are; return whether ours are close enough to bonito's."""
     torch.set_num_threads(1)
     scored_NS = chunks_NS[: bonito.scores_TNC.shape[1]]
     ours_TNC = torch.cat([network(batch) for batch in torch.split(torch.from_numpy(scored_NS), ROWS)], dim=1).numpy()
@@ -190,7 +190,7 @@ def compare(name: str, network: Network, chunks_NS: npt.NDArray[np.float32], bon
 
 
 def simulated_run(folder: Path, samples: int) -> Path:
-    """A POD5 file of about so many samples of made-up reads, 10,000 bases each."""
+    """Make a POD5 file with about this many samples of made-up reads, 10,000 bases each."""
     reference, run = folder / "reference.fasta", folder / "run.pod5"
     reference.write_text(f">made_up\n{decode(random_bases(500_000, np.random.default_rng(1)))}\n")
     lengths = ["--reads", str(max(1, samples // 127_000)), "--length-mean", "10000", "--length-sd", "0"]
@@ -211,8 +211,10 @@ def simulated_run(folder: Path, samples: int) -> Path:
 
 
 def call_speed(model: Path, run: Path, folder: Path, threads: int) -> tuple[float, float]:
-    """Samples a second of `porestream call`, signal to BAM, from the first read to the last result; and what its
-    processor time, start and warm-up included, comes to with `threads` cores at it all the time.
+    """Return the samples per second of `porestream call`, signal to BAM, in two ways.
+
+    The first is measured from the first read to the last result. The second is computed from processor time, including
+    start and warm-up, as if `threads` cores were busy all the time.
     """
     summary = folder / "summary.json"
     command = [sys.executable, "-m", "porestream.cli.main", "call", str(run), "--model", str(model), "-t", str(threads)]
@@ -226,7 +228,7 @@ def call_speed(model: Path, run: Path, folder: Path, threads: int) -> tuple[floa
 
 
 def compare_hac_speed(folder: Path, threads: int, samples: int) -> bool:
-    """Print the speed of `porestream call` with a hac model against bonito's forward pass; whether it is enough."""
+    """Compare `porestream call` with a hac model with bonito's forward pass; return whether it is fast enough."""
     model = write_shape("hac v4.3", folder / HAC)
     theirs = write_shape("hac v4.3", folder / "bonito" / HAC, container="bonito")
     chunks_NS = made_up_chunks(2 * ROWS, load_bundle(model).config.chunk_size)
@@ -247,7 +249,7 @@ def compare_hac_speed(folder: Path, threads: int, samples: int) -> bool:
 
 
 def compare_speeds(bundle: ModelBundle, chunks_NS: npt.NDArray[np.float32], bonito: BonitoResult, threads: int) -> None:
-    """Print the speed of forward passes over the same chunks."""
+    """Print the speed of both sides' forward passes over the same chunks."""
     print(f"\n{bundle.name}, {len(chunks_NS)} chunks of {chunks_NS.shape[1]:,} samples; medians of {RUNS} passes.\n")
     print("| network, forward only | threads | batch | samples/s | undisturbed passes |\n" + "| --- " * 5 + "|")
     for size, speed in bonito.samples_per_s.items():
@@ -259,23 +261,25 @@ def compare_speeds(bundle: ModelBundle, chunks_NS: npt.NDArray[np.float32], boni
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data", help="the folder of real data")
-    parser.add_argument("--model", type=Path, help=f"a real v3 model; default: models/{MODEL} in it")
-    parser.add_argument("--reads", type=Path, help="POD5 file, default: klebsiella_r94/reads.pod5 in it")
+    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data", help="folder with the real data")
+    parser.add_argument("--model", type=Path, help=f"a real v3 model (default: models/{MODEL} in the data folder)")
+    parser.add_argument("--reads", type=Path, help="POD5 file (default: klebsiella_r94/reads.pod5 in the data folder)")
     parser.add_argument(
-        "--chunks", type=int, default=64, help="how many to measure with; a multiple of the batch sizes"
+        "--chunks", type=int, default=64, help="number of chunks to measure with; a multiple of the batch sizes"
     )
     parser.add_argument("--batches", default="8,16,32,64", help="bonito's batch sizes")
-    parser.add_argument("--threads", type=int, default=2, help="bonito's threads, and cores of `porestream call`")
-    parser.add_argument("--samples", type=int, default=3_000_000, help="of the simulated run; 0: no hac speed")
+    parser.add_argument("--threads", type=int, default=2, help="threads for bonito, and cores for `porestream call`")
+    parser.add_argument(
+        "--samples", type=int, default=3_000_000, help="samples in the simulated run; 0: skip the hac speed"
+    )
     options = parser.parse_args()
     model = options.model or options.data / "models" / MODEL
     reads = options.reads or options.data / "klebsiella_r94" / "reads.pod5"
     near, real = True, model.exists() and reads.exists()
     if not real:
-        print(f"No real model and reads ({model}, {reads}): random weights only.\n")
+        print(f"There are no real model and reads ({model}, {reads}), so only random weights are compared.\n")
 
-    print(f"Largest differences of scores, float32 in batches of {ROWS} where not said otherwise.")
+    print(f"Largest differences between scores, in float32 and in batches of {ROWS} unless stated otherwise.")
     print(f"The first two columns must stay below {LIMIT:.0e}.\n")
     titles = ("ours, bonito's", "ours, bonito's float64", "bonito's, its float64", "bonito's alone, float64")
     print(f"| model | scores | deviation | {' | '.join(titles)} |\n" + "| --- " * 7 + "|")

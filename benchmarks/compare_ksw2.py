@@ -1,9 +1,9 @@
-"""Extension and fill on the emulator against minimap2's own ksw_extd2: scores, ends, z-drop, CIGARs; speed on a CPU.
+"""Compare extend and fill on the emulator with minimap2's own ksw_extd2: scores, ends, z-drop, CIGARs, speed on a CPU.
 
     python benchmarks/compare_ksw2.py --ksw2 libksw2.so
 
-The library is minimap2's ksw2_extd2_sse.c and kalloc.c as a shared library, which is built outside this project. Prints
-Markdown. ksw2 calls a task dropped also where its band ends before both sequences do, which has a column of its own.
+The library is minimap2's ksw2_extd2_sse.c and kalloc.c as a shared library, built outside this project. Prints
+Markdown. ksw2 also reports a task as dropped if its band ends before both sequences do; that has its own column.
 """
 
 import argparse
@@ -30,7 +30,7 @@ BYTES = 2 << 30
 
 
 class Extension(ctypes.Structure):
-    """ksw_extz_t of ksw2.h."""
+    """ksw_extz_t from ksw2.h."""
 
     _fields_ = (
         ("max_and_dropped", ctypes.c_uint32),
@@ -41,7 +41,7 @@ class Extension(ctypes.Structure):
 
 
 class Ksw2:
-    """minimap2's aligner at its scores."""
+    """minimap2's extension code with minimap2's scores."""
 
     def __init__(self, library: Path) -> None:
         self._align = ctypes.CDLL(str(library)).ksw_extd2_sse
@@ -71,7 +71,7 @@ class Ksw2:
 
 
 def tasks(count: int, seed: int) -> list[tuple[U8, U8]]:
-    """Reads of 200 to 2,000 bases at 1-15% errors: some end in junk, some have gaps of 60 to 900 bases, some have N."""
+    """Make reads of 200 to 2,000 bases with 1-15% errors; some end in junk, or have gaps of 60 to 900 bases, or N."""
     rng = np.random.default_rng(seed)
     made = []
     for number in range(count):
@@ -92,7 +92,7 @@ def tasks(count: int, seed: int) -> list[tuple[U8, U8]]:
 
 
 def structural_variants(count: int, seed: int) -> list[tuple[U8, U8]]:
-    """Pairs with an insertion or a deletion of 0.1 to 15 kb between flanks of 100 to 400 bases."""
+    """Make pairs with an insertion or deletion of 0.1 to 15 kb between flanks of 100 to 400 bases."""
     rng = np.random.default_rng(seed)
     made = []
     for number in range(count):
@@ -105,7 +105,7 @@ def structural_variants(count: int, seed: int) -> list[tuple[U8, U8]]:
 
 
 def pieces(made: list[tuple[U8, U8]], *, backwards: bool = False) -> tuple[Pieces, Pieces]:
-    """Queries and targets."""
+    """Return the queries and the targets."""
     queries, targets = (Pieces.of([task[side] for task in made], backwards=backwards) for side in (0, 1))
     return queries, targets
 
@@ -113,7 +113,7 @@ def pieces(made: list[tuple[U8, U8]], *, backwards: bool = False) -> tuple[Piece
 def compare(
     found: Alignments, theirs: list[tuple[Extension, list[int]]], made: list[tuple[U8, U8]], kind: str
 ) -> Counter[str]:
-    """Of how many tasks what is equal."""
+    """Count the tasks for which each part of the result is equal."""
     counts: Counter[str] = Counter(tasks=len(made))
     for task, ((query, target), (extension, cigar)) in enumerate(zip(made, theirs, strict=True)):
         score = extension.score if kind == "fill" else extension.max_and_dropped & 0x7FFFFFFF
@@ -133,7 +133,7 @@ def compare(
 
 
 def main() -> None:
-    """Compare and print."""
+    """Compare and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ksw2", type=Path, required=True, help="shared library with ksw_extd2_sse")
     parser.add_argument("--tasks", type=int, default=1000)

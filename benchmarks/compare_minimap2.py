@@ -1,10 +1,10 @@
-"""Our SAM records against the minimap2 program's, on the same sequences: flag, place, MAPQ, CIGAR, NM, AS, de, MD.
+"""Compare our SAM records with the minimap2 program's for the same sequences: flag, place, MAPQ, CIGAR, NM, AS, de, MD.
 
     python benchmarks/compare_minimap2.py --minimap2 PATH --data ../shared/data
 
-The program is built outside this project, of the version that mappy wraps (its source package has main.c and a
-Makefile: `make minimap2`). Prints Markdown; exit code 1 where less than 99% of a set's records are equal, or a
-difference has no class.
+Build the program outside this project, in the version that mappy wraps (its source package has main.c and a Makefile:
+`make minimap2`). Prints Markdown. The exit code is 1 if less than 99% of a set's records are equal, or a difference
+fits no class.
 """
 
 import argparse
@@ -38,7 +38,7 @@ SETS = {"sarscov2_r941": "reference.fasta", "klebsiella_r94": "HS11286.fna.gz"}
 MODEL = "models/dna_r9.4.1_e8.1_fast@v3.4"
 SIMULATED_READS = 3000
 LEAST_EQUAL = 0.99
-# As the service: supplementary records soft-clipped (-Y), MD; else the preset's defaults.
+# As in the service: soft-clipped supplementary records (-Y) and MD; otherwise the preset's defaults.
 FLAGS = ["-a", "-Y", "--MD", "-t", "2"]
 _SECONDARY, _SUPPLEMENTARY, _ROLES, _UNMAPPED = 0x100, 0x800, 0x900, 0x4
 _DE_STEP = 1e-4
@@ -47,7 +47,7 @@ _COMPLEMENT = bytes.maketrans(b"ACGT", b"TGCA")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """What is compared of a record; `end` is exclusive, `tags` are those that both write."""
+    """The compared parts of a record; `end` is exclusive, and `tags` are those that both sides write."""
 
     name: str
     flag: int
@@ -60,7 +60,7 @@ class Record:
 
     @property
     def score(self) -> object:
-        """AS; None of an unmapped record."""
+        """The AS tag; None for an unmapped record."""
         return dict(self.tags).get("AS")
 
     def overlaps(self, other: "Record") -> bool:
@@ -70,14 +70,14 @@ class Record:
 
 
 def classify(ours: Sequence[Record], theirs: Sequence[Record]) -> Counter[str]:
-    """How many of minimap2's records of one read are equal to one of ours, and what the others are.
+    """Count how many of minimap2's records of one read equal one of ours, and classify the others.
 
-    Classes of a difference, in this order; every record on either side is counted once:
+    The classes of differences, in this order; every record on either side is counted once:
 
-    - "tags": equal but for NM, AS, de or MD.
-    - "MAPQ": the same place and CIGAR, another MAPQ.
-    - "role": the same place and CIGAR, another of primary, secondary and supplementary, as where two scores are equal.
-    - "tie": overlapping, of the same score, another CIGAR or place.
+    - "tags": equal except for NM, AS, de or MD.
+    - "MAPQ": same place and CIGAR, different MAPQ.
+    - "role": same place and CIGAR, but one is primary and the other secondary, say, as happens with equal scores.
+    - "tie": overlapping, with the same score, but a different CIGAR or place.
     - "secondary": a secondary record that only one side has.
     - "unclassified": anything else.
     """
@@ -96,7 +96,7 @@ def classify(ours: Sequence[Record], theirs: Sequence[Record]) -> Counter[str]:
 
 
 def _same_tags(a: Record, b: Record) -> bool:
-    """minimap2 writes de with four decimal places."""
+    """Return whether the tags are equal; de may differ by rounding, as minimap2 writes four decimal places."""
     left, right = dict(a.tags), dict(b.tags)
     divergences = float(str(left.pop("de", 0))), float(str(right.pop("de", 0)))
     return left == right and abs(divergences[0] - divergences[1]) < _DE_STEP
@@ -116,7 +116,7 @@ _CLASSES = (
 
 
 def compare(ours: Iterable[Record], theirs: Iterable[Record]) -> Counter[str]:
-    """`classify`, read by read."""
+    """Run `classify` on each read, and add up the counts."""
     by_name: dict[str, tuple[list[Record], list[Record]]] = {}
     for side, some in enumerate((ours, theirs)):
         for record in some:
@@ -125,7 +125,7 @@ def compare(ours: Iterable[Record], theirs: Iterable[Record]) -> Counter[str]:
 
 
 def records_of(path: Path) -> Iterator[Record]:
-    """The records of a SAM or BAM."""
+    """Yield the records of a SAM or BAM."""
     with pysam.AlignmentFile(str(path), check_sq=False) as file:
         for record in file.fetch(until_eof=True):
             tags = tuple((tag, record.get_tag(tag)) for tag in ("NM", "AS", "de", "MD") if record.has_tag(tag))
@@ -142,14 +142,14 @@ def records_of(path: Path) -> Iterator[Record]:
 
 
 def run_minimap2(program: Path, preset: str, reference: Path, fasta: Path, sam: Path) -> None:
-    """Align with the program."""
+    """Align with the minimap2 program."""
     with sam.open("w") as file:
         command = [program, *FLAGS, "-x", preset, reference, fasta]
         subprocess.run(list(map(str, command)), stdout=file, stderr=subprocess.DEVNULL, check=True)
 
 
 def write_called(bam: Path, fasta: Path) -> None:
-    """The sequences of a BAM in the order in which they were read."""
+    """Write the sequences of a BAM to a FASTA, in sequencing orientation."""
     with pysam.AlignmentFile(str(bam), check_sq=False) as file, fasta.open("w") as out:
         for record in file:
             if not record.flag & _ROLES:
@@ -157,7 +157,7 @@ def write_called(bam: Path, fasta: Path) -> None:
 
 
 def simulate(reference: Path, seed: int = 1) -> dict[str, str]:
-    """Reads of 0.2-10 kb at 1-12% error; a tenth is chimeric, a tenth has an insertion or deletion of 50-800 bases."""
+    """Make reads of 0.2-10 kb with 1-12% errors; 10% are chimeric, 10% have an indel of 50-800 bases."""
     rng = np.random.default_rng(seed)
     with pysam.FastxFile(str(reference)) as file:
         genome = max(((entry.sequence or "").upper() for entry in file), key=len).encode()
@@ -196,7 +196,7 @@ def _with_errors(bases: bytes, rng: np.random.Generator, rate: float) -> bytes:
 
 
 def align_here(reads: dict[str, str], reference: Path, preset: str, sam: Path, cache_dir: Path) -> None:
-    """Records as the service and its client make them, without a basecaller."""
+    """Write records as the service and its client make them, without a basecaller."""
     aligner = load_reference(reference, preset=preset, cache_dir=cache_dir, threads=2)
     sequences = tuple(ReferenceSequence(s.name, s.length, s.md5 or "") for s in aligner.reference.sequences)
     identity = CallerIdentity(
@@ -254,8 +254,8 @@ def align_here(reads: dict[str, str], reference: Path, preset: str, sam: Path, c
 def main() -> int:
     """Compare all sets with both presets."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minimap2", type=Path, required=True, help="the program")
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder of the sets and the model")
+    parser.add_argument("--minimap2", type=Path, required=True, help="the minimap2 program")
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder with the sets and the model")
     arguments = parser.parse_args()
     done = subprocess.run([arguments.minimap2, "--version"], capture_output=True, text=True, check=True)
     print(f"minimap2 {done.stdout.strip()}, mappy {version('mappy')}; `minimap2 {' '.join(FLAGS)} -x PRESET`\n")

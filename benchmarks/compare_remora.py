@@ -1,11 +1,11 @@
-"""Whether Remora's own reader takes our move tables: `python benchmarks/compare_remora.py [--data DIR]`.
+"""Check that Remora's own reader accepts our move tables: `python benchmarks/compare_remora.py [--data DIR]`.
 
-Remora lives in an environment of its own, `.remora-venv`, made here if it is not there; remora_side.py runs in it. A
-simulated run at 5 kHz and one at 4 kHz are called, and with `--data` the real sets. Prints Markdown; exits with 1 if a
-record is refused.
+Remora has its own environment, `.remora-venv`, which this script creates if needed; remora_side.py runs in it. The
+script calls a simulated run at 5 kHz and one at 4 kHz, and with `--data` also the real sets. Prints Markdown. The exit
+code is 1 if Remora refuses a record.
 
-`--record` has Remora judge the made-up tables of tests/client/remora_cases.json anew: CI holds every record against
-those answers (tests/client/test_remora.py), for it has no Remora.
+`--record` updates Remora's answers for the made-up tables in tests/client/remora_cases.json. CI, which has no Remora,
+checks our records against those answers (tests/client/test_remora.py).
 """
 
 import argparse
@@ -32,11 +32,11 @@ REAL = {
     "klebsiella_r94": ["--model", V3],
     "human_r1041_4khz": [],
 }
-"""Folders of `--data`, and how they are called."""
+"""Folders in `--data`, and the flags to call them with."""
 
 
 def ensure_environment(folder: Path = ROOT / ".remora-venv") -> Path:
-    """The Python of Remora's environment, which is made first if need be."""
+    """Return the Python of Remora's environment, creating it if needed."""
     python = folder / "bin/python"
     if not (folder / ".ready").exists():
         subprocess.run([os.environ.get("PYTHON", sys.executable), "-m", "venv", folder], check=True)
@@ -51,7 +51,7 @@ def ensure_environment(folder: Path = ROOT / ".remora-venv") -> Path:
 
 
 def runs(folder: Path, data: Path | None) -> Iterator[tuple[str, Path, list[str]]]:
-    """Name, POD5 and flags of each set."""
+    """Yield the name, POD5 and flags of each set."""
     reference = folder / "reference.fasta"
     reference.write_text(f">made_up\n{decode(random_bases(50_000, np.random.default_rng(3)))}\n")
     for rate_hz in (5000, 4000):
@@ -66,15 +66,15 @@ def runs(folder: Path, data: Path | None) -> Iterator[tuple[str, Path, list[str]
 
 
 def porestream(*arguments: object) -> None:
-    """Run the command."""
+    """Run a porestream command."""
     command = [sys.executable, "-P", "-m", "porestream.cli.main", *map(str, arguments)]
     subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
 
 
 def main() -> int:
-    """See the module."""
+    """Run the comparison described in the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="folder of real reads")
+    parser.add_argument("--data", type=Path, help="folder with real reads")
     parser.add_argument("--record", action="store_true", help="record Remora's answers for CI")
     arguments = parser.parse_args()
     python, side = ensure_environment(), Path(__file__).with_name("remora_side.py")

@@ -1,11 +1,11 @@
-"""CUDA kernels as machine code, on a machine without a driver: registers, spills, loops, occupancy, estimated speed.
+"""Inspect the CUDA kernels' machine code without a driver: registers, spills, loops, occupancy, estimated speed.
 
     python benchmarks/cubin.py                Markdown tables of all KERNELS, on all ARCHITECTURES
-    python benchmarks/cubin.py --loops        and each loop with its opcodes
+    python benchmarks/cubin.py --loops        also each loop with its opcodes
 
-NVRTC compiles; NVIDIA's cuobjdump and nvdisasm read what it made. All three come from PyPI. A loop of interest is
-marked in the source or in a header: `// cubin: main loop` on the line of its `for`, `// cubin: end` on that of its
-closing brace. Nothing here is measured: speeds are upper bounds, and say how they are calculated.
+NVRTC compiles the kernels, and NVIDIA's cuobjdump and nvdisasm read the result. All three come from PyPI. Mark a loop
+of interest in the source or in a header with `// cubin: main loop` on the line of its `for` and `// cubin: end` on the
+line of its closing brace. Nothing is measured here: speeds are upper bounds, printed with their calculation.
 """
 
 import argparse
@@ -33,33 +33,33 @@ WARP = 32
 
 
 class CompileError(RuntimeError):
-    """NVRTC refused a source; the message is its log, with file and line."""
+    """NVRTC rejected a source; the message is its log, with file and line."""
 
 
 class SassError(RuntimeError):
-    """Machine code does not look as this module expects, or a marked loop is not to be found."""
+    """Machine code does not look as this module expects, or a marked loop cannot be found."""
 
 
 def compile_cubin(
     source: str, name: str, arch: int, options: Sequence[str] = OPTIONS, headers: Path | None = None
 ) -> bytes:
-    """Machine code of `source` for one architecture, with line numbers, which do not change it.
+    """Compile `source` for one architecture, with line numbers, which do not change the machine code.
 
     Parameters
     ----------
     name
-        The source's file name, as errors and line numbers give it.
+        The source's file name, for errors and line numbers.
     arch
-        Compute capability without its point: 90 is sm_90.
+        Compute capability without the point: 90 is sm_90.
     options
-        In the form of NVRTC, such as "-DR=4"; CuPy's are added to them.
+        NVRTC options, such as "-DR=4"; CuPy's are added.
     headers
-        Folder of what the source includes.
+        Folder with the files that the source includes.
 
     Raises
     ------
     CompileError
-        With NVRTC's log.
+        The source does not compile; the message has NVRTC's log.
     """
     given = [f"-arch=sm_{arch}", *options, *CUPY_OPTIONS, "-lineinfo"]
     if headers is not None:
@@ -88,7 +88,7 @@ def _checked(result: tuple[Any, ...]) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """Lines of a main loop, both included, in a file by its name without folders."""
+    """First and last line of a main loop; `file` is a name without folders."""
 
     file: str
     first: int
@@ -96,12 +96,12 @@ class Mark:
 
 
 def find_marks(text: str, file: str) -> list[Mark]:
-    """The marked loops of a source or header.
+    """Return the marked loops of a source or header.
 
     Raises
     ------
     SassError
-        An end without its beginning, or the other way round.
+        An end mark has no begin mark, or the other way round.
     """
     marks: list[Mark] = []
     first = None
@@ -115,7 +115,7 @@ def find_marks(text: str, file: str) -> list[Mark]:
             marks.append(Mark(Path(file).name, first, number))
             first = None
     if first is not None:
-        raise SassError(f"{file}, line {first}: '// cubin: main loop' without its '// cubin: end'")
+        raise SassError(f"{file}, line {first}: '// cubin: main loop' has no matching '// cubin: end'")
     return marks
 
 
@@ -126,13 +126,13 @@ class Instruction:
     Attributes
     ----------
     address
-        Bytes from the kernel's beginning.
+        Offset from the kernel's beginning, in bytes.
     guard
-        Its predicate, such as "@!P0"; empty: none.
+        Its predicate, such as "@!P0"; empty if it has none.
     targets
         Addresses that it can branch to.
     lines
-        (file, line) of the source that it was made of, with those that it was inlined at.
+        (file, line) of the source that it was compiled from, including where that was inlined.
     """
 
     address: int
@@ -144,7 +144,7 @@ class Instruction:
 
     @property
     def kind(self) -> str:
-        """The opcode without what follows its first point, unless that is of packed numbers: VIMNMX.U16x2."""
+        """The opcode up to its first point, plus the type if it handles packed numbers: VIMNMX.U16x2."""
         name, *rest = self.opcode.split(".")
         return ".".join([name, *(part for part in rest if re.fullmatch(r"[SU]?(16x2|8x4)", part))])
 
@@ -156,7 +156,7 @@ _LINE = re.compile(r'"([^"]+)", line (\d+)')
 
 
 def disassemble(cubin: bytes, kernel: str) -> list[Instruction]:
-    """All instructions of a kernel, in the order of their addresses."""
+    """Return all instructions of a kernel, in the order of their addresses."""
     found: list[tuple[int, str, str, str, frozenset[tuple[str, int]]]] = []
     labels: dict[str, int] = {}
     waiting: list[str] = []
@@ -182,7 +182,7 @@ def disassemble(cubin: bytes, kernel: str) -> list[Instruction]:
             found.append((address, match[2] or "", match[3], match[4], lines))
         annotated = False
     if not found:
-        raise SassError(f"{kernel}: there is no such kernel; is it extern C?")
+        raise SassError(f"{kernel}: there is no such kernel; is it declared extern C?")
     instructions = []
     for address, guard, opcode, operands, lines in found:
         names = [name for one, many in _TARGET.findall(operands) for name in (one, *many.split(",")) if name]
@@ -197,7 +197,7 @@ def disassemble(cubin: bytes, kernel: str) -> list[Instruction]:
 def _run(tool: str, options: Sequence[str], cubin: bytes) -> str:
     program = find_nvidia_binary_utility(tool)
     if program is None:
-        raise SassError(f"{tool} is not to be found: pip install nvidia-cuda-{tool}")
+        raise SassError(f"{tool} is not installed: pip install nvidia-cuda-{tool}")
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
@@ -209,27 +209,27 @@ def _run(tool: str, options: Sequence[str], cubin: bytes) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loop:
-    """A natural loop: what a branch back encloses, and a function's calls not.
+    """A natural loop: the instructions that a back edge encloses, without those of called functions.
 
     Attributes
     ----------
     first, last
-        Addresses of its header and of its last branch back, in bytes.
+        Addresses of its header and of its last back edge, in bytes.
     depth
-        Loops around it.
+        Number of loops around it.
     body
-        Instructions in it, with those of loops in it.
+        Number of instructions in it, including those in inner loops.
     own
-        Opcodes in it and in no loop in it, without those out of line.
+        Opcodes outside inner loops, without those out of line.
     out_of_line
-        Opcodes in it and in no loop in it that are thought rare: those that follow its last branch back, where the
-        compiler puts what it thinks unlikely, and those reached only by BRA.DIV, which a warp takes when its lanes have
-        diverged before a shuffle or vote.
+        Opcodes outside inner loops that are probably rare: those after its last back edge, where the compiler puts
+        unlikely code, and those reached only by BRA.DIV, which a warp takes when its lanes have diverged before a
+        shuffle or vote.
     path
-        Opcodes on the longest way through one iteration, of `own` only, unless all ways are out of line: what a warp
-        issues at most if its lanes do not diverge. If they do, it issues up to all of `own`.
+        Opcodes on the longest path through one iteration, from `own` only unless every path goes out of line. A warp
+        issues at most these if its lanes do not diverge; if they do, it may issue all of `own`.
     shortest
-        Instructions on the shortest way.
+        Number of instructions on the shortest path.
     """
 
     first: int
@@ -243,7 +243,7 @@ class Loop:
 
 
 def _flow(instructions: Sequence[Instruction]) -> networkx.DiGraph:
-    """Which instruction can follow which, by index, from the first one on; edges taken by BRA.DIV are `divergent`."""
+    """Return which instruction can follow which, by index, starting at the first; BRA.DIV's edges are `divergent`."""
     at = {instruction.address: index for index, instruction in enumerate(instructions)}
     graph = networkx.DiGraph()
     graph.add_node(0)
@@ -252,13 +252,13 @@ def _flow(instructions: Sequence[Instruction]) -> networkx.DiGraph:
         match instruction.kind:
             case "EXIT" | "RET" | "KILL":
                 falls, jumps = not always, False
-            case "BRA" | "JMP":  # with an operand before its target it is conditional: BRA P0, BRA.U UP0, BRA.DIV UR4
+            case "BRA" | "JMP":  # conditional if an operand precedes the target: BRA P0, BRA.U UP0, BRA.DIV UR4
                 falls, jumps = not (always and re.fullmatch(r"`\([^)]+\)", instruction.operands)), True
             case "BRX" | "BRXU" | "JMX" | "JMXU":
                 falls, jumps = not always, True
             case "CALL" | "WARPSYNC":
                 falls, jumps = True, True
-            case _:  # BSSY names where its threads meet again, but does not go there
+            case _:  # BSSY names where its threads reconverge, but does not jump there
                 falls, jumps = True, False
         if falls and index + 1 < len(instructions):
             graph.add_edge(index, index + 1, divergent=False)
@@ -269,7 +269,7 @@ def _flow(instructions: Sequence[Instruction]) -> networkx.DiGraph:
 
 
 def _nests(graph: networkx.DiGraph) -> dict[int, tuple[set[int], set[int]]]:
-    """Natural loops by their header: (ends of branches back, all in the loop) (Aho et al., Compilers, 9.6)."""
+    """Return natural loops by header, each as (latches, all nodes in the loop) (Aho et al., Compilers, 9.6)."""
     dominator = networkx.immediate_dominators(graph, 0)
     loops: dict[int, tuple[set[int], set[int]]] = {}
     for latch, header in graph.edges:
@@ -289,7 +289,7 @@ def _nests(graph: networkx.DiGraph) -> dict[int, tuple[set[int], set[int]]]:
 
 
 def _ways(graph: networkx.DiGraph, header: int, latches: set[int], counted: set[int]) -> tuple[set[int], int] | None:
-    """The longest way from header to a latch, as the `counted` nodes on it, and the shortest one's length."""
+    """Return the `counted` nodes on the longest path from header to a latch, and the length of the shortest path."""
     longest: dict[int, tuple[int, int | None]] = {}
     shortest: dict[int, int] = {}
     for node in networkx.topological_sort(graph):
@@ -311,7 +311,7 @@ def _ways(graph: networkx.DiGraph, header: int, latches: set[int], counted: set[
 
 
 def find_loops(instructions: Sequence[Instruction]) -> list[tuple[Loop, set[int]]]:
-    """The loops of a kernel, outer ones before inner ones, each with the indices of its instructions."""
+    """Return a kernel's loops, outer ones before inner ones, each with the indices of its instructions."""
     graph = _flow(instructions)
     nests = _nests(graph)
     straight = networkx.subgraph_view(graph, filter_edge=lambda here, there: not graph.edges[here, there]["divergent"])
@@ -327,7 +327,7 @@ def find_loops(instructions: Sequence[Instruction]) -> list[tuple[Loop, set[int]
         if networkx.is_directed_acyclic_graph(forward.subgraph(body)):
             each = (_ways(forward.subgraph(part), header, latches, own) for part in (body - rare, body))
             ways = next(filter(None, each), None)
-        path, shortest = ways or (own, len(own))  # inside are jumps into the middle of a loop: all of it counts
+        path, shortest = ways or (own, len(own))  # if it jumps into the middle of an inner loop, count all of it
         loop = Loop(
             first=instructions[header].address,
             last=instructions[last].address,
@@ -349,18 +349,18 @@ def _opcodes(instructions: Sequence[Instruction], chosen: Iterable[int]) -> Coun
 def find_main_loop(
     instructions: Sequence[Instruction], loops: Sequence[tuple[Loop, set[int]]], marks: Sequence[Mark]
 ) -> Loop | None:
-    """The loop of a mark; None where no instruction is of a marked line.
+    """Return the marked loop; None if no instruction comes from a marked line.
 
-    Of all marks and loops it is the pair with the most in common: instructions that are in the loop and of the mark's
-    lines, in shares of those that are either. Loops whose branch back is of the mark's lines go before those whose is
-    not, for a loop around the marked one can consist of it almost entirely. Of equal copies of a loop it is the first.
+    Among all marks and loops, choose the pair with the most instructions in common, as a share of those in either the
+    loop or the mark's lines. Prefer loops whose back edge comes from the mark's lines, because a loop around the
+    marked one can consist of it almost entirely. Among equal copies of a loop, choose the first.
 
     Raises
     ------
     SassError
-        Marked lines are in the kernel, but in no loop.
+        The kernel has marked lines, but not in a loop.
     """
-    graded: list[tuple[tuple[bool, float], Loop | None]] = [((False, 0.0), None)]  # where there are no loops
+    graded: list[tuple[tuple[bool, float], Loop | None]] = [((False, 0.0), None)]  # in case there are no loops
     marked = False
     for mark in marks:
         lines = {(mark.file, line) for line in range(mark.first, mark.last + 1)}
@@ -373,33 +373,33 @@ def find_main_loop(
         return None
     (back, share), best = max(graded, key=lambda pair: pair[0])
     if best is None or not (back or share >= 0.5):
-        raise SassError(f"no loop in the machine code is that of {', '.join(map(str, marks))}")
+        raise SassError(f"no loop in the machine code matches {', '.join(map(str, marks))}")
     return best
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelReport:
-    """What a cubin says of a kernel.
+    """What a cubin says about a kernel.
 
     Attributes
     ----------
     registers
-        Of a thread.
+        Registers per thread.
     stack_bytes
-        Local memory of a thread: what is spilled, and arrays that are not in registers.
+        Local memory per thread: spills, and arrays that are not in registers.
     spill_store_bytes, spill_load_bytes
         Bytes a thread stores to and loads from local memory if each such instruction runs once (as `ptxas -v` counts
-        spills, but arrays in local memory count as well).
+        spills, but including arrays in local memory).
     static_shared_bytes
-        Of a block, without the 1,024 bytes that the system reserves.
+        Shared memory per block, without the 1,024 bytes that the system reserves.
     constant_bytes
-        By constant bank; bank 0 has the launch's parameters.
+        Bytes by constant bank; bank 0 has the launch's parameters.
     max_threads
-        Of a block, from __launch_bounds__; None: it has none.
+        Most threads in a block, from __launch_bounds__; None if the kernel has none.
     instructions
-        Those that can be reached.
+        Number of instructions that can be reached.
     main_loop
-        The marked one; None: none is marked.
+        The marked loop; None if none is marked.
     """
 
     kernel: str
@@ -417,13 +417,13 @@ class KernelReport:
 
     @property
     def spills(self) -> bool:
-        """Whether it uses local memory at all."""
+        """Whether the kernel uses local memory at all."""
         return bool(self.stack_bytes or self.spill_store_bytes or self.spill_load_bytes)
 
     def instructions_per(self, units: float) -> float:
-        """Instructions that a warp issues for one cell, on the longest way through the main loop.
+        """Return the instructions that a warp issues per cell, on the longest path through the main loop.
 
-        In an iteration each of the warp's 32 lanes makes `units` cells, or whatever is counted.
+        In each iteration, each of the warp's 32 lanes computes `units` cells, or other units.
 
         Raises
         ------
@@ -431,24 +431,24 @@ class KernelReport:
             No loop is marked.
         """
         if self.main_loop is None:
-            raise SassError(f"{self.kernel}: no loop is marked: '// cubin: main loop' ... '// cubin: end'")
+            raise SassError(f"{self.kernel}: no loop is marked with '// cubin: main loop' ... '// cubin: end'")
         return self.main_loop.path.total() / (units * WARP)
 
 
 def report(cubin: bytes, kernel: str, marks: Sequence[Mark] = ()) -> KernelReport:
-    """Everything about one kernel of a cubin.
+    """Return everything about one kernel of a cubin.
 
     Raises
     ------
     SassError
-        There is no such kernel, or its marked loop is not to be found.
+        There is no such kernel, or its marked loop cannot be found.
     """
     instructions = disassemble(cubin, kernel)
     elf = _run("cuobjdump", ("-elf", "-res-usage"), cubin)
     usage = re.search(rf"Function {re.escape(kernel)}:\n(.*)", elf)
     arch = re.search(r"CUDA Virtual SM: sm_(\d+)", elf)
     if usage is None or arch is None:
-        raise SassError(f"{kernel}: cuobjdump does not state its resources")
+        raise SassError(f"{kernel}: cuobjdump does not report its resources")
     resources = {name: int(value) for name, value in re.findall(r"([A-Z]+(?:\[\d+\])?):(\d+)", usage[1])}
     info = elf.partition(f"\n.nv.info.{kernel}\n")[2].partition("\n.nv.")[0]
     threads = re.search(r"EIATTR_(?:MAX_THREADS|REQNTID)\n.*\n\s*Value:\s*(\w+) (\w+) (\w+)", info)
@@ -478,7 +478,7 @@ def _access_bytes(instructions: Iterable[Instruction], kind: str) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What an SM has for blocks at a time."""
+    """What an SM can hold at a time."""
 
     warps: int
     blocks: int
@@ -494,23 +494,23 @@ LIMITS = {
 }
 """CUDA C++ Programming Guide 13, "Technical Specifications per Compute Capability" (Table 27).
 
-The Blackwell Tuning Guide, 1.4.1.1, states 32 blocks and 128 KB for 12.0; cards report 24 and 100 KiB, as here.
+The Blackwell Tuning Guide, 1.4.1.1, says 32 blocks and 128 KB for 12.0; GPUs report 24 and 100 KiB, as here.
 """
 SM_REGISTERS = 65_536
-"""The same table: 64 K 32-bit registers an SM."""
+"""From the same table: 64 K 32-bit registers per SM."""
 PARTITIONS = 4
 """cuda_occupancy.h, cudaOccSubPartitionsPerMultiprocessor: each has a quarter of the registers and whole warps."""
 REGISTER_UNIT = 256
-"""cuda_occupancy.h, cudaOccRegAllocationGranularity: registers of a warp are a multiple of it."""
+"""cuda_occupancy.h, cudaOccRegAllocationGranularity: a warp's registers are a multiple of this."""
 SHARED_UNIT = 128
 """cuda_occupancy.h, cudaOccSMemAllocationGranularity, in bytes."""
 SHARED_RESERVED = 1024
-"""Bytes of each block that the system keeps (Hopper Tuning Guide, 1.4.2.2; 8.0 and later)."""
+"""Bytes that the system reserves in each block (Hopper Tuning Guide, 1.4.2.2; 8.0 and later)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Occupancy:
-    """Blocks and warps that an SM can hold, the most that it could, and what sets the limit."""
+    """Blocks and warps of a kernel that fit on an SM, the most warps that an SM can hold, and what sets the limit."""
 
     blocks: int
     warps: int
@@ -519,14 +519,14 @@ class Occupancy:
 
 
 def occupancy(arch: int, registers: int, block_threads: int, shared_bytes: int = 0) -> Occupancy:
-    """As cuda_occupancy.h does it, with all of an SM's shared memory available to blocks.
+    """Compute the occupancy as cuda_occupancy.h does, with all of an SM's shared memory available to blocks.
 
     Parameters
     ----------
     registers
-        Of a thread.
+        Registers per thread.
     shared_bytes
-        Static and dynamic, of a block.
+        Static and dynamic shared memory per block.
     """
     limits = LIMITS[arch]
     block_warps = -(-block_threads // WARP)
@@ -545,21 +545,21 @@ def occupancy(arch: int, registers: int, block_threads: int, shared_bytes: int =
 
 
 ISSUE_LANES = 4 * WARP
-"""A clock an SM: four schedulers of one warp instruction each (whitepapers of A100, H100 and RTX Blackwell)."""
+"""Per clock and SM: four schedulers issue one warp instruction each (whitepapers of A100, H100 and RTX Blackwell)."""
 LANES = {
     80: {"alu": 64, "imad": 64, "fma": 64, "half": 128, "double": 32},
     90: {"alu": 64, "imad": 64, "fma": 128, "half": 128, "double": 64},
     100: {"alu": 64, "imad": 64, "fma": 128, "half": 64, "double": 64},
     120: {"alu": 64, "add": 128, "imad": 64, "fma": 128, "half": 64, "double": 2},
 }
-"""Lanes a clock an SM for each class of opcodes.
+"""Lanes per clock and SM for each class of opcodes.
 
 CUDA C++ Best Practices Guide 13, 12.1.1, "Throughput of Native Arithmetic Instructions": integer add, compare, minimum,
-shift and logic have 64 lanes, which they are taken to share; on 12.0 integer add, minimum and maximum have 128. An
-instruction of two-way half precision counts once.
+shift and logic have 64 lanes, which we assume they share; on 12.0 integer add, minimum and maximum have 128. A two-way
+half-precision instruction counts once.
 """
 COMMON_LANES = {"shuffle": 32, "reduce": 16, "special": 16, "memory": 32}
-"""The same table: warp shuffle, warp reduce, functions and conversions. Shared memory: 32 banks of a word a clock."""
+"""From the same table: warp shuffle, warp reduce, functions, conversions. Shared memory: 32 banks, a word per clock."""
 _CLASSES = {
     "imad": "IMAD IMUL IDP",
     "fma": "FFMA FADD FMUL FFMA2 FADD2 FMUL2",
@@ -577,10 +577,10 @@ _CLASS_OF = {opcode: name for name, opcodes in _CLASSES.items() for opcode in op
 
 
 def pipe(opcode: str, arch: int) -> str:
-    """The class of LANES or COMMON_LANES that an opcode goes through; "issue": it only has to be issued.
+    """Return an opcode's class in LANES or COMMON_LANES; "issue" if it only has to be issued.
 
-    Opcodes of the uniform datapath, which begin with U, are of the latter. What is unknown here is taken for "alu",
-    such as additions and maxima of packed numbers, whose rates NVIDIA does not state.
+    Opcodes of the uniform datapath, which begin with U, only have to be issued. Unknown opcodes count as "alu", such as
+    additions and maxima of packed numbers, whose rates NVIDIA does not publish.
     """
     name = _CLASS_OF.get(opcode, "issue" if opcode.startswith("U") else "alu")
     return "alu" if name == "add" and "add" not in LANES[arch] else name
@@ -588,7 +588,7 @@ def pipe(opcode: str, arch: int) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Card:
-    """A card: its SMs, and the clock that it boosts to."""
+    """A GPU with its number of SMs and its boost clock."""
 
     name: str
     arch: int
@@ -603,19 +603,19 @@ CARDS = (
     Card(name="RTX 5090", arch=120, sms=170, clock_ghz=2.407),
     Card(name="RTX PRO 6000 Blackwell", arch=120, sms=188, clock_ghz=2.617),
 )
-"""NVIDIA's whitepapers of A100, H100 (v1.04, Table 3) and RTX Blackwell; B200 and RTX PRO 6000: as users report."""
+"""From NVIDIA's whitepapers of A100, H100 (v1.04, Table 3) and RTX Blackwell; B200 and RTX PRO 6000 as users report."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """An upper bound of a card's speed.
+    """An upper bound on a GPU's speed.
 
     Attributes
     ----------
     clocks
-        Of an SM for one iteration of a warp, by what it would be bound by.
+        An SM's clocks for one iteration of a warp, by the resource that would be the bottleneck.
     giga_units_per_s
-        At the largest of them.
+        Speed with the largest of these.
     """
 
     card: Card
@@ -625,10 +625,10 @@ class Estimate:
 
 
 def estimate(path: Counter[str], units: float, unit: str, card: Card) -> Estimate:
-    """How fast a card can run a loop whose iteration issues `path`'s opcodes for `units` of a lane.
+    """Estimate how fast a GPU can run a loop whose iterations issue `path`'s opcodes for `units` per lane.
 
-    It counts issue slots and lanes of each pipe, and no latencies, cache misses, bank conflicts, wide accesses,
-    divergence or work outside of the loop: an upper bound.
+    This is an upper bound: it counts issue slots and the lanes of each pipe, but no latencies, cache misses, bank
+    conflicts, wide accesses, divergence or work outside of the loop.
     """
     lanes = LANES[card.arch] | COMMON_LANES
     counts = Counter({"issue": path.total()})
@@ -655,12 +655,12 @@ class Configuration:
     Attributes
     ----------
     source
-        Its file, in the folder of kernels or absolute.
+        Its file, relative to the kernels' folder or absolute.
     defines
-        Such as "R=4".
+        Macro definitions such as "R=4".
     units
-        What a lane makes on the longest way through one iteration of the marked loop, as the compiler leaves it: state
-        it for `#pragma unroll 1` or a loop that is not unrolled. None: nothing is marked.
+        How many units a lane computes on the longest path through one iteration of the marked loop, as compiled: give
+        it for `#pragma unroll 1` or a loop that is not unrolled. None if no loop is marked.
     """
 
     source: str
@@ -673,15 +673,15 @@ class Configuration:
 
     @property
     def name(self) -> str:
-        """For tables and tests."""
+        """Name of the kernel and its definitions, for tables and tests."""
         return " ".join([self.kernel, *self.defines])
 
     def compile(self, arch: int) -> bytes:
-        """Its machine code; raises CompileError."""
+        """Return the machine code; raises CompileError."""
         return _compiled(self._path(), self.defines, arch)
 
     def marks(self) -> list[Mark]:
-        """Those of its file, and of all headers beside it."""
+        """Return the marks in its file and in all headers in the same folder."""
         path = self._path()
         files = [path, *sorted(path.parent.glob("*.cuh"))]
         return [mark for file in files for mark in find_marks(file.read_text(), file.name)]
@@ -690,7 +690,7 @@ class Configuration:
         return Path(self.source) if Path(self.source).is_absolute() else path_of(self.source)
 
     def report(self, cubin: bytes) -> KernelReport:
-        """What its machine code says; raises SassError."""
+        """Return what the machine code says; raises SassError."""
         return report(cubin, self.kernel, self.marks())
 
 
@@ -734,7 +734,7 @@ KERNELS: list[Configuration] = [
             unit="step",
         )
         for state_len in (3, 4, 5)
-        for kernel, threads, rows in (  # rows of a batch that a block takes through a time step
+        for kernel, threads, rows in (  # rows: of a batch, that a block handles in a time step
             ("crf_backward", max(WARP, 4 ** (state_len - 1)), max(1, WARP // 4 ** (state_len - 1))),
             ("crf_beam", 128, 4),
             ("crf_errors", max(WARP, 4 ** (state_len - 1)), max(1, WARP // 4 ** (state_len - 1))),
@@ -759,7 +759,7 @@ KERNELS: list[Configuration] = [
         for kernel in ("choose_chains", "plan_hits", "list_fills", "unpack", "join_hits", "choose_hits")
     ),
 ]
-"""All that the service builds."""
+"""All kernels that the service builds."""
 
 
 _COLUMNS = (
@@ -808,10 +808,10 @@ def _print_tables(configurations: Sequence[Configuration], architectures: Sequen
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line."""
-    parser = argparse.ArgumentParser(description="What the machine code of the CUDA kernels says, as Markdown")
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description="Describe the CUDA kernels' machine code as Markdown")
     parser.add_argument("--arch", type=int, nargs="+", default=ARCHITECTURES, choices=ARCHITECTURES)
-    parser.add_argument("--loops", action="store_true", help="print each loop with its opcodes")
+    parser.add_argument("--loops", action="store_true", help="also print each loop with its opcodes")
     arguments = parser.parse_args(argv)
     _print_tables(KERNELS, arguments.arch, arguments.loops)
     return 0

@@ -1,11 +1,11 @@
-"""Speed of the CRF decoder on one core, by number of states: `python benchmarks/decode.py [--scores FILE.npy]`.
+"""Measure the CRF decoder's speed on one core, by number of states: `python benchmarks/decode.py [--scores FILE.npy]`.
 
-Without a file of scores (T, N, C float32) they are made up: peaky as a network's are, with one transition that stands
-out at each block of a random path, and the rest lower and varying smoothly. How far the path stands out sets how full
-the beam is, and so the speed. It is chosen to match real scores of a fast model, which had 30 hypotheses and 41
-candidates above the cut at a step: here 30 and 48 at 64 states, 27 and 38 at 1,024.
+Without a file of scores (T, N, C float32), scores are made up. They are peaky like a network's: one transition stands
+out at each block of a random path, and the rest are lower and vary smoothly. How far the path stands out determines how
+full the beam is, and therefore the speed. It is chosen to match a fast model's real scores, which had 30 hypotheses and
+41 candidates above the cut per step: here 30 and 48 with 64 states, and 27 and 38 with 1,024.
 
-Prints, as Markdown, the median of five runs, in thousand samples per core-second.
+Prints the median of five runs as Markdown, in thousand samples per core-second.
 """
 
 import argparse
@@ -25,7 +25,7 @@ STATE_LENS = {64: 3, 256: 4, 1024: 5}
 
 
 def made_up_scores(T: int, N: int, state_len: int, seed: int = 1) -> npt.NDArray[np.float32]:
-    """Random peaky scores, (T, N, 4**(state_len + 1)) float32 within +-5; see the module's docstring."""
+    """Make random peaky scores, (T, N, 4**(state_len + 1)) float32 within +-5; see the module's docstring."""
     rng = np.random.default_rng(seed)
     S = 4**state_len
     noise_NC = rng.standard_normal((N, 4 * S), np.float32)
@@ -44,7 +44,7 @@ def made_up_scores(T: int, N: int, state_len: int, seed: int = 1) -> npt.NDArray
 
 
 def measure(scores_TNC: npt.NDArray[np.float32], decoder: Decoder, stride: int) -> float:
-    """Thousand samples decoded in a second of the thread's processor time: the median of RUNS runs over all rows."""
+    """Return thousand samples decoded per second of the thread's processor time: the median of RUNS runs."""
     T, N, _ = scores_TNC.shape
     decoder(scores_TNC, 0)
     speeds: list[float] = []
@@ -60,8 +60,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Speed of the CRF decoder, thousand samples per core-second.")
     parser.add_argument("--scores", type=Path, help="a network's scores, (T, N, C) float32 .npy")
     parser.add_argument("--steps", type=int, default=2000, help="time steps of made-up scores (default 2000)")
-    parser.add_argument("--rows", type=int, default=8, help="rows decoded in a run (default 8)")
-    parser.add_argument("--stride", type=int, default=6, help="samples to a time step (default 6)")
+    parser.add_argument("--rows", type=int, default=8, help="rows decoded per run (default 8)")
+    parser.add_argument("--stride", type=int, default=6, help="samples per time step (default 6)")
     parser.add_argument("--beam-width", type=int, default=DecodeSettings().beam_width)
     arguments = parser.parse_args()
 

@@ -1,9 +1,9 @@
-"""Does the CUDA path work on this machine? `make gpu-check`: tests, kernels, the CPU's bases, speeds, in a report.
+"""Check that the CUDA path works on this machine, and write a report of tests, results and speeds: `make gpu-check`.
 
     python benchmarks/gpu_check.py --output gpu-report.md
-    python benchmarks/gpu_check.py --device cpu --quick      the same steps where there is no card
+    python benchmarks/gpu_check.py --device cpu --quick      the same steps without a GPU
 
-Exit codes: 0 all is well, 1 a test fails, or results differ, or compute-sanitizer finds something, 2 there is no card.
+Exit codes: 0 all is well, 1 a test fails, results differ, or compute-sanitizer finds something, 2 there is no GPU.
 
 Dimensions: M samples of a chunk.
 """
@@ -54,19 +54,19 @@ REAL_SETS = {
     "klebsiella_r94": "models/dna_r9.4.1_e8.1_fast@v3.4",
     "r1041_5khz": None,
 }
-"""Folders of reads.pod5, and the model that fits them; None: the one that ships."""
+"""Folders with a reads.pod5, and the model that fits; None: the bundled one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """What two devices called of the same reads.
+    """How two devices' calls of the same reads compare.
 
     Attributes
     ----------
     agreement
-        Matching bases of the longer of the two sequences, over all reads.
+        Matching bases as a share of the longer of the two sequences, over all reads.
     equal
-        Reads of which the sequences are the same.
+        Number of reads with the same sequence on both.
     """
 
     name: str
@@ -77,7 +77,7 @@ class Comparison:
 
 
 def agreement(left: str, right: str) -> float:
-    """Matching bases of the best alignment, as a part of the longer sequence."""
+    """Return the matching bases of the best alignment, as a share of the longer sequence."""
     if left == right:
         return 1.0
     hits = mappy.Aligner(seq=left, preset="map-ont").map(right)
@@ -85,7 +85,7 @@ def agreement(left: str, right: str) -> float:
 
 
 def sequence(caller: Basecaller, read: SignalRead) -> str:
-    """A read's bases; none where it is refused."""
+    """Return a read's bases; empty if the caller rejects it."""
     info = read.info
     measured = Measurement(
         sample_rate_hz=info.run.sample_rate_hz,
@@ -101,19 +101,19 @@ def sequence(caller: Basecaller, read: SignalRead) -> str:
 
 
 def open_card(device: torch.device, threads: int = 1) -> Card:
-    """The card, or the CPU in its place."""
+    """Open the GPU, or the CPU in its place."""
     return HostCard(threads) if device.type == "cpu" else Card(device, threads)
 
 
 def kernels_of(card: Card) -> Device:
-    """The device of kernels: the card's own, or the emulator where the CPU stands in for it."""
+    """Return the device that kernels run on: the GPU, or the emulator if the CPU takes its place."""
     found = kernel_device("emulated" if isinstance(card, HostCard) else str(card.device), card)
     assert found is not None
     return found
 
 
 def compare(name: str, model: Path, reads: Iterable[SignalRead], card: Card) -> Comparison:
-    """Reads called on the CPU in fp32, and on the card."""
+    """Call the reads on the CPU in fp32 and on the GPU, and compare them."""
     bundle = load_bundle(model)
     decoder = batch_decoder(kernels_of(card), bundle.config)
     callers = (
@@ -131,7 +131,7 @@ def compare(name: str, model: Path, reads: Iterable[SignalRead], card: Card) -> 
 
 
 def simulated_reads(folder: Path, count: int) -> Path:
-    """A POD5 file of made-up R10.4.1 reads."""
+    """Simulate a POD5 file of R10.4.1 reads."""
     reference, run = folder / "reference.fasta", folder / "run.pod5"
     reference.write_text(f">made_up\n{decode(random_bases(50_000, np.random.default_rng(1)))}\n")
     command = [sys.executable, "-m", "porestream.cli.main", "simulate", str(reference), "-o", str(run)]
@@ -140,7 +140,7 @@ def simulated_reads(folder: Path, count: int) -> Path:
 
 
 def compare_all(data: Path, folder: Path, card: Card, max_reads: int, run: Path | None) -> list[Comparison]:
-    """The real sets that there are; always a run that is simulated."""
+    """Compare the real sets that are available, and always a simulated run."""
     found = [
         compare(name, data / model if model else BUNDLED, Pod5Source([data / name / "reads.pod5"], max_reads), card)
         for name, model in REAL_SETS.items()
@@ -152,16 +152,16 @@ def compare_all(data: Path, folder: Path, card: Card, max_reads: int, run: Path 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Speed:
-    """Of one model shape.
+    """Speed and memory of one model shape.
 
     Attributes
     ----------
     network
-        Samples a second of the network alone.
+        Samples per second of the network alone.
     scores
-        The same from signal to scores in the host's memory, with the threads that a server would have.
+        Samples per second from signal to scores in host memory, with as many threads as a server would use.
     planned_bytes, taken_bytes
-        Of the card's memory.
+        GPU memory that was planned, and that loading took.
     """
 
     name: str
@@ -174,7 +174,7 @@ class Speed:
 
 
 def speed(name: str, model: Path, device: torch.device, threads: int, rows: int | None) -> Speed:
-    """Batches of the longest chunks, in the middle of RUNS times."""
+    """Measure batches of the longest chunks; times are medians of RUNS."""
     bundle = load_bundle(model)
     chunker = Basecaller(bundle, "fp32").chunker
     card = open_card(device, threads)
@@ -196,7 +196,7 @@ def speed(name: str, model: Path, device: torch.device, threads: int, rows: int 
 
 
 def in_threads(count: int, work: Callable[[], object]) -> None:
-    """Do it in so many threads at once."""
+    """Run `work` in this many threads at once."""
     started = [threading.Thread(target=work) for _ in range(count)]
     for thread in started:
         thread.start()
@@ -205,7 +205,7 @@ def in_threads(count: int, work: Callable[[], object]) -> None:
 
 
 def median_seconds(work: Callable[[], object]) -> float:
-    """The median of RUNS times, after one that does not count."""
+    """Return the median of RUNS times, after one warm-up run."""
     times = []
     for _ in range(RUNS + 1):
         started_s = time.perf_counter()
@@ -218,10 +218,10 @@ SANITIZERS = ("memcheck", "racecheck", "synccheck", "initcheck")
 
 
 def run_sanitizers(device: torch.device) -> dict[str, str]:
-    """What each of compute-sanitizer's tools says of small cases: its last line, or that there is none."""
+    """Run each of compute-sanitizer's tools on small cases; return each tool's verdict and last line."""
     program = shutil.which("compute-sanitizer")
     if program is None or device.type != "cuda":
-        return {"compute-sanitizer": "not here"}
+        return {"compute-sanitizer": "not available"}
     found = {}
     for tool in SANITIZERS:
         command = [program, "--tool", tool, "--error-exitcode", "99", sys.executable, "benchmarks/kernel_check.py"]
@@ -235,7 +235,7 @@ def run_sanitizers(device: torch.device) -> dict[str, str]:
 
 
 def run_tests() -> tuple[bool, str]:
-    """Whether tests/gpu pass, and pytest's last line."""
+    """Run tests/gpu; return whether they pass, and pytest's last line."""
     command = [sys.executable, "-m", "pytest", "-q", "tests/gpu"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -244,7 +244,7 @@ def run_tests() -> tuple[bool, str]:
 
 
 def environment(device: torch.device) -> dict[str, str]:
-    """What the figures depend on."""
+    """Return the hardware and versions that the figures depend on."""
     facts = {"device": str(device), "processor": platform.processor() or platform.machine()}
     if device.type == "cuda":
         card = torch.cuda.get_device_properties(device)
@@ -253,7 +253,7 @@ def environment(device: torch.device) -> dict[str, str]:
             driver = subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip()
         except (OSError, subprocess.CalledProcessError) as error:
             driver = f"unknown ({error})"
-        facts |= {"card": f"{card.name}, {card.total_memory / 2**30:.0f} GiB, sm_{card.major}{card.minor}"}
+        facts |= {"GPU": f"{card.name}, {card.total_memory / 2**30:.0f} GiB, sm_{card.major}{card.minor}"}
         facts |= {"driver": driver, "CUDA": str(torch.version.cuda), "cuDNN": str(torch.backends.cudnn.version())}  # type: ignore[no-untyped-call]
     for package in ("porestream", "torch", "numpy", "cupy-cuda12x", "cupy-cuda13x"):
         try:
@@ -264,14 +264,14 @@ def environment(device: torch.device) -> dict[str, str]:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """As Markdown."""
+    """Return a Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(str(cell) for cell in line)} |" for line in lines)
 
 
 @dataclass(frozen=True, slots=True)
 class Kernels:
-    """What the kernels gave: where they differ from the emulator, what sanitizers say, how fast they are."""
+    """The kernels' results: differences from the emulator, what the sanitizers say, and speeds."""
 
     differences: list[str]
     sanitizers: dict[str, str]
@@ -279,7 +279,7 @@ class Kernels:
 
     @property
     def passed(self) -> bool:
-        """Whether there is nothing to complain of."""
+        """Whether there are no differences and the sanitizers found nothing."""
         return not self.differences and not any(said.startswith("exit code") for said in self.sanitizers.values())
 
 
@@ -291,7 +291,7 @@ def report(
     speeds: list[Speed],
     alignments: list[alignment.Figures],
 ) -> str:
-    """The whole of it, as Markdown."""
+    """Return the whole report as Markdown."""
     compared = [
         (
             found.name,
@@ -327,7 +327,7 @@ def report(
             f"tests/gpu: {tests}",
             table(["", ""], facts.items()),
             "## Kernels, against the emulator",
-            "\n".join(kernels.differences) or "The same results.",
+            "\n".join(kernels.differences) or "The results are the same.",
             table(["compute-sanitizer", ""], kernels.sanitizers.items()),
             table(
                 ["kernel, with launches and copies", "", ""],
@@ -344,11 +344,11 @@ def report(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Do it all; returns the exit code."""
+    """Run all checks, write the report, and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda", help="cuda, cuda:N or cpu (default: cuda)")
-    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data", help="folder of real sets")
-    parser.add_argument("--run", type=Path, help="POD5 file in place of a run that is simulated")
+    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data", help="folder with real sets")
+    parser.add_argument("--run", type=Path, help="POD5 file to use instead of a simulated run")
     parser.add_argument("--output", type=Path, default=Path("gpu-report.md"))
     parser.add_argument("--threads", type=int, default=4, help="threads that call batches (default: 4)")
     parser.add_argument("--quick", action="store_true", help="tiny shapes, few reads, no tests")
@@ -357,9 +357,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         device = find_device(options.device)
     except ModelError as error:
         print(
-            f"{error}\nWith a card this runs tests/gpu, compares the kernels with the emulator and the bases of real "
-            "and simulated reads with the CPU's, has compute-sanitizer look at the kernels, measures samples/s of each "
-            "model shape, decoded bases/s, GCUPS and aligned bases/s against minimap2, and writes "
+            f"{error}\nOn a GPU this runs tests/gpu, compares the kernels with the emulator and the bases of real and "
+            "simulated reads with the CPU's, checks the kernels with compute-sanitizer, measures samples/s of each "
+            "model shape, decoded bases/s, GCUPS, and aligned bases/s compared with minimap2, and writes "
             f"{options.output}.",
             file=sys.stderr,
         )

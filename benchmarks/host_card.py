@@ -1,4 +1,4 @@
-"""The CPU in a card's place, without stream, graphs and pinned memory: for tests and rehearsals of what is the same."""
+"""The CPU in a GPU's place, without stream, graphs and pinned memory, to test and rehearse the code that both share."""
 
 import threading
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from porestream.models.call.host import host_memory_bytes
 
 
 class HostCard(Card):
-    """See `Card`."""
+    """A `Card` that is the CPU."""
 
     def __init__(self, threads: int = 1) -> None:
         self.device, self.threads = torch.device("cpu"), threads

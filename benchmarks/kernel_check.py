@@ -1,11 +1,11 @@
-"""Do the kernels give on a device what they give on the emulator, and how fast? Part of `make gpu-check`.
+"""Check that the kernels give the same results on a device as on the emulator, and time them (for `make gpu-check`).
 
-    python benchmarks/kernel_check.py --device cuda               same results, then speeds
+    python benchmarks/kernel_check.py --device cuda               compare results, then measure speeds
     python benchmarks/kernel_check.py --device cuda --small       a few small cases, for compute-sanitizer
-    python benchmarks/kernel_check.py --device emulated --small   the same steps where there is no card
+    python benchmarks/kernel_check.py --device emulated --small   the same steps without a GPU
 
-The emulator runs each source on the CPU and is itself held to NumPy, minimap2 and the CPU's decoder by tests/kernels.
-Results must be the same, but for qualities of bases, which may differ by 1. Exit codes: 0 the same, 1 not.
+The emulator runs each source on the CPU; tests/kernels check it against NumPy, minimap2 and the CPU's decoder. Results
+must be the same, except that base qualities may differ by 1. Exit codes: 0 the same, 1 different.
 
 Dimensions: T time steps, N rows of a batch.
 """
@@ -37,7 +37,7 @@ from porestream.kernels.decode.crf import CrfDecoder
 from porestream.kernels.device import Device, EmulatedDevice, find_kernel_device
 
 STAY_SCORE = 2.0
-STRIDE = 6  # samples to a time step, of the figures of decoding
+STRIDE = 6  # samples per time step, for the decoding speeds
 BATCH_BYTES = 4 << 30
 RUNS = 5
 U8 = npt.NDArray[np.uint8]
@@ -50,11 +50,11 @@ class Case:
 
     name: str
     compute: Callable[[Device], Arrays]
-    tolerance: int = 0  # of the last array
+    tolerance: int = 0  # for the last array
 
 
 def mutated(bases: U8, errors: float, rng: np.random.Generator) -> U8:
-    """A read of these bases: substitutions, insertions and deletions in equal parts."""
+    """Make a read of these bases with substitutions, insertions and deletions in equal parts."""
     kind = rng.random(len(bases))
     substituted = np.where(kind < errors / 3, (bases + rng.integers(1, 4, len(bases))) % 4, bases)
     copies = np.where(kind < errors / 3, 1, np.where(kind < 2 * errors / 3, 0, np.where(kind < errors, 2, 1)))
@@ -62,7 +62,7 @@ def mutated(bases: U8, errors: float, rng: np.random.Generator) -> U8:
 
 
 def pairs(count: int, bases: int, errors: float, seed: int) -> tuple[Pieces, Pieces]:
-    """Reads and what they are of; a quarter ends in junk, a quarter has a long gap, some bases are ambiguous."""
+    """Make reads and their targets; a quarter end in junk, a quarter have a long gap, some bases are ambiguous."""
     rng = np.random.default_rng(seed)
     queries, targets = [], []
     for number in range(count):
@@ -81,12 +81,12 @@ def pairs(count: int, bases: int, errors: float, seed: int) -> tuple[Pieces, Pie
 
 
 def arrays(found: Alignments) -> Arrays:
-    """All that alignments hold."""
+    """Return all arrays of the alignments."""
     return [getattr(found, field.name) for field in fields(found)]
 
 
 def cases(small: bool) -> Iterator[Case]:
-    """Of every kernel, in all its forms."""
+    """Yield cases for every kernel, in all its forms."""
     for state_len in (3, 4, 5):
         scores_TNC = made_up_scores(40 if small else 600, 5 if small else 33, state_len)
 
@@ -134,7 +134,7 @@ def cases(small: bool) -> Iterator[Case]:
 
 
 def aligned(device: Device, preset: Preset, count: int) -> Arrays:
-    """All of the way from reads to alignments (reads of a made-up genome); mapping qualities last."""
+    """Align reads from a made-up genome through all steps; the last array is the mapping qualities."""
     rng = np.random.default_rng(1)
     sequences = simulated_reads.genome(rng, 60_000)
     reads = simulated_reads.reads(rng, sequences, count, longest=3000)
@@ -156,8 +156,8 @@ def aligned(device: Device, preset: Preset, count: int) -> Arrays:
 
 
 def differences(device: Device, small: bool = False) -> list[str]:
-    """Of each case what differs from the emulator; nothing where all is well."""
-    emulator = EmulatedDevice(arch=80 if device.arch >= 90 else 90)  # the other path, where there are two
+    """Return what differs from the emulator in each case; empty if nothing does."""
+    emulator = EmulatedDevice(arch=80 if device.arch >= 90 else 90)  # takes the other path, if there are two
     found = []
     for case in cases(small):
         ours, theirs = case.compute(device), case.compute(emulator)
@@ -174,7 +174,7 @@ def differences(device: Device, small: bool = False) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """A kernel's, in the middle of RUNS times, with its transfers."""
+    """A kernel's speed with its transfers, the median of RUNS."""
 
     name: str
     figure: float
@@ -182,7 +182,7 @@ class Speed:
 
 
 def in_band_cells(query: Pieces, target: Pieces, band: int) -> int:
-    """Cells (row, column) of all tasks with |column - row| <= band."""
+    """Count the cells (row, column) of all tasks with |column - row| <= band."""
     cells = 0
     for rows, columns in zip(query.length_N.tolist(), target.length_N.tolist(), strict=True):
         row = np.arange(1, rows + 1, dtype=np.int64)
@@ -191,7 +191,7 @@ def in_band_cells(query: Pieces, target: Pieces, band: int) -> int:
 
 
 def median_seconds(device: Device, work: Callable[[], object]) -> float:
-    """The median of RUNS times, after one that does not count; each until the device is done."""
+    """Return the median of RUNS times, after one warm-up run, each until the device is done."""
     times = []
     for _ in range(RUNS + 1):
         started_s = time.perf_counter()
@@ -203,11 +203,11 @@ def median_seconds(device: Device, work: Callable[[], object]) -> float:
 
 
 def speeds(device: Device, small: bool = False) -> list[Speed]:
-    """Cells and bases a second."""
+    """Measure cells and bases per second."""
     found = []
     for state_len in (3, 4, 5):
         T, N = (40, 4) if small else (2000, 256 if state_len == 5 else 512)
-        with device.in_order():  # one row's scores many times: making them up takes longer than decoding
+        with device.in_order():  # repeat a few rows' scores, as making them up takes longer than decoding
             scores_TNC = device.xp.repeat(device.xp.asarray(made_up_scores(T, 4, state_len)), N // 4, axis=1)
         decoder = CrfDecoder(device, state_len, STAY_SCORE)
         bases = int(device.to_host(decoder(scores_TNC).counts_N).sum())
@@ -229,14 +229,14 @@ def speeds(device: Device, small: bool = False) -> list[Speed]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Do it; returns the exit code."""
+    """Run the check and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda", help="cuda, cuda:N or emulated (default: cuda)")
     parser.add_argument("--small", action="store_true", help="few small cases, no speeds")
     options = parser.parse_args(arguments)
     device = find_kernel_device(options.device)
     found = differences(device, options.small)
-    for line in found or ["the same as on the emulator"]:
+    for line in found or ["the results are the same as on the emulator"]:
         print(line)
     for speed in [] if options.small else speeds(device):
         print(f"{speed.name}: {speed.figure:,.2f} {speed.unit}")

@@ -1,9 +1,9 @@
-"""Speed of the network and the decoder by model shape and stage, a core-second: `python benchmarks/network.py`.
+"""Measure the network's and the decoder's speed per core, by model shape and stage: `python benchmarks/network.py`.
 
-Weights and signal are made up: speeds do not depend on them, but for the decoder's a little. Beside each speed stands
-the share that it is of the machine's own peak, the best speed of matrix products of the same precision in the same run.
-Prints Markdown: medians of RUNS passes, and what bf16 does to the scores. Time is the thread's processor time, so that
-other jobs of the machine count little.
+Weights and signal are made up. Speeds do not depend on them, except the decoder's a little. Next to each speed is its
+share of the machine's own peak, the best speed of matrix products of the same precision in the same run. Prints
+Markdown with medians of RUNS passes, and with the effect of bf16 on the scores. It measures the thread's processor
+time, so that other jobs on the machine matter little.
 
     python benchmarks/network.py "hac v4.3" "sup v5"
 
@@ -32,23 +32,23 @@ from porestream.models.networks.layers import Layers
 from porestream.server.start.app import tune_allocator
 
 RUNS = 5
-LARGE_SAMPLES = 24_000  # of a batch of a sup model: more would only take longer
+LARGE_SAMPLES = 24_000  # in a batch for a sup model, as more would only take longer
 NAMES = ("fast v4.3", "hac v4.3", "sup v4", "sup v5")
 STAGES = ("convolutions", "LSTMs or transformer", "linear layers", "network", "decoder")
 
 
 @dataclass(frozen=True, slots=True)
 class Speeds:
-    """Seconds a sample of each stage, and the scores that came out."""
+    """Seconds per sample of each stage, and the resulting scores."""
 
     seconds: dict[str, float]
     scores_TNC: torch.Tensor
 
 
 def gemm_peak(precision: str, sizes: Sequence[int] = (512, 1024, 2048)) -> float:
-    """Floating point operations a second of the best of square matrix products: a multiplication and an addition are 2.
+    """Return the best floating point operations per second of square matrix products; a multiply and an add are 2.
 
-    The median of RUNS products of each size, of the sizes the best.
+    Takes the median of RUNS products for each size, and the best size.
     """
     rates = []
     for size in sizes:
@@ -58,7 +58,7 @@ def gemm_peak(precision: str, sizes: Sequence[int] = (512, 1024, 2048)) -> float
 
 
 def flops_a_sample(layers: Layers, score_count: int) -> dict[str, float]:
-    """Floating point operations of matrix products by stage, a sample; all else is less than a hundredth."""
+    """Return the floating point operations per sample of each stage's matrix products; all else is below 1%."""
     strides = itertools.accumulate((layer.stride for layer in layers.convolutions), lambda a, b: a * b)
     pairs = zip(layers.convolutions, strides, strict=True)
     convolutions = sum(2 * layer.ins * layer.outs * layer.winlen / stride for layer, stride in pairs)
@@ -73,7 +73,7 @@ def flops_a_sample(layers: Layers, score_count: int) -> dict[str, float]:
 
 
 def measure(bundle: ModelBundle, precision: str, batch_NS: torch.Tensor) -> Speeds:
-    """Medians of RUNS passes of each stage, after one that does not count."""
+    """Measure each stage: the median of RUNS passes, after one warm-up pass."""
     network = Network(bundle, precision)
     config = bundle.config
     settings = DecodeSettings(
@@ -97,7 +97,7 @@ def measure(bundle: ModelBundle, precision: str, batch_NS: torch.Tensor) -> Spee
 
 
 def median_seconds(run: Callable[[], object]) -> float:
-    """This thread's processor time: of RUNS runs, after one that does not count."""
+    """Return the median of this thread's processor time over RUNS runs, after one warm-up run."""
     run()
     seconds = []
     for _ in range(RUNS):
@@ -108,10 +108,10 @@ def median_seconds(run: Callable[[], object]) -> float:
 
 
 def batch_of(bundle: ModelBundle, rows: int) -> torch.Tensor:
-    """Made-up chunks of the model's own length, but of a sup model's fewer or shorter ones."""
+    """Make chunks of the model's own length, or fewer or shorter ones for a sup model."""
     unit, samples = bundle.config.chunk_unit, bundle.config.chunk_size
     if bundle.config.state_len == 5 and bundle.config.layers.encoder.kind == "transformer":
-        rows = LARGE_SAMPLES // samples  # these go through it one by one
+        rows = LARGE_SAMPLES // samples  # the network takes these one by one
     elif bundle.config.state_len == 5:
         samples = LARGE_SAMPLES // rows
     return torch.from_numpy(made_up_chunks(rows, samples // unit * unit))
@@ -119,8 +119,8 @@ def batch_of(bundle: ModelBundle, rows: int) -> torch.Tensor:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("shapes", nargs="*", default=NAMES, metavar="SHAPE", help=f"of: {', '.join(SHAPES)}")
-    parser.add_argument("--rows", type=int, default=16, help="rows of a batch (default 16)")
+    parser.add_argument("shapes", nargs="*", default=NAMES, metavar="SHAPE", help=f"any of: {', '.join(SHAPES)}")
+    parser.add_argument("--rows", type=int, default=16, help="rows in a batch (default 16)")
     parser.add_argument("--gemm", type=int, nargs="+", default=(512, 1024, 2048), help="sizes of the matrix products")
     options = parser.parse_args()
     tune_allocator()

@@ -1,12 +1,12 @@
-"""Speed against the length of reads and against the number of open streams: a Markdown table, a CSV file, a plot.
+"""Measure how speed depends on read length and on the number of open streams; write a Markdown table, a CSV, a plot.
 
-Each case has the same work, about `--samples`, cut from one simulated run without adapters; the turns of all cases are
-interleaved, and medians given, as ratios to reads of 100,000 samples, or to one stream, of the same turn. Samples a
-second are from the first read to the last result. Processor time is of all processes, less that of start and stop
-(a call of one read of 1,000 samples); other work on the machine hardly changes it.
+Each case has the same amount of work, about `--samples`, cut from one simulated run without adapters. The cases take
+turns. The table has medians, as ratios to reads of 100,000 samples, or to one stream, in the same turn. Samples per
+second are measured from the first read to the last result. Processor time covers all processes, minus that of starting
+and stopping (a call of one read of 1,000 samples); other work on the machine hardly affects it.
 
     python benchmarks/reads.py --csv docs/inside/performance/reads.csv --plot docs/inside/performance/reads.png
-    python benchmarks/reads.py --quick         few samples, once, start and stop not taken off: that the table comes out
+    python benchmarks/reads.py --quick         only check that it works: few samples, once, with start and stop
 """
 
 import argparse
@@ -38,22 +38,22 @@ from porestream.models.simulate.sequence import decode, random_bases
 LENGTHS = (1_000, 2_500, 5_000, 20_000, 100_000, 10_000_000)
 STREAMS = (1, 10, 100, 1000)
 LONG = 100_000
-START = 0  # stands for a call of one short read
+START = 0  # means a call of one short read
 MIN_CHUNK_SAMPLES = 1024
-SHORT_LIMIT = 1.5  # times the speed of LONG reads to that of 1,000 samples
+SHORT_LIMIT = 1.5  # reads of LONG samples may be this much faster than reads of 1,000
 STREAM_READ_SAMPLES = 10_000
 PORESTREAM = [sys.executable, "-m", "porestream.cli.main"]
 
 
 class Simulated:
-    """A simulated run, and its reads cut to other lengths."""
+    """A simulated run whose reads can be cut to other lengths."""
 
     def __init__(self, folder: Path, samples: int) -> None:
         self.reference = folder / "reference.fasta"
         self._folder = folder
         self.reference.write_text(f">made_up\n{decode(random_bases(2_000_000, np.random.default_rng(1)))}\n")
         source = folder / "source.pod5"
-        reads = samples // 100_000  # of 10,000 bases, at least 120,000 samples
+        reads = samples // 100_000  # each has 10,000 bases and at least 120,000 samples
         lengths = ["--reads", str(reads), "--length-mean", "10000", "--length-sd", "0", "--no-adapters", "--seed", "7"]
         subprocess.run([*PORESTREAM, "simulate", str(self.reference), "-o", str(source), *lengths], check=True)
         with pod5.Reader(source) as reader:
@@ -61,7 +61,7 @@ class Simulated:
         self.signal_S: npt.NDArray[np.int16] = np.concatenate([read.signal for read in self._models])[:samples]
 
     def cut(self, length: int) -> Path:
-        """A file of reads of `length` samples each."""
+        """Write a file of reads of `length` samples each."""
         path = self._folder / f"{length}.pod5"
         read = self._models[0]
         with pod5.Writer(path) as writer:
@@ -71,21 +71,21 @@ class Simulated:
         return path
 
     def pieces(self, length: int) -> list[npt.NDArray[np.int16]]:
-        """The signal in reads of `length` samples; what is left over is dropped."""
+        """Cut the signal into reads of `length` samples; drop the rest."""
         length = min(length, self.signal_S.size)
         return list(self.signal_S[: self.signal_S.size // length * length].reshape(-1, length))
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Of one case in one turn."""
+    """The cost of one case in one turn."""
 
     samples_per_s: float
     processor_s: float
 
 
 def call_cost(reads: Path, folder: Path, *extra: str) -> Cost:
-    """One `porestream call` with a server of its own."""
+    """Measure one `porestream call` with its own server."""
     summary = folder / "summary.json"
     outputs = ["-o", str(folder / "calls.bam"), "--summary-json", str(summary)]
     before_s = _processor_s(resource.RUSAGE_CHILDREN)
@@ -121,18 +121,18 @@ class Server:
             time.sleep(0.05)
 
     def processor_s(self) -> float:
-        """Processor time that it has taken so far (Linux)."""
+        """Return the processor time that the server has used so far (Linux)."""
         fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def stop(self) -> None:
-        """End it."""
+        """Stop the server."""
         self._process.terminate()
         self._process.wait()
 
 
 async def stream_cost(server: Server, signals: Sequence[npt.NDArray[np.int16]], streams: int) -> Cost:
-    """So many streams open at once, each a connection and a run of its own, the signals shared out among them."""
+    """Share the signals among this many open streams, each with its own connection and run, and measure the cost."""
     options = StreamOptions()
     expected = await resolve_caller(server.address, options, RunInfo(run_id="run-0", sample_rate_hz=5000))
     left = streams
@@ -148,7 +148,7 @@ async def stream_cost(server: Server, signals: Sequence[npt.NDArray[np.int16]], 
     runs = [RunInfo(run_id=f"run-{number}", sample_rate_hz=5000) for number in range(streams)]
     opened = [RunStream(server.address, run, options, deliver, MIN_CHUNK_SAMPLES, expected) for run in runs]
     tasks = [asyncio.create_task(stream.run()) for stream in opened]
-    for number, stream in enumerate(opened):  # a first read each, so that all are open
+    for number, stream in enumerate(opened):  # one read for each, so that all are open
         await stream.put(_encoded(number, runs[number], signals[0][:1000]))
     await done.wait()
 
@@ -171,7 +171,7 @@ async def stream_cost(server: Server, signals: Sequence[npt.NDArray[np.int16]], 
 
 
 def run_streams(server: Server, signals: Sequence[npt.NDArray[np.int16]], streams: int) -> Cost:
-    """`stream_cost`, in an event loop of its own."""
+    """Run `stream_cost` in its own event loop."""
     return asyncio.run(stream_cost(server, signals, streams))
 
 
@@ -184,14 +184,14 @@ def _encoded(number: int, run: RunInfo, signal_S: npt.NDArray[np.int16]) -> Enco
 
 
 def plot(path: Path, columns: dict[str, dict[int, float]]) -> None:
-    """Samples a second of processor time over length of reads, and over number of streams."""
+    """Plot samples per second of processor time over read length and over the number of streams."""
     import matplotlib.pyplot as plt
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), sharey=True, layout="constrained")
     for name, medians in columns.items():
         axes = right if name == "streams" else left
         axes.plot(list(medians), [value / 1e6 for value in medians.values()], "o-", label=name)
-    left.set(xlabel="samples of each read", ylabel="million samples a processor second", xscale="log", ylim=(0, None))
+    left.set(xlabel="samples of each read", ylabel="million samples per processor second", xscale="log", ylim=(0, None))
     left.legend()
     right.set(xlabel=f"open streams, with reads of {STREAM_READ_SAMPLES:,} samples", xscale="log")
     for axes in (left, right):
@@ -204,7 +204,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=10_000_000)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument(
-        "--quick", action="store_true", help="two lengths and 1 and 3 streams, of 200,000 samples, once"
+        "--quick", action="store_true", help="only two lengths, and 1 and 3 streams, with 200,000 samples, once"
     )
     parser.add_argument("--csv", type=Path)
     parser.add_argument("--plot", type=Path)
@@ -214,7 +214,7 @@ def main() -> None:
     if arguments.quick:
         lengths, streamed, arguments.samples, arguments.repeats = (1_000, LONG), (1, 3), 200_000, 1
     if arguments.plot:
-        import matplotlib  # noqa: F401 - known now that it is missing, not when all is measured
+        import matplotlib  # noqa: F401 - fail now if it is missing, not after measuring everything
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         run = Simulated(folder, arguments.samples)

@@ -1,9 +1,9 @@
-"""Reads records with Remora's own reader; compare_remora.py calls it with the Python of Remora's environment.
+"""Read records with Remora's own reader. compare_remora.py runs this with the Python of Remora's environment.
 
-Imports Remora and copies nothing of it.
+It imports Remora and copies nothing from it.
 
-    remora_side.py POD5 BAM RESULT.json      of each record: why Remora refuses it, empty if it does not
-    remora_side.py --cases CASES.json        verdicts on made-up move tables, into the same file
+    remora_side.py POD5 BAM RESULT.json      write why Remora refuses each record; empty if it accepts it
+    remora_side.py --cases CASES.json        write verdicts on made-up move tables into the same file
 """
 
 import json
@@ -22,7 +22,7 @@ from remora.io import Read
 
 
 def verdict(read: Any, record: pysam.AlignedSegment) -> str:
-    """Why Remora refuses this pair of signal and record; empty: it takes it."""
+    """Return why Remora refuses this pair of signal and record; empty if it accepts it."""
     try:
         Read.from_pod5_and_alignment(read, record)
     except (RemoraError, ValueError, KeyError) as error:
@@ -31,7 +31,7 @@ def verdict(read: Any, record: pysam.AlignedSegment) -> str:
 
 
 def of_files(pod5_path: str, bam_path: str) -> dict[str, str]:
-    """Verdicts on the records of a file, by read id."""
+    """Return verdicts on the records of a file, by read id."""
     with pysam.AlignmentFile(bam_path, check_sq=False) as bam:
         records = {str(record.query_name): record for record in bam.fetch(until_eof=True) if not record.flag & 0x900}
     verdicts = {}
@@ -43,7 +43,7 @@ def of_files(pod5_path: str, bam_path: str) -> dict[str, str]:
 
 
 def of_cases(cases: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Verdicts on made-up move tables: signals of zeros, one base a move."""
+    """Yield verdicts on made-up move tables: signals of zeros, one base per move."""
     for case in cases:
         record = pysam.AlignedSegment(pysam.AlignmentHeader())
         record.query_name, record.flag = "made-up", 4
@@ -60,7 +60,7 @@ def of_cases(cases: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 
 
 def main() -> None:
-    """See the module."""
+    """Run one of the two modes in the module's docstring."""
     if sys.argv[1] == "--cases":
         path = Path(sys.argv[2])
         recorded = json.loads(path.read_text())

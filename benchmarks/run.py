@@ -1,7 +1,7 @@
-"""Speed and memory of the whole, as ratios within one run, in Markdown (benchmarks/RESULTS.md): `make bench`.
+"""Measure the whole system's speed and memory, as ratios within one run (benchmarks/RESULTS.md): `make bench`.
 
-Everything is measured on the real Klebsiella set (48 reads, 9.0 M samples), medians of `--repeats` runs. `--quick`
-takes a few made-up reads and a tiny model, once each, without bonito: that the tables come out, not what they say.
+Everything is measured on the real Klebsiella set (48 reads, 9.0 M samples), as medians of `--repeats` runs. `--quick`
+only checks that the benchmark works: it uses a few made-up reads and a tiny model, once each, without bonito.
 """
 
 import argparse
@@ -46,7 +46,7 @@ PORESTREAM = [sys.executable, "-m", "porestream.cli.main"]
 
 
 class Stages:
-    """Network and decoder by themselves on real chunks, one core; bonito's forward pass on the same chunks, two."""
+    """Measures the network and the decoder alone on one core, and bonito's forward pass on two, on the same chunks."""
 
     def __init__(self, used: ReadSet) -> None:
         tune_allocator()
@@ -61,18 +61,18 @@ class Stages:
         self._decoder = Decoder(bundle.config.state_len, basecaller.decode_settings)
 
     def bonito(self) -> float:
-        """Samples a second of bonito, fp32, at its best batch size of those tried."""
+        """Return bonito's samples per second in fp32, with the best of the batch sizes tried."""
         return max(run_bonito(self._model, self._chunks_NS, [16, 32], threads=2).samples_per_s.values())
 
     def network(self) -> float:
-        """Samples a second."""
+        """Return the network's samples per second."""
         began = time.perf_counter()
         for batch in self._batches:
             self._network(batch)
         return self._chunks_NS.size / (time.perf_counter() - began)
 
     def decoder(self) -> float:
-        """Samples a second."""
+        """Return the decoder's samples per second."""
         began = time.perf_counter()
         for scores_TNC in self._scores:
             for row in range(ROWS):
@@ -81,7 +81,7 @@ class Stages:
 
 
 def call_speed(used: ReadSet, folder: Path, *extra: str) -> tuple[float, float]:
-    """Samples a second of one `porestream call`, first read to last result, and of the whole process."""
+    """Return samples per second of one `porestream call`, from first read to last result, and for the whole process."""
     summary = folder / "summary.json"
     began = time.perf_counter()
     subprocess.run(
@@ -100,7 +100,7 @@ def call_speed(used: ReadSet, folder: Path, *extra: str) -> tuple[float, float]:
 
 
 def in_process_speed(used: ReadSet) -> Callable[[], float]:
-    """Samples a second of the engine itself: complete reads into the pipeline, results out, no transport."""
+    """Return a function that measures the engine's samples per second without transport: complete reads to results."""
     engine = build_engine(Settings(model=[str(used.model)], reference=[used.reference]))
     reads = [encode_read(read) for read in Pod5Source([used.reads])]
     settings = CallSettings(
@@ -147,7 +147,7 @@ def in_process_speed(used: ReadSet) -> Callable[[], float]:
 
 
 class Server:
-    """`porestream serve` on a Unix socket, its memory watched."""
+    """`porestream serve` on a Unix socket, with its peak memory."""
 
     def __init__(self, used: ReadSet, folder: Path) -> None:
         self.address = f"unix:{folder / 'socket'}"
@@ -170,7 +170,7 @@ class Server:
 
 
 def copies(source: Path, folder: Path, count: int) -> Path:
-    """A folder of so many copies of a POD5, the reads under new names in each."""
+    """Make a folder with this many copies of a POD5, with new read ids in each."""
     folder.mkdir()
     for number in range(count):
         with pod5.Writer(folder / f"{number}.pod5") as writer, pod5.Reader(source) as reader:
@@ -182,7 +182,7 @@ def copies(source: Path, folder: Path, count: int) -> Path:
 
 
 def memory(used: ReadSet, folder: Path, times: int) -> list[tuple[int, int, int]]:
-    """Peak bytes of server and client for the set once, and for it `times` times over."""
+    """Return the peak bytes of server and client for the set once, and for the set repeated `times` times."""
     rows = []
     for count in (1, times):
         server = Server(used, folder)
@@ -212,8 +212,8 @@ _PEAK_OF_CHILD = (
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--data", type=Path, help="folder of real reads and the R9.4.1 model")
-    what.add_argument("--quick", action="store_true", help="once with a few made-up reads, without bonito")
+    what.add_argument("--data", type=Path, help="folder with real reads and the R9.4.1 model")
+    what.add_argument("--quick", action="store_true", help="run once with a few made-up reads, without bonito")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--copies", type=int, default=20, help="how often the set is streamed in the memory test")
     arguments = parser.parse_args()
@@ -225,7 +225,7 @@ def main() -> None:
         flags = ("--model", str(used.model), "--reference", str(used.reference))
         stages = Stages(used)
         bonito = None if arguments.quick else stages.bonito()
-        turns = []  # each with its own speeds of the stages, for the machine's drifts
+        turns = []  # each measures the stages' speeds again, because the machine's speed drifts
         for _ in range(repeats):
             network, decoder = stages.network(), stages.decoder()
             streaming, process = call_speed(used, folder, *flags)

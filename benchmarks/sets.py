@@ -1,4 +1,4 @@
-"""What benchmarks of whole calls are run on: a model, reads and their reference; real ones, or small made-up ones."""
+"""Data for benchmarks of whole calls: a model, reads and their reference, either real or small and made up."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +20,12 @@ class ReadSet:
 
 
 def klebsiella(data: Path) -> ReadSet:
-    """The real set in a folder of data: 48 reads, 9.0 M samples."""
+    """Return the real set in the data folder: 48 reads, 9.0 M samples."""
     return ReadSet(data / MODEL, data / "klebsiella_r94/reads.pod5", data / "klebsiella_r94/HS11286.fna.gz")
 
 
 def made_up(folder: Path) -> ReadSet:
-    """A few simulated reads and a tiny model, which calls nonsense of them: to see that a benchmark works."""
+    """Make a few simulated reads and a tiny model that calls nonsense, to check that a benchmark works."""
     model = write_shape("tiny v3", folder / "tiny_fast@v1")
     reads = simulated_run(folder, QUICK_SAMPLES)
     return ReadSet(model, reads, folder / "reference.fasta")

@@ -1,7 +1,7 @@
-"""Model directories of every supported format with random weights, in the sizes of the published models and tiny.
+"""Write model directories of every supported format with random weights, in the published models' sizes and tiny ones.
 
-For tests and benchmarks: `write_shape("hac v4.3", folder / "hac", seed=1)`. The configs are made from sizes here, and
-the weights are such that scores vary over their range (they deviate by about 2) without saturating.
+For tests and benchmarks: `write_shape("hac v4.3", folder / "hac", seed=1)`. The configs are generated from the sizes
+here. The weights are chosen so that scores vary over their range (with a deviation of about 2) without saturating.
 
 Dimensions of tensors: O outputs, I inputs, K kernel.
 """
@@ -26,19 +26,19 @@ _NORM_EPSILON = 1e-5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
-    """Format and sizes of a network; `depth` and what follows it are a transformer's.
+    """Format and sizes of a network; `depth`, `heads` and `window` apply to a transformer.
 
     Attributes
     ----------
     release
-        The format: "v3" (sizes only), "v4" (each layer listed), "v4.2" (clamps after its convolutions), "v4.3" (tanh
-        after the last one, signal in pA) or "v5" (a transformer).
+        The format: "v3" (sizes only), "v4" (each layer listed), "v4.2" (clamps after the convolutions), "v4.3" (tanh
+        after the last convolution, signal in pA) or "v5" (a transformer).
     features
-        Width of the LSTMs or of the transformer.
+        Width of the LSTMs or the transformer.
     stride
-        Samples a time step of the LSTMs; a transformer's convolutions always have 12.
+        Samples per time step of the LSTMs; a transformer's convolutions always have 12.
     bottleneck
-        Width of a linear layer before the last one; 0: none.
+        Width of the linear layer before the last one; 0: none.
     """
 
     release: str
@@ -77,7 +77,7 @@ SHAPES = {
 
 
 def shape_config(shape: Shape) -> dict[str, Any]:
-    """The tables of its config.toml."""
+    """Return the tables of the shape's config.toml."""
     config: dict[str, Any] = {"model": {"package": "bonito.crf"}, "input": {"features": 1}}
     config["labels"] = {"labels": ["N", "A", "C", "G", "T"]}
     if shape.release == "v3":
@@ -101,7 +101,7 @@ def shape_config(shape: Shape) -> dict[str, Any]:
 
 
 def shape_tensors(shape: Shape, seed: int) -> Tensors:
-    """Random weights under dorado's names, batch norms fused, float32."""
+    """Make random weights under dorado's names, with fused batch norms, float32."""
     rng = np.random.default_rng(seed)
 
     def normal(gain: float, *size: int) -> npt.NDArray[np.float32]:
@@ -149,10 +149,10 @@ def write_shape(shape: Shape | str, directory: Path, seed: int = 1, container: s
     Parameters
     ----------
     shape
-        One of SHAPES by name, or any other.
+        The name of one of SHAPES, or any other shape.
     container
-        "safetensors": model.safetensors; "dorado": a TorchScript file a tensor; "bonito": weights_1.tar, under
-        bonito's names and with the batch norms that the others have fused.
+        "safetensors": model.safetensors; "dorado": a TorchScript file per tensor; "bonito": weights_1.tar, with
+        bonito's names and with separate batch norms, which the others have fused.
 
     Returns
     -------
@@ -171,7 +171,7 @@ def write_shape(shape: Shape | str, directory: Path, seed: int = 1, container: s
         for name, tensor in tensors.items():
             write_torchscript(directory / f"{name}.tensor", tensor)
     elif container == "bonito":
-        import torch  # here and below, for it takes a second that configs do without
+        import torch  # imported here and below, because it takes a second that configs don't need
 
         state = {name: torch.as_tensor(tensor) for name, tensor in _bonito_state(shape, tensors, seed).items()}
         torch.save(state, directory / "weights_1.tar")
@@ -181,7 +181,7 @@ def write_shape(shape: Shape | str, directory: Path, seed: int = 1, container: s
 
 
 def write_torchscript(file: Path, tensor: npt.NDArray[np.float32]) -> None:
-    """A tensor as dorado's directories have it: the only parameter of a scripted module."""
+    """Write a tensor as in dorado's directories: as the only parameter of a scripted module."""
     import torch
 
     module = torch.nn.Module()
@@ -192,7 +192,7 @@ def write_torchscript(file: Path, tensor: npt.NDArray[np.float32]) -> None:
 
 
 def _convolution_sizes(shape: Shape) -> list[tuple[int, int, int, int]]:
-    """Inputs, outputs, window and stride of each convolution."""
+    """Return the inputs, outputs, window and stride of each convolution."""
     F = shape.features
     if shape.release == "v5":
         widths, winlens, strides = [1, F // 8, F // 8, F // 4, F // 4, F], [5, 5, 9, 9, 5], [1, 1, 3, 2, 2]
@@ -244,9 +244,10 @@ def _transformer(shape: Shape) -> dict[str, Any]:
 
 
 def _bonito_state(shape: Shape, tensors: Tensors, seed: int) -> dict[str, npt.NDArray[Any]]:
-    """The same network as bonito's state dictionary: batch norms at random, and convolutions that these turn into ours.
+    """Return the same network as bonito's state dictionary, with random batch norms.
 
-    Layers of listed formats have their place in the list as number, and there clamps count.
+    The convolutions are such that fusing the batch norms into them gives ours. In formats that list the layers, a
+    layer's number is its place in the list, including clamps.
     """
     if shape.release == "v3":
         return {f"encoder.{name}": tensor for name, tensor in tensors.items()}
@@ -277,7 +278,7 @@ def _bonito_state(shape: Shape, tensors: Tensors, seed: int) -> dict[str, npt.ND
 
 
 def _toml(table: dict[str, Any], path: str) -> list[str]:
-    """The lines of a table: values first, then tables and arrays of tables."""
+    """Return the lines of a table: values first, then tables and arrays of tables."""
     lines, below = [], []
     for key, value in table.items():
         name = f"{path}.{key}" if path else key

@@ -1,8 +1,8 @@
-"""Speed of the simulator in million samples a second for each core: `python benchmarks/simulate.py [--reads N]`.
+"""Measure the simulator's speed in million samples per second and core: `python benchmarks/simulate.py [--reads N]`.
 
-Processor time is counted, so that other work on the machine matters less. Prints, as the median of three turns:
-emission alone (sequence to signal in memory, one thread), and the whole command (reference, reads, compression, files,
-start of the interpreter; all cores). As Markdown.
+It measures processor time, so that other work on the machine matters less. Prints Markdown with the medians of three
+turns: emission alone (sequence to signal in memory, one thread), and the whole command (reference, reads, compression,
+files, start of the interpreter; all cores).
 """
 
 import argparse
@@ -25,7 +25,7 @@ READ_BASES = 5000
 
 
 def emission(reads: int) -> float:
-    """Million samples a second of processor time, on one thread."""
+    """Return million samples per second of processor time, on one thread."""
     rng, pore = np.random.default_rng(1), PoreModel.load()
     bases_B = random_bases(READ_BASES, rng)
     simulate_signal(bases_B, pore, rng, SignalNoise(), 5000)  # compiles
@@ -36,7 +36,7 @@ def emission(reads: int) -> float:
 
 
 def command(folder: Path, reads: int) -> float:
-    """Million samples a second of processor time, for the whole command."""
+    """Return million samples per second of processor time, for the whole command."""
     reference, output = folder / "reference.fasta", folder / "run.pod5"
     reference.write_text(f">random\n{decode(random_bases(1_000_000, np.random.default_rng(1)))}\n")
     arguments = ["simulate", str(reference), "-o", str(output), "-n", str(reads), "--length-mean", str(READ_BASES)]
@@ -48,10 +48,12 @@ def command(folder: Path, reads: int) -> float:
 
 
 def main() -> None:
-    """Measure, and print."""
+    """Measure and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--reads", type=int, default=300, help=f"of {READ_BASES} bases on average (default: 300)")
-    parser.add_argument("--turns", type=int, default=3, help="of which the medians are (default: 3)")
+    parser.add_argument(
+        "--reads", type=int, default=300, help=f"number of reads, of {READ_BASES} bases on average (default: 300)"
+    )
+    parser.add_argument("--turns", type=int, default=3, help="number of turns to take the median of (default: 3)")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     print("| simulator | M samples/s a core |\n| --- | --- |")

@@ -1,4 +1,4 @@
-"""A genome with repeats, and reads of it with errors and structural variants."""
+"""Make up a genome with repeats, and reads from it with errors and structural variants."""
 
 import numpy as np
 
@@ -15,7 +15,10 @@ def random_bases(rng: np.random.Generator, length: int) -> str:
 
 
 def genome(rng: np.random.Generator, length: int = 300_000) -> list[str]:
-    """Three sequences: interspersed repeats of three families, 0 to 10% diverged, either strand; tandem repeats; N."""
+    """Make three sequences.
+
+    They have interspersed repeats of three families, 0 to 10% diverged, on either strand; tandem repeats; and N.
+    """
     bases = random_bases(rng, length)
     for size in (300, 1500, 6000):
         element = random_bases(rng, size)
@@ -38,7 +41,7 @@ def _put(bases: str, part: str, place: int) -> str:
 
 
 def with_errors(rng: np.random.Generator, bases: str, rate: float) -> str:
-    """Two fifths substitutions, the others insertions and deletions alike."""
+    """Add errors: two fifths substitutions, and the rest insertions and deletions in equal parts."""
     chance = rng.random(len(bases))
     other = rng.choice(BASES, len(bases))
     out = []
@@ -53,9 +56,9 @@ def with_errors(rng: np.random.Generator, bases: str, rate: float) -> str:
 
 
 def reads(rng: np.random.Generator, sequences: list[str], count: int, longest: int = 10_000) -> list[tuple[str, str]]:
-    """Of 0.2 kb to `longest`, with 1 to 12% errors.
+    """Make reads of 0.2 kb to `longest`, with 1 to 12% errors.
 
-    A tenth has a deletion, a tenth an insertion of 0.1 to 15 kb; a few are of two places.
+    A tenth have a deletion of 0.1 to 15 kb, and a tenth an insertion; a few come from two places.
     """
     found = []
     for number in range(count):

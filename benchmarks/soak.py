@@ -1,10 +1,10 @@
-"""An hour of calling whose connections break every few seconds: does the server's memory grow, or what it holds open?
+"""Call for an hour while connections break every few seconds; check that memory, descriptors and threads do not grow.
 
-First the server's full speed is measured, then four clients (`porestream.client`) stream at a share of it through a
-proxy that cuts their connections; each call is a run of its own and takes a minute. Every 10 s the server's memory,
-descriptors and threads are read. Exits with 1 where the last quarter after the warm-up has more than the first: of
-memory by 2% in the median, of descriptors and threads at as many connections at all. And where a read is lost
-or doubled, or the books do not balance.
+First this measures the server's full speed. Then four clients (`porestream.client`) stream at a share of it through a
+proxy that cuts their connections; each call has its own run and takes a minute. Every 10 s the server's memory,
+descriptors and threads are recorded. The exit code is 1 if the last quarter after the warm-up has more than the first:
+more than 2% for memory (medians), and any growth for descriptors and threads at the same number of connections. It is
+also 1 if a read is lost or doubled, or the books do not balance.
 
     python benchmarks/soak.py --minutes 60 --load 0.7
 """
@@ -35,10 +35,10 @@ from servers import serving
 from porestream.client import Pod5Source, SignalRead, StreamOptions, SyncBasecallClient
 
 CLIENTS = 4
-WINDOW_SAMPLES = 1_000_000  # that a call ends soon after its last read
+WINDOW_SAMPLES = 1_000_000  # so that a call ends soon after its last read
 FULL_SPEED_S, WARM_UP_S, SAMPLE_S, CALL_S = 30.0, 300.0, 10.0, 60.0
 SHORTEST_S, LONGEST_S = 2.0, 8.0  # between cuts
-LIMIT = 0.02  # of memory's growth
+LIMIT = 0.02  # for the growth of memory
 
 
 @dataclass(kw_only=True)
@@ -54,7 +54,7 @@ class Sample:
 
 
 class Load:
-    """Clients that send reads at a rate, and what came back."""
+    """Clients that send reads at a given rate, and counts of what came back."""
 
     def __init__(self, pool: list[SignalRead], address: str, reference: str) -> None:
         self.lost = self.doubled = self.called = self.samples = 0
@@ -63,7 +63,7 @@ class Load:
         self._numbers, self._lock = itertools.count(1), threading.Lock()
 
     def stream(self, seconds: float, samples_per_s: float | None) -> None:
-        """So long, with all clients, at this rate in sum; None: as fast as the server can."""
+        """Stream for this long with all clients, at this total rate; None: as fast as the server can."""
         until_s = time.monotonic() + seconds
         rate = samples_per_s and samples_per_s / CLIENTS
         clients = [threading.Thread(target=self._client, args=(until_s, rate)) for _ in range(CLIENTS)]
@@ -81,7 +81,7 @@ class Load:
                         got[result.info.read_id] += 1
                         with self._lock:
                             self.samples += result.signal_samples
-            finally:  # a call that fails has lost what it has sent
+            finally:  # a failed call has lost the reads it sent
                 with self._lock:
                     self.called += len(got)
                     self.lost += len(sent - got.keys())
@@ -102,7 +102,7 @@ class Load:
 
 
 def sample(pid: int, connections: int, began_s: float) -> Sample:
-    """Of the server as it is now."""
+    """Take a sample of the server."""
     descriptors = len(list(Path(f"/proc/{pid}/fd").iterdir()))
     status = dict(re.findall(r"(\w+):\s+(\d+)", Path(f"/proc/{pid}/status").read_text()))
     anonymous_mb, resident_mb = (int(status[name]) / 1024 for name in ("RssAnon", "VmRSS"))
@@ -118,20 +118,20 @@ def sample(pid: int, connections: int, began_s: float) -> Sample:
 
 
 def cut_often(proxy: Proxy, over: threading.Event) -> None:
-    """At a random byte of a random connection."""
+    """Cut connections at random bytes until `over`."""
     while not over.wait(random.uniform(SHORTEST_S, LONGEST_S)):
         way, is_reset = random.choice((UP, DOWN)), random.random() < 0.5
         proxy.cut_after(way, int(10 ** random.uniform(0, 5)), is_reset)
 
 
 def quarters(samples: list[Sample], name: str) -> list[float]:
-    """Medians of the four."""
+    """Return the median of each quarter."""
     values = [getattr(one, name) for one in samples]
     return [statistics.median(values[len(values) * i // 4 : len(values) * (i + 1) // 4]) for i in range(4)]
 
 
 def report(samples: list[Sample], warm_up_s: float) -> list[str]:
-    """Print the table; what grew."""
+    """Print the table; return what grew."""
     warm = [one for one in samples if one.at_s >= warm_up_s]
     usual = Counter(one.connections for one in warm).most_common(1)[0][0]
     alike = [one for one in warm if one.connections == usual]
@@ -151,7 +151,7 @@ def report(samples: list[Sample], warm_up_s: float) -> list[str]:
         percent = slope * 60 / medians[0]
         print(f"| {title} | {values[0]:,.1f} | {values[-1]:,.1f} | {shown} | {slope:+.3f} | {percent:+.1%} |")
         is_more = medians[3] > medians[0] * (1 + LIMIT)
-        if not name.endswith("mb"):  # a client that just comes or goes has more for a moment
+        if not name.endswith("mb"):  # these rise briefly when a client comes or goes
             least_first, least_last = min(values[: len(values) // 4]), min(values[-(len(values) // 4) :])
             is_more = medians[3] > medians[0] and least_last > least_first
         grown += [title] if is_more else []
@@ -159,12 +159,12 @@ def report(samples: list[Sample], warm_up_s: float) -> list[str]:
 
 
 def main() -> None:
-    """Measure, and print Markdown."""
+    """Run the soak test and print Markdown."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=60.0, help="the first 5 (at most a quarter) are the warm-up")
     parser.add_argument("--load", type=float, default=0.7, help="share of full speed")
     arguments = parser.parse_args()
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))  # a line a cut
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))  # not a line per cut
     seconds, wrong = arguments.minutes * 60, list[str]()
     samples, over, scrapes, unbalanced = list[Sample](), threading.Event(), 0, 0
     with tempfile.TemporaryDirectory(prefix="porestream-soak-") as name:

@@ -1,6 +1,6 @@
-"""What `porestream call --sort` takes in memory and time after calling: `python benchmarks/sorting.py [RECORDS]`.
+"""Measure the memory and time of sorting in `porestream call --sort`: `python benchmarks/sorting.py [RECORDS]`.
 
-Made-up records of 6,000 bases at random places, 9 kB each uncompressed. Prints a line of Markdown's table.
+It sorts made-up records of 6,000 bases at random places, 9 kB each uncompressed. Prints a Markdown table with one line.
 """
 
 import resource
@@ -19,7 +19,7 @@ BASES, REFERENCE_BASES = 6000, 200_000_000
 
 
 def main(records: int) -> None:
-    """Write, sort, report."""
+    """Write the records, sort them, and print the table."""
     rng = np.random.default_rng(1)
     sequence = "".join(rng.choice(list("ACGT"), BASES))
     identity = CallerIdentity(

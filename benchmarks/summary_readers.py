@@ -1,14 +1,14 @@
 """Read a sequencing summary with the tools that people use: `python benchmarks/summary_readers.py SUMMARY`.
 
-NanoPlot, pycoQC and ToulligQC each live in an environment of their own in build/summary-readers, made here if it is not
-there, for pycoQC needs numpy and pandas of 2022. Each makes its report of SUMMARY; reads, bases, N50 and Q that it
-counted are compared with those worked out here from the table.
+NanoPlot, pycoQC and ToulligQC each have their own environment in build/summary-readers, which this script creates if
+needed, because pycoQC needs numpy and pandas from 2022. Each tool reports on SUMMARY, and the script compares its
+reads, bases, N50 and Q with those computed here from the table.
 
-Each has its own figure for Q: NanoPlot the mean error probability as Phred, pycoQC the median, ToulligQC the plain
-mean; NanoPlot rounds to 0.1, the others compute in float32. All but ToulligQC leave out reads without bases.
+Each tool has its own figure for Q: NanoPlot the mean error probability as Phred, pycoQC the median, and ToulligQC the
+plain mean. NanoPlot rounds to 0.1; the others compute in float32. All but ToulligQC leave out reads without bases.
 
-Prints Markdown; exits with 1 if a figure differs or a tool does not finish. NanoPlot does not finish where all reads
-have the same start time, as those of converted files may: it fails in its plots over time, after its figures.
+Prints Markdown. The exit code is 1 if a figure differs or a tool does not finish. NanoPlot does not finish if all reads
+have the same start time, as in converted files: it fails in its plots over time, after it has written its figures.
 """
 
 import argparse
@@ -28,7 +28,7 @@ ENVIRONMENTS = Path(__file__).resolve().parent.parent / "build" / "summary-reade
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figures:
-    """What a tool counted, or ought to."""
+    """What a tool counted, or should have counted."""
 
     reads: int
     bases: int
@@ -36,17 +36,17 @@ class Figures:
     qscore: float
 
     def agree(self, other: "Figures", qscore_error: float) -> bool:
-        """Whether all are the same; Q but for the tool's rounding."""
+        """Whether all figures are the same, apart from the tool's rounding of Q."""
         same = (self.reads, self.bases, self.n50) == (other.reads, other.bases, other.n50)
         return same and math.isclose(self.qscore, other.qscore, rel_tol=0, abs_tol=qscore_error)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tool:
-    """A reader of summaries: what to install, how to run it, and where it leaves its figures.
+    """A tool that reads summaries: what to install, how to run it, and how to read its figures.
 
-    `command(summary, folder)` is run in the environment; `figures(folder)` reads what it wrote; `expected_qscore` works
-    out its figure for Q from those of the reads.
+    `command(summary, folder)` is run in the environment, `figures(folder)` reads what it wrote, and `expected_qscore`
+    computes its figure for Q from the reads' Q.
     """
 
     name: str
@@ -59,7 +59,7 @@ class Tool:
 
 
 def nanoplot_figures(folder: Path) -> Figures:
-    """NanoStats.txt."""
+    """Read NanoStats.txt."""
     rows = dict(line.split("\t") for line in (folder / "NanoStats.txt").read_text().splitlines())
     return Figures(
         reads=int(rows["number_of_reads"]),
@@ -70,7 +70,7 @@ def nanoplot_figures(folder: Path) -> Figures:
 
 
 def pycoqc_figures(folder: Path) -> Figures:
-    """The JSON report; the fiftieth percentile of Q is the median."""
+    """Read the JSON report; the fiftieth percentile of Q is the median."""
     figures = json.loads((folder / "report.json").read_text())["All Reads"]["basecall"]
     return Figures(
         reads=figures["reads_number"],
@@ -81,7 +81,7 @@ def pycoqc_figures(folder: Path) -> Figures:
 
 
 def toulligqc_figures(folder: Path) -> Figures:
-    """The data report."""
+    """Read the data report."""
     prefix = "basecaller.sequencing.summary.1d.extractor."
     lines = (folder / "report.data").read_text().splitlines()
     rows = dict(line.removeprefix(prefix).split("=", 1) for line in lines if line.startswith(prefix))
@@ -94,7 +94,7 @@ def toulligqc_figures(folder: Path) -> Figures:
 
 
 def mean_error_qscore(qscores: list[float]) -> float:
-    """Phred of the mean error probability."""
+    """Return the mean error probability as Phred."""
     return -10 * math.log10(statistics.fmean(10 ** (qscore / -10) for qscore in qscores))
 
 
@@ -134,7 +134,7 @@ TOOLS = (
 
 
 def ensure_environment(tool: Tool) -> Path:
-    """The folder of a tool's programs, installed first if need be."""
+    """Return the folder with a tool's programs, installing them if needed."""
     environment = ENVIRONMENTS / tool.name.lower()
     ready = environment / ".ready"
     if not ready.exists():
@@ -146,7 +146,7 @@ def ensure_environment(tool: Tool) -> Path:
 
 
 def expected_figures(summary: Path, tool: Tool) -> Figures:
-    """What a tool ought to count: worked out from the table."""
+    """Compute from the table what a tool should count."""
     with summary.open(newline="") as file:
         rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
     rows = [row for row in rows if tool.counts_empty or row["sequence_length_template"] != "0"]
@@ -161,7 +161,7 @@ def expected_figures(summary: Path, tool: Tool) -> Figures:
 
 
 def compare(tool: Tool, summary: Path) -> bool:
-    """Run a tool, print two rows of the table; whether it finished, with the same figures."""
+    """Run a tool and print two rows of the table; return whether it finished with the same figures."""
     programs = ensure_environment(tool)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -184,12 +184,12 @@ def compare(tool: Tool, summary: Path) -> bool:
 
 
 def main() -> int:
-    """See the module's docstring."""
+    """Run all tools and return the exit code."""
     parser = argparse.ArgumentParser(description="Read a sequencing summary with NanoPlot, pycoQC and ToulligQC.")
     parser.add_argument("summary", type=Path, metavar="SUMMARY", help="sequencing_summary.txt")
     summary = parser.parse_args().summary
     print("| | reads | bases | N50 | Q |\n| --- | --- | --- | --- | --- |")
-    return 0 if all([compare(tool, summary) for tool in TOOLS]) else 1  # all of them, whatever the first says
+    return 0 if all([compare(tool, summary) for tool in TOOLS]) else 1  # run all of them, even if one fails
 
 
 if __name__ == "__main__":

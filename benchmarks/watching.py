@@ -1,11 +1,11 @@
-"""What being watched costs: scrapes of a server under full load, and the metrics' share of the time of calling.
+"""Measure the cost of monitoring: the time of scrapes under full load, and the metrics' share of calling time.
 
-Scrapes: `/metrics` is asked for over HTTP again and again while a call keeps all workers busy (limit: 100 ms at p99).
-Share: every counted operation of the same call is counted itself, in a server within this process; times what one
-operation takes alone in a loop, over the time that workers were busy (limit: 1%, the same for each chunk).
+Scrapes: `/metrics` is requested over HTTP repeatedly while a call keeps all workers busy (limit: 100 ms at p99).
+Share: a server in this process counts every metric operation of the same call. That number times the time of one
+operation alone in a loop, divided by the time that workers were busy, is the share (limit: 1%, the same per chunk).
 
     python benchmarks/watching.py --data ../shared/data
-    python benchmarks/watching.py --quick      made-up reads and a tiny model: no limits, its chunks are too soon done
+    python benchmarks/watching.py --quick      made-up reads and a tiny model; no limits, as its chunks are too short
 """
 
 import argparse
@@ -41,7 +41,7 @@ LIMIT_S, LIMIT_SHARE = 0.1, 0.01
 
 
 def scrape_times_s(used: ReadSet, folder: Path, scrapes: int) -> list[float]:
-    """Of each scrape while a call is under way; it is begun again when it ends."""
+    """Return the time of each scrape while calls run one after another."""
     socket = folder / "socket"
     flags = ["--model", str(used.model), "--listen", f"unix:{socket}", "--metrics-port", str(PORT)]
     server = subprocess.Popen([*PORESTREAM, "serve", *flags], stderr=subprocess.DEVNULL)
@@ -61,7 +61,7 @@ def scrape_times_s(used: ReadSet, folder: Path, scrapes: int) -> list[float]:
     url, times_s = f"http://127.0.0.1:{PORT}/metrics", []
     try:
         while b'porestream_stage_queue{stage="basecall"} 0.0' in urllib.request.urlopen(url).read():
-            assert thread.is_alive(), "no call runs"
+            assert thread.is_alive(), "no call is running"
             time.sleep(0.1)
         for _ in range(scrapes):
             began_s = time.perf_counter()
@@ -91,7 +91,7 @@ COUNTED: tuple[tuple[type, str], ...] = (
 
 
 def count_operations(used: ReadSet, folder: Path) -> tuple[Counter[str], float, int]:
-    """How often each operation is done for one call, how long workers are busy with it, and its chunks."""
+    """Return how often each operation happens in one call, how long workers are busy with it, and its chunks."""
     counts: Counter[str] = Counter()
     originals = [(owner, name, getattr(owner, name)) for owner, name in COUNTED]
 
@@ -137,7 +137,7 @@ def count_operations(used: ReadSet, folder: Path) -> tuple[Counter[str], float, 
 
 
 def operation_s(times: int) -> dict[str, float]:
-    """What each operation takes alone, done so many times; of the books the dearest one."""
+    """Return the time of each operation alone, repeated this many times; for the books, the most expensive one."""
     histogram = prometheus_client.Histogram("bench_seconds", "x", ["a"], registry=None, buckets=range(1, 13))
     child = histogram.labels("x")
     counter = prometheus_client.Counter("bench_total", "x", registry=None)
@@ -166,7 +166,7 @@ def operation_s(times: int) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measure, and print Markdown."""
+    """Measure and print Markdown."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--quick", action="store_true", help="made-up reads, 20 scrapes, no limits")

@@ -128,7 +128,7 @@ class ChemistryCheck:
         names = shown(", ".join(fitting), 500)
         there_is = f"use {names}" if fitting else "there is no model here (`porestream models`)"
         said = ", ".join(shown(name) for name in (run.flow_cell_product_code, run.sequencing_kit) if name)
-        facts = said or "no flow cell or kit named"
+        facts = said or "flow cell and kit unknown"
         return (
             f"run {shown(run.key)} ({facts}) is {chemistry}, but {model} is for {made_for}; "
             f"for such a run {there_is}; {_MISMATCH_FLAG} calls it anyway"

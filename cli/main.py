@@ -27,13 +27,14 @@ _COMMANDS = {
 
 ELSEWHERE = {
     # Other tools' commands, and the messages for them.
-    "basecaller": "is dorado's; use porestream call READS --model MODEL",
-    "aligner": "is dorado's; porestream aligns reads as it calls them: porestream call --reference",
-    "summary": "is dorado's; use porestream call --emit-summary",
-    "trim": "is dorado's; porestream call trims adapters, unless --no-trim is given",
-    "download": "is dorado's; porestream downloads nothing: docs/use/models/directories.md says where to get models",
+    "basecaller": "is a dorado command; use porestream call READS --model MODEL",
+    "aligner": "is a dorado command; porestream aligns reads as it calls them: use porestream call --reference",
+    "summary": "is a dorado command; use porestream call --emit-summary",
+    "trim": "is a dorado command; porestream call trims adapters unless --no-trim is given",
+    "download": "is a dorado command; porestream downloads nothing: docs/use/models/directories.md says where to get "
+    "models",
     **dict.fromkeys(
-        ("demux", "duplex", "correct", "polish", "variant"), "is dorado's; porestream has nothing like it yet"
+        ("demux", "duplex", "correct", "polish", "variant"), "is a dorado command; porestream has nothing like it yet"
     ),
 }
 

@@ -39,7 +39,7 @@ _SILENT = {  # what gRPC's errors say, and what to tell the user
     "Handshake read failed": "something listens there, but without TLS: leave out --tls, --tls-ca and --token-file",
     "Socket closed": "something listens there, but not in plaintext: does it need TLS (--tls)?",
     "Hostname Verification": "its certificate is not for this host name",
-    "CERTIFICATE_VERIFY_FAILED": "no authority known here signed its certificate; name yours with --tls-ca",
+    "CERTIFICATE_VERIFY_FAILED": "its certificate is not signed by a trusted authority; name yours with --tls-ca",
     "handshake failed": "something listens there, but without TLS: leave out --tls, --tls-ca and --token-file",
 }
 _UNKNOWN_RUN = RunInfo(run_id="", sample_rate_hz=0)
@@ -118,15 +118,15 @@ class BasecallClient:
                 raise ServerLost(f"{where} does not answer: {error.code().name}: {error.details()}") from error
         try:
             if info is None:
-                raise ValueError("it sent something that is not a message")
+                raise ValueError("it sent an invalid message")
             return decode_server_info(info)
         except ValueError as error:
-            raise ServerRefused(f"{where} is not a porestream server, or a broken one: {error}") from error
+            raise ServerRefused(f"{where} is not a porestream server, or is broken: {error}") from error
 
     async def identify(self, run: RunInfo = _UNKNOWN_RUN) -> CallerIdentity:
         """Ask which caller (model, reference, precision...) this server chooses for a run, and pin it.
 
-        Without a run: for one of which nothing is known.
+        Without a run, ask about one that nothing is known about.
 
         Raises
         ------
@@ -158,7 +158,7 @@ class BasecallClient:
         Raises
         ------
         ServerRefused
-            The server cannot do this: it lacks the model or reference, or is another caller than before the break.
+            The server cannot do this: it lacks the model or reference, or a different caller answers after a break.
         ServerLost
             No server answered within 10 s at the start, or for `options.give_up_s` later on.
         """
@@ -320,7 +320,7 @@ async def _close(results: AsyncGenerator[ReadResult, None]) -> None:
 
 
 async def _persist(ask: Callable[[], Awaitable[_T]], seconds: float) -> _T:
-    """Ask again if the server breaks off: it may be starting, or being replaced."""
+    """Ask again if the server is lost: it may be starting, or being replaced."""
     deadline_s = time.monotonic() + seconds
     while True:
         try:

@@ -126,7 +126,7 @@ def open_message(
 
 
 class _AnotherCaller(Exception):
-    """This server would call the run with another caller than the one that began it."""
+    """This server would call the run with a different caller than the one that started it."""
 
 
 def _call_options(options: StreamOptions) -> pb.CallOptions:
@@ -145,7 +145,7 @@ def run_fault(run: RunInfo, options: StreamOptions, max_message_bytes: int) -> s
     if not run.run_id:
         why = "its id is empty"
     elif len(run.run_id) > _MAX_RUN_ID_LENGTH:
-        why = f"its id has {len(run.run_id):,} characters, a server takes {_MAX_RUN_ID_LENGTH}"
+        why = f"its id has {len(run.run_id):,} characters; servers accept at most {_MAX_RUN_ID_LENGTH}"
     else:
         try:
             size = open_message(run, options, None, reconnects=(1 << 32) - 1).ByteSize()
@@ -154,18 +154,18 @@ def run_fault(run: RunInfo, options: StreamOptions, max_message_bytes: int) -> s
             why = f"{type(error).__name__}: {error}"
         else:
             if 0 < max_message_bytes < size:
-                why = f"what its file says of it takes {size:,} bytes, the server takes {max_message_bytes:,}"
+                why = f"its metadata takes {size:,} bytes; the server accepts at most {max_message_bytes:,}"
     if not why:
         return ""
-    return f"run not taken: {shown(why, 200)} (run {shown(run.run_id)})"
+    return f"run not sendable: {shown(why, 200)} (run {shown(run.run_id)})"
 
 
 def read_fault(read: EncodedRead, max_message_bytes: int) -> str:
-    """Say why a chunk of this read fits in no message; empty if all fit."""
+    """Say why a chunk of this read does not fit in any message; empty if all fit."""
     size = _BATCH_BYTES + max(map(chunk_bytes, read.chunks))
     if not 0 < max_message_bytes < size:
         return ""
-    return f"too large to send: {size:,} bytes with what its file says of it, the server takes {max_message_bytes:,}"
+    return f"too large to send: {size:,} bytes with its metadata; the server accepts at most {max_message_bytes:,}"
 
 
 async def resolve_caller(target: str, options: StreamOptions, run: RunInfo) -> pb.CallerIdentity:
@@ -189,7 +189,7 @@ async def resolve_caller(target: str, options: StreamOptions, run: RunInfo) -> p
             kind = ServerRefused if error.code() in FINAL else ServerLost
             raise kind(f"{error.code().name}: {error.details()}") from error
     if response is None:
-        raise _breach(target, "it sent something that is not a message")
+        raise _breach(target, "it sent an invalid message")
     caller: pb.CallerIdentity = response.caller
     _check_asked(target, caller, options)
     return caller
@@ -199,11 +199,11 @@ def _check_asked(target: str, caller: pb.CallerIdentity, options: StreamOptions)
     for name in ("model", "reference", "preset"):
         asked, said = getattr(options, name), getattr(caller, name)
         if asked not in ("", "auto", said):
-            raise _breach(target, f"{name} {asked!r} was requested, it offers {shown(said)!r}")
+            raise _breach(target, f"{name} {asked!r} was requested, but it offers {shown(said)!r}")
 
 
 def _breach(target: str, what: str) -> ServerRefused:
-    return ServerRefused(f"{target} is not a porestream server, or a broken one: {what}")
+    return ServerRefused(f"{target} is not a porestream server, or is broken: {what}")
 
 
 async def _next_response(call: grpc.aio.StreamStreamCall, patience_s: float) -> Any:
@@ -250,9 +250,9 @@ class RunStream:
     min_chunk_credit_samples
         The least credit that a chunk uses (the server's Limits).
     expected
-        The caller to require; None: whichever calls first. If a reconnection finds another one, the stream tries again.
+        The caller to require; None: the first one. If a reconnection finds a different one, the stream tries again.
     max_message_bytes
-        The largest message that the server takes (its Limits); 0: not known.
+        The largest message that the server accepts (its Limits); 0: not known.
     lengths
         Length of each reference sequence, to check results against. None: not known.
     opened
@@ -267,7 +267,7 @@ class RunStream:
     resent
         How many times a read was sent again.
     unsent
-        Reads rejected here because one of the same id was under way: no server saw them.
+        Reads rejected here because a read with the same id was already being called; no server saw them.
     """
 
     def __init__(
@@ -373,7 +373,7 @@ class RunStream:
             try:
                 while (response := await _next_response(call, patience_s)) is not grpc.aio.EOF:
                     if response is None:
-                        raise _breach(self._target, "it sent something that is not a message")
+                        raise _breach(self._target, "it sent an invalid message")
                     if response.WhichOneof("message") == "opened":
                         self._open(response.opened, connection)
                         sender = asyncio.create_task(self._send(call, connection))
@@ -429,7 +429,7 @@ class RunStream:
         self._begun.discard(message.read_id)
         result = decode_result(message, read.info, read.samples, self._lengths)
         if result.parts and not is_whole:
-            detail = "the server called it before it had all of it"
+            detail = "the server called the read before it had received all of it"
             result = replace(result, status=ReadStatus.FAILED, detail=detail, parts=())
         self._results += 1
         self._waiting_since_s = self._warned_s = time.monotonic()
@@ -461,7 +461,7 @@ class RunStream:
         read_id = read.info.read_id.bytes
         self._sent_back[read_id] += 1
         longest_s = min(_SENT_BACK_PAUSE_S * 2 ** self._sent_back[read_id], _MAX_SENT_BACK_PAUSE_S)
-        pause_s = longest_s * random.uniform(0.2, 1.0)  # so that reads in each other's way spread out
+        pause_s = longest_s * random.uniform(0.2, 1.0)  # spreads out reads that are in each other's way
         asyncio.get_running_loop().call_later(pause_s, send)
         self._deliver((None, noted))  # acknowledged in order
 
@@ -553,8 +553,8 @@ class RunStream:
 def _check_caller(caller: pb.CallerIdentity, expected: pb.CallerIdentity) -> None:
     """Check that a server's caller is the expected one.
 
-    Servers compare identities themselves, but one may be broken, or too old to know of the calling revision. As there,
-    unset fields and the version are not compared.
+    Servers compare identities themselves, but one may be broken, or too old to know about the calling revision. Like
+    servers, this ignores unset fields and the version.
     """
     names = {field.name for field, _ in expected.ListFields()} - {"version"} | {"calling_revision"}
     for name in sorted(names):
@@ -562,8 +562,8 @@ def _check_caller(caller: pb.CallerIdentity, expected: pb.CallerIdentity) -> Non
         if theirs != mine:
             before, here = (shown(str(v.hex() if isinstance(v, bytes) else v), 80) for v in (mine, theirs))
             if name == "calling_revision" and not theirs:
-                here = "none, as the server is too old to have one"
-            raise _AnotherCaller(f"the caller differs: {name} was {before}, here it is {here}")
+                here = "missing, because the server is too old to have one"
+            raise _AnotherCaller(f"the caller differs: {name} was {before}, but here it is {here}")
 
 
 def _is_too_large(error: grpc.aio.AioRpcError) -> bool:
@@ -576,7 +576,7 @@ def _window_cost(read: EncodedRead) -> int:
 
 
 def _duplicate(read: EncodedRead) -> ReadResult:
-    reason = "duplicate: a read of this id is already under way"
+    reason = "duplicate: a read with this id is already being called"
     return ReadResult(
         info=read.info,
         status=ReadStatus.REJECTED,

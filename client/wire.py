@@ -105,17 +105,17 @@ def decode_result(
     message, info
         The server's result, and the read.
     samples, lengths
-        To check it against: see `distrust.result_fault`.
+        What to check the result against: see `distrust.result_fault`.
     """
     status, detail = _STATUSES.get(message.status), message.detail[:_MAX_DETAIL]
     signal_samples = message.signal_samples if samples is None else min(message.signal_samples, samples)
     if status is None:
-        status, detail = ReadStatus.FAILED, f"the server says status {message.status}, which is none"
+        status, detail = ReadStatus.FAILED, f"the server sent an unknown status: {message.status}"
     elif status in (ReadStatus.CALLED, ReadStatus.FILTERED):
         if not message.parts and not (status is ReadStatus.FILTERED and detail):
-            status, detail = ReadStatus.FAILED, f"the server says {status.value}, and sends no sequence"
+            status, detail = ReadStatus.FAILED, f"the server says {status.value}, but sent no sequence"
         elif fault := result_fault(message, samples, lengths):
-            status, detail = ReadStatus.FAILED, f"the server's result cannot be: {fault}"
+            status, detail = ReadStatus.FAILED, f"the server sent an impossible result: {fault}"
     return ReadResult(
         info=info,
         status=status,
@@ -174,7 +174,7 @@ def decode_identity(message: pb.CallerIdentity) -> CallerIdentity:
 
 
 def decode_server_info(message: pb.GetServerInfoResponse) -> ServerInfo:
-    """Decode what a server says it has.
+    """Decode a server's description of what it has.
 
     Raises
     ------

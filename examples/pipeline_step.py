@@ -1,4 +1,4 @@
-"""A pipeline step: print reads with at least mean Q as FASTQ: `pipeline_step.py HOST:PORT Q POD5... > good.fastq`."""
+"""Print reads with a mean quality of at least Q as FASTQ: `pipeline_step.py HOST:PORT Q POD5... > good.fastq`."""
 
 import asyncio
 import sys
@@ -8,7 +8,7 @@ from porestream.client import BasecallClient, Pod5Source, StreamOptions
 
 
 async def step(server: str, least_q: float, paths: list[Path]) -> int:
-    """Print the good reads; return how many reads and files gave no bases."""
+    """Print the good reads; return how many reads and files yielded no bases."""
     source, without = Pod5Source(paths), 0
     client = BasecallClient(server, StreamOptions(min_mean_qscore=least_q))
     async for result in client.call(source):  # survives broken connections; each result comes once

@@ -49,12 +49,12 @@ class Question(Enum):
     """The operator's question that a metric helps to answer."""
 
     KEEPING_UP = "Is it keeping up?"
-    LIMIT = "Which stage limits?"
+    LIMIT = "Which stage is the bottleneck?"
     LATE = "How late is it?"
     LOST = "Is anything lost?"
     GOOD = "Are the calls good?"
     COST = "What does it cost?"
-    RUNNING = "What runs?"
+    RUNNING = "What is running?"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,7 +182,7 @@ CREDIT_STALL_SECONDS = pulled(
     "counter", "credit_stall_seconds_total", "stream-seconds", _UP, "Time streams spent stalled", ["priority"]
 )
 
-# Which stage limits?
+# Which stage is the bottleneck?
 
 _LIMIT = Question.LIMIT
 STAGE_SECONDS = histogram(
@@ -401,7 +401,7 @@ DEVICE_TEMPERATURE = pulled(
     "gauge", "device_temperature_celsius", "degrees Celsius", _COST, "GPU temperature (NVML)", ["device"]
 )
 
-# What runs?
+# What is running?
 
 _RUNNING = Question.RUNNING
 BUILD_INFO = pulled(

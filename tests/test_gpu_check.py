@@ -17,7 +17,7 @@ def test_without_a_card_it_says_what_it_would_do(
     assert gpu_check.main(["--output", str(output)]) == 2
     said = capsys.readouterr().err
     assert said.startswith("device cuda: PyTorch ")
-    assert "With a card this runs tests/gpu, compares the kernels with the emulator and the bases of real" in said
+    assert "On a GPU this runs tests/gpu, compares the kernels with the emulator and the bases of real" in said
     assert not output.exists()
 
 
@@ -30,7 +30,7 @@ def test_on_the_cpu_it_goes_the_same_way(tmp_path: Path, simulated_run: Path) ->
     finally:
         torch.set_num_threads(threads)
     report = output.read_text()
-    assert "The same results." in report
+    assert "The results are the same." in report
     assert re.search(r"\| extend, band 500 \| \d+\.\d{3} \| GCUPS in band \|", report)
     assert re.search(r"\| simulated \| 1 \| \d,\d{3} \| (9\d|100)\.\d{3}% \| \d of 1 \|", report)
     for shape in (name for name in gpu_check.SHAPES if name.startswith("tiny")):

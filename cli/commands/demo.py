@@ -97,8 +97,8 @@ def demo(ctx: click.Context, output: Path, reads: int, seed: int) -> None:
     4. Compares the result with the truth.
 
     It needs no network, no data and no other model. The end of the output says how to look at the files, and how to do
-    the same with your own. Exit codes: 0 all of it worked, 1 something did not, 2 wrong usage, 3-6 as of porestream
-    call, 130 and 143 stopped by Ctrl-C or SIGTERM: then there is no calls.bam.
+    the same with your own. Exit codes: 0 everything worked, 1 something did not, 2 wrong usage, 3-6 as for porestream
+    call, 130 and 143 stopped by Ctrl-C or SIGTERM: calls.bam is not written.
     """
     files = _Files(output)
     try:
@@ -118,9 +118,9 @@ def demo(ctx: click.Context, output: Path, reads: int, seed: int) -> None:
 def _make(ctx: click.Context, files: _Files, reads: int, seed: int) -> tuple[_Comparison, float]:
     """Do all four steps; return how accurate the records are, and the calling speed in samples/s."""
     _clear(files)
-    _step(1, f"making up a reference of {sum(_CONTIGS.values()):,} bases: {files.reference}")
+    _step(1, f"making a random reference of {sum(_CONTIGS.values()):,} bases: {files.reference}")
     _write_reference(files.reference, seed)
-    _step(2, f"simulating {reads} reads of it, R10.4.1 at 5 kHz: {files.reads}")
+    _step(2, f"simulating {reads} reads from it, R10.4.1 at 5 kHz: {files.reads}")
     ctx.invoke(
         simulate,
         reference=files.reference,
@@ -258,21 +258,21 @@ def _report(files: _Files, found: _Comparison, samples_per_s: float) -> str:
     return f"""
     reads              {found.called:,} of {found.reads:,}
     bases              {found.bases:,}
-    at their place     {found.placed:,} ({found.placed / found.reads:.1%})
+    at their origin    {found.placed:,} ({found.placed / found.reads:.1%})
     median identity    {found.identity:.1%}
     mean Q             {found.mean_qscore:.1f}
     speed              {samples_per_s:,.0f} samples/s
 
-{files.calls} is sorted and indexed; {files.truth} says where each read is from. Have a look:
+{files.calls} is sorted and indexed; {files.truth} says where each read comes from. Have a look:
     samtools flagstat {calls}
     samtools view {calls} | less -S
     igv -g {reference} {calls}
 
-The same with your own reads (R10.4.1 DNA; if you have one of ONT's models, it calls better: --model DIR):
+To do the same with your own reads (R10.4.1 DNA; if you have one of ONT's models, it calls better: --model DIR):
     {program} call READS.pod5 --reference REF.fasta -o calls.bam
     {program} call POD5_FOLDER/ --reference REF.fasta --sort --emit-summary -o calls.bam
 
-And with a server for many instruments and pipelines (run the second command in another terminal):
+To use a server for many instruments and pipelines (run the second command in another terminal):
     {program} serve --reference {reference} --listen 127.0.0.1:50051
     {program} call {reads} --server 127.0.0.1:50051 --reference {files.reference.name} -o calls.bam"""
 

@@ -77,6 +77,6 @@ def health(
 
 
 def _reachable(listen: str) -> str:
-    """Return an address to connect to, also if the server listens on all."""
+    """Return an address to connect to, even if the server listens on all addresses."""
     host, colon, port = listen.rpartition(":")
     return f"127.0.0.1{colon}{port}" if host in ("0.0.0.0", "[::]") else listen

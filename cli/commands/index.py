@@ -30,9 +30,9 @@ def index(reference: Path, output: Path | None, preset: str | None) -> None:
     porestream index GRCh38.fasta
     porestream index GRCh38.fasta --preset map-ont
 
-    On the GPU it takes about 1.2 bytes per base of a large genome. Building it takes memory of a few times the longest
-    sequence. Exit codes: 0 built, 1 failed, 2 wrong usage, 130 and 143 stopped by Ctrl-C or SIGTERM: then nothing is
-    left behind.
+    On the GPU the index takes about 1.2 bytes per base of a large genome. Building it needs a few times as much memory
+    as the longest sequence. Exit codes: 0 built, 1 failed, 2 wrong usage, 130 and 143 stopped by Ctrl-C or SIGTERM,
+    leaving nothing behind.
     """
     from porestream.kernels.align.aligner import PRESETS
     from porestream.kernels.align.fasta import ReferenceFileError, first_bytes, read_fasta
@@ -61,7 +61,7 @@ def index(reference: Path, output: Path | None, preset: str | None) -> None:
     bases = sum(sequence.length for sequence in found.sequences)
     say(
         f"{target}: {len(built.reference.sequences):,} sequences, {bases:,} bases, {len(built.position):,} minimizers; "
-        f"{built.device_bytes:,} bytes, {built.device_bytes / bases:.2f} a base"
+        f"{built.device_bytes:,} bytes, {built.device_bytes / bases:.2f} per base"
     )
     if target.absolute() != default.absolute():
         say(f"`porestream serve --reference {reference}` looks for it at {default}")

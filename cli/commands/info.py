@@ -299,7 +299,7 @@ def _add_batch(batch: Any, in_file: "FileRuns", runs: dict[str, _Run]) -> None:
     start_R, samples_R, channel_R = (batch.column(name).to_numpy() for name in columns)
     run_R, _ = _decoded(batch.column("run_info"))
     reason_R, reasons = _decoded(batch.column("end_reason"))
-    of_batch = [*in_file.of_batch(batch.column("run_info")), "run unknown: the read names none"]
+    of_batch = [*in_file.of_batch(batch.column("run_info")), "run unknown: the read does not name its run"]
     for run_index in np.unique(run_R):
         of_run = run_R == run_index
         counts = np.bincount(reason_R[of_run], minlength=len(reasons)).tolist()

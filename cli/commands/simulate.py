@@ -175,7 +175,7 @@ def simulate(
     Reads come from all sequences in proportion to their lengths, avoiding stretches of N where possible. The truth has
     a line for each read: read_id, contig, start and end (0-based, half open), strand, bases, samples, samples before
     the first base and after the last one, channel, well, read number, start sample, end reason.
-    Exit codes: 0 done, 1 failed, 2 wrong usage, 130 and 143 stopped by Ctrl-C or SIGTERM: then nothing is left behind.
+    Exit codes: 0 done, 1 failed, 2 wrong usage, 130 and 143 stopped by Ctrl-C or SIGTERM, leaving nothing behind.
     """
     if reads is not None and coverage is not None:
         raise click.UsageError("give either --reads or --coverage, not both")

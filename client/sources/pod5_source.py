@@ -374,7 +374,7 @@ class Pod5Source:
                     if read_id.bytes in self._done:
                         continue
                     if file.is_copy(read_id.bytes):
-                        reason = "duplicate: a read of this id was met before, and is called"
+                        reason = "duplicate: an earlier read has the same id, and that one is called"
                         self.read_faults.append(ReadFault(str(read_id), path, reason))
                         continue
                     try:
@@ -409,7 +409,7 @@ class Pod5Source:
 
 def _run_of(record: pod5.ReadRecord, runs: Sequence[RunInfo | str]) -> RunInfo:
     index = record.run_info_index
-    run: RunInfo | str = "run unknown: the read names none" if index is None else runs[index]
+    run: RunInfo | str = "run unknown: the read does not name its run" if index is None else runs[index]
     if isinstance(run, str):
         raise ValueError(run)
     return run
@@ -463,11 +463,11 @@ def _is_sound(column: Any) -> bool:
 
 @dataclass(slots=True)
 class _File:
-    """A file, and which of its reads repeat an id."""
+    """A file, and which of its reads have an id that occurs more than once."""
 
     path: Path
     copies: set[bytes]  # of reads in earlier files
-    repeated: dict[bytes, bool]  # more than once in this file; whether seen yet
+    repeated: dict[bytes, bool]  # ids that occur more than once in this file; whether seen yet
 
     def is_copy(self, read_id: bytes) -> bool:
         if read_id in self.copies:

@@ -81,8 +81,8 @@ class FileRuns:
     def of_batch(self, column: Any) -> Sequence[RunInfo | str]:
         """Return, for each index in a batch's column `run_info`, the run, or why it is unknown.
 
-        The column's dictionary has only ids. If several runs of the table share an id, the dictionary has it as often,
-        in the same order.
+        The column's dictionary has only ids. If several runs of the table share an id, the dictionary has it that many
+        times, in the same order.
         """
         ids = [name or _UNKNOWN for name in column.dictionary.to_pylist()]
         counts, met = collections.Counter(ids), collections.Counter[str]()
@@ -92,7 +92,7 @@ class FileRuns:
             if len(set(runs)) == 1:
                 found.append(runs[0])
             elif not runs:
-                found.append(f"run unknown: the file's table of runs has no {name}")
+                found.append(f"run unknown: the file's run table does not list {name}")
             elif counts[name] == len(runs):
                 found.append(runs[met[name]])
             else:

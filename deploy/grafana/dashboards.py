@@ -1,7 +1,7 @@
-"""Grafana's dashboards, as code; this makes the JSON in dashboards/ (`make docs`).
+"""Define the Grafana dashboards as code. `make docs` runs this file to write the JSON in dashboards/.
 
-To add a panel: add a `Panel` to a section below. In queries `@` stands for the chosen servers, `@m` for those and the
-chosen models. tests/ops runs every query against a real Prometheus that scrapes a real server.
+To add a panel, add a `Panel` to a section below. In queries, `@` stands for the selected servers, and `@m` for the
+selected servers and models. tests/ops runs every query against a real Prometheus that scrapes a real server.
 """
 
 from dataclasses import dataclass
@@ -37,17 +37,17 @@ class Panel:
     title, description
         What it shows, and how to read it.
     unit
-        Grafana's: "s", "percentunit", "bytes", "si:samples/s" (scaled), "suffix: streams" (not scaled).
+        Grafana's unit: "s", "percentunit", "bytes", "si:samples/s" (scaled), "suffix: streams" (not scaled).
     queries
-        PromQL and the legend of its series.
+        Each PromQL query and the legend for its series.
     kind
         "timeseries", "stat" (the last value, large) or "table" (labels of info metrics).
     width
-        Of 24 columns.
+        Number of columns out of 24.
     limit
-        Values above are bad: red.
+        Values from here on are bad and shown in red.
     recorded
-        Only a server with a card or an energy meter has these data: tested with made-up ones.
+        Only a server with a GPU or an energy meter has this data, so the tests make it up.
     """
 
     title: str
@@ -62,19 +62,19 @@ class Panel:
 
     @property
     def expressions(self) -> list[str]:
-        """The queries as Grafana gets them, with its variables."""
+        """The queries with Grafana's variables filled in for `@` and `@m`."""
         chosen, model = 'instance=~"$instance"', 'model=~"$model"'
         return [each.replace("@m", f"{chosen}, {model}").replace("@", chosen) for each in self.queries]
 
     @property
     def height(self) -> int:
-        """In Grafana's grid units."""
+        """Height in Grafana's grid units."""
         return 4 if self.kind == "stat" else 8
 
 
 @dataclass(frozen=True)
 class Dashboard:
-    """A file of dashboards/: sections of panels, by the question that they answer."""
+    """One file in dashboards/: panels in sections, grouped by the question they answer."""
 
     name: str
     title: str
@@ -83,7 +83,7 @@ class Dashboard:
 
 
 def _quantiles(histogram: str, by: str, chosen: str, shares: tuple[float, ...] = (0.5, 0.99)) -> dict[str, str]:
-    """Queries for quantiles of a histogram, over all chosen servers."""
+    """Return queries for a histogram's quantiles over all selected servers."""
     grouped = f"le, {by}" if by else "le"
     return {
         f"histogram_quantile({share}, sum by ({grouped}) (rate({histogram}_bucket{{{chosen}}}[$__rate_interval])))": (
@@ -103,13 +103,13 @@ def _mean(histogram: str, by: str, chosen: str) -> dict[str, str]:
 SERVICE = Dashboard(
     "service",
     "Porestream: service",
-    "Is it keeping up, what is the backlog, which stage limits, how late are results, what runs?",
+    "Is it keeping up, how large is the backlog, which stage is the bottleneck, how late are results, what is running?",
     {
         "Now": [
             Panel(
                 "Servers up",
                 "suffix: servers",
-                "Servers that Prometheus reaches.",
+                "Servers that Prometheus can reach.",
                 {'count(up{job="porestream", @} == 1) or vector(0)': ""},
                 kind="stat",
                 width=4,
@@ -117,7 +117,7 @@ SERVICE = Dashboard(
             Panel(
                 "Streams",
                 "suffix: streams",
-                "Streams being served, by all servers.",
+                "Open streams on all servers.",
                 {"sum(porestream_streams{@})": ""},
                 kind="stat",
                 width=4,
@@ -125,7 +125,7 @@ SERVICE = Dashboard(
             Panel(
                 "Signal in",
                 "si:samples/s",
-                "Signal received a second. A channel sends 4,000 or 5,000, a flow cell as many times its channels.",
+                "Signal received per second. Each channel of a flow cell sends 4,000 or 5,000 samples/s.",
                 {"sum(rate(porestream_samples_received_total{@m}[$__rate_interval]))": ""},
                 kind="stat",
                 width=4,
@@ -133,15 +133,16 @@ SERVICE = Dashboard(
             Panel(
                 "Bases out",
                 "si:bases/s",
-                "Bases called a second.",
+                "Bases called per second.",
                 {"sum(rate(porestream_bases_called_total{@m}[$__rate_interval]))": ""},
                 kind="stat",
                 width=4,
             ),
             Panel(
-                "Live streams wait",
+                "Live streams stalled",
                 "percentunit",
-                "Share of the time that live streams must wait before they may send. Over 20%: not keeping up.",
+                "Share of the time that live streams have to wait before they can send. Above 20%, the server is not "
+                "keeping up.",
                 {'max(instance_priority:porestream_credit_stall:ratio_rate5m{@, priority="live"}) or vector(0)': ""},
                 kind="stat",
                 width=4,
@@ -150,7 +151,8 @@ SERVICE = Dashboard(
             Panel(
                 "Reads unaccounted for",
                 "suffix: reads",
-                "Attempts received, less those that ended or are held. Anything but 0 is a defect: reads may be lost.",
+                "Read attempts received, minus those that ended or are still open. Anything but 0 is a bug: reads may "
+                "be lost.",
                 {"sum(abs(porestream_books_imbalance{@}))": ""},
                 kind="stat",
                 width=4,
@@ -161,7 +163,8 @@ SERVICE = Dashboard(
             Panel(
                 "Samples in and out",
                 "si:samples/s",
-                "Signal received, and signal of reads that got a result. Credit keeps them close: see who must wait.",
+                "Signal received, and signal of reads that have a result. Credit keeps the two close together, so look "
+                "at the stalled streams, too.",
                 {
                     "sum(rate(porestream_samples_received_total{@m}[$__rate_interval]))": "in",
                     "sum(rate(porestream_samples_finished_total{@m}[$__rate_interval]))": "out",
@@ -170,104 +173,107 @@ SERVICE = Dashboard(
             Panel(
                 "Backlog",
                 "s",
-                "Age of the oldest complete read without a result. Credit bounds it: what is beyond some 8 M samples "
-                "of a stream waits at its client.",
+                "Age of the oldest complete read that has no result yet. Credit limits it: signal beyond about 8 M "
+                "samples per stream waits at the client.",
                 {"max by (priority) (porestream_backlog_seconds{@})": "{{priority}}"},
             ),
             Panel(
                 "Signal waiting",
                 "si:samples",
-                "Samples of complete reads that wait or are being called.",
+                "Samples of complete reads that are waiting or being called.",
                 {"sum by (priority) (porestream_queued_samples{@})": "{{priority}}"},
                 stacked=True,
             ),
             Panel(
                 "Streams",
                 "suffix: streams",
-                "Streams being served, and the most there may be: more are turned away (RESOURCE_EXHAUSTED).",
+                "Open streams, and the limit. Streams beyond the limit are refused (RESOURCE_EXHAUSTED).",
                 {
                     "sum by (priority) (porestream_streams{@})": "{{priority}}",
-                    "sum(porestream_max_streams{@})": "at most",
+                    "sum(porestream_max_streams{@})": "limit",
                 },
             ),
             Panel(
                 "Samples by token",
                 "suffix: samples/s",
-                "Samples received, by the name of the client's token (without a name: the others).",
+                "Samples received, by the name of the client's token. The name is empty if the token has none.",
                 {"sum by (token) (rate(porestream_token_samples_received_total{@}[$__rate_interval]))": "{{token}}"},
                 stacked=True,
             ),
             Panel(
                 "Streams by token",
                 "suffix: streams",
-                "Streams being served, by the name of the client's token. One may have --max-streams-per-peer of them.",
+                "Open streams, by the name of the client's token. Each may have up to --max-streams-per-peer.",
                 {"sum by (token) (porestream_token_streams{@})": "{{token}}"},
             ),
             Panel(
-                "Streams that must wait to send",
+                "Stalled streams",
                 "suffix: streams",
-                "Streams whose credit is used up, on average. Usual for files; live signal waits at the sequencer.",
+                "Average number of streams that cannot send because their credit is used up. Normal for files; for "
+                "live streams it means that signal waits at the sequencer.",
                 {
                     "sum by (priority) (rate(porestream_credit_stall_seconds_total{@}[$__rate_interval]))": (
                         "{{priority}}"
                     ),
-                    "sum(porestream_streams_stalled{@})": "all, just now",
+                    "sum(porestream_streams_stalled{@})": "all, right now",
                 },
             ),
             Panel(
-                "Memory of streams",
+                "Stream memory",
                 "percentunit",
-                "Of the half of --memory-budget for signal, results and credit. Near 100% nobody gets new credit.",
+                "Share in use of the memory for signal, results and credit, which is half of --memory-budget. Near "
+                "100%, no stream gets new credit.",
                 {"porestream_memory_charged_bytes{@} / porestream_memory_for_signal_bytes{@}": "{{instance}}"},
             ),
         ],
-        "Which stage limits?": [
+        "Which stage is the bottleneck?": [
             Panel(
                 "Work by stage",
                 "suffix: threads",
-                "Threads that a stage keeps busy, on average; all stages together cannot exceed the workers. The "
-                "largest one limits.",
+                "Average number of threads that each stage keeps busy. All stages together cannot exceed the number of "
+                "workers. The largest stage is the bottleneck.",
                 {
                     "sum by (stage) (rate(porestream_stage_seconds_sum{@}[$__rate_interval]))": "{{stage}}",
-                    "sum(porestream_workers{@})": "workers there are",
+                    "sum(porestream_workers{@})": "workers",
                 },
             ),
             Panel(
                 "Queue before each stage",
                 "short",
-                "Reads (before prepare, deliver, acknowledge) or chunks (before basecall) that wait. What waits "
-                "before deliver or acknowledge waits for the client.",
+                "Reads (prepare, align, deliver, acknowledge) or chunks (basecall) waiting for each stage. Reads "
+                "waiting for deliver or acknowledge are waiting for the client.",
                 {"sum by (stage) (porestream_stage_queue{@})": "{{stage}}"},
             ),
             Panel(
                 "Wait before each stage",
                 "s",
-                "p99 of how long a read or a batch's oldest chunk waited.",
+                "How long a read, or the oldest chunk in a batch, waited (p99).",
                 _quantiles("porestream_stage_wait_seconds", "stage", "@", (0.99,)),
             ),
             Panel(
                 "Batch fill",
                 "percentunit",
-                "Chunks in a batch, of those it has room for. Full batches use a card best; live chunks do not wait.",
+                "Chunks in a batch, as a share of its capacity. A GPU is fastest with full batches, but live chunks do "
+                "not wait for one to fill.",
                 _mean("porestream_batch_fill_ratio", "model", "@m"),
             ),
             Panel(
-                "Streams that share a batch",
+                "Streams per batch",
                 "suffix: streams",
-                "On average.",
+                "Average number of streams whose chunks share a batch.",
                 _mean("porestream_batch_streams", "model", "@m"),
             ),
             Panel(
                 "Aligned on the CPU instead",
                 "si:reads/s",
-                "Reads that the device which aligns cannot take, by reason: minimap2 does them on the CPU.",
+                "Reads that minimap2 aligned on the CPU because the GPU could not, by reason.",
                 {"sum by (reason) (rate(porestream_alignment_fallbacks_total{@}[$__rate_interval]))": "{{reason}}"},
                 stacked=True,
             ),
             Panel(
                 "Event loop lag",
                 "s",
-                "p99 of how late the event loop's timers are. All streams of that server wait as long.",
+                "How late the event loop's timers fire (p99). Every stream on that server is delayed by as much.",
                 _quantiles("porestream_event_loop_lag_seconds", "instance", "@", (0.99,)),
             ),
         ],
@@ -275,16 +281,16 @@ SERVICE = Dashboard(
             Panel(
                 "Last sample to result",
                 "s",
-                "From a read's last sample received to its result handed to the network.",
+                "Time from receiving a read's last sample to handing its result to the network.",
                 _quantiles("porestream_read_latency_seconds", "priority", "@"),
                 width=24,
             ),
         ],
-        "What runs?": [
+        "What is running?": [
             Panel(
                 "Servers",
                 "string",
-                "Build of each server.",
+                "Version of each server.",
                 {"porestream_build_info{@}": ""},
                 kind="table",
                 width=12,
@@ -292,7 +298,7 @@ SERVICE = Dashboard(
             Panel(
                 "Devices",
                 "string",
-                "What networks run on.",
+                "The device that each server runs its networks on.",
                 {"porestream_device_info{@}": ""},
                 kind="table",
                 width=12,
@@ -300,7 +306,7 @@ SERVICE = Dashboard(
             Panel(
                 "Models",
                 "string",
-                "Models served, with what decides their bases. All servers should show the same sums.",
+                "Served models, and what determines the bases they call. All servers should show the same digests.",
                 {"porestream_model_info{@m}": ""},
                 kind="table",
                 width=12,
@@ -308,7 +314,7 @@ SERVICE = Dashboard(
             Panel(
                 "References",
                 "string",
-                "References served, with their sums. Empty: no alignment.",
+                "Served references with their digests. Empty if the servers don't align.",
                 {"porestream_reference_info{@}": ""},
                 kind="table",
                 width=12,
@@ -322,11 +328,11 @@ THROUGHPUT = Dashboard(
     "Porestream: throughput",
     "Bases, reads, quality, identity and alignment.",
     {
-        "In the time shown": [
+        "In this time range": [
             Panel(
                 "Bases",
                 "si:bases",
-                "Bases called in the time shown, by all chosen servers and models.",
+                "Bases called in this time range by the selected servers and models.",
                 {"sum(increase(porestream_bases_called_total{@m}[$__range]))": ""},
                 kind="stat",
                 width=6,
@@ -334,7 +340,7 @@ THROUGHPUT = Dashboard(
             Panel(
                 "Reads called",
                 "si:reads",
-                "Reads whose calls were delivered and acknowledged in the time shown.",
+                "Reads called in this time range whose results were delivered and acknowledged.",
                 {'sum(increase(porestream_reads_total{@m, status="called"}[$__range]))': ""},
                 kind="stat",
                 width=6,
@@ -342,7 +348,7 @@ THROUGHPUT = Dashboard(
             Panel(
                 "Mean Q",
                 "suffix: Q",
-                "Mean of the reads' mean Phred quality.",
+                "Average of the reads' mean Phred quality.",
                 {
                     "sum(increase(porestream_read_mean_qscore_sum{@m}[$__range])) / "
                     "sum(increase(porestream_read_mean_qscore_count{@m}[$__range]))": ""
@@ -353,7 +359,7 @@ THROUGHPUT = Dashboard(
             Panel(
                 "Aligned",
                 "percentunit",
-                "Of the reads of streams with a reference.",
+                "Share of reads that aligned, among reads in streams with a reference.",
                 {
                     "sum(increase(porestream_reads_aligned_total{@m}[$__range])) / "
                     "sum(increase(porestream_reads_to_align_total{@m}[$__range]))": ""
@@ -366,42 +372,42 @@ THROUGHPUT = Dashboard(
             Panel(
                 "Bases",
                 "si:bases/s",
-                "Bases called a second, by model.",
+                "Bases called per second, by model.",
                 {"sum by (model) (rate(porestream_bases_called_total{@m}[$__rate_interval]))": "{{model}}"},
                 stacked=True,
             ),
             Panel(
                 "Bases by server",
                 "si:bases/s",
-                "Bases called a second. Servers that share clients should be alike.",
+                "Bases called per second. Servers that share clients should show similar rates.",
                 {"sum by (instance) (rate(porestream_bases_called_total{@m}[$__rate_interval]))": "{{instance}}"},
                 stacked=True,
             ),
             Panel(
                 "Samples",
                 "si:samples/s",
-                "Signal of reads that got a result, by priority.",
+                "Signal of reads that have a result, by priority.",
                 {"sum by (priority) (rate(porestream_samples_finished_total{@m}[$__rate_interval]))": "{{priority}}"},
                 stacked=True,
             ),
             Panel(
-                "Reads begun",
+                "Reads started",
                 "si:reads/s",
-                "Attempts at reads begun: a read that is sent again counts again.",
+                "Read attempts started. A read that is sent again counts as a new attempt.",
                 {"sum by (priority) (rate(porestream_reads_received_total{@m}[$__rate_interval]))": "{{priority}}"},
                 stacked=True,
             ),
             Panel(
                 "Reads ended",
                 "si:reads/s",
-                "By how they ended; the Errors dashboard has what is not called or filtered.",
+                "Read attempts by how they ended. The Errors dashboard shows those neither called nor filtered.",
                 {"sum by (status) (rate(porestream_reads_total{@m}[$__rate_interval]))": "{{status}}"},
                 stacked=True,
             ),
             Panel(
                 "Read length",
                 "si:bases",
-                "Median and p99 of called reads' lengths.",
+                "Length of called reads (median and p99).",
                 _quantiles("porestream_read_length_bases", "model", "@m"),
             ),
         ],
@@ -409,15 +415,15 @@ THROUGHPUT = Dashboard(
             Panel(
                 "Read quality",
                 "suffix: Q",
-                "Mean Phred quality of reads: the worst tenth is below p10. A fall that all servers share is the "
-                "sample or the flow cell; of one server, that server.",
+                "Mean Phred quality of reads. The worst tenth is below p10. If it falls on all servers, look at the "
+                "sample or the flow cell; if on one server only, look at that server.",
                 _quantiles("porestream_read_mean_qscore", "model", "@m", (0.1, 0.5)),
                 width=6,
             ),
             Panel(
                 "Filtered",
                 "percentunit",
-                "Share of reads below the minimum quality that their client asked for.",
+                "Share of reads below the minimum quality that the client asked for.",
                 {
                     'sum by (model) (rate(porestream_reads_total{@m, status="filtered"}[$__rate_interval])) / '
                     "sum by (model) (rate(porestream_reads_total{@m}[$__rate_interval]))": "{{model}}"
@@ -427,14 +433,14 @@ THROUGHPUT = Dashboard(
             Panel(
                 "Identity",
                 "percentunit",
-                "Of primary alignments: 1 - NM / columns. p10 and median.",
+                "Identity of primary alignments, 1 - NM / columns (p10 and median).",
                 _quantiles("porestream_alignment_identity_ratio", "model", "@m", (0.1, 0.5)),
                 width=6,
             ),
             Panel(
                 "Aligned",
                 "percentunit",
-                "Of acknowledged reads of streams with a reference.",
+                "Share of reads that aligned, among acknowledged reads in streams with a reference.",
                 {
                     "sum by (model) (rate(porestream_reads_aligned_total{@m}[$__rate_interval])) / "
                     "sum by (model) (rate(porestream_reads_to_align_total{@m}[$__rate_interval]))": "{{model}}"
@@ -448,92 +454,95 @@ THROUGHPUT = Dashboard(
 DEVICES = Dashboard(
     "devices",
     "Porestream: devices and cost",
-    "How busy devices are, and what a gigabase costs in device-seconds and joules.",
+    "How busy the devices are, and what a gigabase costs in device-seconds and joules.",
     {
         "Cost": [
             Panel(
-                "Device time of a gigabase",
+                "Device time per gigabase",
                 "suffix: device-s/Gb",
-                "Busy time of a device (cpu: of all its workers) in the last hour, for each 1e9 bases called in it.",
+                "Busy time of the device in the last hour (cpu: summed over its workers), per 1e9 bases called in that "
+                "hour.",
                 {"instance_device:porestream_device_seconds_per_gigabase:rate1h{@}": "{{instance}} {{device}}"},
             ),
             Panel(
-                "Energy of a gigabase",
+                "Energy per gigabase",
                 "suffix: J/Gb",
-                "Energy of a device in the last hour, whoever used it, for each 1e9 bases called in it. Cards need "
-                "both: theirs and the CPU's.",
+                "Energy that the device used in the last hour, for any process, per 1e9 bases called in that hour. "
+                "With a GPU, add the GPU's and the CPU's.",
                 {"instance_device:porestream_device_joules_per_gigabase:rate1h{@}": "{{instance}} {{device}}"},
                 recorded=True,
             ),
             Panel(
                 "Power",
                 "watt",
-                "Of the whole device: NVML's for a card, the packages' (RAPL) for a CPU.",
+                "Power of the whole device: from NVML for a GPU, and from its packages (RAPL) for a CPU.",
                 {"rate(porestream_device_energy_joules_total{@}[$__rate_interval])": "{{instance}} {{device}}"},
                 recorded=True,
             ),
         ],
         "Devices": [
             Panel(
-                "Devices that work",
+                "Working devices",
                 "suffix: devices",
-                "A device whose last three batches failed is not counted.",
-                {"sum(porestream_device_up{@})": "working", "count(porestream_device_up{@})": "there are"},
+                "A device whose last three batches failed does not count as working.",
+                {"sum(porestream_device_up{@})": "working", "count(porestream_device_up{@})": "all"},
             ),
             Panel(
                 "Busy",
                 "percentunit",
-                "Of the time of workers (CPU), or of the card with a batch on it.",
+                "Share of the time that the workers are busy (CPU), or that a batch is running (GPU).",
                 {"instance_device:porestream_device_busy:ratio_rate5m{@}": "{{instance}} {{device}}"},
             ),
             Panel(
                 "Kernels running",
                 "percentunit",
-                "NVML's utilization: share of its last sampling period in which any kernel ran. Well below Busy: "
-                "launches or copies limit.",
+                "NVML's utilization: share of its last sampling period during which a kernel ran. If this is well "
+                "below Busy, launches or copies are the bottleneck.",
                 {"porestream_device_utilization_ratio{@}": "{{instance}} {{device}}"},
                 recorded=True,
             ),
             Panel(
-                "Memory of cards",
+                "GPU memory",
                 "bytes",
-                "Used by all processes, and what there is.",
+                "GPU memory used by all processes, and in total.",
                 {
                     "porestream_device_memory_used_bytes{@}": "{{instance}} {{device}}",
-                    "porestream_device_memory_total_bytes{@}": "{{instance}} {{device}}, there is",
+                    "porestream_device_memory_total_bytes{@}": "{{instance}} {{device}}, total",
                 },
                 recorded=True,
             ),
             Panel(
                 "Temperature",
                 "celsius",
-                "Cards slow down by themselves when hot.",
+                "GPU temperature. A hot GPU slows itself down.",
                 {"porestream_device_temperature_celsius{@}": "{{instance}} {{device}}"},
                 recorded=True,
             ),
             Panel(
-                "Chunks in a batch, of those with room",
+                "Batch fill",
                 "percentunit",
-                "A card that is busy with half-empty batches does half the work.",
+                "Chunks in a batch, as a share of its capacity. A GPU that is busy with half-empty batches does half "
+                "the work.",
                 _mean("porestream_batch_fill_ratio", "model", "@m"),
             ),
         ],
         "Host": [
             Panel(
-                "Memory of the process",
+                "Process memory",
                 "bytes",
-                "Resident, and the container's or machine's limit. What goes over it is killed.",
+                "Resident memory of the server, and the limit of its container or machine. A server that exceeds the "
+                "limit is killed.",
                 {
                     'process_resident_memory_bytes{job="porestream", @}': "{{instance}}",
                     "porestream_memory_limit_bytes{@}": "{{instance}}, limit",
-                    "porestream_memory_budget_bytes{@}": "{{instance}}, budget of streams",
+                    "porestream_memory_budget_bytes{@}": "{{instance}}, stream budget",
                 },
                 width=12,
             ),
             Panel(
                 "Cores in use",
                 "suffix: cores",
-                "By the server's process.",
+                "CPU cores that the server's process uses.",
                 {'rate(process_cpu_seconds_total{job="porestream", @}[$__rate_interval])': "{{instance}}"},
                 width=12,
             ),
@@ -544,28 +553,29 @@ DEVICES = Dashboard(
 ERRORS = Dashboard(
     "errors",
     "Porestream: errors",
-    "Is anything lost? The books, failures, rejections, broken streams, retries.",
+    "Is anything lost? Books, failures, rejections, broken streams and retries.",
     {
         "The books": [
             Panel(
                 "Reads unaccounted for",
                 "suffix: reads",
-                "Attempts received, less those that ended, less those that streams hold. Anything but 0 is a defect.",
+                "Read attempts received, minus those that ended, minus those open in streams. Anything but 0 is a bug.",
                 {"porestream_books_imbalance{@}": "{{instance}}"},
             ),
             Panel(
-                "Reads without acknowledgement",
+                "Unacknowledged reads",
                 "si:reads",
-                "Received, and not yet acknowledged: what clients would send again after a crash of the server.",
+                "Reads received whose results are not acknowledged yet. Clients would send them again if the server "
+                "crashed.",
                 {"sum by (priority) (porestream_reads_open{@m})": "{{priority}}"},
                 stacked=True,
             ),
             Panel(
                 "Since the servers started",
                 "locale",
-                "Begun attempts are those that ended and those that are open, to the read.",
+                "Attempts started must equal attempts ended plus attempts open, to the read.",
                 {
-                    "sum(porestream_reads_received_total{@m})": "begun",
+                    "sum(porestream_reads_received_total{@m})": "started",
                     "sum(porestream_reads_total{@m})": "ended",
                     "sum(porestream_reads_open{@m})": "open",
                 },
@@ -576,21 +586,23 @@ ERRORS = Dashboard(
             Panel(
                 "Failed, by stage",
                 "si:reads/s",
-                "The server is at fault: its log has the error.",
+                "Reads that failed through the server's fault; its log has the error.",
                 {"sum by (stage) (rate(porestream_reads_failed_total{@}[$__rate_interval]))": "{{stage}}"},
                 stacked=True,
             ),
             Panel(
                 "Rejected, by reason",
                 "si:reads/s",
-                "The input is at fault. docs/operate/runbooks/PorestreamReadsRejected.md says what each reason means.",
+                "Reads rejected because of bad input. docs/operate/runbooks/PorestreamReadsRejected.md explains each "
+                "reason.",
                 {"sum by (reason) (rate(porestream_reads_rejected_total{@}[$__rate_interval]))": "{{reason}}"},
                 stacked=True,
             ),
             Panel(
-                "Shares of reads that ended",
+                "Reads not called",
                 "percentunit",
-                "Failed, rejected, and abandoned: those whose stream broke, which the client sends again.",
+                "Share of read attempts that failed, were rejected, or were abandoned because their stream broke (the "
+                "client sends those again).",
                 {
                     "instance_status:porestream_reads_not_called:ratio_rate15m{@}": "{{instance}} {{status}}",
                 },
@@ -598,30 +610,32 @@ ERRORS = Dashboard(
         ],
         "Streams": [
             Panel(
-                "Opened, and opened again",
+                "Streams opened",
                 "suffix: streams/s",
-                "Again: the client says that an earlier connection broke.",
+                "All streams opened, and those opened by clients that reconnected after a break.",
                 {
                     "sum(rate(porestream_streams_opened_total{@}[$__rate_interval]))": "opened",
-                    "sum(rate(porestream_streams_reconnected_total{@}[$__rate_interval]))": "of those again",
+                    "sum(rate(porestream_streams_reconnected_total{@}[$__rate_interval]))": "after a break",
                 },
             ),
             Panel(
-                "Ended, by status",
+                "Streams ended, by status",
                 "suffix: streams/s",
-                "gRPC status of streams that ended or were turned away. CANCELLED: the client stopped.",
+                "Streams that ended or were refused, by gRPC status. CANCELLED means that the client stopped.",
                 {"sum by (status) (rate(porestream_streams_ended_total{@}[$__rate_interval]))": "{{status}}"},
             ),
             Panel(
                 "Connections",
                 "suffix: connections",
-                "From outside, on all ports of gRPC. One address may have three quarters of what descriptors allow.",
+                "Open client connections on all gRPC ports. One address may have up to three quarters of the "
+                "connections that the file descriptor limit allows.",
                 {"porestream_connections{@}": "{{instance}}"},
             ),
             Panel(
-                "Turned away",
+                "Refused or dropped",
                 "suffix: /s",
-                "Connections closed from here, calls refused, open reads sent back, by the reason; log lines left out.",
+                "Connections that the server closed, calls it refused, open reads it sent back to the client, and log "
+                "lines it dropped, by reason.",
                 {
                     f"sum by (reason) (rate(porestream_{what}_total{{@}}[$__rate_interval]))": f"{name}: {{{{reason}}}}"
                     for what, name in (
@@ -633,9 +647,9 @@ ERRORS = Dashboard(
                 },
             ),
             Panel(
-                "Batches tried again",
+                "Batches retried",
                 "suffix: batches/s",
-                "Batches that failed and were tried again chunk by chunk: out of memory, or a device that fails.",
+                "Batches that failed and were retried chunk by chunk, because memory ran out or the device is failing.",
                 {"sum by (model) (rate(porestream_batches_retried_total{@m}[$__rate_interval]))": "{{model}}"},
             ),
         ],
@@ -643,23 +657,23 @@ ERRORS = Dashboard(
             Panel(
                 "Started",
                 "dateTimeFromNow",
-                "When each server's process began.",
+                "When each server's process started.",
                 {'process_start_time_seconds{job="porestream", @} * 1000': "{{instance}}"},
                 kind="stat",
                 width=12,
             ),
             Panel(
-                "Certificate ends",
+                "Certificate expires",
                 "dateTimeFromNow",
-                "When the certificate that is served ends. Empty: no TLS.",
+                "When the server's TLS certificate expires. Empty if the server has no TLS.",
                 {"porestream_tls_certificate_expiry_timestamp_seconds{@} * 1000": "{{instance}}"},
                 kind="stat",
                 width=12,
             ),
             Panel(
-                "Sends its streams away",
+                "Draining",
                 "bool",
-                "Draining: its clients connect to another server.",
+                "Whether the server is draining, so that its clients move to another server.",
                 {"porestream_draining{@}": "{{instance}}"},
                 width=24,
             ),
@@ -690,7 +704,7 @@ def _build_panel(panel: Panel, place: GridPos) -> timeseries.Panel | stat.Panel 
     elif panel.kind == "stat":
         built = stat.Panel().reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
     else:
-        # Of an info metric only the labels say something.
+        # In an info metric, only the labels carry information.
         hidden = {"Time": True, "Value": True, "__name__": True, "job": True}
         built = table.Panel().transformations([DataTransformerConfig("organize", {"excludeByName": hidden})])
     if panel.limit is not None:
@@ -709,7 +723,7 @@ def _build_panel(panel: Panel, place: GridPos) -> timeseries.Panel | stat.Panel 
 
 
 def _variable(name: str, label: str, query: str) -> dashboard.QueryVariable:
-    """One or several values of a label. All means all that come later, too, and not the list of those that are."""
+    """Return a variable for one or several values of a label. "All" includes values that appear later, too."""
     return (
         dashboard.QueryVariable(name)
         .label(label)
@@ -724,7 +738,7 @@ def _variable(name: str, label: str, query: str) -> dashboard.QueryVariable:
 
 
 def render(board: Dashboard) -> str:
-    """The JSON of a dashboard, as Grafana's provisioning reads it."""
+    """Return a dashboard's JSON in the form that Grafana's provisioning reads."""
     built = (
         dashboard.Dashboard(board.title)
         .uid(f"porestream-{board.name}")

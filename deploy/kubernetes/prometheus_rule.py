@@ -1,7 +1,7 @@
-"""Make base/prometheus-rule.yaml, for the Prometheus operator, from the rules in deploy/prometheus.
+"""Generate base/prometheus-rule.yaml, for the Prometheus operator, from the rules in deploy/prometheus.
 
-kustomize reads nothing outside its own folders, so what is made is committed;
-tests/ops/test_manifests.py compares the two.
+kustomize reads nothing outside its own folders, so the generated file is committed;
+tests/ops/test_manifests.py checks that it is up to date.
 
     python deploy/kubernetes/prometheus_rule.py
 """
@@ -18,19 +18,19 @@ _HEADER = "# Made by deploy/kubernetes/prometheus_rule.py from deploy/prometheus
 
 
 def render(folder: Path = RULES) -> str:
-    """The PrometheusRule with the groups of all rule files in a folder, in the order of their names.
+    """Return the PrometheusRule with the groups of all rule files in a folder, ordered by file name.
 
     Raises
     ------
     ValueError
-        Two groups have the same name, which Kubernetes refuses.
+        Two groups have the same name, which Kubernetes does not allow.
     """
     groups: list[dict[str, Any]] = []
     for path in sorted(folder.glob("*.yml")):
-        groups += yaml.safe_load(path.read_text()).get("groups") or []  # another file of Prometheus' has none
+        groups += yaml.safe_load(path.read_text()).get("groups") or []  # other Prometheus files have no groups
     names = [group["name"] for group in groups]
     if twice := {name for name in names if names.count(name) > 1}:
-        raise ValueError(f"groups in {folder} that have one name: {', '.join(sorted(twice))}")
+        raise ValueError(f"several groups in {folder} have the same name: {', '.join(sorted(twice))}; rename them")
     rule = {
         "apiVersion": "monitoring.coreos.com/v1",
         "kind": "PrometheusRule",

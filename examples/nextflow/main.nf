@@ -1,6 +1,6 @@
-// Calls and aligns POD5 folders, one process a folder:
+// Call and align POD5 folders, with one process per folder:
 //     nextflow run main.nf --pod5 '/data/*/pod5' --reference ref.fasta [--server HOST:PORT]
-// Written for Nextflow 24 or newer (DSL2). It was not run: see ../README.md.
+// Written for Nextflow 24 or newer (DSL2). It has not been run: see ../README.md.
 params.pod5 = null
 params.reference = null
 params.model = 'auto'

@@ -1,5 +1,5 @@
 #!/usr/bin/env node
-// Calls the reads of one exported run (export_signal.py) on a porestream server, and prints FASTQ.
+// Call the reads of one exported run (export_signal.py) on a porestream server, and print FASTQ.
 //
 //     node client.js HOST:PORT reads.jsonl [MODEL] > calls.fastq
 //
@@ -12,9 +12,9 @@ const { google, porestream } = require("./porestream_pb.js"); // npm run generat
 const pb = porestream.v1;
 
 const HEARTBEAT_S = 5;
-const GIVE_UP_S = 120; // without any result, while connections break or no server is there
+const GIVE_UP_S = 120; // stop after this long without a result, while connections break or no server answers
 const MESSAGE_BYTES = 256 << 10;
-const WINDOW_SAMPLES = Number(process.env.WINDOW_SAMPLES ?? 4_000_000); // of reads without a stored result, held here
+const WINDOW_SAMPLES = Number(process.env.WINDOW_SAMPLES ?? 4_000_000); // most samples held here of reads without a stored result
 const FINAL = new Set(["INVALID_ARGUMENT", "NOT_FOUND", "FAILED_PRECONDITION", "PERMISSION_DENIED", "UNAUTHENTICATED",
   "UNIMPLEMENTED"].map((name) => grpc.status[name]));
 
@@ -38,7 +38,7 @@ const uuid = (key) => key.replace(/^(.{8})(.{4})(.{4})(.{4})/, "$1-$2-$3-$4-");
 const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 const say = (text) => process.stderr.write(`${text}\n`);
 
-/** The reads of a run: the first line of the file is the run, each further one a read with its signal. */
+/** Reads a run's file: the first line describes the run, and every other line is a read with its signal. */
 class Source {
   constructor(path) {
     this.lines = readline.createInterface({ input: fs.createReadStream(path) })[Symbol.asyncIterator]();
@@ -56,7 +56,7 @@ class Source {
   }
 }
 
-/** A read's chunks: int16 samples, little-endian. The first one carries the calibration, the last one ends the read. [2] */
+/** Yields a read's chunks, as little-endian int16. The first has the calibration, and the last ends the read. [2] */
 function* chunksOf(read, chunkSamples) {
   const total = read.signal.length / 2;
   let first = 0;
@@ -76,14 +76,14 @@ function* chunksOf(read, chunkSamples) {
 class Caller {
   constructor(target, source, run, model, limits) {
     Object.assign(this, { target, source, run, model, limits });
-    this.pending = new Map(); // reads without a stored result: after a break they are sent again, anywhere [8]
+    this.pending = new Map(); // reads without a stored result; after a break they are sent again, to any server [8]
     this.unstoredSamples = 0;
     this.exhausted = false;
     this.expected = null;
     this.counts = { called: 0, rejected: 0, failed: 0 };
   }
 
-  /** Connect until every read has a result. */
+  /** Connects, again and again if needed, until every read has a result. */
   async callAll() {
     let since = Date.now();
     for (let pause = 200; ; pause = Math.min(2 * pause, 5000)) {
@@ -104,7 +104,7 @@ class Caller {
     return this.counts.called + this.counts.rejected + this.counts.failed;
   }
 
-  /** One connection's life; resolves to its status. */
+  /** Opens a connection and serves it until it ends; resolves to its status. */
   connect() {
     return new Promise((resolve) => {
       const client = new Client(this.target, grpc.credentials.createInsecure(), { "grpc.max_receive_message_length": -1 });
@@ -119,7 +119,8 @@ class Caller {
         if (!call.write(message)) await Promise.race([new Promise((done) => call.once("drain", done)), state.over]);
       };
       state.over = new Promise((done) => { state.end = done; });
-      const timer = setInterval(() => { // [7] both sides say something at least every interval, and leave after four
+      // [7] Both sides send something at least once per interval, and give up after four silent ones.
+      const timer = setInterval(() => {
         if (Date.now() - lastWrite > HEARTBEAT_S * 1000) write({ heartbeat: {} });
         if (Date.now() - lastRead > 4 * HEARTBEAT_S * 1000) call.cancel();
       }, 1000);
@@ -137,15 +138,15 @@ class Caller {
       call.on("data", (response) => {
         lastRead = Date.now();
         if (response.opened) {
-          this.expected = response.opened.caller; // [8] another server must be an equal one
+          this.expected = response.opened.caller; // [8] after a break, another server must have an equal caller
           state.credit = number(response.opened.credit.maxTotalSamples);
           state.toSend = [...this.pending.values()];
           this.send(state, write).catch((error) => { say(String(error)); call.cancel(); });
-        } else if (response.credit) { // [3] an absolute limit over the connection's life
+        } else if (response.credit) { // [3] a limit on all samples sent over the life of the connection
           state.credit = Math.max(state.credit, number(response.credit.maxTotalSamples));
         } else if (response.results) {
           this.store(response.results, write);
-        } else if (response.goAway) { // [9] send no more, take what still comes, go on elsewhere
+        } else if (response.goAway) { // [9] stop sending, take the results that still come, continue elsewhere
           state.draining = true;
         }
         state.wake();
@@ -159,7 +160,7 @@ class Caller {
     });
   }
 
-  /** Send what has no result, and new reads, within the credit. */
+  /** Sends the reads without a result, and then new ones, within the credit. */
   async send(state, write) {
     const fits = (cost) => state.used + cost <= state.credit;
     for (;;) {
@@ -172,7 +173,7 @@ class Caller {
         [batch, bytes] = [[], 0];
       };
       for (const chunk of chunksOf(read, Math.min(65536, this.limits.maxChunkSamples))) {
-        const cost = Math.max(chunk.sampleCount, this.limits.minChunkCreditSamples); // [3] tiny chunks count as more
+        const cost = Math.max(chunk.sampleCount, this.limits.minChunkCreditSamples); // [3] tiny chunks cost more
         while (!fits(cost) && !state.closed && !state.draining) {
           await flush();
           await new Promise((resolve) => { state.wake = resolve; if (fits(cost) || state.closed || state.draining) resolve(); });
@@ -188,12 +189,12 @@ class Caller {
     return this.halfClose(state, write);
   }
 
-  /** [6] No more signal will come; the server ends the stream when all results are acknowledged. */
+  /** [6] Says that no more signal will come; the server ends the stream once all results are acknowledged. */
   halfClose(state, write) {
     return state.closed ? undefined : write({ halfClose: {} });
   }
 
-  /** The next read of the file, once there is room for it; null: there is none. */
+  /** Waits for room and returns the file's next read; null if there are no more. */
   async take(state) {
     while (this.unstoredSamples > WINDOW_SAMPLES && !state.closed && !state.draining) {
       await new Promise((resolve) => { state.wake = resolve; });
@@ -209,14 +210,14 @@ class Caller {
     return read;
   }
 
-  /** [5] Store the results, then acknowledge them: from then on nobody else has them. */
+  /** [5] Stores the results, then acknowledges them: after that, the server no longer has them. */
   store(batch, write) {
     let text = "";
     let samples = 0;
     for (const result of batch.results) {
       const key = hex(result.readId);
       const read = this.pending.get(key);
-      if (!read) continue; // it came before the last break, too
+      if (!read) continue; // already received before the last break
       this.pending.delete(key);
       samples += read.signal.length / 2;
       if (result.parts.length === 0) {
@@ -232,10 +233,10 @@ class Caller {
       }
     }
     const seq = number(batch.firstResultSeq) + batch.results.length - 1;
-    process.stdout.write(text, () => { // what we write to may be slow: then no more signal is sent
+    process.stdout.write(text, () => { // if the reader is slow, this waits, and so does sending more signal
       this.unstoredSamples -= samples;
       write({ resultAck: { resultSeq: seq } });
-      this.state.wake(); // of today's connection: this one may be over
+      this.state.wake(); // wakes the current connection; the one that got these results may be over
     });
   }
 }

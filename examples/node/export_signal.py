@@ -43,7 +43,7 @@ def main(path: Path) -> None:
         }
         print(json.dumps(line))
     for fault in [*source.file_faults, *source.read_faults]:
-        print(f"left out: {fault}", file=sys.stderr)
+        print(f"skipped: {fault}", file=sys.stderr)
 
 
 if __name__ == "__main__":

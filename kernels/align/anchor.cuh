@@ -1,5 +1,5 @@
-// Anchors as minimap2 has them (minimap.h, mmpriv.h): x is the strand, the sequence and the position of the k-mer's last base
-// in it; y flags, the k-mer's length and its position in the read, of that strand.
+// Anchors in minimap2's format (minimap.h, mmpriv.h). x holds the strand, the sequence, and the position in it of the
+// k-mer's last base. y holds flags, the k-mer's length, and its position in the read, on that strand.
 typedef unsigned char u8;
 typedef unsigned short u16;
 typedef unsigned int u32;
@@ -14,7 +14,7 @@ __device__ __forceinline__ int span_of(u64 y) { return (int)(y >> 32 & 0xff); }
 __device__ __forceinline__ int sequence_of(u64 x) { return (int)(x << 1 >> 33); }
 __device__ __forceinline__ bool is_reverse(u64 x) { return x >> 63 != 0; }
 
-// minimap2's own (mmpriv.h, mg_log2), so that scores are the same.
+// minimap2's own logarithm (mmpriv.h, mg_log2), so that scores are the same.
 __device__ __forceinline__ float log2_of(float value)
 {
     u32 bits = __float_as_uint(value);

@@ -1,8 +1,9 @@
-// minimap2's chains (lchain.c; MIT License, Copyright (c) 2018- Dana-Farber Cancer Institute, 2017-2018 Broad Institute, Inc.),
-// with max_chain_skip at infinity, as on all GPUs: every anchor in reach is looked at.
+// Chains anchors as minimap2 does (lchain.c; MIT License, Copyright (c) 2018- Dana-Farber Cancer Institute, 2017-2018
+// Broad Institute, Inc.), with max_chain_skip at infinity, as is usual on GPUs: every anchor within reach is
+// considered.
 //
-// Anchors are sorted by read and x. A segment is a row of them that are no further apart than may be chained: no chain
-// leaves it, so segments are scored each by itself, a warp each.
+// Anchors are sorted by read and x. A segment is a run of anchors whose neighbours are close enough to be chained. No
+// chain leaves its segment, so each segment is scored by itself, by one warp.
 #include "anchor.cuh"
 
 namespace {
@@ -14,7 +15,7 @@ struct Best {
     long long anchor;
 };
 
-// The greater score; of equals the later anchor.
+// Returns the warp's highest score; if several are equal, the one with the latest anchor.
 __device__ __forceinline__ Best best_of_warp(Best own)
 {
 #pragma unroll
@@ -26,7 +27,7 @@ __device__ __forceinline__ Best best_of_warp(Best own)
     return own;
 }
 
-// lchain.c, comput_sc: of anchor i after anchor j.
+// lchain.c, comput_sc: the score of chaining anchor i after anchor j.
 __device__ __forceinline__ int link_score(u64 xi, u64 yi, u64 xj, u64 yj, int reach, int band, float gap_cost)
 {
     const int dq = query_of(yi) - query_of(yj);
@@ -62,14 +63,15 @@ __device__ __forceinline__ int simple_score(u64 xi, u64 yi, u64 xj, u64 yj, floa
 }
 }
 
-// mg_lchain_dp. score and before (-1: none) of each anchor; both set to what an anchor alone has.
+// mg_lchain_dp. Computes each anchor's score and its predecessor, `before` (-1: none). The caller sets both to their
+// values for an anchor on its own.
 extern "C" __global__ void chain(
     const long long* __restrict__ segment, const long long* __restrict__ segment_end, const u64* __restrict__ x,
     const u64* __restrict__ y, int* score, long long* before, int reach, int band, int most, float gap_cost)
 {
     const int lane = threadIdx.x;
     const long long begin = segment[blockIdx.x], end = segment_end[blockIdx.x];
-    long long first = begin, top = -1;  // the first in reach; the best in reach so far (max_ii)
+    long long first = begin, top = -1;  // the first anchor within reach; the best one (max_ii)
     for (long long i = begin; i < end; ++i) {
         const u64 xi = x[i], yi = y[i];
         while (first < i && xi > x[first] + reach) ++first;
@@ -106,14 +108,14 @@ extern "C" __global__ void chain_far(
 {
     const int lane = threadIdx.x;
     const long long begin = segment[blockIdx.x], end = segment_end[blockIdx.x];
-    long long first = begin, same = begin;  // the first in reach; the first with this x, which are not chained with
+    long long first = begin, same = begin;  // the first within reach; the first with this x (equal x are not chained)
     for (long long i = begin; i < end; ++i) {
         const u64 xi = x[i], yi = y[i];
         const int qi = query_of(yi);
         if (x[same] != xi) same = i;
         while (first < i && xi > x[first] + reach) ++first;
         if (same - first > most) first = same - most;
-        // The cheapest to come from, gaps apart (pri), among all in reach.
+        // The cheapest predecessor within reach, leaving gaps aside (pri).
         double least = 1e300;
         long long from = -1;
         int inner_score = NOT, inner_query = NOT;
@@ -157,7 +159,7 @@ extern "C" __global__ void chain_far(
 }
 
 namespace {
-// mg_chain_bk_end: how far back a chain goes that ends at `from`.
+// mg_chain_bk_end: returns how far back the chain that ends at `from` goes.
 __device__ long long chain_begin(const int* score, const long long* before, u8* used, long long from, int drop)
 {
     if (used[from]) return from;
@@ -176,10 +178,11 @@ __device__ long long chain_begin(const int* score, const long long* before, u8* 
 }
 }
 
-// mg_chain_backtrack: a thread a read. Anchors that may end a chain (`last`) are sorted by score; the best come first.
-//   ends[r] .. ends[r + 1]    of a read in `last`
-//   chain_score, chain_count  as many as `last`; chains[r]: how many of them are chains
-//   order                     anchors of the chains one after another, each from its end; from anchors[r] on
+// mg_chain_backtrack, one thread per read. `last` holds the anchors that may end a chain, sorted by score; the best are
+// followed first.
+//   ends[r] .. ends[r + 1]    read r's part of `last`
+//   chain_score, chain_count  as long as `last`; the first chains[r] entries of read r's part are its chains
+//   order                     the chains' anchors, chain after chain, each from its end; read r's start at anchors[r]
 extern "C" __global__ void backtrack(
     const long long* __restrict__ ends, const long long* __restrict__ last, const long long* __restrict__ anchors,
     const int* __restrict__ score, const long long* __restrict__ before, u8* used, int* __restrict__ chain_score,

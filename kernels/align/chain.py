@@ -56,7 +56,7 @@ def gap_cost(preset: Preset) -> np.float32:
 
 
 def without_too_much_work(device: Device, anchors: Anchors, preset: Preset) -> tuple[Anchors, Array]:
-    """Leave out the anchors of reads that would hold up all others; also return which, bool[reads] on the device.
+    """Leave out the anchors of reads that would hold up all others; also return which reads those are: bool[reads].
 
     The work is estimated from above: in each row of anchors within reach, every anchor may have to be linked to as many
     others as chaining allows.
@@ -229,7 +229,7 @@ def _backtracked(
 
 
 def _to_chain_again(device: Device, chains: Chains, read_length: Array) -> Array:
-    """Return which reads have several chains, the first of which leaves much of the read uncovered (map.c)."""
+    """Return which reads have several chains, and a first one that leaves much of the read uncovered (map.c)."""
     xp, reads = device.xp, len(read_length)
     first = xp.searchsorted(chains.read_C, xp.arange(reads + 1))
     several = xp.diff(first) > 1

@@ -1,15 +1,18 @@
-// Cells of dual affine alignment: minimap2's recurrence (ksw2_extd2; Gotoh 1982 with two gap costs), eight cells at a time.
+// Computes cells of dual affine alignment, eight at a time, with minimap2's recurrence (ksw2_extd2; Gotoh 1982 with two
+// gap costs).
 //
-// What is called E consumes a base of the sequence along the columns, F one of the sequence along the rows. E and F of a cell
-// are kept as what they are worth to the next cell ("outgoing"), so that neighbours hand on gaps and no scores:
+// E consumes a base of the sequence along the columns, F one of the sequence along the rows. A cell keeps E and F as
+// what they are worth to the next cell ("outgoing"), so neighbours pass on gaps, not scores:
 //   H = max(diagonal H + score, E1, F1, E2, F2);  outgoing E1 = max(E1 - extend1, H - open1 - extend1), and so on.
-// All scores rise by DRIFT with each anti-diagonal. A mismatch then adds nothing, a match 2 STEP, an ambiguous base STEP, so
-// that H never falls along a diagonal and needs no floor, and extending a short gap costs nothing at minimap2's scores.
+// All scores rise by DRIFT with each anti-diagonal. A mismatch then adds nothing, a match 2 STEP, an ambiguous base
+// STEP. So H never falls along a diagonal and needs no floor, and with minimap2's scores, extending a short gap costs
+// nothing.
 //
-// PACKED: two cells a register, 15 bits each: sums are plain 32-bit additions that carry nothing from one cell to the next,
-// and the maximum of halves is one instruction (DPX on sm_90 and later; before, that of half floats, which order positive
-// integers up to 0x7bff as numbers). Scores are shifted down now and then; kernels/align/extend.py says when 15 bits are enough.
-// Otherwise: a cell a register.
+// PACKED: two cells per register, 15 bits each. Sums are plain 32-bit additions, which carry nothing from one cell to
+// the next. The maximum of both halves is one instruction: DPX on sm_90 and later, or else the maximum of half floats,
+// which sort positive integers up to 0x7bff correctly. Scores are shifted down now and then; Scoring.fits_packed in
+// kernels/align/tasks.py says when 15 bits are enough.
+// Not PACKED: one cell per register.
 #ifndef PACKED
 #define PACKED 1
 #endif
@@ -39,12 +42,12 @@ static_assert(MATCH == MISMATCH - 2 * AMBIGUOUS && MISMATCH % 2 == 0, "a cell's 
 constexpr int DRIFT = MISMATCH / 2, STEP = MISMATCH - AMBIGUOUS;
 constexpr unsigned ALL = 0xffffffffu;
 constexpr unsigned ONE = PACKED ? 0x00010001u : 1u;         // 1 in each cell of a register
-constexpr int WORDS = PACKED ? 4 : 8;                       // registers of a group of eight cells
-constexpr unsigned HALF = PACKED ? 0x7fffu : 0x7fffffffu;   // the sign bit of HALF + x is set where x > 0
-constexpr int FLOOR = 64 + OPEN1 + EXTEND1 + OPEN2 + EXTEND2;  // of cells that nothing leads to; gaps they open stay above 0
-constexpr int TARGET = PACKED ? 20000 : 1 << 28;            // scores begin there, and are brought back there
-constexpr int INTERVAL = 256;                               // steps between two times
-constexpr unsigned ROW_OUTSIDE = 0x88888888u, COLUMN_OUTSIDE = 0x99999999u;  // bases outside match nothing, not each other
+constexpr int WORDS = PACKED ? 4 : 8;                       // registers per group of eight cells
+constexpr unsigned HALF = PACKED ? 0x7fffu : 0x7fffffffu;   // the sign bit of HALF + x is set if x > 0
+constexpr int FLOOR = 64 + OPEN1 + EXTEND1 + OPEN2 + EXTEND2;  // for cells nothing leads to; gaps opened there stay > 0
+constexpr int TARGET = PACKED ? 20000 : 1 << 28;            // where scores begin, and are brought back to
+constexpr int INTERVAL = 256;                               // steps between bringing scores back
+constexpr unsigned ROW_OUTSIDE = 0x88888888u, COLUMN_OUTSIDE = 0x99999999u;  // match nothing, not even each other
 
 typedef unsigned char u8;
 
@@ -84,11 +87,11 @@ __device__ __forceinline__ unsigned most_after(unsigned a, unsigned b)
 #endif
 }
 
-// A register of two cells shifted by one cell: the high cell of `before`, then the low one of `own`.
+// Shifts a register of two cells by one cell: the high cell of `before`, then the low one of `own`.
 __device__ __forceinline__ unsigned join(unsigned before, unsigned own) { return __funnelshift_l(before, own, 16); }
 
 #if PACKED
-// 0xff in a byte for each sign: of a's low and high cell, of b's low and high cell.
+// Returns a byte for each sign, 0xff if it is set: those of a's low and high cell, then those of b's.
 __device__ __forceinline__ unsigned signs(unsigned a, unsigned b)
 {
 #ifdef __CUDA_EMU__
@@ -101,7 +104,7 @@ __device__ __forceinline__ unsigned signs(unsigned a, unsigned b)
 }
 #endif
 
-// Of eight pairs of bases 2 in the nibble where they match, 1 where one is ambiguous (4), else 0.
+// Compares eight pairs of bases: a nibble is 2 if they match, 1 if one of them is ambiguous (4), and 0 otherwise.
 __device__ __forceinline__ unsigned compare(unsigned rows, unsigned columns)
 {
     const unsigned differ = rows ^ columns;
@@ -110,23 +113,24 @@ __device__ __forceinline__ unsigned compare(unsigned rows, unsigned columns)
     return equal * 2 + ambiguous;
 }
 
-// Which way scores came, of eight cells: two registers. Of a cell four bits where it came from (H is more than the diagonal,
-// E1, F1, E2; with `right` F2 in place of the diagonal), and four whether the outgoing E1, F1, E2, F2 extend.
+// Where the scores of eight cells came from, in two registers. Four bits per cell say where H came from (each is set if
+// H is more than the diagonal, E1, F1, E2; with `right`, F2 replaces the diagonal), and four whether the outgoing E1,
+// F1, E2, F2 extend a gap.
 struct Directions {
     unsigned word[2];
 
     __device__ __forceinline__ Directions() : word{0, 0} {}
 
 #if PACKED
-    // Bytes 0 and 1 have the first four bits of the low and the high cell, bytes 2 and 3 the others; registers 0 and 1 of a
-    // group share them, and 2 and 3.
+    // Bytes 0 and 1 hold the first four bits of the low and the high cell, bytes 2 and 3 the other four. Registers 0
+    // and 1 of a group share a word, and so do 2 and 3.
     __device__ __forceinline__ void add(int w, const unsigned (&came)[4], const unsigned (&extends)[4])
     {
 #pragma unroll
         for (int k = 0; k < 4; ++k) word[w >> 1] |= signs(came[k], extends[k]) & 0x01010101u << (k + 4 * (w & 1));
     }
 #else
-    // A byte a cell, the first of four in the highest.
+    // One byte per cell; the first of four cells is in the highest byte.
     __device__ __forceinline__ void add(int w, const unsigned (&came)[4], const unsigned (&extends)[4])
     {
 #pragma unroll
@@ -137,7 +141,7 @@ struct Directions {
 #endif
 };
 
-// A cell's four bits where it came from, and above them the four of extension.
+// Returns a cell's four bits for where H came from and, above them, its four for extension.
 __device__ __forceinline__ unsigned direction_of(const unsigned* words, int cell)
 {
 #if PACKED
@@ -148,7 +152,8 @@ __device__ __forceinline__ unsigned direction_of(const unsigned* words, int cell
 #endif
 }
 
-// One register of cells: h is the diagonal's H and becomes the cells' own; e and f are the neighbours' and become outgoing.
+// Updates one register of cells: h is the diagonal's H and becomes the cells' own; e and f are the neighbours' and
+// become outgoing.
 __device__ __forceinline__ void update(unsigned score, unsigned& h, unsigned& e1, unsigned& e2, unsigned& f1, unsigned& f2,
                                        bool right, unsigned right_one, int w, Directions& directions)
 {
@@ -156,7 +161,7 @@ __device__ __forceinline__ void update(unsigned score, unsigned& h, unsigned& e1
     constexpr int NEXT1 = EXTEND1 - DRIFT, NEXT2 = EXTEND2 - DRIFT;
     const unsigned diagonal = h + score * STEP;
     h = most_of_five(diagonal, e1, f1, e2, f2);
-    // A gap extends where that is worth more than opening it here; with `right` also where it is worth the same.
+    // A gap is extended if that is worth more than opening it here; with `right`, also if it is worth the same.
     const unsigned extend1 = (HALF + (unsigned)(FIRST1 - NEXT1)) * ONE + right_one;
     const unsigned extend2 = (HALF + (unsigned)(FIRST2 - NEXT2)) * ONE + right_one;
     const unsigned came[4] = {h - (right ? f2 : diagonal) + HALF * ONE, h - e1 + HALF * ONE, h - f1 + HALF * ONE, h - e2 + HALF * ONE};
@@ -172,19 +177,19 @@ __device__ __forceinline__ unsigned score_of(unsigned compared, int w)
     return compared >> 4 * w & 3 * ONE;
 }
 
-// Of a register's cells the largest.
+// Returns the largest of a register's cells.
 __device__ __forceinline__ unsigned largest(unsigned word)
 {
     return PACKED ? max(word & 0xffffu, word >> 16) : word;
 }
 
-// Cell 0 to 7 of a group.
+// Returns cell 0 to 7 of a group.
 __device__ __forceinline__ unsigned cell_of(const unsigned* words, int cell)
 {
     return PACKED ? words[cell & 3] >> 16 * (cell >> 2) & 0xffffu : words[cell];
 }
 
-// Every cell lower by `by`, but not below FLOOR.
+// Lowers every cell by `by`, but not below FLOOR.
 __device__ __forceinline__ unsigned lowered(unsigned word, unsigned by)
 {
     return most(word, (FLOOR + by) * ONE) - by * ONE;
@@ -196,22 +201,23 @@ __device__ __forceinline__ unsigned bases_at(const unsigned* words, int count, i
 }
 }  // namespace
 
-// A task: two sequences as `pack_bases` leaves them, and where directions and CIGAR go. Rows and columns are their lengths.
+// A task: two sequences packed by `pack_bases`, and where its directions and CIGAR go. `rows` and `columns` are the
+// lengths of the sequences.
 struct Task {
-    long long row_words, column_words;  // where in the pool of packed bases
-    long long directions, cigar;        // where in their pools, in words
+    long long row_words, column_words;  // where they begin in the pool of packed bases
+    long long directions, cigar;        // where they begin in their pools, in words
     int rows, columns;
-    int first_diagonal;  // of the band: column - row; a multiple of 16
+    int first_diagonal;  // of the band (column - row); a multiple of 16
     int flags;
 };
 
 struct Result {
     int score;                 // of the best cell, or of the corner
-    int row, column;           // where it is: bases consumed
-    int dropped;               // 1: the z-drop test ended it
-    int row_end_score, row_end_column;  // the best of all rows' end, and its column; INT_MIN: not reached
-    int corner_score;          // of all rows and all columns; INT_MIN: not reached
-    int operations;            // of the CIGAR
+    int row, column;           // where that cell is: bases consumed
+    int dropped;               // 1: the z-drop test ended the task
+    int row_end_score, row_end_column;  // the best in the last row, and its column; INT_MIN: not reached
+    int corner_score;          // in the last row and column; INT_MIN: not reached
+    int operations;            // in the CIGAR
 };
 
 namespace {
@@ -219,8 +225,8 @@ enum { RIGHT = 1, GLOBAL = 2, COLUMNS_ARE_QUERY = 4, FORWARD = 8 };
 
 // Walks back from a cell and writes the CIGAR (BAM's encoding: M 0, I 1, D 2), from its end to its start.
 //
-// Of equal ways the first of M, D, I, long D, long I is taken, with RIGHT the last (ksw2_extd2_sse.c). E is a deletion,
-// or an insertion where the columns are the query's.
+// Of equally good ways it takes the first of M, D, I, long D, long I, or the last with RIGHT (ksw2_extd2_sse.c). E is a
+// deletion, or an insertion if the query lies along the columns.
 template <class WordsOf>
 __device__ __forceinline__ int walk_back(const Task& task, int row, int column, unsigned* cigar, WordsOf words_of)
 {
@@ -233,7 +239,7 @@ __device__ __forceinline__ int walk_back(const Task& task, int row, int column, 
         int cell;
         const unsigned* words = words_of(row, column, cell);
         const unsigned bits = direction_of(words, cell), same = ~bits;
-        if (in_gap) {  // does the gap that this cell handed on extend one, or begin here?
+        if (in_gap) {  // does the gap that this cell passed on extend one, or begin here?
             const int slot = state - 1;  // E1, F1, E2, F2
             if (!(bits >> (4 + slot) & 1)) in_gap = false;
         }

@@ -1,11 +1,12 @@
-// Alignment in a band of diagonals from where two sequences begin: to the best cell, with z-drop, or to their ends. A warp a
-// task.
+// Aligns two sequences in a band of diagonals, from their beginnings to the best cell (with z-drop) or to their ends.
+// One warp per task.
 //
-// The band is 64 R diagonals (column - row) from first_diagonal on, R = 8 GROUPS. A lane owns 2 R neighbouring ones in
-// registers; on an anti-diagonal the R of its parity are updated, with the E of the neighbours to the left and the F of those
-// to the right: on an even step (first_diagonal is even) even ones, whose left neighbour may be the lane's before; on an odd
-// step odd ones, whose right neighbour may be the lane's after. Cell c of a lane is at row i0 - c and column j0 + c, so that
-// bases go through a window of nibbles: from even to odd the columns' moves on, from odd to even the rows'.
+// The band is 64 R diagonals (column - row) wide and starts at first_diagonal; R = 8 GROUPS. Each lane keeps 2 R
+// neighbouring diagonals in registers. Each anti-diagonal updates the R diagonals of its own parity, using E from their
+// left neighbours and F from their right neighbours. Even steps update even diagonals (first_diagonal is even); the
+// left neighbour may belong to the previous lane. Odd steps update odd diagonals; the right neighbour may belong to the
+// next lane. Cell c of a lane is at row i0 - c and column j0 + c, so bases pass through a window of nibbles: the
+// columns' window moves on after each even step, the rows' window after each odd step.
 #ifndef GROUPS
 #define GROUPS 1
 #endif
@@ -13,14 +14,15 @@
 
 namespace {
 constexpr int R = 8 * GROUPS, N = WORDS * GROUPS;
-constexpr int WARPS = 4;  // of a block, a task each
+constexpr int WARPS = 4;  // per block; each has its own task
 
 struct Band {
-    unsigned h[2][N], e1[2][N], e2[2][N], f1[2][N], f2[2][N];  // of even and of odd diagonals
+    unsigned h[2][N], e1[2][N], e2[2][N], f1[2][N], f2[2][N];  // of even [0] and odd [1] diagonals
     unsigned rows[GROUPS], columns[GROUPS], next_rows, next_columns, later_rows, later_columns;
 };
 
-// Word w of an array moved by one cell up (to where its left neighbour is) or down; `beyond` is the next lane's.
+// Word w of an array after each cell has taken its left neighbour's value, or its right neighbour's; `beyond` comes
+// from the neighbouring lane.
 __device__ __forceinline__ unsigned left_of(const unsigned (&of)[N], int w, unsigned beyond)
 {
     const int r = w % WORDS;
@@ -39,7 +41,7 @@ template <int PARITY>
 __device__ __forceinline__ void step(Band& band, int lane, bool right, unsigned right_one, uint2* directions)
 {
     constexpr int OTHER = PARITY ^ 1;
-    // PARITY 0: E of the lane before; 1: F of the lane after.
+    // PARITY 0: E from the previous lane; 1: F from the next lane.
     unsigned beyond1 = PARITY ? __shfl_down_sync(ALL, band.f1[OTHER][0], 1) : __shfl_up_sync(ALL, band.e1[OTHER][N - 1], 1);
     unsigned beyond2 = PARITY ? __shfl_down_sync(ALL, band.f2[OTHER][0], 1) : __shfl_up_sync(ALL, band.e2[OTHER][N - 1], 1);
     if (lane == (PARITY ? 31 : 0)) beyond1 = beyond2 = FLOOR * ONE;
@@ -56,7 +58,7 @@ __device__ __forceinline__ void step(Band& band, int lane, bool right, unsigned 
     }
 #pragma unroll
     for (int g = 0; g < GROUPS; ++g) directions[g * 32] = make_uint2(found[g].word[0], found[g].word[1]);
-    if (PARITY == 0) {  // the columns' window moves on by a base
+    if (PARITY == 0) {  // the columns' window moves on by one base
 #pragma unroll
         for (int g = 0; g < GROUPS; ++g)
             band.columns[g] = __funnelshift_r(band.columns[g], g + 1 < GROUPS ? band.columns[g + 1 < GROUPS ? g + 1 : 0] : band.next_columns, 4);
@@ -71,7 +73,7 @@ __device__ __forceinline__ void step(Band& band, int lane, bool right, unsigned 
     }
 }
 
-// Where on an anti-diagonal the first cell of this value is: its place among the R * 32 of the band.
+// Returns the place of the first cell with this value, among the band's R * 32 cells on the anti-diagonal.
 __device__ __forceinline__ int place_of(const unsigned (&words)[N], unsigned value, int lane)
 {
     int mine = R;
@@ -91,12 +93,13 @@ __device__ __forceinline__ unsigned largest_of(const unsigned (&words)[N])
     return __reduce_max_sync(ALL, largest(value));
 }
 
-// The best cell so far, and whether the drop since then ends the task.
+// Follows the best cell so far, and tells whether the drop since then ends the task.
 struct Best {
     int score, step;
-    unsigned value, words[N];  // the anti-diagonal on which it is
+    unsigned value, words[N];  // as stored, and all scores on its anti-diagonal
 
-    // `h` are the scores of anti-diagonal a, `level` what a score of 0 is there. True: it dropped.
+    // `h` holds the scores on anti-diagonal a; `level` is how a score of 0 is stored there. Returns whether the task
+    // ends.
     __device__ __forceinline__ bool follow(const unsigned (&h)[N], int a, int level, int zdrop, int first_diagonal, int lane)
     {
         const unsigned now = largest_of(h);
@@ -128,7 +131,7 @@ struct Best {
     }
 };
 
-// As `h`, with FLOOR where a cell is beyond the last row or column.
+// Copies `h`, with FLOOR for cells beyond the last row or column.
 __device__ __forceinline__ void inside(const unsigned (&h)[N], unsigned (&masked)[N], int i0, int j0, const Task& task)
 {
 #pragma unroll
@@ -165,7 +168,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, PACKED ? (GROUPS == 1 ?
         for (int side = 0; side < 2; ++side)
             band.h[side][w] = band.e1[side][w] = band.e2[side][w] = band.f1[side][w] = band.f2[side][w] = FLOOR * ONE;
 #pragma unroll
-    for (int c = 0; c < R; ++c)  // where both begin: as if something had matched before
+    for (int c = 0; c < R; ++c)  // where both sequences begin: as if something had matched before
         band.h[0][c / 8 * WORDS + (PACKED ? c % 4 : c % 8)] +=
             (d0 + 2 * c == 0 ? TARGET - FLOOR : 0u) << (PACKED ? 16 * (c % 8 / 4) : 0);
     int row_word = (-(d0 / 2) + 7) >> 3, column_word = (d0 / 2) >> 3;
@@ -185,14 +188,14 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, PACKED ? (GROUPS == 1 ?
 #pragma unroll
     for (int w = 0; w < N; ++w) best.words[w] = 0;
     int level = TARGET, dropped = 0, row_end_score = INT_MIN, row_end_column = 0, corner_score = INT_MIN;
-    const int corner = task.rows + task.columns;  // the anti-diagonal of both ends; the band may end before
+    const int corner = task.rows + task.columns;  // the anti-diagonal where both end; the band may end earlier
     const int last = min(corner, min(2 * task.rows + first + 64 * R - 1, 2 * task.columns - first));
-    // Up to there the whole band lies before the last row and the last column.
+    // Before this step, the whole band lies before the last row and the last column.
     const int near_end = min(2 * task.rows + first - 2, 2 * task.columns - (first + 64 * R) - 2);
     uint2* out = (uint2*)(directions + task.directions) + lane;
     int a = 0;
 
-// Two steps; `LATE` with what only matters near the ends.
+// One step, and two steps; with LATE they include what only matters near the ends.
 #define ONE_STEP(PARITY, LATE)                                                                                             \
     step<PARITY>(band, lane, right, right_one, out);                                                                       \
     out += 32 * GROUPS;                                                                                                    \
@@ -268,9 +271,9 @@ extern "C" __global__ void extend_traceback(
     Result& result = results[number];
     if (task.flags & GLOBAL) {
         result.score = result.corner_score, result.row = task.rows, result.column = task.columns;
-        if (result.corner_score == INT_MIN) return;  // the band does not have the corner
+        if (result.corner_score == INT_MIN) return;  // the corner is outside the band
     } else if (!result.dropped && result.row_end_score != INT_MIN && end_bonus >= 0
-               && result.row_end_score + end_bonus > result.score) {  // as minimap2's: all of the read, where it is near
+               && result.row_end_score + end_bonus > result.score) {  // as in minimap2: the whole read, if it is near
         result.score = result.row_end_score, result.row = task.rows, result.column = result.row_end_column;
     }
     result.operations = walk_back(task, result.row, result.column, cigars + task.cigar, [&](int row, int column, int& cell) {

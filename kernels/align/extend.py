@@ -22,7 +22,7 @@ from porestream.kernels.device import Array, Device
 from porestream.kernels.source import load
 
 GROUPS = (1, 2, 3)
-"""Groups of eight cells per lane that there are kernels for."""
+"""How many groups of eight cells per lane the kernels support."""
 
 _GROUP_DIAGONALS = 512
 _FIRST_STEP = 16  # a band's first diagonal is a multiple of this, so that all lanes load bases at the same time

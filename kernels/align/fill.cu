@@ -1,8 +1,10 @@
-// Global alignment of two whole sequences, as between two anchors: every cell, in no band. A warp a task, or (MANY) a block.
+// Aligns two whole sequences globally, for example between two anchors. Every cell is computed; there is no band. One
+// warp per task, or one block with MANY.
 //
-// A lane owns eight neighbouring rows (the shorter sequence's) in registers, a warp 256, and goes along the columns: on
-// anti-diagonal a it is at column a - row. Diagonal and F come from the row above, E from its own. Row 0 and column 0 are
-// cells as all others, before the sequences' first bases. A warp of a block hands its last row on through shared memory.
+// The shorter sequence lies along the rows. Each lane keeps eight neighbouring rows in registers, so a warp has 256,
+// and moves along the columns: on anti-diagonal a, a row is at column a - row. The diagonal's H and F come from the row
+// above, E from the row itself. Row 0 and column 0 come before the sequences' first bases; their cells are computed
+// like all others. The warps of a block pass their last rows on through shared memory.
 #ifndef MANY
 #define MANY 0
 #endif
@@ -10,22 +12,23 @@
 
 namespace {
 constexpr int N = WORDS;
-constexpr int ROWS = 256;  // of a warp
-constexpr int MOST_WARPS = MANY ? 16 : 4;  // of a block: on one task, or on one each
+constexpr int ROWS = 256;  // per warp
+constexpr int MOST_WARPS = MANY ? 16 : 4;  // per block: all on one task, or each on its own
 
 struct Rows {
-    unsigned h[2][N], e1[N], e2[N], f1[N], f2[N];  // H of the last two anti-diagonals
+    unsigned h[2][N], e1[N], e2[N], f1[N], f2[N];  // h: the last two anti-diagonals
     unsigned bases, columns, next_columns, later_columns;
 };
 
-// Word w of an array moved by one row down: what the row above has; `above` is that of the lane before.
+// Word w of an array after each row has taken the value of the row above; `above` comes from the previous lane.
 __device__ __forceinline__ unsigned above_of(const unsigned (&of)[N], int w, unsigned above)
 {
     if (w > 0) return of[w > 0 ? w - 1 : 0];
     return PACKED ? join(above, of[N - 1]) : above;
 }
 
-// One anti-diagonal; PARITY is its number's. `above` are H two steps ago, F1 and F2 of the last row of the warp before.
+// Computes one anti-diagonal; PARITY is its number's parity. `above` is from the previous warp's last row: H two steps
+// ago, F1 and F2.
 template <int PARITY>
 __device__ __forceinline__ void step(Rows& rows, int lane, const unsigned (&above)[3], uint2* directions)
 {
@@ -55,7 +58,7 @@ extern "C" __global__ void __launch_bounds__(32 * MOST_WARPS, MANY ? 1 : PACKED 
     const Task* __restrict__ tasks, Result* __restrict__ results, const unsigned* __restrict__ bases,
     unsigned* __restrict__ directions, int count)
 {
-    __shared__ unsigned edges[2][MOST_WARPS][3];  // of each warp's last row: H, F1, F2 of an even and of an odd step
+    __shared__ unsigned edges[2][MOST_WARPS][3];  // each warp's last row: H, F1, F2 after even and odd steps
     __shared__ int highest[MOST_WARPS];
     const int lane = threadIdx.x & 31, of_block = threadIdx.x >> 5, warp = MANY ? of_block : 0, warps = MANY ? blockDim.x >> 5 : 1;
     const int number = MANY ? blockIdx.x : blockIdx.x * MOST_WARPS + of_block;
@@ -69,11 +72,11 @@ extern "C" __global__ void __launch_bounds__(32 * MOST_WARPS, MANY ? 1 : PACKED 
     for (int w = 0; w < N; ++w)
         rows.h[0][w] = rows.h[1][w] = rows.e1[w] = rows.e2[w] = rows.f1[w] = rows.f2[w] = FLOOR * ONE;
     rows.bases = bases_at(bases + task.row_words, row_words, 32 * warp + lane, ROW_OUTSIDE);
-    int word = -lane;  // when the warp begins, its lane's first row is that many words before column 0
+    int word = -lane;  // when the warp starts, the lane's first row is this many words before column 0
     rows.columns = bases_at(column_bases, column_words, word, COLUMN_OUTSIDE);
     rows.next_columns = bases_at(column_bases, column_words, ++word, COLUMN_OUTSIDE);
     rows.later_columns = bases_at(column_bases, column_words, ++word, COLUMN_OUTSIDE);
-    // Above row 0 there is nothing, but that row 0 and column 0 begin as if something had matched before.
+    // There is nothing above row 0, but row 0 and column 0 begin as if something had matched before.
     unsigned above[3] = {warp == 0 ? (TARGET << (PACKED ? 16 : 0)) | (PACKED ? FLOOR : 0) : FLOOR * ONE, FLOOR * ONE, FLOOR * ONE};
     unsigned next_above = FLOOR * ONE;
     if (MANY) {
@@ -84,7 +87,8 @@ extern "C" __global__ void __launch_bounds__(32 * MOST_WARPS, MANY ? 1 : PACKED 
     int level = TARGET;
     const int last = task.rows + task.columns;
 
-// The edge that the step before left is read, and this step's written: one barrier a step parts the two.
+// Each step writes its own edge, waits at one barrier, and reads the previous warp's edge for the next step. Even and
+// odd steps use different buffers, so no second barrier is needed.
 #define ONE_STEP(PARITY)                                                                                                   \
     if (!MANY || (a >= first_row && a <= last_row + task.columns)) {                                                       \
         step<PARITY>(rows, lane, above, out);                                                                              \
@@ -138,7 +142,7 @@ extern "C" __global__ void __launch_bounds__(32 * MOST_WARPS, MANY ? 1 : PACKED 
         unsigned cells[N];
 #pragma unroll
         for (int w = 0; w < N; ++w) cells[w] = last & 1 ? rows.h[1][w] : rows.h[0][w];
-        unsigned corner = 0;  // picked by arithmetic: an index would put the cells into local memory
+        unsigned corner = 0;  // selected by arithmetic, because an index would put the cells into local memory
 #pragma unroll
         for (int c = 0; c < 8; ++c) corner = max(corner, cell_of(cells, c) * (c == task.rows % 8));
         const int score = (int)corner - level;

@@ -1,19 +1,20 @@
-// Chains to alignments, as minimap2 does it (hit.c, align.c, esterr.c; MIT License, Copyright (c) 2018- Dana-Farber Cancer
-// Institute, 2017-2018 Broad Institute, Inc.): which chains are looked at, where they are filled and extended, and what is
-// primary, secondary and supplementary. A thread a read, or a hit: there are few of them.
+// Turns chains into alignments as minimap2 does (hit.c, align.c, esterr.c; MIT License, Copyright (c) 2018- Dana-Farber
+// Cancer Institute, 2017-2018 Broad Institute, Inc.): chooses which chains to align, where to fill and extend them, and
+// which alignments are primary, secondary and supplementary. One thread per read or per hit, because there are few of
+// them.
 #include "anchor.cuh"
 
 namespace {
 constexpr int REVERSE = 1, PRIMARY_RECORD = 2, STRAND_RETAINED = 4;
 constexpr int UNSET = -1;
-constexpr int MATCH = 2, MISMATCH = 4, AMBIGUOUS = 1, OPEN = 4, EXTEND = 2;  // options.c; the first gap cost
+constexpr int MATCH = 2, MISMATCH = 4, AMBIGUOUS = 1, OPEN = 4, EXTEND = 2;  // options.c, with the first gap cost
 constexpr int MIN_COUNT = 3, MIN_SCORE = 40, MIN_DP = 80, BEST = 5, BAND = 500, APART = 200;
 constexpr int ZDROP_INVERSION = 200, RANK_LENGTH = 500;
 constexpr u8 DROPS = 2;  // hits.py, Failure
 constexpr int OP_M = 0, OP_I = 1, OP_D = 2;
 }
 
-// What a chain becomes; hits.py has the same.
+// A chain on its way to an alignment; hits.py reads this declaration.
 struct Hit {
     long long anchors, cigar;  // where its anchors and its CIGAR begin
     int id, parent, score, score0, count, sequence, qs, qe, rs, re, second, seconds, matches, columns;
@@ -47,7 +48,7 @@ __device__ void set_place(Hit& hit, const u64* x, const u64* y, int length)
     }
 }
 
-// hit.c, mm_set_parent: a hit whose part of the read lies mostly within a better one's is secondary to that.
+// hit.c, mm_set_parent: if a hit's part of the read lies mostly within a better hit's, it is secondary to that hit.
 __device__ void set_parents(Hit* hits, int n, u64* covered, int* primaries, bool aligned)
 {
     if (n <= 0) return;
@@ -124,12 +125,12 @@ __device__ void set_primary_record(Hit* hits, int n)
     }
 }
 
-// hit.c, mm_select_sub: primaries, and the best of the secondary hits. `now`: as many as there are hits, and more.
+// hit.c, mm_select_sub: keeps primary hits and the best secondary ones. `now` has at least one entry per hit.
 __device__ int select_best(Hit* hits, int n, int* now, int least_difference, bool check_strand, int least_other_strand)
 {
     int kept = 0, seconds = 0;
     bool dropped = false;
-    // keep[] of minimap2 is decided with all hits in place: decide first, then move.
+    // minimap2 decides keep[] with all hits in place, so decide first, then move.
     for (int i = 0; i < n; ++i) {
         Hit& hit = hits[i];
         const Hit& best = hits[hit.parent];
@@ -157,7 +158,7 @@ __device__ int select_best(Hit* hits, int n, int* now, int least_difference, boo
     return kept;
 }
 
-// esterr.c, mm_est_err: divergence by how many of the read's seeds are in the chain.
+// esterr.c, mm_est_err: estimates divergence from how many of the read's seeds are in the chain.
 __device__ int forward_place(u64 x, u64 y, int length)
 {
     return is_reverse(x) ? length - 1 - (query_of(y) + 1 - span_of(y)) : query_of(y);
@@ -194,8 +195,9 @@ __device__ void estimate(Hit& hit, const u64* x, const u64* y, int length, int s
 }
 }
 
-// A thread a read: its chains, best first, become hits; those that are not worth a look are left out (map.c, chain_post).
-//   hits[r] .. hits[r + 1]   in `hit`; left[r]: how many stay
+// One thread per read: turns its chains, best first, into hits, and leaves out those that are not worth aligning
+// (map.c, chain_post).
+//   hits[r] .. hits[r + 1]   read r's entries in `hit`; the first left[r] stay
 extern "C" __global__ void choose_chains(
     const long long* __restrict__ hits, Hit* hit, const u64* __restrict__ x, const u64* __restrict__ y,
     const int* __restrict__ length, const int* __restrict__ sequence_length, const long long* __restrict__ seeds,
@@ -229,12 +231,13 @@ extern "C" __global__ void choose_chains(
     left[read] = kept;
 }
 
-// Where a hit is aligned; hits.py has the same. Positions are of the read's strand and of the sequence.
+// Where to align a hit; hits.py reads this declaration. Positions are on the hit's strand of the read (q) and in the
+// reference sequence (r).
 struct Plan {
     long long anchors;
     int count, fills;
-    int qs, rs, qe, re;      // from the first to the last anchor: filled
-    int qs0, rs0, qe0, re0;  // as far as it may be extended
+    int qs, rs, qe, re;      // from the first to the last anchor; this part is filled
+    int qs0, rs0, qe0, re0;  // how far the hit may be extended
 };
 
 namespace {
@@ -345,8 +348,8 @@ __device__ void fix_bad_ends(const Hit& hit, const u64* x, const u64* y, int& fi
 }
 }
 
-// A thread a hit: where it is filled and how far it may be extended (align.c, the first half of mm_align1). Anchors are those
-// of the read's hits alone; near ones of another bound the extension.
+// One thread per hit: plans where it is filled and how far it may be extended (align.c, the first half of mm_align1).
+// Only the anchors of the read's hits are left; those of another hit nearby limit the extension.
 extern "C" __global__ void plan_hits(
     const Hit* __restrict__ hit, const int* __restrict__ read_of, const long long* __restrict__ anchors,
     const u64* __restrict__ x, u64* y, const int* __restrict__ length, const int* __restrict__ sequence_length, Plan* plans,
@@ -434,7 +437,8 @@ extern "C" __global__ void plan_hits(
     plans[number] = plan;
 }
 
-// A thread a hit: the places between which it is filled. first_fill: where its own begin; a place more than fills.
+// One thread per hit: lists the points between which it is filled, one more than there are fills. first_point: where
+// each hit's points begin.
 extern "C" __global__ void list_fills(
     const Plan* __restrict__ plans, const u64* __restrict__ x, const u64* __restrict__ y,
     const long long* __restrict__ first_point, int* __restrict__ query, int* __restrict__ target, int half_span, int count)
@@ -459,7 +463,8 @@ extern "C" __global__ void list_fills(
     }
 }
 
-// Bases of the reference, a thread each: window w has length[w] of them from first[w] on, and begins at window[w] in `codes`.
+// Unpacks the reference's bases, one thread per base. Window w starts at base first[w] of the reference and at
+// window[w] in `codes`, and ends where the next window starts.
 extern "C" __global__ void unpack(
     const u8* __restrict__ bases, const long long* __restrict__ unknown, const long long* __restrict__ window,
     const long long* __restrict__ first, u8* __restrict__ codes, int windows, int unknowns, long long count)
@@ -473,7 +478,7 @@ extern "C" __global__ void unpack(
         else high = middle;
     }
     const long long place = first[low] + (i - window[low]);
-    int from = 0, to = unknowns;  // the first run that ends behind it
+    int from = 0, to = unknowns;  // find the first run that ends after `place`
     while (from < to) {
         const int middle = (from + to) / 2;
         if (unknown[2 * middle + 1] > place) to = middle;
@@ -484,7 +489,7 @@ extern "C" __global__ void unpack(
 }
 
 namespace {
-struct Bases {  // of a hit: the read's strand, and the sequence
+struct Bases {  // a hit's: of the read, on the hit's strand, and of the sequence
     const u8* read;
     const u8* target;
     int length, target_from;
@@ -513,7 +518,7 @@ struct Drop {  // align.c, update_max_zdrop
     }
 };
 
-// align.c, mm_test_zdrop: how deep the score falls along a filled piece.
+// align.c, mm_test_zdrop: returns how far the score drops along a filled piece.
 __device__ int deepest_drop(const u32* cigar, int n, const Bases& bases, int q0, int t0)
 {
     Drop drop;
@@ -537,7 +542,8 @@ __device__ int deepest_drop(const u32* cigar, int n, const Bases& bases, int q0,
     return drop.drop;
 }
 
-// align.c, mm_fix_cigar: gaps as far left as can be, one insertion and one deletion where several meet, none in front.
+// align.c, mm_fix_cigar: moves gaps as far left as possible, merges gaps that meet into one insertion and one deletion,
+// and removes a gap at the start.
 __device__ int fix_cigar(u32* cigar, int n, Hit& hit, const Bases& bases, int& q0, int& t0)
 {
     if (n <= 1) return n;
@@ -625,10 +631,11 @@ __device__ int append(u32* cigar, int n, const u32* more, long long count)
 }
 }
 
-// A thread a hit: its pieces become one alignment, with its figures (align.c, the rest of mm_align1 and mm_update_extra).
-//   end_task[2 h], [2 h + 1]   its extensions to the left and to the right; -1: none
-//   fill[h] .. fill[h + 1]     its filled pieces
-//   failed[r]                  set where the read is minimap2's own to align
+// One thread per hit: joins its pieces into one alignment, and computes its figures (align.c, the rest of mm_align1 and
+// mm_update_extra).
+//   end_task[2 h], [2 h + 1]   hit h's extensions to the left and to the right; -1: none
+//   fill[h] .. fill[h + 1]     hit h's filled pieces
+//   failed[r]                  set if minimap2 must align the read
 extern "C" __global__ void join_hits(
     Hit* hit, const int* __restrict__ read_of, const Plan* __restrict__ plans, const u8* __restrict__ codes,
     const long long* __restrict__ read_start, const int* __restrict__ length, const u8* __restrict__ target,
@@ -656,7 +663,7 @@ extern "C" __global__ void join_hits(
     for (long long k = fill[number]; k < fill[number + 1]; ++k) {
         const u32* piece = fill_cigar + fill_offset[k];
         const int operations = (int)(fill_offset[k + 1] - fill_offset[k]);
-        const long long point = k + number;  // a point more than pieces a hit
+        const long long point = k + number;  // each hit has one more point than pieces
         if (deepest_drop(piece, operations, bases, point_query[point], point_target[point]) > ZDROP_INVERSION) failed[read] = DROPS;
         n = append(cigar, n, piece, operations);
     }
@@ -713,7 +720,8 @@ __device__ int filter(Hit* hits, int n)
     return kept;
 }
 
-// align.c, mm_update_dp_max: where two alignments are nearly as good, with mismatches weighed by how diverged the best is.
+// align.c, mm_update_dp_max: if two alignments are nearly equally good, scores all again, with mismatches weighted by
+// how diverged the best one is.
 __device__ void weigh_again(Hit* hits, int n, const u32* cigars, int length)
 {
     if (n < 2) return;
@@ -784,7 +792,7 @@ __device__ void set_mapq(Hit* hits, int n, int repetitive)
 }
 }
 
-// A thread a read: which of its alignments stay, in which order, and as what (map.c, align_regs).
+// One thread per read: decides which of its alignments stay, in which order, and as what (map.c, align_regs).
 extern "C" __global__ void choose_hits(
     const long long* __restrict__ hits, Hit* hit, const int* __restrict__ length, const u32* __restrict__ cigars, u64* covered,
     int* primaries, const int* __restrict__ repetitive, int* __restrict__ left, int span, int max_gap, int reads)

@@ -1,6 +1,6 @@
 """Checks minimap2's index files (.mmi) before mappy loads them, and caches them.
 
-mappy trusts a .mmi: a truncated file crashes the process, of a multi-part file it silently uses only the first part,
+mappy trusts a .mmi: a truncated file crashes the process, it silently uses only the first part of a multi-part file,
 and out-of-range numbers make it read out of bounds or fill a hash table for hours.
 """
 

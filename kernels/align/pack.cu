@@ -1,19 +1,20 @@
-// Sequences of tasks, a base a byte, into nibbles in the order in which dual_affine.cuh's windows take them.
+// Packs the tasks' sequences, one byte per base, into nibbles, in the order in which the windows of dual_affine.cuh
+// take them.
 namespace {
 typedef unsigned char u8;
 }
 
-// A sequence of a task. Base number p, from 1 on, is codes[start + (p - 1) * step].
+// One sequence of a task. Base number p, counted from 1, is codes[start + (p - 1) * step].
 struct Piece {
-    long long start, words;  // where in the pool of codes, and in that of packed words
+    long long start, words;  // where it begins in the pool of codes, and in the pool of packed words
     int length, step;
-    int complement;          // 3: the other strand's bases; 0: these
-    int reversed;            // order of the nibbles in a word
-    int outside, unused;     // what stands for bases before the first and after the last
+    int complement;          // 3: take the other strand's bases; 0: take these
+    int reversed;            // whether the nibbles of a word are in reverse order
+    int outside, unused;     // outside: the nibble for places before the first base and after the last
 };
 
-// Word k has the bases 8 k to 8 k + 7, the first in the lowest nibble; `reversed`: 8 k down to 8 k - 7. Ambiguous bases are 4;
-// A block a piece.
+// Word k holds bases 8 k to 8 k + 7, the first in the lowest nibble; if `reversed`, bases 8 k down to 8 k - 7.
+// Ambiguous bases are 4. One block per piece.
 extern "C" __global__ void pack_bases(
     const Piece* __restrict__ pieces, const u8* __restrict__ codes, unsigned* __restrict__ words)
 {

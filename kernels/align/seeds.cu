@@ -1,11 +1,11 @@
-// From minimizers to anchors, as minimap2 does it (seed.c, map.c; MIT License, Copyright (c) 2018- Dana-Farber Cancer Institute,
-// 2017-2018 Broad Institute, Inc.).
+// Turns minimizers into anchors as minimap2 does (seed.c, map.c; MIT License, Copyright (c) 2018- Dana-Farber Cancer
+// Institute, 2017-2018 Broad Institute, Inc.).
 #include "anchor.cuh"
 
 namespace {
 constexpr int MOST_FREQUENT = 128;  // seed.c: MAX_MAX_HIGH_OCC
 
-// ksort.h's heap of the greatest first, of keys count << 32 | place.
+// ksort.h's heap, largest first; keys are count << 32 | place.
 __device__ void heap_down(u64* heap, int i, int n)
 {
     const u64 value = heap[i];
@@ -20,7 +20,7 @@ __device__ void heap_down(u64* heap, int i, int n)
 }
 }
 
-// A thread a minimizer: where its positions begin, and how many there are.
+// One thread per minimizer: finds where its positions begin, and how many there are.
 extern "C" __global__ void look_up(
     const u64* __restrict__ hash, const u32* __restrict__ bucket, const KEY* __restrict__ key, const u32* __restrict__ start,
     u32* __restrict__ first, u32* __restrict__ found, int key_bits, long long count)
@@ -40,10 +40,12 @@ extern "C" __global__ void look_up(
     found[i] = is_there ? start[from + 1] - start[from] : 0;
 }
 
-// A thread a read: which of its minimizers become seeds (seed.c, mm_seed_select and mm_collect_matches). `frequent` ones are
-// left out but for some, where a stretch of the read has no others.
-//   mini[r] .. mini[r + 1]   its minimizers; kept[i]: 0 none, 1 a seed, 3 one among equals (tandem)
-//   scratch, heaps           as many as minimizers
+// One thread per read: chooses which of its minimizers become seeds (seed.c, mm_seed_select and mm_collect_matches).
+// Minimizers that occur more often than `frequent` are left out, except for some where a stretch of the read has no
+// others.
+//   mini[r] .. mini[r + 1]   read r's minimizers
+//   kept[i]                  0: not a seed; 1: a seed; 3: a seed next to an equal one (tandem)
+//   scratch, heaps           one entry per minimizer
 extern "C" __global__ void select_seeds(
     const long long* __restrict__ mini, const int* __restrict__ length, const int* __restrict__ position,
     const u64* __restrict__ hash, const u32* __restrict__ found, u8* __restrict__ kept, u32* __restrict__ scratch,
@@ -91,8 +93,8 @@ extern "C" __global__ void select_seeds(
             }
             last0 = i;
         }
-    }  // a single seed stays, however frequent it is: mm_seed_select looks at nothing then
-    int total = 0, from = 0, to = 0;  // bases under minimizers that are left out
+    }  // a single seed stays, however frequent it is, because mm_seed_select then checks nothing
+    int total = 0, from = 0, to = 0;  // bases covered by minimizers that are left out
     for (int i = 0; i < n; ++i) {
         if (!(keep[seed[i]] & 4)) continue;
         const int end = place[seed[i]] + 1, begin = end - span;
@@ -106,7 +108,7 @@ extern "C" __global__ void select_seeds(
     repetitive[read] = total + to - from;
 }
 
-// A thread an anchor: that of a seed with one of its positions. offset: int64[sequences + 1].
+// One thread per anchor: combines a seed with one of its positions. offset: int64[sequences + 1].
 extern "C" __global__ void expand(
     const long long* __restrict__ seed_of, const long long* __restrict__ in_seed, const u32* __restrict__ first,
     const int* __restrict__ position, const u8* __restrict__ reverse, const u8* __restrict__ kept,
@@ -119,7 +121,7 @@ extern "C" __global__ void expand(
     const long long entry = (long long)first[seed] + in_seed[i];
     const long long place = at[entry];
     const bool other = (strand[entry >> 3] >> (7 - (entry & 7)) & 1) != reverse[seed];
-    int low = 0, high = sequences;  // the last sequence that begins no later
+    int low = 0, high = sequences;  // find the last sequence that begins no later than `place`
     while (high - low > 1) {
         const int middle = (low + high) / 2;
         if (offset[middle] <= place) low = middle;

@@ -1,4 +1,4 @@
-"""Turns reads' minimizers into anchors, that is matches with the index, as minimap2 does (seeds.cu)."""
+"""Turns reads' minimizers into anchors (matches with the index), as minimap2 does (seeds.cu)."""
 
 from dataclasses import dataclass
 from types import ModuleType

@@ -1,7 +1,8 @@
-// minimap2's minimizers (sketch.c, mm_sketch; MIT License, Copyright (c) 2018- Dana-Farber Cancer Institute, 2017-2018 Broad
-// Institute, Inc.): which k-mers of reads are written down, by the rules that minimizers.py explains.
+// Finds minimap2's minimizers (sketch.c, mm_sketch; MIT License, Copyright (c) 2018- Dana-Farber Cancer Institute,
+// 2017-2018 Broad Institute, Inc.): which k-mers of the reads are written down, by the rules that minimizers.py
+// explains.
 //
-// Reads lie one after another, a code a base, 5 after each.
+// The reads lie one after another, one code per base, with a 5 after each read.
 #ifndef K
 #define K 15
 #define W 10
@@ -26,7 +27,8 @@ __device__ __forceinline__ u64 hash64(u64 key)
     return (key + (key << 31)) & MASK;
 }
 
-// Of the k-mer whose last base is at `last`: its hash, NONE where there is none; and whether the other strand's was hashed.
+// Returns the hash of the k-mer whose last base is at `last`, or NONE if there is no valid k-mer; `reverse` becomes
+// whether the other strand's k-mer was hashed.
 __device__ __forceinline__ u64 kmer_at(const u8* codes, long long last, bool& reverse)
 {
     if (last < K - 1) return NONE;
@@ -47,10 +49,10 @@ __device__ __forceinline__ void write_down(unsigned* written, long long place)
 }
 }
 
-// A thread a step: sets the bits, by the place of their last base, of the k-mers that it writes down.
+// One thread per step: finds the k-mers that the step writes down, and sets a bit at the place of each one's last base.
 extern "C" __global__ void sketch(const u8* __restrict__ codes, unsigned* __restrict__ written, long long steps)
 {
-    __shared__ u64 hashes[TILE + W];  // from W steps before the tile on
+    __shared__ u64 hashes[TILE + W];  // starting W steps before the tile
     const long long first = (long long)blockIdx.x * TILE;
     for (int i = threadIdx.x; i < TILE + W; i += TILE) {
         bool reverse;
@@ -60,13 +62,13 @@ extern "C" __global__ void sketch(const u8* __restrict__ codes, unsigned* __rest
     __syncthreads();
     const long long step = first + threadIdx.x;
     if (step >= steps) return;
-    const u64* at = hashes + threadIdx.x + W;  // at[-d]: d steps before
-    u64 before = NONE;                         // the least of the W steps before this one
+    const u64* at = hashes + threadIdx.x + W;  // at[-d]: d steps earlier
+    u64 before = NONE;                         // the smallest hash of the W steps before this one
     int before_age = 0;
-    int valid = 0;                             // of those W steps
+    int valid = 0;                             // how many of those W steps have a k-mer
     const bool is_end = codes[step] == END;
     for (int age = 1; age <= W; ++age) {
-        if (is_end && step - age >= 0 && codes[step - age] == END) break;  // another read's
+        if (is_end && step - age >= 0 && codes[step - age] == END) break;  // the rest is another read
         valid += at[-age] != NONE;
         if (at[-age] < before) before = at[-age], before_age = age;
     }
@@ -94,7 +96,7 @@ extern "C" __global__ void sketch(const u8* __restrict__ codes, unsigned* __rest
     }
 }
 
-// A thread a minimizer: its hash, and whether the other strand's k-mer is the one.
+// One thread per minimizer: computes its hash, and whether the other strand's k-mer was hashed.
 extern "C" __global__ void describe_minimizers(
     const u8* __restrict__ codes, const long long* __restrict__ place, u64* __restrict__ hash, u8* __restrict__ reverse,
     long long count)

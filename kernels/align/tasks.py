@@ -73,8 +73,8 @@ class Scoring:
         """Return whether 15 bits can hold all scores of an anti-diagonal of this many cells.
 
         A cell's score is at least that of any other cell k rows away, minus two gaps of k (the one that leads to it and
-        the one that the other path saves), minus k matches. Add the floor, and what scores, and gaps that nothing leads
-        to, can gain before they are brought back.
+        the one that the other path saves), minus k matches. Add the floor, and what can be gained before scores are
+        brought back: by scores, and by gaps that nothing leads to.
         """
         spread = self.open2 + (2 * self.extend2 + self.match) * cells
         floor = _FLOOR + self.open1 + self.extend1 + self.open2 + self.extend2
@@ -130,7 +130,7 @@ class Layout:
     first_diagonal_N, flags_N
         int32: fields of `Task`.
     rows_reversed
-        Whether the sequence along the rows has the nibbles of its words reversed; otherwise that along the columns.
+        Whether the sequence along the rows has the nibbles of its words reversed; if not, the other one has.
     """
 
     query: Pieces

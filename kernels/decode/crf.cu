@@ -1,11 +1,12 @@
-// CRF scores to bases, qualities and moves: models/call/decode_kernels.py on a card, operation by operation.
+// Decodes CRF scores to bases, qualities and moves: models/call/decode_kernels.py on a GPU, operation by operation.
 //
-// STATE_LEN bases in a state, S states; scores (T, N, 4 S) float32, ordered new state * 4 + dropped base. Scans go with
-// Q = S / 4 threads a row: thread u has the four states k * Q + u that lose their first base k to become one of the four
-// states 4 u + b, so that a step's 16 scores are contiguous. The beam goes with a warp a row, a lane a hypothesis.
+// A state is STATE_LEN bases; there are S states. Scores are float32 (T, N, 4 S), ordered new state * 4 + dropped base.
+// The scans use Q = S / 4 threads per row: thread u has the four states k * Q + u, which drop their first base k to
+// become one of the four states 4 u + b, so its 16 scores of a step are contiguous. The beam search uses one warp per
+// row, and one lane per hypothesis.
 //
-// What decides on bases and moves is plain IEEE arithmetic in the order of the CPU's (nothing is fused: --fmad=false), so
-// both are the same to the bit. Qualities come of sums in float32 where the CPU's are in float64.
+// Everything that decides bases and moves is plain IEEE arithmetic in the CPU's order (nothing is fused: --fmad=false),
+// so both are the same to the bit. Qualities come from sums in float32, where the CPU's are in float64.
 #ifndef STATE_LEN
 #define STATE_LEN 3
 #endif
@@ -13,9 +14,9 @@
 namespace {
 constexpr int S = 1 << 2 * STATE_LEN;
 constexpr int Q = S / 4;
-constexpr int ROWS = Q < 32 ? 32 / Q : 1;  // of a block of the scans
+constexpr int ROWS = Q < 32 ? 32 / Q : 1;  // per block of the scans
 constexpr int THREADS = ROWS * Q;
-constexpr int BEAM_WARPS = 4;  // of a block, a row each
+constexpr int BEAM_WARPS = 4;  // per block, one row each
 constexpr int WIDTH = 32;      // most hypotheses
 constexpr unsigned ALL = 0xffffffffu;
 constexpr float SCORE_LIMIT = 40.0f, FLOOR = 1e-30f;
@@ -54,8 +55,8 @@ __device__ __forceinline__ void row_sync()
     else __syncwarp();
 }
 
-// Sum over a row's threads, halves added to halves; all get it. `shared` (Q floats where Q > 32) was written before the last
-// row_sync.
+// Sums over a row's threads, adding halves to halves; all threads get the sum. `shared` (Q floats if Q > 32) must be
+// written before the last row_sync.
 __device__ __forceinline__ float sum_in_pairs(float own, const float* shared)
 {
     if (Q > 32) {
@@ -73,7 +74,8 @@ __device__ __forceinline__ float sum_in_pairs(float own, const float* shared)
     return own;
 }
 
-// A step's 16 scores of thread u: weights[b][k] from state k Q + u to state 4 u + b. Tells whether all are finite.
+// Loads thread u's 16 scores of a step: weights[b][k] is for state k Q + u to state 4 u + b. Returns whether all are
+// finite.
 __device__ __forceinline__ bool load_weights(const float4* scores, float (&weights)[4][4])
 {
     unsigned largest = 0;
@@ -90,7 +92,7 @@ __device__ __forceinline__ bool load_weights(const float4* scores, float (&weigh
     return largest <= FINITE_BITS;
 }
 
-// Where a thread of the scans works. Rows beyond the last are computed as the last one is, and not stored.
+// Where a thread of the scans works. Rows beyond the last one compute the last one again, and do not store it.
 struct Place {
     int in_block, u, row;
     bool stored;
@@ -119,7 +121,7 @@ __device__ __forceinline__ int number_of(const unsigned (&ballots)[5])
     return __popc(ballots[0]) + __popc(ballots[1]) + __popc(ballots[2]) + __popc(ballots[3]) + __popc(ballots[4]);
 }
 
-// How many marked candidates come before this lane's candidate `c`: moves lane by lane, then stays.
+// Returns how many marked candidates come before this lane's candidate `c`. Moves come first, lane by lane, then stays.
 __device__ __forceinline__ int rank_of(const unsigned (&ballots)[5], int c, int lane)
 {
     const unsigned before = (1u << lane) - 1;
@@ -131,7 +133,8 @@ __device__ __forceinline__ int rank_of(const unsigned (&ballots)[5], int c, int 
 }
 }  // namespace
 
-// Backward probabilities (T + 1, N, S), each border's up to a factor; status[row] |= 1 where a score is not finite.
+// Computes backward probabilities (T + 1, N, S), at each border up to a factor; status[row] |= 1 if a score is not
+// finite.
 extern "C" __global__ void __launch_bounds__(THREADS) crf_backward(
     const float* __restrict__ scores, float* __restrict__ backward, int* __restrict__ status, int T, int N, float stay)
 {
@@ -168,8 +171,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) crf_backward(
     if (!finite && at.stored) atomicOr(status + at.row, 1);
 }
 
-// Beam search guided by the backward probabilities: path (N, T), bit 2 where a block moves, bits 0-1 its base; first[row],
-// the state after the first block. `back` (T, N, WIDTH) is workspace. Rows with a status are passed over.
+// Beam search guided by the backward probabilities. path (N, T): bit 2 is set if a block moves, bits 0-1 are its base.
+// first[row]: the state after the first block. `back` (T, N, WIDTH) is workspace. Rows with a status are skipped.
 extern "C" __global__ void __launch_bounds__(32 * BEAM_WARPS) crf_beam(
     const float* __restrict__ scores, const float* __restrict__ backward, const int* __restrict__ status,
     u16* __restrict__ back, u8* __restrict__ path, int* __restrict__ first, int T, int N, int width, float stay, float cut)
@@ -184,7 +187,8 @@ extern "C" __global__ void __launch_bounds__(32 * BEAM_WARPS) crf_beam(
     u8* candidates = all_candidates[warp];
     int* states = (int*)values;  // of the first beam
 
-    // The first beam: the `width` states of largest backward probability, of equal ones the first, all of weight one.
+    // The first beam: the `width` states with the largest backward probability (of equal ones, the first), all with
+    // weight 1.
     int low = 0, high = 0x7f800000, above = 0, ties = 0;
     if (width < S) {
         bool exact = false;
@@ -229,14 +233,14 @@ extern "C" __global__ void __launch_bounds__(32 * BEAM_WARPS) crf_beam(
         for (int b = 0; b < 4; ++b)
             value[b] = alive ? weight * (weight_of(__ldg(step + 4 * (shifted + b) + dropped)) * guides[b]) : -1.0f;
         *(float4*)(values + 4 * lane) = make_float4(value[0], value[1], value[2], value[3]);
-        int origin = -1;  // the place of this lane's sequence without its last base
+        int origin = -1;  // where the beam has this lane's sequence without its last base
         for (int o = 0; o < count; ++o)
             if (from_lane(hash, o) == parent) origin = o;
         if (!alive) origin = -1;
         __syncwarp();
         const int move = origin < 0 ? 0 : 4 * origin + (state & 3);
         const float stayed = weight * (stay * __ldg(guide + state)), moved = origin < 0 ? 0.0f : values[move];
-        const float merged = stayed + moved;  // a stay and a move into the same sequence are one, the likelier one
+        const float merged = stayed + moved;  // a stay and a move into the same sequence merge into the likelier one
         const bool stays = stayed > moved;
         value[4] = alive && stays ? merged : -1.0f;
         if (origin >= 0) values[move] = stays ? -1.0f : merged;
@@ -246,13 +250,13 @@ extern "C" __global__ void __launch_bounds__(32 * BEAM_WARPS) crf_beam(
 
         int most = 0;
 #pragma unroll
-        for (int c = 0; c < 5; ++c) most = max(most, __float_as_int(value[c]));  // of floats >= 0 as of their bits
+        for (int c = 0; c < 5; ++c) most = max(most, __float_as_int(value[c]));  // floats >= 0 sort like their bits
         most = __reduce_max_sync(ALL, most);
         const float best = __int_as_float(most), limit = best * cut;
         unsigned kept[5];
 #pragma unroll
         for (int c = 0; c < 5; ++c) kept[c] = __ballot_sync(ALL, value[c] >= limit && alive);
-        if (number_of(kept) > width) {  // bisect the bits of the least value that stays
+        if (number_of(kept) > width) {  // bisect the bits of the smallest value that stays
             int least = __float_as_int(limit), beyond = most + 1, more = 0;
             bool exact = false;
             unsigned reached[5];
@@ -268,7 +272,7 @@ extern "C" __global__ void __launch_bounds__(32 * BEAM_WARPS) crf_beam(
             if (exact) {
 #pragma unroll
                 for (int c = 0; c < 5; ++c) kept[c] = reached[c];
-            } else {  // of those that equal the least, the first
+            } else {  // of those equal to the smallest value, the first stay
                 unsigned tied[5];
 #pragma unroll
                 for (int c = 0; c < 5; ++c) tied[c] = __ballot_sync(ALL, __float_as_int(value[c]) == least && alive);
@@ -303,7 +307,7 @@ extern "C" __global__ void __launch_bounds__(32 * BEAM_WARPS) crf_beam(
     int place = __ffs(__ballot_sync(ALL, bits == __reduce_max_sync(ALL, bits))) - 1;
     int link = 0;
 #pragma unroll 8
-    for (int t = T - 1; t >= 0; --t) {  // the loads do not wait for each other: the place is taken out of all of a step
+    for (int t = T - 1; t >= 0; --t) {  // loads of a whole beam need not wait for the place in it
         link = __shfl_sync(ALL, (int)back[((size_t)t * N + row) * WIDTH + lane], place);
         place = link >> 3;
         if (lane == 0) path[(size_t)row * T + t] = (u8)(link & 7);
@@ -312,7 +316,8 @@ extern "C" __global__ void __launch_bounds__(32 * BEAM_WARPS) crf_beam(
     if (lane == 0) first[row] = link & 4 ? (4 * start & (S - 1)) | (link & 3) : start;
 }
 
-// For each block of the path the probability that its state is none of the called one and its neighbours, (N, T).
+// Computes errors (N, T): for each block of the path, the probability that its state is neither the called one nor one
+// of its neighbours.
 extern "C" __global__ void __launch_bounds__(THREADS) crf_errors(
     const float* __restrict__ scores, const float* __restrict__ backward, const int* __restrict__ status,
     const u8* __restrict__ path, const int* __restrict__ first, float* __restrict__ errors, int T, int N, float stay)
@@ -326,7 +331,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) crf_errors(
     const bool called = !status[at.row];
     int state = 0;
     for (int t = 0, side = 0; t <= T; ++t, side ^= 1) {  // cubin: main loop
-        if (t > 0) {  // of the block before
+        if (t > 0) {  // finish the previous block
             const float* shared[3] = {sums[side ^ 1][0], sums[side ^ 1][1], sums[side ^ 1][2]};
             total = sum_in_pairs(total, shared[0]);
             near = sum_in_pairs(near, shared[1]);
@@ -367,9 +372,10 @@ extern "C" __global__ void __launch_bounds__(THREADS) crf_errors(
     }  // cubin: end
 }
 
-// The path's bases as letters and their qualities, packed to the front of each row, (N, T); moves (N, T); counts (N), -1
-// where the row has a status. A warp a row, a lane a block. A base's quality is that of the mean over its blocks of their
-// probability to the power of 0.4, after the published behaviour of dorado and openfish.
+// Writes the path's bases as letters, and their qualities, packed to the front of each row, (N, T); moves (N, T); and
+// counts (N), -1 if the row has a status. One warp per row, one lane per block. A base's quality comes from the mean,
+// over its blocks, of the block's probability to the power of 0.4, after the published behaviour of dorado and
+// openfish.
 extern "C" __global__ void __launch_bounds__(32 * BEAM_WARPS) crf_call(
     const int* __restrict__ status, const u8* __restrict__ path, const int* __restrict__ first, const float* __restrict__ errors,
     u8* __restrict__ letters, u8* __restrict__ qualities, u8* __restrict__ moves, int* __restrict__ counts, int T, int N,
@@ -385,7 +391,7 @@ extern "C" __global__ void __launch_bounds__(32 * BEAM_WARPS) crf_call(
     int called = 0;
     for (int t0 = 0; t0 < T; t0 += 32) {
         const int t = t0 + lane, link = t < T ? path[start + t] : 0;
-        const bool begins = t < T && ((link & 4) || t == 0);  // the first block calls a base even where it stays
+        const bool begins = t < T && ((link & 4) || t == 0);  // the first block calls a base even if it stays
         const unsigned all = __ballot_sync(ALL, begins);
         if (t < T) moves[start + t] = begins;
         if (begins) {

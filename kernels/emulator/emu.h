@@ -1,17 +1,18 @@
-// CUDA's device language on the CPU: kernels are compiled behind this header, and every CUDA thread is a fiber.
+// Runs CUDA's device language on the CPU: kernels are compiled after this header, and every CUDA thread is a fiber.
 //
 // A block runs to its end before the next one starts. Within a block a fiber gives way only at a barrier, a shuffle, a
-// vote or a reduction, so a result is a function of the schedule alone. Threads that do not need each other's order
-// give the same result in all three schedules; a missing barrier shows as a result that depends on the schedule.
+// vote or a reduction, so the result depends on the schedule alone. Threads that do not depend on each other's order
+// give the same result in all three schedules; a missing barrier shows up as a result that depends on the schedule.
 //
-// Errors: a barrier that a block's threads meet at different places, threads that wait for ever, a warp collective
-// whose mask names a lane that has left, a shuffle from a lane outside the mask, one warp's lanes in unlike
-// collectives. Shared memory is filled with 0xA5 before each block, as reading it before writing it is a defect that
-// zeros would hide.
+// These are reported as errors: a block's threads wait at different barriers, threads wait forever, a warp collective's
+// mask names a lane that has exited, a shuffle reads a lane outside the mask, one warp's lanes are in different
+// collectives. Shared memory is filled with 0xA5 before each block, because reading it before writing it is a defect
+// that zeros would hide.
 //
-// Where the CPU differs from the GPU and nothing reports it: a loop that spins on memory never ends, as fibers are not
-// preempted; there is no weak memory model (build with the thread sanitizer to find races within a block); a shift by
-// 32 or more and a float too large for the integer it is cast to are undefined in C++, and the two machines disagree.
+// The CPU differs from a GPU in these ways, and nothing reports them: a loop that spins on memory never ends, because
+// fibers are not preempted; there is no weak memory model (build with the thread sanitizer to find races within a
+// block); shifts by 32 or more, and casts of floats too large for the integer, are undefined in C++, and the two
+// machines give different results.
 #pragma once
 #if !defined(__x86_64__) || !defined(__linux__)
 #error "the emulator switches fibers with x86-64 assembly for Linux"
@@ -33,8 +34,8 @@
 #define __CUDA_EMU__ 1
 
 // ---- Sanitizers ---------------------------------------------------------------------------------------------------
-// What the emulator does itself is not instrumented: only the kernel's accesses count, ordered by what orders them on
-// the GPU. The thread sanitizer is told of fibers by its own interface.
+// The emulator's own code is not instrumented: only the kernel's accesses count, ordered by what orders them on a GPU.
+// The thread sanitizer learns of fibers through its own interface.
 #ifdef __SANITIZE_THREAD__
 #include <sanitizer/tsan_interface.h>
 #define EMU_RELEASE(address) __tsan_release((void*)(address))
@@ -57,8 +58,8 @@
 #define EMU_STACK_KIB 64
 #endif
 
-// Where a fiber gives way, others write memory. Without this g++ sees that these functions do not name the kernel's
-// shared arrays, and keeps elements of them in registers across a barrier.
+// When a fiber gives way, others write memory. Without this attribute, g++ sees that these functions do not use the
+// kernel's shared arrays, and keeps elements of them in registers across a barrier.
 #define EMU_OPAQUE EMU_RUNTIME __attribute__((noipa))
 
 // ---- Qualifiers ---------------------------------------------------------------------------------------------------
@@ -73,7 +74,7 @@
 #define __align__(n) __attribute__((aligned(n)))
 #define __shared__ static __attribute__((section("emu_shared"), aligned(16)))
 
-// ---- Vector types, aligned as CUDA's: wide loads of misaligned addresses fault here too ---------------------------
+// ---- Vector types, aligned as in CUDA: wide loads of misaligned addresses fault here too --------------------------
 #define EMU_VECTOR2(name, T, alignment)       \
     struct __align__(alignment) name {        \
         T x, y;                               \
@@ -114,7 +115,7 @@ struct dim3 {
     constexpr dim3(unsigned a = 1, unsigned b = 1, unsigned c = 1) : x(a), y(b), z(c) {}
 };
 
-// The linker names the ends of the section that holds the static shared arrays; without any, both are null.
+// The linker defines the ends of the section that holds the static shared arrays; if there are none, both are null.
 extern "C" __attribute__((weak, visibility("hidden"))) char __start_emu_shared[], __stop_emu_shared[];
 
 namespace emu {
@@ -122,7 +123,7 @@ namespace emu {
 constexpr unsigned MAX_THREADS = 1024;                // a block's limit on every GPU
 constexpr unsigned MAX_SHARED_BYTES = 227 << 10;      // a block's limit on sm_90
 constexpr unsigned char POISON = 0xA5;
-constexpr size_t STACK_BYTES = (EMU_STACK_KIB << 10) + 5 * 64;   // the odd lines keep stacks' tops out of one cache set
+constexpr size_t STACK_BYTES = (EMU_STACK_KIB << 10) + 5 * 64;   // odd lines put stack tops into different cache sets
 constexpr uint64_t CANARY = 0x5AFE57AC5AFE57ACull;               // at a stack's end, where only an overflow writes
 
 enum Schedule { FORWARD, REVERSE, RANDOM };
@@ -139,11 +140,11 @@ struct Site {   // a place in the kernel's source
     }
 };
 
-struct alignas(64) Fiber {   // what a switch touches: one cache line
+struct alignas(64) Fiber {   // everything that a switch touches, in one cache line
     void* sp;
     uint64_t value;          // what it brings to a collective
     uint64_t result;         // what it takes from it
-    uint64_t meeting;        // which collective it waits in: mask and Collective, so that unlike ones never meet
+    uint64_t meeting;        // the collective it waits in: mask and Collective, so that different ones never meet
     Site site;               // where it waits
     State state;
     uint8_t lane;
@@ -162,7 +163,7 @@ struct Machine {
     unsigned current = 0, threads = 0, warps = 0, runnable_warps = 0, alive = 0;
     unsigned at_barrier = 0, votes = 0, generation = 0;
     Site barrier = {nullptr, 0};
-    char barrier_clock[2] = {0, 0};   // two, as a thread may enter the next barrier before all have left this one
+    char barrier_clock[2] = {0, 0};   // two: a thread may enter the next barrier before all have left this one
     int schedule = FORWARD;
     bool failed = false;
     uint64_t random = 1, switches = 0;
@@ -181,7 +182,7 @@ struct Machine {
     void* tsan[MAX_THREADS] = {};
 };
 
-// Static, not inline: the dynamic linker would make one machine of those of all modules.
+// Static, not inline, because the dynamic linker would merge the machines of all modules into one.
 static Machine M;
 static pthread_mutex_t launch_lock = PTHREAD_MUTEX_INITIALIZER;
 alignas(1024) static char dynamic_shared[MAX_SHARED_BYTES];
@@ -198,9 +199,8 @@ EMU_RUNTIME inline Fiber& self() { return M.fiber[M.current]; }
 EMU_RUNTIME inline int lane() { return self().lane; }
 
 // ---- The switch ---------------------------------------------------------------------------------------------------
-// The stack pointer changes, and the registers that a call would keep are the compiler's to save. Inline, and a jump
-// where C would return, for the sake of branch prediction: fibers mostly wait at the same place, so the jump's target
-// is known.
+// This changes the stack pointer; the compiler saves the registers that a call would preserve. It is inline, and jumps
+// where C would return, to help branch prediction: fibers mostly wait at the same place, so the jump's target is known.
 EMU_RUNTIME inline __attribute__((always_inline)) void swap_stacks(void** save_sp, void* new_sp) {
     asm volatile(
         "subq $128, %%rsp\n"   // the red zone
@@ -250,7 +250,7 @@ EMU_RUNTIME inline void jump(void** save_sp, unsigned to) {
     leave_block();
 }
 
-// The places where threads wait, with how many of them: the first three are enough to see the mistake.
+// Lists the places where threads wait, and how many wait there; the first three are enough to see the mistake.
 [[noreturn]] EMU_RUNTIME __attribute__((noinline, cold)) inline void fail_deadlock(const char* why, Site site) {
     struct {
         Site site;
@@ -275,7 +275,7 @@ EMU_RUNTIME inline void jump(void** save_sp, unsigned to) {
     fail(text, site);
 }
 
-// The first set bit after position `p`, going up and round, or down in the reverse schedule.
+// Returns the first set bit after position `p`, going up and wrapping around, or down in the reverse schedule.
 EMU_RUNTIME inline unsigned next_bit(unsigned bits, unsigned p) {
     if (M.schedule == REVERSE) {
         const unsigned below = bits & ((1u << p) - 1);
@@ -290,8 +290,8 @@ EMU_RUNTIME inline unsigned random_below(uint64_t n) {
     return unsigned((M.random >> 33) % n);
 }
 
-// The next fiber to run, or -1. Its own warp goes first: fewer fibers are then under way at once, which the caches
-// like.
+// Returns the next fiber to run, or -1. The current one's warp goes first: that keeps fewer fibers under way at once,
+// which suits the caches.
 EMU_RUNTIME inline int pick() {
     const unsigned from = M.schedule == RANDOM ? random_below(M.threads) : M.current;
     if (!M.runnable_warps) return -1;
@@ -359,7 +359,7 @@ EMU_OPAQUE inline int block_barrier(bool vote, Site site) {
 }
 
 // ---- Warp collectives ---------------------------------------------------------------------------------------------
-// A lane brings a value and waits until all lanes of its mask wait in the same collective; the last one deals out
+// A lane brings a value and waits until all lanes of its mask are in the same collective; the last one deals out the
 // results.
 struct Shuffle {
     EMU_RUNTIME static void deal(Fiber* base, unsigned mask) {
@@ -407,7 +407,7 @@ EMU_OPAQUE inline uint64_t warp_collective(Collective kind, unsigned mask, uint6
     Deal::deal(base, mask);
     for (unsigned m = mask; m; m &= m - 1) base[__builtin_ctz(m)].state = RUNNABLE;
     warp.runnable |= mask;
-    if (kind == SYNCWARP) {   // the only one that orders memory: shuffles and votes do not on the GPU
+    if (kind == SYNCWARP) {   // only this one orders memory; on a GPU, shuffles and votes do not
         for (unsigned m = mask; m; m &= m - 1) EMU_ACQUIRE(&base[__builtin_ctz(m)].value);
         for (unsigned m = mask; m; m &= m - 1) EMU_RELEASE(&base[__builtin_ctz(m)].result);
     }
@@ -458,7 +458,7 @@ EMU_RUNTIME inline void fiber_main() {
     __builtin_unreachable();
 }
 
-// Not memset: the address sanitizer intercepts it, and the space between two arrays is forbidden ground to it.
+// Not memset, because the address sanitizer intercepts it, and forbids writing between two arrays.
 EMU_RUNTIME inline void poison(void* start, size_t bytes) {
     asm volatile("rep stosb" : "+D"(start), "+c"(bytes) : "a"(POISON) : "memory");
 }
@@ -509,7 +509,7 @@ EMU_RUNTIME inline bool prepare() {
         M.stacks = static_cast<char*>(stacks);
     }
     for (unsigned i = 0; i < M.threads; ++i) canary(i) = CANARY;
-    if (M.failed)   // there are frames that nothing has returned from
+    if (M.failed)   // some frames were left without returning
         ASAN_UNPOISON_MEMORY_REGION(M.stacks, STACK_BYTES * MAX_THREADS);
     M.failed = false;
 #ifdef __SANITIZE_THREAD__
@@ -525,7 +525,7 @@ EMU_RUNTIME inline bool prepare() {
     return true;
 }
 
-struct Launch {   // as emulator.py lays it out
+struct Launch {   // laid out as in emulator.py
     unsigned grid[3], block[3], shared_bytes;
     int schedule;
     uint64_t seed;
@@ -597,7 +597,7 @@ EMU_RUNTIME inline void body(void** args) {
     unpack_and_call<kernel>(kernel, args);
 }
 
-// What a parameter takes, for the host's check: Pointer, pointer to Const, Float, Integer or Struct, and its size.
+// A parameter's kind (Pointer, pointer to Const, Float, Integer or Struct) and size, for the host to check.
 struct Parameter {
     char kind;
     unsigned bytes;
@@ -636,11 +636,11 @@ extern "C" __attribute__((visibility("default"), used)) inline unsigned long lon
 #define gridDim (static_cast<const dim3&>(emu::M.grid))
 constexpr int warpSize = 32;
 
-// `extern __shared__ T name[]`, in the text that emulator.py hands to g++.
+// emulator.py replaces `extern __shared__ T name[]` by this in the text that it passes to g++.
 #define EMU_DYNAMIC_SHARED(T, name) [[maybe_unused]] T* const name = reinterpret_cast<T*>(emu::dynamic_shared)
 
 // ---- Barriers, votes, reductions, shuffles ------------------------------------------------------------------------
-// A default argument is evaluated where the call is written: that is how an error knows its line.
+// A default argument is evaluated where the call is written, so errors know that line.
 #define EMU_HERE emu::Site site = {__builtin_FILE(), __builtin_LINE()}
 
 EMU_RUNTIME inline void __syncthreads(EMU_HERE) { emu::block_barrier(false, site); }
@@ -679,9 +679,9 @@ EMU_REDUCE(or, OR, either, unsigned)
 EMU_REDUCE(xor, XOR, differ, unsigned)
 #undef EMU_REDUCE
 
-// Segments of `width` lanes. The hardware looks at five bits of a distance. A lane that would read past its segment's
-// end keeps its own value; xor may reach back into an earlier segment. `+value`: what is smaller than an int goes as
-// one.
+// Shuffles work in segments of `width` lanes. The hardware uses five bits of a distance. A lane that would read past
+// its segment's end keeps its own value; xor may reach back into an earlier segment. `+value` turns types smaller than
+// int into int.
 template <class T>
 EMU_RUNTIME inline auto __shfl_sync(unsigned mask, T value, int source, int width = 32, EMU_HERE) {
     const int first = emu::lane() & ~(width - 1);
@@ -711,7 +711,7 @@ namespace emu {
 template <class T, class... Allowed>
 constexpr bool one_of = (std::is_same_v<T, Allowed> || ...);
 template <class T>
-struct Same {   // not deduced: the value converts to the type that the pointer says
+struct Same {   // not deduced, so the value is converted to the pointer's type
     using type = T;
 };
 template <class T, class Change>
@@ -747,7 +747,7 @@ inline T atomicCAS(T* address, typename emu::Same<T>::type compare, typename emu
     return compare;
 }
 
-// All fibers run on one host thread: a fence has only the compiler to hold back.
+// All fibers run on one host thread, so a fence only has to restrain the compiler.
 EMU_RUNTIME inline void __threadfence_block() {
     __atomic_signal_fence(__ATOMIC_SEQ_CST);
     EMU_ACQUIRE(&emu::M.args);
@@ -763,7 +763,7 @@ template <class T> inline void __stcs(T* address, typename emu::Same<T>::type va
 template <class T> inline void __stcg(T* address, typename emu::Same<T>::type value) { *address = value; }
 
 // ---- Integers -----------------------------------------------------------------------------------------------------
-// In the type that C's arithmetic gives, as CUDA's overloads; of a NaN and a number, the number.
+// The result has the type that C's arithmetic gives, like CUDA's overloads; of a NaN and a number, it is the number.
 template <class A, class B>
 constexpr auto max(A a, B b) -> decltype(a + b) {
     using C = decltype(a + b);
@@ -798,8 +798,8 @@ inline unsigned __funnelshift_r(unsigned low, unsigned high, unsigned shift) {
     return unsigned((uint64_t(high) << 32 | low) >> (shift & 31));
 }
 
-// PTX `prmt.b32`, its default mode: a nibble of `selector` picks a byte of b:a, and its top bit spreads that byte's
-// sign.
+// PTX `prmt.b32` in its default mode: each nibble of `selector` picks a byte of b:a, and its top bit replicates that
+// byte's sign instead.
 inline unsigned emu_prmt(unsigned a, unsigned b, unsigned selector) {
     const uint64_t bytes = uint64_t(b) << 32 | a;
     unsigned result = 0;
@@ -848,15 +848,15 @@ inline unsigned __viaddmax_u16x2(unsigned a, unsigned b, unsigned c) { return __
 inline unsigned __vimax3_s16x2(unsigned a, unsigned b, unsigned c) { return __vmaxs2(__vmaxs2(a, b), c); }
 inline unsigned __vimax3_u16x2(unsigned a, unsigned b, unsigned c) { return __vmaxu2(__vmaxu2(a, b), c); }
 
-// The maximum of fp16 numbers used for that of small integers. Bits up to 0x7BFF are finite and not negative, and order
-// as integers do; what is above is infinite, no number or negative, and the GPU would answer something else.
+// The maximum of fp16 numbers, used as the maximum of small integers. Bits up to 0x7BFF are finite, non-negative
+// numbers, and sort like integers. Larger ones are infinite, NaN or negative, and a GPU would give another result.
 inline unsigned emu_max_f16x2_bits(unsigned a, unsigned b, EMU_HERE) {
     if (emu::max2<emu::u16x2>(emu::max2<emu::u16x2>(a, b), 0x7BFF7BFFu) != 0x7BFF7BFFu)
         emu::fail("emu_max_f16x2_bits: a half over 0x7BFF is no finite positive fp16 number", site);
     return emu::max2<emu::u16x2>(a, b);
 }
 
-// ---- Floats: compiled without contraction, so a rounding that CUDA spells out is the plain operation --------------
+// ---- Floats: compiled without contraction, so operations with CUDA's explicit rounding are the plain ones ---------
 inline float __fadd_rn(float a, float b) { return a + b; }
 inline float __fsub_rn(float a, float b) { return a - b; }
 inline float __fmul_rn(float a, float b) { return a * b; }

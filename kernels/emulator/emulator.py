@@ -31,7 +31,7 @@ FLAGS = (
     *("-fvisibility=hidden", "-fno-gnu-unique"),  # modules in one process share nothing
     *("-Wall", "-Wno-unknown-pragmas", "-Wno-unused-function", "-Werror=return-type"),
 )
-PLAIN_FLAGS = ("-Werror=frame-larger-than=49152",)  # a fiber's stack has 64 KiB
+PLAIN_FLAGS = ("-Werror=frame-larger-than=49152",)  # a fiber's stack is 64 KiB
 SANITIZERS = {  # g++'s flags. "address" also reports misaligned wide loads, which are errors on a GPU.
     "address": ("-fsanitize=address,alignment", "-fno-sanitize-recover=alignment", "-fsanitize-sections=emu_shared"),
     "thread": ("-fsanitize=thread",),
@@ -144,7 +144,7 @@ class RawModule:
         self._functions: dict[str, Kernel] = {}
 
     def get_function(self, name: str) -> Kernel:
-        """Return a kernel by name; raise EmulatorError if there is none."""
+        """Return a kernel by name; raise EmulatorError if it does not exist."""
         if name not in self.kernels:
             raise EmulatorError(f"{self.name} has no kernel {name!r}; it has {', '.join(self.kernels) or 'none'}")
         return self._functions.setdefault(name, Kernel(self._library, name))
@@ -212,7 +212,7 @@ class Kernel:
             raise EmulatorError(f"{self.name}: {error.value.decode(errors='replace')}")
 
     def _value(self, index: int, arg: Any) -> Any:
-        """Check an argument and convert it to ctypes. CuPy checks nothing; on a GPU a wrong one reads garbage."""
+        """Check an argument and convert it to ctypes. CuPy does not check; a wrong one reads garbage on a GPU."""
         parameter = self._parameters[index]
         kind, dtypes = _KINDS[parameter.kind]
         wanted = f"{self.name}, argument {index}: {kind} of {parameter.bytes} bytes"
@@ -307,7 +307,7 @@ def _gxx_options(options: Sequence[str]) -> tuple[list[str], list[Path]]:
         switch, value = option[:2], option[2:].strip()
         if switch not in ("-D", "-I"):
             continue
-        value = value or next(rest, "")  # `-I folder` in two
+        value = value or next(rest, "")  # `-I folder`, as two options
         if not value:
             raise EmulatorError(f"option {option} needs a value")
         if switch == "-I":
@@ -322,13 +322,13 @@ def _sanitizer_flags(sanitize: str | None) -> tuple[str, ...]:
         return PLAIN_FLAGS
     if sanitize not in SANITIZERS:
         raise ValueError(f"unknown sanitizer {sanitize!r}; use one of {', '.join(SANITIZERS)}")
-    if not re.search(rf"lib{sanitize[0]}san", os.environ.get("LD_PRELOAD", "")):  # else loading would end the process
+    if not re.search(rf"lib{sanitize[0]}san", os.environ.get("LD_PRELOAD", "")):  # otherwise loading ends the process
         raise EmulatorError(f"the {sanitize} sanitizer must be loaded when the process starts: use run_sanitized")
     return SANITIZERS[sanitize]
 
 
 def _pointer(declaration: re.Match[str]) -> str:
-    """Replace an array declaration of dynamic shared memory by a pointer, on as many lines."""
+    """Replace a declaration of dynamic shared memory by a pointer that takes as many lines."""
     element, name = declaration.groups()
     return f"EMU_DYNAMIC_SHARED({' '.join(element.split())}, {name})" + "\n" * declaration[0].count("\n")
 

@@ -68,8 +68,8 @@ def run_sanitized(kind: Kind, script: str, timeout_s: float = 120) -> subprocess
 def _without_randomised_addresses() -> tuple[str, ...]:
     """Return the command that turns off address randomisation, for the thread sanitizer of g++ before 14.
 
-    Linux since 6.6 spreads addresses wider than it can handle (vm.mmap_rnd_bits). Containers may forbid the command;
-    then only retrying helps.
+    Since 6.6, Linux spreads addresses more widely than it can handle (vm.mmap_rnd_bits). Containers may forbid the
+    command; then only retrying helps.
     """
     command = ("setarch", "--addr-no-randomize")
     try:

@@ -54,7 +54,7 @@ class Chunker:
     chunk_size
         The model's own length, in samples.
     overlap
-        Samples that neighbouring chunks share at least.
+        The least number of samples that neighbouring chunks share.
     stride
         Samples per time step.
     granularity

@@ -1,12 +1,12 @@
-"""Kernels of the CRF decoder: one row of scores in, its bases, qualities and moves out. Compiled with numba.
+"""Kernels of the CRF decoder, compiled with numba: they turn one row of scores into bases, qualities and moves.
 
 Everything runs in the probability domain: a step's scores are exponentiated once, and the forward and backward
 vectors are rescaled to sum to one at every step, so that no logarithm is taken before the qualities.
 
-All that decides on bases and moves is plain IEEE arithmetic in the order in which it is written, with no fused
-multiply-add: kernels/decode/crf.cu does the same, operation by operation, so that a card calls the same bases and
-moves. Only `dot`, of which qualities are made, may be reordered; it runs over workspaces of a fixed layout, and LLVM
-never peels a loop to align it: a row decodes to the same bytes wherever it lies.
+Everything that decides bases and moves is plain IEEE arithmetic in the order in which it is written, without fused
+multiply-adds. kernels/decode/crf.cu does the same, operation by operation, so a GPU calls the same bases and moves.
+Only `dot`, which qualities are computed from, may be reordered. It runs over workspaces with a fixed layout, and LLVM
+never peels a loop to align it, so a row decodes to the same bytes wherever it lies.
 
 Dimensions: T time steps (scans have T + 1 borders), N rows of the batch, C transitions (4 * S), S states, K neighbours,
 W hypotheses of the beam, H candidates for the beam (5 * W + 1), X slots of a hash table.
@@ -30,7 +30,7 @@ SCORE_LIMIT = 40.0
 """Scores are clamped to +-SCORE_LIMIT, so that no step over- or underflows; LSTM models stay within +-5."""
 
 FLOOR = 1e-30
-"""Least value of a rescaled forward or backward probability: their products stay normal float32 numbers."""
+"""Least value of a rescaled forward or backward probability, so that their products stay normal float32 numbers."""
 
 MAX_BEAM_WIDTH = 8191
 """A back pointer has 13 bits for the parent."""
@@ -44,7 +44,7 @@ BASES = np.frombuffer(b"ACGT", np.uint8)
 
 
 def _inline(*fastmath: str) -> Callable[[Function], Function]:
-    """Compile as part of a calling kernel, with these of LLVM's fast-math flags."""
+    """Return a decorator that compiles a function as part of its calling kernel, with these LLVM fast-math flags."""
     flags = set(fastmath) or False
     decorate = numba.njit(nogil=True, error_model="numpy", boundscheck=False, fastmath=flags)
     return cast(Callable[[Function], Function], decorate)
@@ -62,11 +62,11 @@ def as_bits(value: np.float32) -> np.int32:
 
 @_inline()
 def exp32(x: np.float32) -> np.float32:
-    """e to the power x, for |x| < 87: a polynomial that LLVM vectorises, relative error below 2e-7.
+    """Compute e to the power x for |x| < 87, with a polynomial that LLVM vectorises; relative error below 2e-7.
 
     Cody and Waite, Software Manual for the Elementary Functions (1980): x = n ln 2 + r, and a Taylor polynomial of r.
     """
-    shifted = x * np.float32(1.44269504) + np.float32(12582912.0)  # 1.5 * 2**23: n stands in the low mantissa bits
+    shifted = x * np.float32(1.44269504) + np.float32(12582912.0)  # 1.5 * 2**23 puts n into the low mantissa bits
     n = shifted - np.float32(12582912.0)
     r = x - n * np.float32(0.693359375)
     r = r - n * np.float32(-2.12194440e-4)
@@ -83,9 +83,10 @@ def exp32(x: np.float32) -> np.float32:
 
 @_inline()
 def exponentiate(scores_C: F32, scratch_C: F32, weights_C: F32) -> np.int32:
-    """Exponentials of a step's scores, from (new state, dropped base) to (dropped base, new state) order.
+    """Exponentiate a step's scores, and reorder them from (new state, dropped base) to (dropped base, new state).
 
-    Returns the largest magnitude among the scores as bits of a float32: above FINITE_BITS, one of them is not finite.
+    Return the largest magnitude among the scores, as the bits of a float32. If it is above FINITE_BITS, one of the
+    scores is not finite.
     """
     least, most = np.float32(-SCORE_LIMIT), np.float32(SCORE_LIMIT)
     largest = np.int32(0)
@@ -103,7 +104,7 @@ def exponentiate(scores_C: F32, scratch_C: F32, weights_C: F32) -> np.int32:
 
 @_inline()
 def sum_in_pairs(values: F32) -> np.float32:
-    """Sum of a power of two of values, halves added to halves: the order in which threads of a card add. Overwrites."""
+    """Sum 2**n values, adding halves to halves, in the order in which a GPU's threads add. Overwrites them."""
     half = values.size >> 1
     while half > 0:
         for place in range(half):
@@ -116,7 +117,7 @@ def sum_in_pairs(values: F32) -> np.float32:
 def backward_step(
     weights_C: F32, stay: np.float32, scale: np.float32, after_S: F32, sums_C: F32, before_S: F32
 ) -> np.float32:
-    """One step of the backward algorithm: `before_S` from `after_S` times `scale`. Returns the sum of `before_S`.
+    """Do a step of the backward algorithm: `before_S` from `after_S` times `scale`. Return the sum of `before_S`.
 
     `sums_C` is scratch.
     """
@@ -145,9 +146,9 @@ def backward_step(
 def forward_step(
     weights_C: F32, stay: np.float32, scale: np.float32, before_S: F32, repeated_C: F32, after_S: F32
 ) -> np.float32:
-    """One step of the forward algorithm: `after_S` from `before_S` times `scale`. Returns the sum of `after_S`.
+    """Do a step of the forward algorithm: `after_S` from `before_S` times `scale`. Return the sum of `after_S`.
 
-    `repeated_C` is scratch: `before_S` with each state four times, which lines predecessors up with new states.
+    `repeated_C` is scratch. It holds each state of `before_S` four times, to line up predecessors with new states.
     """
     S = before_S.size
     for state in range(S):
@@ -170,7 +171,7 @@ def forward_step(
 
 @_inline("contract", "reassoc", "nsz")
 def dot(left_S: F32, right_S: F32) -> np.float64:
-    """Sum of the products in float64."""
+    """Sum the products in float64."""
     total = 0.0
     for state in range(left_S.size):
         total += np.float64(left_S[state] * right_S[state])
@@ -179,17 +180,17 @@ def dot(left_S: F32, right_S: F32) -> np.float64:
 
 @_inline()
 def mix(history: np.uint64, base: np.uint64) -> np.uint64:
-    """Hash of a sequence from the hash of all but its last base: a round of a 64-bit multiply-xorshift."""
+    """Hash a sequence, given the hash of all but its last base: one round of a 64-bit multiply-xorshift."""
     mixed = (history ^ (base + np.uint64(1))) * np.uint64(0x9E3779B97F4A7C15)
     return np.uint64(mixed ^ (mixed >> np.uint64(32)))
 
 
 @_inline()
 def limit_of_best(values: F32, width: int) -> tuple[np.float32, int]:
-    """Least of the `width` best among more than `width` values >= 0, and how many equal to it are among them.
+    """Return the least of the `width` best of more than `width` values >= 0, and how many of the best equal it.
 
-    Bisects the bits of the floats, which are ordered as the values are. Where a limit between two values parts the best
-    from the rest, it is returned with a count of zero: then all the best exceed it.
+    This bisects the bits of the floats, which sort like the values. If it finds a limit between two values that
+    separates the best from the rest, it returns that limit and a count of zero: then all of the best exceed it.
     """
     low, high = np.int32(0), np.int32(0x7F800000)  # at least `width` values reach low, fewer reach high
     above = 0
@@ -210,7 +211,7 @@ def limit_of_best(values: F32, width: int) -> tuple[np.float32, int]:
 
 @_inline()
 def keep_best(values_H: F32, kept_H: I32, scratch_H: F32, count: int, width: int) -> int:
-    """Shorten the list of kept candidates to the `width` best; of equal ones the first stay."""
+    """Shorten the list of kept candidates to the `width` best; of equal ones, the first stay."""
     for place in range(count):
         scratch_H[place] = values_H[kept_H[place]]
     limit, ties = limit_of_best(scratch_H[:count], width)
@@ -225,7 +226,7 @@ def keep_best(values_H: F32, kept_H: I32, scratch_H: F32, count: int, width: int
 
 @_inline()
 def start_beam(guide_S: F32, width: int, weight_W: F32, state_W: I32, hash_W: U64, parent_W: U64) -> int:
-    """The beam before the first step: the states of largest backward probability, all of weight one."""
+    """Fill the beam before the first step: the states with the largest backward probabilities, all with weight one."""
     S = guide_S.size
     limit, ties = np.float32(0.0), 0
     if width < S:
@@ -245,7 +246,7 @@ def start_beam(guide_S: F32, width: int, weight_W: F32, state_W: I32, hash_W: U6
 
 @_inline("nnan", "nsz")
 def maximum(values: F32) -> np.float32:
-    """The largest of the values, or zero; none may be NaN."""
+    """Return the largest of the values, or zero; none may be NaN."""
     largest = np.float32(0.0)
     for place in range(values.size):
         largest = max(largest, values[place])
@@ -254,9 +255,9 @@ def maximum(values: F32) -> np.float32:
 
 @_inline()
 def find_parents(hash_W: U64, parent_W: U64, count: int, head_X: I32, next_W: I32, found_W: I32) -> None:
-    """Place in the beam of each hypothesis' sequence without its last base, or `count` where it is not in the beam.
+    """Find where the beam has each hypothesis' sequence without its last base; `count` if it is not in the beam.
 
-    `head_X` and `next_W` are scratch: a hash table with chains. `head_X` is left as it was found, filled with -1.
+    `head_X` and `next_W` are scratch: a hash table with chains. `head_X` is filled with -1, before and after.
     """
     mask = np.uint64(head_X.size - 1)
     for place in range(count):
@@ -295,13 +296,13 @@ def beam_step(
     found_2W: I32,
     back_W: U16,
 ) -> int:
-    """Extend `count` hypotheses by one step into the `next_` arrays and `back_W`; returns how many live on.
+    """Extend `count` hypotheses by one step into the `next_` arrays and `back_W`; return how many are left.
 
     A candidate's value is its path's weight times the backward probability of its state: the sum over everything that
-    may follow. Candidates are four moves for each hypothesis, then one stay for each. A stay and a move into the same
-    sequence merge into the likelier one. Values below the best times `cut` go, and all but the `width` best.
-    `hash_W` and `parent_W` are the hashes of a hypothesis' sequence (its first state and its moves) and of that
-    sequence without the last move.
+    may follow. The candidates are four moves for each hypothesis, then one stay for each. A stay and a move into the
+    same sequence merge into the likelier one. Candidates below the best times `cut` are dropped, and so are all but the
+    `width` best. `hash_W` and `parent_W` are the hashes of a hypothesis' sequence (its first state and its moves), and
+    of that sequence without the last move.
     """
     S = guide_S.size
     last, quarter = S - 1, S // 4
@@ -313,7 +314,7 @@ def beam_step(
         for base in range(4):
             values_H[4 * place + base] = weight * (weights_C[index + base] * guide_S[new + base])
     find_parents(hash_W, parent_W, count, head_X, found_2W[0], found_2W[1])
-    nothing = 5 * count  # a slot beyond the candidates: the move that a stay without a parent in the beam merges with
+    nothing = 5 * count  # a slot beyond the candidates; a stay without a parent in the beam merges with it
     for place in range(count):
         state = state_W[place]
         parent = found_2W[1, place]
@@ -357,9 +358,9 @@ def beam_step(
 
 @_inline("contract")
 def block_probability(forward_S: F32, backward_S: F32, neighbours_K: I32) -> np.float64:
-    """Posterior of a state and its neighbours (a row of the neighbour table: their number, then the states).
+    """Return the posterior of a state and its neighbours (a row of the neighbour table: their number, then the states).
 
-    The neighbours, of the same bases shifted by one, stand for a right call at a slightly wrong time.
+    The neighbours have the same bases shifted by one. They stand for a right call at a slightly wrong time.
     """
     near = 0.0
     for place in range(1, neighbours_K[0] + 1):
@@ -370,7 +371,7 @@ def block_probability(forward_S: F32, backward_S: F32, neighbours_K: I32) -> np.
 
 @_inline()
 def phred(probability: float, scale: float, bias: float) -> np.uint8:
-    """Phred quality of a call of this probability, calibrated, rounded and clamped to 1-50."""
+    """Return the Phred quality of a call with this probability, calibrated, rounded and clamped to 1-50."""
     error = 1.0 - probability
     if error <= 0.0:
         return np.uint8(BEST_QUALITY)
@@ -382,7 +383,10 @@ def phred(probability: float, scale: float, bias: float) -> np.uint8:
 def backward(
     scores_TNC: F32, row: int, stay: np.float32, repeated_C: F32, weights_TC: F32, backward_TS: F32
 ) -> np.int32:
-    """Backward probabilities of a row at the T + 1 borders of its T blocks; returns what `exponentiate` does."""
+    """Compute a row's backward probabilities at the T + 1 borders of its T blocks.
+
+    Return the largest magnitude among the scores, as `exponentiate` does.
+    """
     T = scores_TNC.shape[0]
     S = backward_TS.shape[1]
     largest = np.int32(0)
@@ -407,10 +411,10 @@ def call_bases(
     qualities_T: U8,
     moves_T: U8,
 ) -> int:
-    """Bases and qualities along a path, from its first state and the moves and bases of its blocks.
+    """Call bases and qualities along a path, given its first state and the moves and bases of its blocks.
 
-    A base's quality is that of the mean over its blocks of the block's probability to the power of 0.4, after the
-    published behaviour of dorado and openfish. Overwrites `bases_T` from its front with letters; returns how many.
+    A base's quality comes from the mean, over its blocks, of the block's probability to the power of 0.4, after the
+    published behaviour of dorado and openfish. Overwrites the front of `bases_T` with letters; returns how many.
     """
     last = neighbours_SK.shape[0] - 1
     called = 0
@@ -419,7 +423,7 @@ def call_bases(
         if moves_T[t]:
             state = ((4 * state) & last) | bases_T[t]
         elif t == 0:
-            moves_T[0] = 1  # the first block calls a base even where it stays
+            moves_T[0] = 1  # the first block calls a base even if it stays
         if moves_T[t]:
             if blocks:
                 qualities_T[called - 1] = phred(mass / blocks, quality_scale, quality_bias)
@@ -464,8 +468,9 @@ def decode_row(
 
     Returns the number of bases, or -1 if a score is not finite.
 
-    `cut` is the least value of a candidate relative to the best one. The arrays from `weights_TC` to `seed_W` are
-    workspace. `forward_TS` and `backward_TS` (T + 1, S) hold the scans afterwards, each row up to a factor.
+    `cut` is the least value that a candidate may have, relative to the best one. The arrays from `weights_TC` to
+    `seed_W` are workspace. Afterwards, `forward_TS` and `backward_TS` (T + 1, S) hold the scans, each row up to a
+    factor.
     """
     T = scores_TNC.shape[0]
     S = neighbours_SK.shape[0]
@@ -504,7 +509,7 @@ def decode_row(
             back_TW[t],
         )
 
-    place = 0  # the backward probabilities of the last border are equal: the largest weight is the best path
+    place = 0  # backward probabilities are all equal at the last border, so the largest weight is the best path
     for candidate in range(1, count):
         if weight_2W[T & 1, candidate] > weight_2W[T & 1, place]:
             place = candidate

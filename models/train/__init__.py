@@ -1,1 +1,1 @@
-"""Training of the project's own model: data, loss, trainer, evaluation, export."""
+"""Trains the project's own model: data, loss, trainer, evaluation, export."""

@@ -1,4 +1,4 @@
-"""`python -m porestream.models.train`: the commands that make a model, in the order in which they are used."""
+"""`python -m porestream.models.train`: the commands that make a model, in the order in which you use them."""
 
 import json
 import signal
@@ -11,11 +11,11 @@ import click
 EXISTING = click.Path(path_type=Path, exists=True)
 OUTPUT = click.Path(path_type=Path, dir_okay=False)
 COUNT, SHARE, POSITIVE = click.IntRange(1), click.FloatRange(0, 1), click.FloatRange(0, min_open=True)
-PORE = click.option("--pore", type=EXISTING, metavar="FILE.npz", help="Pore model. Default: the one that ships.")
+PORE = click.option("--pore", type=EXISTING, metavar="FILE.npz", help="Pore model. Default: the bundled one.")
 
 
 class _Group(click.Group):
-    """What files and values are to blame for is said in a line, without a traceback."""
+    """Reports errors caused by files and values in one line, without a traceback."""
 
     def invoke(self, ctx: click.Context) -> object:
         try:
@@ -26,7 +26,7 @@ class _Group(click.Group):
             raise click.ClickException(str(error)) from error
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self.commands)  # in the order in which they are used
+        return list(self.commands)  # keep the order in which they are used
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -44,25 +44,28 @@ def main() -> None:
     """
 
 
-@main.command(short_help="POD5 and BAM with moves to training arrays.")
+@main.command(short_help="Make training arrays from POD5 and a BAM with moves.")
 @click.argument("pod5_files", nargs=-1, required=True, type=EXISTING, metavar="POD5...")
 @click.option(
-    "--bam", required=True, type=EXISTING, help="Bases and where they lie: mv tags, or squigualiser's ss and si."
+    "--bam",
+    required=True,
+    type=EXISTING,
+    help="Bases and their places in the signal: mv tags, or squigualiser's ss and si.",
 )
-@click.option("-o", "--output", required=True, type=OUTPUT, metavar="READS.npz", help="Where the arrays go.")
+@click.option("-o", "--output", required=True, type=OUTPUT, metavar="READS.npz", help="Write the arrays here.")
 @click.option(
     "--valid",
     type=click.IntRange(0),
     default=5,
     show_default=True,
-    help="The last N reads by sorted id are for validation only.",
+    help="Use the last N reads by sorted id only for validation.",
 )
 @PORE
 def prepare(pod5_files: tuple[Path, ...], bam: Path, output: Path, valid: int, pore: Path | None) -> None:
-    """Force-align reads to their bases: each base gets the sample at which it arrives.
+    """Force-align reads to their bases, to find the sample at which each base arrives.
 
     \b
-    Moves from any caller that writes them:
+    Moves can come from any caller that writes them:
         porestream call reads.pod5 --model MODEL --emit-moves -o calls.bam
         python -m porestream.models.train prepare reads.pod5 --bam calls.bam -o reads.npz
     """
@@ -85,23 +88,23 @@ def prepare(pod5_files: tuple[Path, ...], bam: Path, output: Path, valid: int, p
 
 @main.command("fit-pore", short_help="Fit the pore model to prepared reads.")
 @click.argument("reads", type=EXISTING, metavar="READS.npz")
-@click.option("-o", "--output", required=True, type=OUTPUT, metavar="PORE.npz", help="Where the pore model goes.")
-@click.option("--realigned", type=OUTPUT, metavar="READS.npz", help="Where the reads go, aligned to the new model.")
-@click.option("--rounds", type=COUNT, default=5, show_default=True, help="Alignments and fits, in turn.")
+@click.option("-o", "--output", required=True, type=OUTPUT, metavar="PORE.npz", help="Write the pore model here.")
+@click.option("--realigned", type=OUTPUT, metavar="READS.npz", help="Write the reads, aligned to the new model, here.")
+@click.option("--rounds", type=COUNT, default=5, show_default=True, help="Rounds of alignment and fit.")
 @click.option(
     "--epochs",
     type=COUNT,
     default=12,
     show_default=True,
-    help="Passes over the events in each fit; the last has twice as many.",
+    help="Passes over the events in each fit; the last fit makes twice as many.",
 )
 @PORE
 def fit_pore_command(
     reads: Path, output: Path, realigned: Path | None, rounds: int, epochs: int, pore: Path | None
 ) -> None:
-    """Learn what the 9-mer table misses from the context of each base, and align the reads anew.
+    """Learn from each base's context what the 9-mer table misses, and realign the reads.
 
-    Each round prints how far held-out reads are from the levels that the table alone and the context predict.
+    Each round prints how far held-out reads are from the levels predicted by the table alone and by the context.
     """
     from porestream.models.simulate.pore import PoreModel
     from porestream.models.train.arrays import load_reads, save_reads
@@ -124,7 +127,7 @@ def fit_pore_command(
 
 @main.command("compare-signal", short_help="Statistics of real and simulated signal, side by side.")
 @click.argument("reads", type=EXISTING, metavar="READS.npz")
-@click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Of the simulation.")
+@click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Seed of the simulation.")
 @PORE
 def compare_signal(reads: Path, seed: int, pore: Path | None) -> None:
     """Simulate the bases of prepared reads and print how real and simulated signal compare."""
@@ -140,61 +143,71 @@ def compare_signal(reads: Path, seed: int, pore: Path | None) -> None:
     click.echo(comparison(real, simulated_statistics(kept, model, SignalNoise(), seed, left_out=left_out)))
 
 
-@main.command(short_help="Train, or go on training.")
+@main.command(short_help="Train a network, or continue training it.")
 @click.option(
-    "--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder for state and log."
+    "--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder for the state and the log."
 )
 @click.option(
-    "--reads", type=EXISTING, metavar="READS.npz", help="Real reads (see prepare). Default: simulated ones only."
+    "--reads",
+    type=EXISTING,
+    metavar="READS.npz",
+    help="Real reads (see prepare). Default: train on simulated reads only.",
 )
 @click.option(
-    "--genome", "genomes", multiple=True, type=EXISTING, metavar="FASTA", help="Simulate from it, too; repeatable."
+    "--genome",
+    "genomes",
+    multiple=True,
+    type=EXISTING,
+    metavar="FASTA",
+    help="Also simulate reads from this genome; repeatable.",
 )
 @PORE
-@click.option("--resume", type=EXISTING, metavar="STATE.pt", help="Go on from this state.")
+@click.option("--resume", type=EXISTING, metavar="STATE.pt", help="Continue from this state.")
 @click.option("--samples", type=POSITIVE, metavar="N", help="Length of the run in samples seen, e.g. 1.0e9.")
-@click.option("--minutes", type=POSITIVE, metavar="N", help="Length of the run in time.")
+@click.option("--minutes", type=POSITIVE, metavar="N", help="Length of the run in minutes.")
 @click.option(
     "--lr", type=POSITIVE, default=5e-3, show_default=True, help="Learning rate between warm-up and annealing."
 )
-@click.option("--warm-up", type=COUNT, default=200, show_default=True, help="Steps in which the rate rises.")
+@click.option(
+    "--warm-up", type=COUNT, default=200, show_default=True, help="Number of steps over which the rate rises."
+)
 @click.option(
     "--anneal",
     type=SHARE,
     default=0.3,
     show_default=True,
-    help="Share of the run, at its end, in which the rate falls to 0.",
+    help="Last part of the run, as a share, in which the rate falls to 0.",
 )
-@click.option("--batch", type=COUNT, default=32, show_default=True, help="Chunks a worker and step.")
+@click.option("--batch", type=COUNT, default=32, show_default=True, help="Chunks per worker and step.")
 @click.option(
     "--chunk-samples",
     multiple=True,
     type=int,
     default=(1800, 1800, 2400, 3000),
     show_default=True,
-    help="Chunk length; repeatable, for equal parts of the run.",
+    help="Chunk length; repeat it to split the run into equal parts with these lengths.",
 )
 @click.option(
-    "--real-share", type=SHARE, default=0.15, show_default=True, help="Share of chunks that are from real reads."
+    "--real-share", type=SHARE, default=0.15, show_default=True, help="Share of chunks that come from real reads."
 )
 @click.option(
     "--genome-share",
     type=SHARE,
     default=0.25,
     show_default=True,
-    help="Share of simulated reads that are from genomes.",
+    help="Share of simulated reads that come from genomes.",
 )
-@click.option("--workers", type=COUNT, default=2, show_default=True, help="Processes: one a core.")
+@click.option("--workers", type=COUNT, default=2, show_default=True, help="Number of processes; use one per core.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
-@click.option("--width", type=COUNT, default=96, show_default=True, help="Of a new network's LSTMs.")
+@click.option("--width", type=COUNT, default=96, show_default=True, help="Width of a new network's LSTMs.")
 @click.option(
     "--state-len",
     type=click.IntRange(1, 5),
     default=3,
     show_default=True,
-    help="Bases in a state of a new network's CRF.",
+    help="Number of bases in a state of a new network's CRF.",
 )
-@click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Of weights and data.")
+@click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Seed of weights and data.")
 @click.option(
     "--validate-every", type=COUNT, default=500, show_default=True, metavar="STEPS", help="Steps between validations."
 )
@@ -202,7 +215,7 @@ def compare_signal(reads: Path, seed: int, pore: Path | None) -> None:
     "--snapshot-every",
     type=POSITIVE,
     metavar="N",
-    help="Keep a state every N samples, for the learning curve and export; not to resume from.",
+    help="Keep a state every N samples, for the learning curve and export; it doesn't record the place in the data.",
 )
 def train(
     out: Path,
@@ -227,12 +240,12 @@ def train(
     validate_every: int,
     snapshot_every: float | None,
 ) -> None:
-    """Train a network on simulated reads made on the fly, and on real ones.
+    """Train a network on reads simulated on the fly, and on real reads.
 
-    The state is saved to OUT/state.pt every four minutes, at the end, and on SIGTERM or Ctrl-C; OUT/log.jsonl grows by
-    a line every 50 steps. A run that was stopped goes on with --resume and the same options, exactly as if it had not
-    been (with --samples; --minutes has a clock in it); a run that has ended is followed by one with a schedule of its
-    own.
+    The state is saved to OUT/state.pt every four minutes, at the end, and on SIGTERM or Ctrl-C; OUT/log.jsonl gets a
+    line every 50 steps. To continue a stopped run, use --resume and the same options. With --samples it then continues
+    exactly as if it had never stopped; with --minutes it doesn't, because that depends on the clock. If the run had
+    finished, --resume starts a new run with its own schedule.
     """
     from porestream.models.train.network import STRIDE
     from porestream.models.train.trainer import train as run
@@ -280,17 +293,23 @@ def train(
 @main.command(short_help="Write a model directory from a state.")
 @click.argument("state", type=EXISTING, metavar="STATE.pt")
 @click.argument("directory", type=click.Path(path_type=Path, file_okay=False), metavar="MODEL_DIR")
-@click.option("--date", default=lambda: calendar.today().isoformat(), show_default="today", help="For the model card.")
+@click.option(
+    "--date", default=lambda: calendar.today().isoformat(), show_default="today", help="Date for the model card."
+)
 @click.option("--qscore-scale", default=1.0, show_default=True, help="What `evaluate` fitted.")
 @click.option("--qscore-bias", default=0.0, show_default=True, help="What `evaluate` fitted.")
-@click.option("--chunk-samples", default=6000, show_default=True, help="In which reads are called.")
-@click.option("--overlap-samples", default=600, show_default=True)
-@click.option("--fp16", is_flag=True, help="Weights at half precision.")
 @click.option(
-    "--data", multiple=True, help="What it learned from, and the licence; repeatable. Default: what the state says."
+    "--chunk-samples", default=6000, show_default=True, help="Length of the chunks in which reads are called."
+)
+@click.option("--overlap-samples", default=600, show_default=True)
+@click.option("--fp16", is_flag=True, help="Write weights at half precision.")
+@click.option(
+    "--data",
+    multiple=True,
+    help="A source it learned from, with its licence; repeatable. Default: the sources in the state.",
 )
 @click.option(
-    "--evaluation", "evaluations", multiple=True, type=EXISTING, help="JSON of `evaluate` for the card; repeatable."
+    "--evaluation", "evaluations", multiple=True, type=EXISTING, help="JSON from `evaluate`, for the card; repeatable."
 )
 def export(
     state: Path,
@@ -306,7 +325,7 @@ def export(
 ) -> None:
     """Write model.safetensors, config.toml and a model card.
 
-    Run it again with the evaluations of what it wrote, and with the [qscore] that they fitted.
+    Run it again with the evaluations of the model it wrote, and with the [qscore] values that they fitted.
     """
     from porestream.models.train.export import ExportSettings, export_model
     from porestream.models.train.state import TrainingState
@@ -324,21 +343,21 @@ def export(
     export_model(TrainingState.load(state), directory, settings, reports)
 
 
-@main.command(short_help="Call reads and say how good the calls are.")
+@main.command(short_help="Call reads and report how good the calls are.")
 @click.argument("pod5_files", nargs=-1, required=True, type=EXISTING, metavar="POD5...")
 @click.option(
     "--model", required=True, type=click.Path(path_type=Path, exists=True), metavar="DIR", help="Model directory."
 )
 @click.option("--truth", type=EXISTING, metavar="TSV", help="Truth of simulated reads; needs --reference.")
-@click.option("--bam", type=EXISTING, help="Basecalls of the same reads are the truth.")
-@click.option("--reference", type=EXISTING, metavar="FASTA", help="Alone: reads are mapped to it.")
+@click.option("--bam", type=EXISTING, help="Basecalls of the same reads, used as the truth.")
+@click.option("--reference", type=EXISTING, metavar="FASTA", help="Without --truth: map the reads to it.")
 @click.option(
-    "--arrays", type=EXISTING, metavar="READS.npz", help="Only the validation reads of these training arrays."
+    "--arrays", type=EXISTING, metavar="READS.npz", help="Use only the validation reads of these training arrays."
 )
-@click.option("-n", "--max-reads", type=click.IntRange(1), metavar="N", help="Only the first N reads.")
-@click.option("--name", metavar="TEXT", help="Of the reads, for the report. Default: the first file's name.")
+@click.option("-n", "--max-reads", type=click.IntRange(1), metavar="N", help="Use only the first N reads.")
+@click.option("--name", metavar="TEXT", help="Name of the reads in the report. Default: the first file's name.")
 @click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), default="auto", show_default=True)
-@click.option("--json", "json_file", type=OUTPUT, metavar="FILE", help="Write the report here, too.")
+@click.option("--json", "json_file", type=OUTPUT, metavar="FILE", help="Also write the report here.")
 def evaluate(
     pod5_files: tuple[Path, ...],
     model: Path,
@@ -355,7 +374,7 @@ def evaluate(
 
     \b
         evaluate run.pod5 --model DIR --truth run.truth.tsv --reference ref.fa     # simulated
-        evaluate reads.pod5 --model DIR --bam calls.bam                            # another caller's word
+        evaluate reads.pod5 --model DIR --bam calls.bam                            # another caller's calls
         evaluate reads.pod5 --model DIR --reference ref.fa                         # mapped
     """
     import itertools
@@ -398,13 +417,13 @@ def evaluate(
         json_file.write_text(json.dumps(report.json(), indent=1) + "\n")
 
 
-@main.command(short_help="Table and picture of the learning curve.")
+@main.command(short_help="Make a table and a plot of the learning curve.")
 @click.option("--log", "logs", multiple=True, type=EXISTING, help="The trainer's log; repeatable.")
 @click.option("--evaluation", "evaluations", multiple=True, type=EXISTING, help="JSON of `evaluate`; repeatable.")
 @click.option("--table", required=True, type=OUTPUT, metavar="FILE.csv|FILE.tsv")
 @click.option("--png", type=OUTPUT, metavar="FILE", help="Needs matplotlib: pip install 'porestream[train]'.")
 def curve(logs: tuple[Path, ...], evaluations: tuple[Path, ...], table: Path, png: Path | None) -> None:
-    """Losses of the logs' validations, and identities of evaluated snapshots, by samples seen."""
+    """Write the validation losses from the logs, and the identities of evaluated snapshots, by samples seen."""
     from porestream.models.train.curve import curve_rows, draw, write_table
 
     rows = curve_rows(logs, evaluations)
@@ -416,7 +435,7 @@ def curve(logs: tuple[Path, ...], evaluations: tuple[Path, ...], table: Path, pn
 
 
 class _LeftOut:
-    """Says of each read once that it is left out, and why."""
+    """Reports each read that is left out once, with the reason."""
 
     def __init__(self) -> None:
         self.ids: set[str] = set()

@@ -1,4 +1,4 @@
-"""How good a called read is: its alignment to the truth, column by column.
+"""Measures how good a called read is from its alignment to the truth, column by column.
 
 Dimensions: Q qualities (0-50), L lengths of homopolymers, X columns of an alignment, T bases of the truth, B called
 bases.
@@ -23,22 +23,22 @@ _MATCH_OPERATIONS, _INSERTION, _DELETION = (0, 7, 8), 1, 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReadAccuracy:
-    """Of the aligned part of one read.
+    """Counts for the aligned part of one read.
 
     Attributes
     ----------
     truth_bases
-        Bases of the whole truth, aligned or not; of the called read where the truth's length is unknown.
+        Bases of the whole truth, aligned or not; or of the called read, if the truth's length is unknown.
     matches, mismatches, insertions, deletions
-        Columns of the alignment by kind.
+        Alignment columns, by kind.
     expected_error
-        Mean error probability by the qualities of the aligned bases.
+        Mean error probability according to the qualities of the aligned bases.
     columns_Q, errors_Q
-        Columns and erroneous columns by the base's quality. A deleted base is counted with the called base before it,
-        so that errors over columns are 1 - identity.
+        Columns and erroneous columns, by the base's quality. A deleted base is counted with the called base before it,
+        so that errors divided by columns is 1 - identity.
     runs_L, right_runs_L
-        Homopolymers of the truth by length, and those of them that were called with the right length. Only those
-        between two runs of which some base was called right are counted.
+        Homopolymers of the truth, by length, and how many of them were called with the right length. A homopolymer is
+        counted only if some base of the run before it and some base of the run after it was called right.
     """
 
     truth_bases: int
@@ -54,29 +54,29 @@ class ReadAccuracy:
 
     @property
     def columns(self) -> int:
-        """Columns of the alignment."""
+        """The number of columns of the alignment."""
         return self.matches + self.mismatches + self.insertions + self.deletions
 
     @property
     def identity(self) -> float:
-        """Matches over columns."""
+        """Matches divided by columns."""
         return self.matches / self.columns
 
 
 def best_hit(aligner: mappy.Aligner, sequence: str) -> mappy.Alignment | None:
-    """The primary hit with the most matches, or None."""
+    """Return the primary hit with the most matches, or None."""
     return max((hit for hit in aligner.map(sequence) if hit.is_primary), key=lambda hit: int(hit.mlen), default=None)
 
 
 def accuracy(called: str, qualities_B: U8, hit: mappy.Alignment, truth_T: U8, truth_bases: int) -> ReadAccuracy:
-    """Count what a hit says.
+    """Count matches and errors along a hit.
 
     Parameters
     ----------
     called, qualities_B
         The called read, and the Phred qualities of its bases.
     hit
-        Where it lies; its `cigar` is walked.
+        The read's alignment to the truth.
     truth_T
         Bases 0-3 of the truth from the hit's `r_st` to `r_en`, uint8.
     truth_bases
@@ -91,7 +91,7 @@ def accuracy(called: str, qualities_B: U8, hit: mappy.Alignment, truth_T: U8, tr
     both_X = ~(insertion_X | deletion_X)
     match_X = both_X.copy()
     match_X[both_X] = (called_B[called_X[both_X]] == truth_T[truth_X[both_X]]) & (truth_T[truth_X[both_X]] < UNKNOWN)
-    beside_X = np.maximum.accumulate(np.maximum(called_X, 0))  # a deletion's is the base before it
+    beside_X = np.maximum.accumulate(np.maximum(called_X, 0))  # for a deletion, the base before it
     qualities_X = qualities_B[beside_X]
     runs_L, right_runs_L = _homopolymers(truth_T, called_X[match_X], truth_X[match_X])
     return ReadAccuracy(
@@ -109,7 +109,7 @@ def accuracy(called: str, qualities_B: U8, hit: mappy.Alignment, truth_T: U8, tr
 
 
 def _columns(cigar: Sequence[tuple[int, int] | list[int]]) -> tuple[I64, I64]:
-    """Of every column the called base and the truth's base, from the hit's start; -1 for a gap."""
+    """Return the indices of the called and the true base in every column, from the hit's start; -1 for a gap."""
     called, truth = [], []
     b = t = 0
     for length, operation in cigar:
@@ -125,15 +125,16 @@ def _columns(cigar: Sequence[tuple[int, int] | list[int]]) -> tuple[I64, I64]:
 
 
 def _homopolymers(truth_T: U8, matched_called_M: I64, matched_truth_M: I64) -> tuple[I64, I64]:
-    """Runs of the truth by length (the last count: MAX_RUN and longer), and those called with the right length.
+    """Count the truth's runs by length (the last count: MAX_RUN and longer), and those called with the right length.
 
-    Right: between the called bases of the two runs beside it lie as many bases as the run has, and all of them match.
+    The length is right if there are as many called bases between the two neighbouring runs as the run has bases, and
+    all of them match.
     """
     matches_T = np.zeros(truth_T.size + 1, np.int64)
     matches_T[matched_truth_M + 1] = 1
     matches_T = np.cumsum(matches_T)  # matched bases before each
     borders = np.flatnonzero(np.diff(truth_T)) + 1
-    starts, ends = borders[:-1], borders[1:]  # the outermost runs may go on beyond the hit
+    starts, ends = borders[:-1], borders[1:]  # the outermost runs may continue beyond the hit
     before, after = np.concatenate(([0], borders))[: starts.size], np.append(borders, truth_T.size)[2:]
     counted = (matches_T[starts] > matches_T[before]) & (matches_T[after] > matches_T[ends])
     counted &= truth_T[starts] < UNKNOWN

@@ -1,4 +1,4 @@
-"""Forced alignment: which samples show which base, given the levels that a pore model predicts.
+"""Forced alignment: finds which samples belong to which base, given the levels that a pore model predicts.
 
 Dimensions: S samples, B bases.
 """
@@ -22,18 +22,18 @@ HALF_BAND = 25  # bases
 MAD_TO_SD = 1.4826
 """Standard deviation of normal values whose median absolute deviation is 1."""
 
-_SD = 0.2  # of a sample round its level, table units
+_SD = 0.2  # of a sample around its level, table units
 _LOG_STAY, _LOG_MOVE = float(np.log(0.9)), float(np.log(0.1))
 _OUTLIER = 4.0  # beyond this many sd the penalty grows linearly: spikes must not bend the path
 _IMPOSSIBLE = -1e30
 
 
 class CannotAlign(ValueError):
-    """A signal does not fit the bases that it is said to show."""
+    """A signal does not fit its bases."""
 
 
 LeftOut = Callable[[str, CannotAlign], None]
-"""Told the id of a read that cannot be aligned, and why."""
+"""Called with the id of a read that cannot be aligned, and the reason."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,9 +45,9 @@ class Alignment:
     starts_B
         First sample of each base, int64; strictly rising.
     end_sample
-        Where the last one ends.
+        Where the last base ends.
     gain, offset
-        In the signal's unit; gain is a table unit.
+        In the signal's unit; gain is the size of one table unit.
     """
 
     starts_B: I64
@@ -59,10 +59,10 @@ class Alignment:
 def align(
     signal_S: F32, starts_B: npt.NDArray[np.number], end_sample: int, levels_B: F32, rounds: int = 4
 ) -> Alignment:
-    """Align a signal to levels, beginning with an alignment that is about right.
+    """Align a signal to levels, starting from an approximate alignment.
 
-    In turn: a robust line through the events' medians gives gain and offset, and Viterbi in a band round the alignment
-    so far gives the next. The first two lines are fitted before the first path, without the outliers of the other.
+    Two steps alternate, starting with the first: a robust line through the events' medians gives gain and offset, and
+    Viterbi in a band around the given alignment finds the next path.
 
     Parameters
     ----------
@@ -71,16 +71,16 @@ def align(
     starts_B
         First sample of each base, rising, within a few bases of the truth.
     end_sample
-        Where the last one ends.
+        Where the last base ends.
     levels_B
-        What the pore shows of each base, table units.
+        The pore's level for each base, table units.
     rounds
-        Paths that are computed.
+        Number of paths to compute.
 
     Raises
     ------
     CannotAlign
-        Fewer samples than bases, or a signal that does not vary with the levels.
+        There are fewer samples than bases, or the signal does not vary with the levels.
     """
     guess_B = np.asarray(starts_B, np.int64)
     first, last = int(guess_B[0]), int(end_sample)
@@ -104,12 +104,12 @@ def align(
 def each_aligned(
     reads: Iterable[TrainingRead], work: Callable[[TrainingRead], Found], left_out: LeftOut
 ) -> Iterator[tuple[TrainingRead, Found]]:
-    """The reads, with what `work` finds by aligning them; without those that cannot be aligned.
+    """Yield the reads that can be aligned, each with what `work` returns for it; report the others to `left_out`.
 
     Raises
     ------
     ValueError
-        None can be.
+        No read can be aligned.
     """
     none = True
     for read in reads:
@@ -125,7 +125,7 @@ def each_aligned(
 
 
 def fit_line(levels_B: F32, medians_B: F64, counts_B: I64) -> tuple[float, float]:
-    """Gain and offset of medians against levels, by least squares without outliers (beyond 3 robust sd)."""
+    """Fit gain and offset of medians against levels, by least squares without outliers (beyond 3 robust sd)."""
     present_B = counts_B > 0
     kept_B = present_B
     gain, offset = 1.0, 0.0
@@ -139,14 +139,14 @@ def fit_line(levels_B: F32, medians_B: F64, counts_B: I64) -> tuple[float, float
 
 
 def events(signal_S: F32, starts_B: I64, end_sample: int) -> tuple[F64, I64]:
-    """Median of the samples of each base (0 for none), and their number."""
+    """Return the median of each base's samples (0 if it has none), and their number."""
     medians_B, _, counts_B = event_moments(signal_S, starts_B, end_sample)
     return medians_B, counts_B
 
 
 @compiled
 def event_moments(signal_S: F32, starts_B: I64, end_sample: int) -> tuple[F64, F64, I64]:
-    """Median, standard deviation and number of the samples of each base; zeros for none."""
+    """Return median, standard deviation and number of each base's samples; zeros if it has none."""
     B = starts_B.size
     medians_B, sds_B, counts_B = np.zeros(B), np.zeros(B), np.zeros(B, np.int64)
     for b in range(B):
@@ -159,10 +159,10 @@ def event_moments(signal_S: F32, starts_B: I64, end_sample: int) -> tuple[F64, F
 
 @compiled
 def _viterbi(units_S: F32, levels_B: F32, centre_S: I64, half: int, sd: float, log_stay: float, log_move: float) -> I64:
-    """First sample of every base on the best path from the first to the last, or -1 where there is none.
+    """Return the first sample of every base on the best path from the first base to the last, or -1 if there is none.
 
-    Each sample shows one base within `half` of the band's centre at it; from sample to sample the path stays or moves
-    on by one.
+    Each sample belongs to one base, within `half` bases of the band's centre at that sample. From one sample to the
+    next the path stays or moves on by one base.
     """
     S, B = units_S.size, levels_B.size
     moved_SW = np.zeros((S, 2 * half + 1), np.uint8)

@@ -1,4 +1,4 @@
-"""Training arrays: reads with the sample at which each of their bases arrives, in one .npz file.
+"""Training arrays: an .npz file of reads, with the sample at which each base arrives.
 
 Dimensions: S samples, B bases.
 """
@@ -19,7 +19,7 @@ class TrainingRead:
     Attributes
     ----------
     read_id
-        Its name.
+        The read's id.
     signal_pa_S
         Current in picoampere, float32, as measured.
     bases_B
@@ -27,7 +27,7 @@ class TrainingRead:
     starts_B
         Sample at which each base arrives, float64; rising.
     sample_rate_hz
-        Samples a second.
+        Samples per second.
     """
 
     read_id: str
@@ -46,7 +46,7 @@ class ReadSet:
 
 
 def split(reads: Sequence[TrainingRead], validation: int) -> ReadSet:
-    """The last `validation` reads by sorted id are for validation: the split does not depend on the order of files.
+    """Split off the last `validation` reads by sorted id, so the split does not depend on the order of files.
 
     Raises
     ------
@@ -62,8 +62,8 @@ def split(reads: Sequence[TrainingRead], validation: int) -> ReadSet:
 def save_reads(path: Path, reads: ReadSet) -> None:
     """Write training arrays.
 
-    Keys: `ids`, `rate` (Hz) of each read; `train`, `valid`: their indices; and of read i `{i}_pa`, `{i}_bases`,
-    `{i}_start`.
+    Keys: `ids` and `rate` (Hz) of all reads; `train` and `valid`, the indices of the reads in each set; and for read i,
+    `{i}_pa`, `{i}_bases` and `{i}_start`.
     """
     every = [*reads.training, *reads.validation]
     arrays: dict[str, npt.NDArray[np.generic]] = {
@@ -74,7 +74,7 @@ def save_reads(path: Path, reads: ReadSet) -> None:
     }
     for i, read in enumerate(every):
         arrays |= {f"{i}_pa": read.signal_pa_S, f"{i}_bases": read.bases_B, f"{i}_start": read.starts_B}
-    with path.open("wb") as file:  # given a name, numpy would add .npz to it
+    with path.open("wb") as file:  # given a path, numpy would append .npz
         np.savez_compressed(file, allow_pickle=False, **arrays)
 
 
@@ -84,11 +84,11 @@ def load_reads(path: Path) -> ReadSet:
     Raises
     ------
     ValueError
-        The file is no .npz, or lacks a key.
+        The file is not an .npz, or lacks a key.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
-            ids = file["ids"]  # each look-up decompresses the whole array
+            ids = file["ids"]  # each lookup decompresses the whole array
             rates = np.broadcast_to(file["rate"], len(ids))
 
             def read(i: int) -> TrainingRead:

@@ -1,4 +1,4 @@
-"""The model card: what the model is, what it learned from, how good it is, and what it is not for."""
+"""Makes the model card: what the model is, what it learned from, how good it is, and what it is not for."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -42,18 +42,18 @@ _RUN_LENGTHS = range(2, 9)
 def model_card(
     name: str, parameters: int, training: Mapping[str, Any], evaluations: Sequence[Mapping[str, Any]]
 ) -> str:
-    """The card as Markdown.
+    """Return the card as Markdown.
 
     Parameters
     ----------
     name
-        The model's.
+        The model's name.
     parameters
-        How many numbers it has learned.
+        Number of parameters that the model has learned.
     training
         The [training] table of its config.toml.
     evaluations
-        Reports of `evaluate`, as their JSON says.
+        Reports from `evaluate`, as loaded from their JSON.
     """
     return _TEMPLATE.format(
         name=name,

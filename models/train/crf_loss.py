@@ -1,17 +1,18 @@
-"""The training loss: a linear-chain CRF over the last `state_len` bases, in a band round a known alignment.
+"""The training loss: a linear-chain CRF over the last `state_len` bases, in a band around a known alignment.
 
-loss = log Z(all paths) - log Z(paths that spell the target within the band), a base. A path stays (fixed score) or
-moves by one base a step. Scores are laid out as the decoder takes them: index new_state * 4 + dropped_base, the newest
-base in the low bits of a state: the predecessor of state j by dropped base k is k * 4**(state_len - 1) + j // 4.
+loss = log Z(all paths) - log Z(paths that spell the target within the band), per base. At each step, a path stays
+(with a fixed score) or moves by one base. Scores have the decoder's layout: index new_state * 4 + dropped_base, with
+the newest base in the low bits of a state. So the predecessor of state j by dropped base k is
+k * 4**(state_len - 1) + j // 4.
 
-Simulated signal comes with its alignment and real reads with a move table, so the band is free. It spares the training
-the long plateau with which CTC-like losses begin, and makes the target's part cheap.
+Simulated signal comes with its alignment and real reads with a move table, so the band costs nothing. With it, training
+avoids the long plateau at the start of CTC-like losses, and the target's part is cheap to compute.
 
-Forward-backward as in Rabiner (1989), in the probability domain, rescaled at every step. The gradient of log Z by a
-score is the posterior probability of its transition.
+Forward-backward is as in Rabiner (1989), in the probability domain, rescaled at every step. The gradient of log Z with
+respect to a score is the posterior probability of its transition.
 
 Dimensions: N rows, T time steps, C transition scores (4 * states), W cells of the band (2 half + 1), P positions of the
-target, the longest of the batch.
+longest target of the batch.
 """
 
 from typing import Any, cast
@@ -27,45 +28,47 @@ F64 = npt.NDArray[np.float64]
 I32 = npt.NDArray[np.int32]
 
 STAY_SCORE = 2.0
-"""Score of not moving (natural log), `blank_score` of the published models: the network does not put it out."""
+"""Score of not moving (natural log), `blank_score` in the published models; the network does not output it."""
 
 SCORE_LIMIT = 5.0
-"""Scores are clamped to +-SCORE_LIMIT, here and by the clamp layer of the exported network."""
+"""Scores are clamped to +-SCORE_LIMIT here, and by the clamp layer of the exported network."""
 
 START_SLACK = 1
-"""How many bases the first and the last position may be off the given alignment."""
+"""By how many bases the first and the last position may differ from the given alignment."""
 
 _TINY = 1e-300
 
 
 def margins(half: int, state_len: int) -> tuple[int, int]:
-    """Bases that a target must hold before its first and after its last aligned position."""
+    """Return how many bases a target must have before its first and after its last aligned position."""
     return half + state_len, half
 
 
 def crf_loss(
     scores_TNC: torch.Tensor, targets_NP: npt.NDArray[np.uint8], positions_NT: npt.NDArray[np.int32], half: int = 8
 ) -> torch.Tensor:
-    """Mean loss a base, in nats; differentiable by the scores.
+    """Compute the mean loss per base, in nats; it is differentiable with respect to the scores.
 
-    Computed on the CPU in numba, wherever the scores are: for a GPU they are copied there and the gradient back.
+    The loss is computed on the CPU with numba. If the scores are on a GPU, they are copied to the CPU and the gradient
+    is copied back.
 
     Parameters
     ----------
     scores_TNC
-        float32, natural logs, before the clamp to +-SCORE_LIMIT. Beyond it, the gradient never pushes further out.
+        float32, natural logs, before the clamp to +-SCORE_LIMIT. The gradient never pushes scores beyond the limit
+        further out.
     targets_NP
-        Bases 0-3 of each row, padded at the end with anything.
+        Bases 0-3 of each row; the padding at the end can have any value.
     positions_NT
-        Index in the row's target of the base that is in the pore at each step; never falls. `margins` bases must lie
-        before the first and after the last.
+        Index, in the row's target, of the base that is in the pore at each step; it never decreases. A target must have
+        `margins` bases before the first and after the last position.
     half
         Half width of the band, in bases.
 
     Raises
     ------
     ValueError
-        Shapes that do not fit together, or a target without its margins.
+        The shapes do not fit together, or a target lacks its margins.
     """
     T, N, C = scores_TNC.shape
     state_len = (C.bit_length() - 1) // 2 - 1
@@ -91,7 +94,7 @@ class _BandedCrf(torch.autograd.Function):
     ) -> torch.Tensor:
         scores_TCN = scores_TNC.detach().float().cpu().transpose(1, 2).contiguous()
         T, _, N = scores_TCN.shape
-        # Weights of the transitions first; posteriors, and in the end the gradient, are written over them.
+        # First the weights of the transitions; then the posteriors and finally the gradient overwrite them.
         weights_TCN = torch.exp(scores_TCN.clamp(-SCORE_LIMIT, SCORE_LIMIT)).numpy()
         transitions_NP = _transitions(targets_NP, state_len)
         stay = np.float32(np.exp(STAY_SCORE))
@@ -114,7 +117,7 @@ class _BandedCrf(torch.autograd.Function):
 
 
 def _transitions(targets_NP: npt.NDArray[np.uint8], state_len: int) -> I32:
-    """Index of the score with which the path moves onto each position; 0 where the target is too short to say."""
+    """Return the index of the score for moving onto each position; 0 where too few bases come before it."""
     P = targets_NP.shape[1]
     transitions_NP = np.zeros((len(targets_NP), P), np.int32)
     for back in range(state_len):
@@ -127,7 +130,7 @@ def _transitions(targets_NP: npt.NDArray[np.uint8], state_len: int) -> I32:
 def _scan_target(
     weights_TCN: F32, transitions_NP: I32, positions_NT: I32, half: int, stay: np.float32, log_z_N: F64, moved_NTW: F32
 ) -> None:
-    """Forward-backward along the targets: log Z, and the posteriors of 'moved onto the band's cell in this step'."""
+    """Run forward-backward along the targets: log Z, and the posterior of moving onto each band cell in each step."""
     T, _, N = weights_TCN.shape
     W = 2 * half + 1
     forward_TW = np.zeros((T + 1, W))
@@ -190,7 +193,7 @@ def _scan_target(
 
 @compiled
 def _scan_all(weights_TCN: F32, stay: np.float32, log_z_N: F64) -> None:
-    """Forward-backward over all paths: log Z; overwrites the weights with the posteriors of the transitions."""
+    """Run forward-backward over all paths: log Z; overwrite the weights with the posteriors of the transitions."""
     T, C, N = weights_TCN.shape
     S = C // 4
     quarter = S // 4
@@ -260,7 +263,7 @@ def _subtract_target(
     share_N: F32,
     limit: float,
 ) -> None:
-    """The posteriors of all paths become the gradient: less those of the target's, times each row's share."""
+    """Turn the posteriors of all paths into the gradient: subtract the target's, and multiply by each row's share."""
     T, C, N = posteriors_TCN.shape
     for t in range(T):
         for n in range(N):

@@ -1,4 +1,4 @@
-"""The learning curve: losses from the trainer's logs, identities from evaluations of its snapshots."""
+"""Makes the learning curve: losses from the trainer's logs, identities from evaluations of its snapshots."""
 
 import csv
 import json
@@ -11,23 +11,23 @@ COLUMNS = ("samples_seen", *_LOSSES, "reads", "median_identity")
 
 
 class NoPlots(RuntimeError):
-    """The library for pictures is not installed."""
+    """matplotlib, which draws the plot, is not installed."""
 
 
 def curve_rows(logs: Iterable[Path], evaluations: Iterable[Path]) -> list[dict[str, Any]]:
-    """Rows of COLUMNS by samples seen: one for each validation of the logs, and one for each evaluation.
+    """Return rows of COLUMNS, sorted by samples seen: one for each validation in the logs and for each evaluation.
 
     Parameters
     ----------
     logs
-        The trainer's, JSON lines; rows without a validation are left out.
+        Logs of the trainer, JSON lines; rows without a validation are left out.
     evaluations
-        JSON files of `evaluate`, of models that say how many samples they have seen.
+        JSON files from `evaluate`, for models whose config says how many samples they have seen.
 
     Raises
     ------
     ValueError
-        A file is not what it should be.
+        A file is not a log of the trainer, or not an evaluation.
     """
     rows = []
     for path in logs:
@@ -54,7 +54,7 @@ def curve_rows(logs: Iterable[Path], evaluations: Iterable[Path]) -> list[dict[s
 
 
 def write_table(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Write rows as CSV, or as TSV under a name that ends in .tsv; what a row lacks is empty."""
+    """Write rows as CSV, or as TSV if the name ends in .tsv; missing values are left empty."""
     with path.open("w", newline="") as file:
         delimiter = "\t" if path.suffix == ".tsv" else ","
         writer = csv.DictWriter(file, COLUMNS, delimiter=delimiter, lineterminator="\n")
@@ -63,7 +63,7 @@ def write_table(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def draw(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Draw losses and identities against samples seen, as a PNG.
+    """Plot losses and identities against samples seen, as a PNG.
 
     Raises
     ------

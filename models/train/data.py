@@ -1,7 +1,6 @@
-"""What the network learns from: chunks of simulated and of real reads.
+"""The data that the network learns from: chunks of simulated and of real reads.
 
-Both streams give the same chunks again for the same seeds and place, so that a run that is taken up again goes on where
-it stopped.
+With the same seeds and place, both streams give the same chunks again, so a resumed run continues where it stopped.
 
 Dimensions: N rows of a batch, S samples, T time steps (S / STRIDE), P positions of a chunk's target, B bases.
 """
@@ -23,25 +22,25 @@ from porestream.models.train.network import STRIDE
 from porestream.models.train.signal import F32, MODEL_RATE_HZ, normalise, resample
 
 HALF_BAND = 8
-"""Widest half width of the loss's band, for which chunks have margins."""
+"""The largest half width of the loss's band; chunks have margins for it."""
 
 GENOME_BASES = 7001
-"""Shorter sequences give no windows: the longest simulated read does not fit into them."""
+"""Shorter sequences give no windows, because the longest simulated read does not fit into them."""
 
 _MAX_STEP_BASES = 7  # more in one step would leave the band
-_MAX_DWELL_SAMPLES = 60  # chunks that are slower on the mean have stalled: little to learn
+_MAX_DWELL_SAMPLES = 60  # chunks that are slower on average have stalled: there is little to learn from them
 _SLOW_RATE_HZ, _SLOW_SHARE = 4000.0, 0.35
 _READ_BASES = (1500, GENOME_BASES - 1)
 _BLOCK_READS = 16
 _SPEED_RANGE = (0.88, 1.12)
-_WARP_LOG_SD = 0.3  # of the factor on each base's dwell: the few real reads are never the same twice
+_WARP_LOG_SD = 0.3  # of the factor on each base's dwell, so that the few real reads are never the same twice
 _MAX_ADDED_NOISE = 0.08
-_NOISE_LOG_SD, _DWELL_RANGE = 0.25, (0.85, 1.15)  # between simulated reads, for runs differ in these
-_GAIN_SD, _OFFSET_SD = 0.04, 0.05  # of what the normalisation leaves over, and more
+_NOISE_LOG_SD, _DWELL_RANGE = 0.25, (0.85, 1.15)  # between simulated reads, because runs differ in these
+_GAIN_SD, _OFFSET_SD = 0.04, 0.05  # what the normalisation leaves, and some more
 
 
 class Chunk(NamedTuple):
-    """One item: normalised signal, the bases near it, and which of them is in the pore at each step."""
+    """One training item: normalised signal, the bases near it, and which of them is in the pore at each step."""
 
     signal_S: F32
     target_P: npt.NDArray[np.uint8]
@@ -50,9 +49,9 @@ class Chunk(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """How far a stream of simulated chunks has come: the block, chunks of it that were taken, and their length.
+    """How far a stream of simulated chunks has got: the block, how many of its chunks were taken, and their length.
 
-    The length is None where nobody knows it: states of older versions do not say.
+    The length is None if it is unknown, because states of older versions do not record it.
     """
 
     block: int = 0
@@ -68,7 +67,7 @@ def cut_chunk(
     samples: int,
     state_len: int,
 ) -> Chunk | None:
-    """The chunk from sample `at` on, or None where its bases cannot be learned: no margins, jumps, stalls."""
+    """Cut the chunk that starts at sample `at`; None if its bases can't be learned (no margins, jumps or stalls)."""
     middles_T = at + STRIDE * np.arange(samples // STRIDE) + STRIDE / 2
     current_T = np.searchsorted(starts_B, middles_T, "right") - 1
     before, after = margins(HALF_BAND, state_len)
@@ -83,29 +82,29 @@ def cut_chunk(
 
 
 class SimulatedChunks:
-    """Endless shuffled chunks of simulated reads, in blocks of a few reads; a third of the reads at 4 kHz.
+    """Endless shuffled chunks of simulated reads, in blocks of a few reads; a third of the reads are at 4 kHz.
 
     Parameters
     ----------
     pore, noise
-        The simulator's.
+        For the simulator.
     genomes
-        Encoded sequences that some reads are windows of; may be empty.
+        Encoded sequences; some reads are windows of them. May be empty.
     genome_share
-        Share of the reads that are.
+        Share of the reads that are such windows.
     samples
-        Length of a chunk, where `place` has none.
+        Length of a chunk, if `place` has none.
     state_len
-        The network's.
+        The network's state length.
     seed
-        Several numbers are one seed.
+        Several numbers that together make one seed.
     place
-        Where to go on, with chunks of its length.
+        Where to continue, with chunks of its length.
 
     Raises
     ------
     ValueError
-        If no genome is long enough.
+        No genome is long enough.
     """
 
     def __init__(
@@ -133,22 +132,22 @@ class SimulatedChunks:
 
     @property
     def place(self) -> Place:
-        """Where the next chunk comes from."""
+        """The place of the next chunk."""
         return self._place
 
     def set_samples(self, samples: int) -> None:
-        """Chunks of another length from now on, from the next block."""
+        """Give chunks of another length from now on, starting with the next block."""
         if samples != self._samples:
             self._samples, self._block = samples, None
             self._place = Place(self._place.block + 1, 0, samples)
 
     def take(self, count: int) -> list[Chunk]:
-        """The next chunks.
+        """Return the next chunks.
 
         Raises
         ------
         ValueError
-            If reads give none: chunks longer than reads, or levels of a pore that make no sense.
+            The simulated reads give no chunks, because chunks are longer than reads or the pore model makes no sense.
         """
         chunks: list[Chunk] = []
         while len(chunks) < count:
@@ -195,7 +194,7 @@ class SimulatedChunks:
         return signal_S, bases_B[self._pore.left : bases_B.size - self._pore.right], starts_B * factor
 
     def _window(self, count: int, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
-        """Bases of a genome from a random place and strand; what is unknown becomes random bases."""
+        """Return bases of a genome from a random place and strand; unknown bases are replaced by random ones."""
         genome_B = self._genomes[rng.choice(len(self._genomes), p=self._genome_odds / self._genome_odds.sum())]
         first = int(rng.integers(0, genome_B.size - count))
         window_B = genome_B[first : first + count]
@@ -210,16 +209,16 @@ class RealChunks:
     Parameters
     ----------
     reads
-        Prepared reads; a read is chosen in proportion to its bases.
+        Prepared reads; each is chosen with a probability proportional to its number of bases.
     samples
         Length of a chunk.
     state_len
-        The network's.
+        The network's state length.
 
     Raises
     ------
     ValueError
-        If no read is long enough.
+        No read is long enough.
     """
 
     def __init__(self, reads: Sequence[TrainingRead], samples: int, state_len: int) -> None:
@@ -230,7 +229,7 @@ class RealChunks:
         self.set_samples(samples)
 
     def set_samples(self, samples: int) -> None:
-        """Chunks of another length from now on."""
+        """Give chunks of another length from now on."""
         if samples == self._samples:
             return
         self._samples = samples
@@ -245,7 +244,7 @@ class RealChunks:
             )
 
     def take(self, count: int, rng: np.random.Generator, augment: bool = True) -> list[Chunk]:
-        """Crops, drawn from `rng` alone."""
+        """Return crops; all randomness comes from `rng`."""
         chunks: list[Chunk] = []
         while len(chunks) < count:
             signal_S, read = self._reads[rng.choice(len(self._reads), p=self._odds / self._odds.sum())]
@@ -275,7 +274,7 @@ class RealChunks:
 def collate(
     chunks: Sequence[Chunk], rng: np.random.Generator | None = None
 ) -> tuple[torch.Tensor, npt.NDArray[np.uint8], npt.NDArray[np.int32]]:
-    """A batch: signal_NS (float32), targets_NP and positions_NT, as `crf_loss` takes them.
+    """Make a batch: signal_NS (float32), and targets_NP and positions_NT for `crf_loss`.
 
     With `rng`, each row's gain and offset vary a little.
     """

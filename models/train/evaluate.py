@@ -18,17 +18,17 @@ from porestream.models.train.accuracy import QUALITIES, ReadAccuracy, accuracy
 from porestream.models.train.truths import Truths
 
 Signal = tuple[str, npt.NDArray[np.int16], Measurement]
-"""Read id, ADC counts, and how they were measured."""
+"""Read id, ADC counts, and how the instrument measured them."""
 
 Call = Callable[[npt.NDArray[np.int16], Measurement], CalledRead]
 
 _LENGTHS = (0, 1000, 3000, 10_000, 30_000)
-_MIN_FIT_COLUMNS = 200  # of a quality, for it to count in the fit
+_MIN_FIT_COLUMNS = 200  # a quality with fewer columns is left out of the fit
 
 
 @dataclass(frozen=True, slots=True)
 class LengthBin:
-    """Reads whose truth has from `from_bases` to the next bin's bases."""
+    """Reads whose truth has at least `from_bases` bases, and fewer than the next bin's."""
 
     from_bases: int
     reads: int
@@ -37,7 +37,7 @@ class LengthBin:
 
 @dataclass(frozen=True, slots=True)
 class RunBin:
-    """Homopolymers of the truth of one length (the last: and longer), and the share called with the right length."""
+    """The truth's homopolymers of one length (the last bin: or longer), and the share called with the right length."""
 
     length: int
     runs: int
@@ -46,7 +46,7 @@ class RunBin:
 
 @dataclass(frozen=True, slots=True)
 class QualityBin:
-    """Alignment columns of bases with one quality, and the Phred of the share that is wrong."""
+    """Alignment columns of bases with one quality, and the error rate among them as Phred."""
 
     quality: int
     columns: int
@@ -60,20 +60,20 @@ class Report:
     Attributes
     ----------
     name, model, samples_seen
-        Of the reads; of the model's directory; what the model was trained on (0: unknown).
+        Name of the reads, name of the model's directory, and samples that the model was trained on (0: unknown).
     reads, mapped, failed
-        Reads compared, those with an alignment, and those that could not be called.
+        How many reads were compared, how many have an alignment, and how many could not be called.
     bases, samples
-        Called, and measured.
+        Bases called, and samples measured.
     median_identity, mean_identity, quartiles
-        Over mapped reads: matches over columns of the best hit.
+        Identity of mapped reads: matches divided by columns of the best hit.
     mismatch, insertion, deletion
         Shares of all columns.
     predicted_quality, observed_quality
-        Phred of the mean error that the qualities predict for aligned bases, and of the mean of 1 - identity, over
-        reads.
+        Phred of the mean error that the qualities predict for aligned bases, and Phred of the mean of 1 - identity;
+        both means are over reads.
     fitted_scale, fitted_bias
-        [qscore] values that would make qualities fit, or None where there is too little to fit.
+        [qscore] values that would make the qualities fit, or None if there are too few data to fit.
     """
 
     name: str
@@ -99,11 +99,11 @@ class Report:
     qualities: list[QualityBin]
 
     def json(self) -> dict[str, object]:
-        """As plain values."""
+        """Return the report as plain values."""
         return asdict(self)
 
     def table(self) -> str:
-        """For reading."""
+        """Return the report as text to read."""
         low, high = self.quartiles
         lines = [
             f"{self.name}: {self.reads} reads, {self.mapped} mapped, {self.failed} failed; {self.bases:,} bases of "
@@ -126,7 +126,7 @@ class Report:
 
 
 def pod5_reads(paths: Sequence[Path]) -> Iterator[Signal]:
-    """The reads of POD5 files."""
+    """Yield the reads of POD5 files."""
     for path in paths:
         with pod5.Reader(path) as reader:
             for read in reader.reads():
@@ -152,18 +152,18 @@ def evaluate(
     model: str = "",
     samples_seen: int = 0,
 ) -> Report:
-    """Call the reads that have a truth, one by one, and compare.
+    """Call the reads that have a truth, one by one, and compare them with it.
 
     Parameters
     ----------
     reads
-        Signals.
+        Signals to call.
     truths
-        What they should say.
+        The true sequences.
     call
         Usually `Basecaller.call_read`.
     scale, bias
-        The model's [qscore], to which the fit refers.
+        The model's [qscore] values, which the fit is relative to.
     name, model, samples_seen
         For the report.
 
@@ -181,7 +181,7 @@ def evaluate(
         samples += signal_S.size
         try:
             called = call(signal_S, measured)
-        except ValueError:  # too short, or scores that are not finite: what a service would report as failed
+        except ValueError:  # too short, or scores that are not finite; a service would report it as failed
             failed += 1
             continue
         bases += len(called.sequence)
@@ -195,22 +195,23 @@ def evaluate(
 
 
 def phred(error: float) -> float:
-    """-10 log10 of an error probability; 60 where it is below one in a million."""
+    """Return -10 log10 of an error probability, but at most 60 (one in a million)."""
     return -10 * math.log10(max(error, 1e-6))
 
 
 def fit_qscore(
     columns_Q: npt.NDArray[np.int64], errors_Q: npt.NDArray[np.int64], scale: float, bias: float
 ) -> tuple[float, float] | None:
-    """[qscore] scale and bias with which the qualities would fit the observed errors.
+    """Fit the [qscore] scale and bias with which the qualities would match the observed errors.
 
-    A line through the observed Phred of every quality, by least squares, weighted by columns; put behind the scale and
-    bias in use. Qualities at the decoder's limits (1 and 50), with few columns or without errors are left out.
+    A line through the observed Phred of every quality, fitted by least squares with the columns as weights, is combined
+    with the scale and bias in use. Qualities at the decoder's limits (1 and 50), and those with few columns or without
+    errors, are left out.
 
     Returns
     -------
     tuple or None
-        Scale and bias; None with fewer than three qualities.
+        Scale and bias; None if fewer than three qualities remain.
     """
     used = [q for q in range(2, QUALITIES - 1) if columns_Q[q] >= _MIN_FIT_COLUMNS and errors_Q[q] > 0]
     if len(used) < 3:

@@ -1,4 +1,4 @@
-"""A trained state to a model directory: weights, config.toml and a model card."""
+"""Writes a trained state as a model directory: weights, config.toml and a model card."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -25,7 +25,7 @@ RESAMPLED_RATES_HZ = (4000,)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportSettings:
-    """What a model directory says beside the weights; see the options of the `export` command."""
+    """Settings of a model directory other than the weights; see the options of the `export` command."""
 
     date: str
     quality_scale: float = 1.0
@@ -44,19 +44,19 @@ def export_model(
     Parameters
     ----------
     state
-        Of the trainer.
+        The trainer's state.
     directory
-        Made if need be; its name becomes the model's.
+        Created if necessary; its name becomes the model's name.
     settings
-        See there.
+        See ExportSettings.
     evaluations
-        Reports of `evaluate`, for the card.
+        Reports from `evaluate`, for the card.
     """
     network = TrainableNetwork.of_weights(state.mean)
     directory.mkdir(parents=True, exist_ok=True)
     dtype = torch.float16 if settings.half else torch.float32
     weights = {published_name(key): weight.to(dtype).contiguous() for key, weight in network.state_dict().items()}
-    (directory / "model.safetensors").write_bytes(save(weights))  # save_file's would be for its owner alone
+    (directory / "model.safetensors").write_bytes(save(weights))  # save_file's file would be private to its owner
     training = _training(state, settings)
     (directory / "config.toml").write_text(_config(network, settings, training))
     parameters = sum(weight.numel() for weight in weights.values())
@@ -111,6 +111,6 @@ def _config(network: TrainableNetwork, settings: ExportSettings, training: Mappi
     tables.append((layer, {"type": "linearcrfencoder", **crf, "expand_blanks": True}))
     tables.append((layer, {"type": "clamp", "min": -SCORE_LIMIT, "max": SCORE_LIMIT}))
     tables.append(("[training]", dict(training)))
-    # JSON's strings, numbers, booleans and arrays of them are TOML's too.
+    # JSON strings, numbers, booleans and arrays of these are valid TOML, too.
     texts = ["\n".join([name, *(f"{key} = {json.dumps(value)}" for key, value in t.items())]) for name, t in tables]
     return "\n\n".join(texts) + "\n"

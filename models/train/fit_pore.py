@@ -1,10 +1,10 @@
-"""Fits a pore model to real reads: what the 9-mer table misses, learned from a wider context.
+"""Fits a pore model to real reads: learns from a wider context what the 9-mer table misses.
 
-Expectation-maximisation in its hard form: forced alignment to the levels so far says which samples show which base; a
-small network learns those events' levels, spreads and dwells from 12 bases before and 10 after; and so on. The 9-mer
-means stay as they are.
+This is hard expectation-maximisation. Forced alignment to the current levels finds which samples belong to which base;
+then a small network learns the levels, spreads and dwells of those events from 12 bases before and 10 after; and so on.
+The 9-mer means stay unchanged.
 
-Dimensions: B bases (events), I inputs (4 a place of the context, and the 9-mer's mean), O outputs (3), S samples.
+Dimensions: B bases (events), I inputs (4 per place of the context, and the 9-mer's mean), O outputs (3), S samples.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,7 +24,7 @@ from porestream.models.train.statistics import robust_sd
 _BATCH_EVENTS = 512
 _PEAK_RATE, _WEIGHT_DECAY, _DROPOUT = 3e-3, 0.03, 0.1
 _LEVEL_WEIGHT, _SPREAD_WEIGHT, _DWELL_WEIGHT = 30.0, 0.1, 0.1
-_LEVEL_HUBER = 0.08  # table units: beyond it an event is rather misaligned than informative
+_LEVEL_HUBER = 0.08  # table units: beyond this, an event is more likely misaligned than informative
 _MAX_LEVEL_CHANGE = 0.8  # table units
 _MIN_SD, _MIN_DWELL = 0.02, 0.7
 _SPREAD_EVENT_SAMPLES, _LONG_EVENT_SAMPLES = 4, 8
@@ -32,14 +32,14 @@ _SPREAD_EVENT_SAMPLES, _LONG_EVENT_SAMPLES = 4, 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Residuals:
-    """Robust sd (table units) of held-out reads' long events round the predicted levels.
+    """Robust sd (table units) of held-out reads' long events around the predicted levels.
 
     Attributes
     ----------
     round
-        Counted from 1.
+        Round number, starting at 1.
     table, context
-        With the 9-mer table alone, and with the fitted context.
+        Residual with the 9-mer table alone, and with the fitted context.
     dwell_explained
         Share of the variance of log dwell that the context explains.
     """
@@ -52,7 +52,7 @@ class Residuals:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Events:
-    """Events of some reads: inputs, median and sd in table units, samples, and the 9-mer's mean."""
+    """Events of some reads: inputs, median and sd in table units, number of samples, and the 9-mer's mean."""
 
     inputs_BI: F32
     medians_B: F64
@@ -76,29 +76,29 @@ def fit_pore(
     Parameters
     ----------
     reads
-        Prepared reads; those for validation are only measured.
+        Prepared reads; nothing is learned from those for validation.
     start
-        Gives the 9-mer means and the first alignment.
+        Provides the 9-mer means and the first alignment.
     rounds, epochs
-        Alignments and fits; passes over the events in each, twice as many in the last.
+        Number of alignments and fits; passes over the events in each fit (twice as many in the last).
     width
-        Of the network's two hidden layers.
+        Width of the network's two hidden layers.
     seed
-        Of its first weights, and of the order of events.
+        Seed of the network's initial weights and of the order of events.
     report
-        Told the residuals of each round.
+        Called with the residuals of each round.
     left_out
-        Told each read that cannot be aligned, in every round and at the end.
+        Called for each read that cannot be aligned, in every round and at the end.
 
     Returns
     -------
     tuple
-        The pore model, and the reads with new starts; without those that cannot be aligned to it.
+        The pore model, and the reads with new starts, without those that cannot be aligned to it.
 
     Raises
     ------
     ValueError
-        No read to learn from, or none for validation, can be aligned.
+        None of the reads to learn from, or none of those for validation, can be aligned.
     """
     pore = start
     for number in range(1, rounds + 1):
@@ -112,7 +112,7 @@ def fit_pore(
 
 
 def _realigned(reads: Sequence[TrainingRead], pore: PoreModel, left_out: LeftOut) -> list[TrainingRead]:
-    """The reads with the starts of their bases aligned anew; but the outermost ones, whose neighbours are unknown."""
+    """Realign the bases of the reads, except the outermost ones, whose neighbours are unknown."""
     moved = []
     for read, inner in each_aligned(reads, lambda read: _align_inner(read, pore), left_out):
         starts_B = read.starts_B.copy()
@@ -123,7 +123,7 @@ def _realigned(reads: Sequence[TrainingRead], pore: PoreModel, left_out: LeftOut
 
 @dataclass(frozen=True, slots=True)
 class _Inner:
-    """A read's inner bases aligned: starts in the read, and the signal in table units from the first of them on."""
+    """A read's aligned inner bases: their starts in the read, and the signal in table units from the first one on."""
 
     starts_B: I64
     units_S: F32
@@ -149,7 +149,7 @@ def _events(reads: Sequence[TrainingRead], pore: PoreModel, left_out: LeftOut) -
 
 
 def _inputs(bases_B: npt.NDArray[np.uint8], pore: PoreModel) -> tuple[F32, F32]:
-    """The network's inputs for ``bases_B[left:-right]`` as PoreModel defines them, and the 9-mers' means."""
+    """Return the network's inputs for ``bases_B[left:-right]``, as PoreModel defines them, and the 9-mers' means."""
     context_BP = np.lib.stride_tricks.sliding_window_view(bases_B, pore.left + 1 + pore.right)
     means_B = pore.kmer_means_K[kmer_index(bases_B)]
     one_hot_BI = np.eye(4, dtype=np.float32)[context_BP].reshape(len(context_BP), -1)
@@ -157,7 +157,7 @@ def _inputs(bases_B: npt.NDArray[np.uint8], pore: PoreModel) -> tuple[F32, F32]:
 
 
 def _targets(events: _Events) -> torch.Tensor:
-    """(B, 3): level less the 9-mer's mean, log sd, log dwell."""
+    """Return the targets (B, 3): level minus the 9-mer's mean, log sd, log dwell."""
     changes_B = np.clip(events.medians_B - events.kmer_means_B, -_MAX_LEVEL_CHANGE, _MAX_LEVEL_CHANGE)
     log_sds_B = np.log(np.maximum(events.sds_B, _MIN_SD))
     log_dwells_B = np.log(np.maximum(events.counts_B, _MIN_DWELL))
@@ -168,7 +168,7 @@ def _fit(events: _Events, epochs: int, width: int, seed: int) -> nn.Sequential:
     generator = torch.Generator().manual_seed(seed)
     inputs_BI, targets_BO = torch.from_numpy(events.inputs_BI), _targets(events)
     counts_B = torch.from_numpy(events.counts_B.astype(np.float32))
-    trust_B = counts_B / (counts_B + 3.0)  # a median of few samples is uncertain
+    trust_B = counts_B / (counts_B + 3.0)  # the median of few samples is uncertain
     spread_known_B = (counts_B >= _SPREAD_EVENT_SAMPLES).float()
     with torch.random.fork_rng(devices=[]):  # dropout has no generator of its own
         torch.manual_seed(seed)

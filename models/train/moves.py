@@ -1,8 +1,8 @@
-"""Move tables: where in the signal each base of a BAM record lies.
+"""Reads move tables: where each base of a BAM record lies in the signal.
 
-Two kinds are read: the `mv` tag of dorado and of this project (one entry a time step of the caller's network), and the
-`ss` and `si` tags of squigualiser's realignment (https://github.com/hiruna72/squigualiser: samples
-of every base along the alignment).
+There are two kinds: the `mv` tag of dorado and of this project (one entry per time step of the caller's network), and
+the `ss` and `si` tags of squigualiser's realignment (https://github.com/hiruna72/squigualiser: samples of every base
+along the alignment).
 
 Dimensions: B bases.
 """
@@ -31,11 +31,11 @@ class Moves:
     Attributes
     ----------
     first_base
-        Index of the first of them in the read, in the order in which it was sequenced.
+        Index in the read of the first of these bases, in sequencing order.
     starts_B
-        First sample of each, int64.
+        First sample of each base, int64.
     end_sample
-        Where the last one ends.
+        Where the last base ends.
     """
 
     first_base: int
@@ -44,19 +44,19 @@ class Moves:
 
 
 def moves_of(record: pysam.AlignedSegment, samples: int) -> Moves:
-    """Moves of a record, from whichever tags it has.
+    """Return the moves of a record, from whichever tags it has.
 
     Parameters
     ----------
     record
-        The record, aligned or not, to either strand.
+        The record: unaligned, or aligned to either strand.
     samples
         Length of the read's signal.
 
     Raises
     ------
     NoMoves
-        It has neither kind of tags, they do not fit the read, or it is one part of a split read.
+        The record has neither kind of tags, the tags do not fit the read, or it is part of a split read.
     """
     if record.has_tag("ss"):
         moves = _realigned(record, samples)
@@ -70,11 +70,11 @@ def moves_of(record: pysam.AlignedSegment, samples: int) -> Moves:
 
 
 def _move_table(record: pysam.AlignedSegment, samples: int) -> Moves:
-    """mv: the stride, then 1 for every time step that begins a base; ts: samples before the first step.
+    """Read mv (the stride, then 1 for every time step that starts a base) and ts (samples before the first step).
 
-    Steps are in the order of the signal, whatever the strand, so base k of the sequenced strand is the k-th 1.
+    Steps are in signal order, whatever the strand, so base k of the sequenced strand is the k-th 1.
     """
-    if record.has_tag("pi"):  # its samples count from the split point
+    if record.has_tag("pi"):  # its samples are counted from the split point
         raise NoMoves(f"it is a part of the split read {record.get_tag('pi')}")
     stride, *steps = cast("array[int]", record.get_tag("mv"))
     trimmed = int(record.get_tag("ts")) if record.has_tag("ts") else 0
@@ -82,14 +82,15 @@ def _move_table(record: pysam.AlignedSegment, samples: int) -> Moves:
     if starts_B.size != record.query_length:
         raise NoMoves(f"its mv tag has {starts_B.size} moves for {record.query_length} bases")
     end_sample = trimmed + stride * len(steps)
-    # The last step may reach beyond the signal: read lengths are no multiples of the stride.
+    # The last step may reach beyond the signal, because read lengths are not multiples of the stride.
     return Moves(0, starts_B, samples if samples < end_sample < samples + stride else end_sample)
 
 
 def _realigned(record: pysam.AlignedSegment, samples: int) -> Moves:
-    """ss: samples of each base along the alignment; si: first and last sample of the alignment.
+    """Read ss (samples of each base along the alignment) and si (first and last sample of the alignment).
 
-    The entries go with the signal; on the reverse strand the alignment goes against it, and `si` counts from its end.
+    The entries are in signal order. On the reverse strand, the alignment runs against the signal, and `si` counts from
+    the signal's end.
     """
     if record.cigartuples is None:
         raise NoMoves("it has an ss tag but no alignment")
@@ -104,7 +105,7 @@ def _realigned(record: pysam.AlignedSegment, samples: int) -> Moves:
         for operation, length in cigar:
             if operation == _SOFT_CLIP:
                 base += length
-            elif operation == _DELETION:  # one entry for the whole gap, of bases without samples
+            elif operation == _DELETION:  # one entry for the whole gap; its bases have no samples
                 next(entries)
             elif operation in (_MATCH, _INSERTION):
                 first_base = base if first_base is None else first_base

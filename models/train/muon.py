@@ -1,8 +1,8 @@
 """The optimizer: Muon for the large matrices, AdamW for the rest.
 
-Muon (K. Jordan et al., 2024, https://kellerjordan.github.io/posts/muon) replaces the momentum of a matrix by about its
-nearest orthogonal matrix. A step's elements are scaled to AdamW's usual size, 0.2 (Moonlight, arXiv:2502.16982), so
-that both share one learning rate.
+Muon (K. Jordan et al., 2024, https://kellerjordan.github.io/posts/muon) replaces the momentum of a matrix by
+approximately the nearest orthogonal matrix. The elements of a step are scaled to AdamW's usual size, 0.2 (Moonlight,
+arXiv:2502.16982), so that both can share one learning rate.
 
 Dimensions: M matrices, R rows, C columns.
 """
@@ -14,13 +14,13 @@ import torch
 from porestream.models.train.network import TrainableNetwork
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-_ADAM_MAX_RATE = 3e-3  # for biases and the small convolutions, which do not bear Muon's
+_ADAM_MAX_RATE = 3e-3  # for biases and the small convolutions, which cannot take Muon's rate
 
 
 def orthogonalised(matrices_MRC: torch.Tensor) -> torch.Tensor:
-    """About the polar factor of each matrix (rows >= columns): singular values of 0.7 to 1.2.
+    """Approximate the polar factor of each matrix (rows >= columns): singular values become 0.7 to 1.2.
 
-    Five steps of Jordan's quintic Newton-Schulz iteration.
+    Makes five steps of Jordan's quintic Newton-Schulz iteration.
     """
     a, b, c = _COEFFICIENTS
     x_MRC: torch.Tensor = matrices_MRC / (matrices_MRC.flatten(1).norm(dim=1)[:, None, None] + 1e-7)
@@ -33,14 +33,14 @@ def orthogonalised(matrices_MRC: torch.Tensor) -> torch.Tensor:
 class Muon:
     """Updates a network from its gradients.
 
-    Each gate of an LSTM's weights is a matrix of its own; the last convolution and the linear layer are one each.
+    Each gate of an LSTM's weights is a separate matrix; the last convolution and the linear layer are one matrix each.
 
     Parameters
     ----------
     network
-        Whose parameters are updated.
+        The network to update.
     momentum, weight_decay
-        Of all matrices; AdamW takes the weight decay too.
+        Used for all matrices; AdamW uses the weight decay, too.
     """
 
     def __init__(self, network: TrainableNetwork, momentum: float = 0.95, weight_decay: float = 0.01) -> None:
@@ -59,7 +59,7 @@ class Muon:
 
     @torch.no_grad()
     def step(self, rate: float) -> None:
-        """One update with this learning rate."""
+        """Make one update with this learning rate."""
         for group in self._adam.param_groups:
             group["lr"] = min(rate, _ADAM_MAX_RATE)
         self._adam.step()
@@ -71,7 +71,7 @@ class Muon:
             update = torch.lerp(parameter.grad, momentum, self._momentum)  # Nesterov's
             update_MRC = update.reshape(blocks, len(parameter) // blocks, -1)
             by_shape.setdefault(update_MRC.shape, []).append((parameter, update_MRC))
-        for shape, updates in by_shape.items():  # all of one shape in one batched product
+        for shape, updates in by_shape.items():  # all matrices of one shape in one batched product
             stacked_MRC = torch.cat([update_MRC for _, update_MRC in updates])
             tall = shape[1] >= shape[2]
             step_MRC = orthogonalised(stacked_MRC if tall else stacked_MRC.transpose(1, 2))
@@ -81,11 +81,11 @@ class Muon:
                 parameter.mul_(1 - rate * self._decay).add_(part.reshape(parameter.shape), alpha=-rate * size)
 
     def state_dict(self) -> dict[str, Any]:
-        """AdamW's state, and the momenta in the order of the network's parameters."""
+        """Return AdamW's state, and the momenta in the order of the network's parameters."""
         return {"adam": self._adam.state_dict(), "buf": self._momenta}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what `state_dict` gave."""
+        """Restore what `state_dict` returned."""
         self._adam.load_state_dict(state["adam"])
         for momentum, saved in zip(self._momenta, state["buf"], strict=True):
             momentum.copy_(saved)

@@ -1,4 +1,4 @@
-"""The network in training: the same layers and arithmetic as the inference network's, with gradients.
+"""The network for training: the same layers and arithmetic as the inference network, with gradients.
 
 Dimensions: N rows of a batch, S samples, T time steps (S / STRIDE), C channels or transition scores.
 """
@@ -12,7 +12,7 @@ from torch.nn import functional
 STRIDE = 6
 LAYERS = 5
 CONVOLUTIONS = ((16, 5, 1), (16, 5, 1))
-"""Size, window and stride of the small convolutions; the third has the network's width, a window of 19 and STRIDE."""
+"""Size, window and stride of the small convolutions. The third has the network's width, a window of 19 and STRIDE."""
 
 WINLEN = 19
 
@@ -26,7 +26,7 @@ class Directed(nn.Module):
         self.reverse = reverse
 
     def forward(self, x_TNC: torch.Tensor) -> torch.Tensor:
-        """The hidden states, (T, N, C)."""
+        """Return the hidden states, (T, N, C)."""
         if self.reverse:
             return torch.flip(self.rnn(x_TNC.flip(0))[0], (0,))
         hidden_TNC: torch.Tensor = self.rnn(x_TNC)[0]
@@ -34,10 +34,10 @@ class Directed(nn.Module):
 
 
 class TrainableNetwork(nn.Module):
-    """Normalised signal to transition scores before the clamp.
+    """Computes transition scores, before the clamp, from normalised signal.
 
-    Three convolutions with SiLU, five LSTMs, the first, third and fifth of them backwards in time, and a linear layer
-    without bias: ONT's published "fast" v4 shape, where `width` is 96 and `state_len` 3.
+    It has three convolutions with SiLU, five LSTMs (the first, third and fifth run backwards in time) and a linear
+    layer without bias. With a `width` of 96 and a `state_len` of 3, this is ONT's published "fast" v4 shape.
 
     Parameters
     ----------
@@ -60,7 +60,7 @@ class TrainableNetwork(nn.Module):
         self.linear = nn.Linear(width, 4 ** (state_len + 1), bias=False)
 
     def forward(self, batch_NS: torch.Tensor) -> torch.Tensor:
-        """scores_TNC of float signal; C = new_state * 4 + dropped_base. S must be a multiple of STRIDE."""
+        """Return scores_TNC for float signal; C = new_state * 4 + dropped_base. S must be a multiple of STRIDE."""
         x_NCS = batch_NS[:, None]
         for conv in self.conv:
             x_NCS = functional.silu(conv(x_NCS))
@@ -72,7 +72,7 @@ class TrainableNetwork(nn.Module):
 
     @torch.no_grad()
     def initialise(self) -> None:
-        """Random weights from torch's generator: orthogonal recurrence, open forget gates."""
+        """Set random weights from torch's generator: orthogonal recurrence, open forget gates."""
         for directed in self.rnns:
             weights = dict(cast(Directed, directed).rnn.named_parameters())
             for block in torch.split(weights["weight_hh_l0"], self.width):
@@ -85,12 +85,12 @@ class TrainableNetwork(nn.Module):
 
     @classmethod
     def of_weights(cls, weights: dict[str, torch.Tensor]) -> "TrainableNetwork":
-        """The network that these weights (a state file's `net` or `mean`) fit, holding them.
+        """Make a network of the right shape for these weights (a state file's `net` or `mean`), and load them.
 
         Raises
         ------
         RuntimeError
-            Missing, unknown or misshapen weights, by torch.
+            Weights are missing, unknown or of the wrong shape; raised by torch.
         """
         scores, width = weights["linear.weight"].shape
         network = cls(width, (scores.bit_length() - 1) // 2 - 1)
@@ -99,7 +99,7 @@ class TrainableNetwork(nn.Module):
 
 
 def published_name(key: str) -> str:
-    """A tensor's name in model directories: `conv.2.bias` -> `2.conv.bias`, `rnns.0.rnn.x` -> `4.rnn.x`.
+    """Return a tensor's name in model directories: `conv.2.bias` -> `2.conv.bias`, `rnns.0.rnn.x` -> `4.rnn.x`.
 
     Layer 3 is the permutation; `linear.x` is `9.linear.x`.
     """

@@ -1,4 +1,4 @@
-"""POD5 and BAM to training arrays.
+"""Makes training arrays from POD5 and BAM.
 
 Dimensions: S samples, B bases.
 """
@@ -21,15 +21,16 @@ _MIN_BASES = 200
 
 
 class CannotUse(ValueError):
-    """A read that cannot be learned from, and why."""
+    """The training cannot use a read; the message says why."""
 
 
 def prepare_reads(
     pod5_paths: list[Path], bam_path: Path, pore: PoreModel
 ) -> Iterator[TrainingRead | tuple[str, CannotUse]]:
-    """Every read that is in both, force-aligned to the pore's levels; or its id, and why it cannot be used.
+    """Yield every read that is in both files, force-aligned to the pore's levels; or its id, and why it can't be used.
 
-    The labels are the BAM's bases, and keep its errors. Of records with one name the first primary one counts.
+    The labels are the BAM's bases, including their errors. If several records have the same name, the first primary one
+    counts.
     """
     records: dict[str, pysam.AlignedSegment] = {}
     for name, primary in primary_records(bam_path):
@@ -51,23 +52,23 @@ def prepare_reads(
 def aligned_read(
     signal_pa_S: F32, sample_rate_hz: float, record: pysam.AlignedSegment, pore: PoreModel
 ) -> TrainingRead:
-    """One read with the sample at which each base arrives.
+    """Return one read with the sample at which each base arrives.
 
     Parameters
     ----------
     signal_pa_S
-        Its current.
+        The read's current.
     sample_rate_hz
-        Samples a second.
+        Samples per second.
     record
-        Its bases and moves, see `moves_of`.
+        The read's bases and moves, see `moves_of`.
     pore
-        What the bases should look like.
+        Predicts the levels of the bases.
 
     Raises
     ------
     CannotUse
-        No moves, unknown bases, too few bases, or a signal that does not fit them.
+        The read has no moves, unknown bases, too few bases, or a signal that does not fit them.
     """
     bases_B = encode(record.get_forward_sequence() or "")
     if (bases_B == UNKNOWN).any():

@@ -1,4 +1,4 @@
-"""The records of a BAM that stand for its reads."""
+"""Reads the primary records of a BAM."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,9 +7,9 @@ import pysam
 
 
 def primary_records(bam_path: Path) -> Iterator[tuple[str, pysam.AlignedSegment]]:
-    """Names and records of those that have one and are neither secondary nor supplementary, in the file's order.
+    """Yield names and records in the file's order, except secondary, supplementary and unnamed records.
 
-    A name may come more than once.
+    A name may occur more than once.
     """
     with pysam.AlignmentFile(str(bam_path), check_sq=False) as bam:
         for record in bam.fetch(until_eof=True):

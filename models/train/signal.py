@@ -1,4 +1,4 @@
-"""Signal as the network sees it: normalised a read, then brought to the model's sample rate.
+"""Prepares signal for the network: normalises it per read, then brings it to the model's sample rate.
 
 Dimensions: S samples.
 """
@@ -11,19 +11,19 @@ F32 = npt.NDArray[np.float32]
 MODEL_RATE_HZ = 5000.0
 QUANTILE_A, QUANTILE_B = 0.2, 0.9
 SHIFT_MULTIPLIER, SCALE_MULTIPLIER = 0.5, 0.53
-"""shift = SHIFT_MULTIPLIER (qa + qb), scale = SCALE_MULTIPLIER (qb - qa). With 0.5 the shift is a point between the
-quantiles, so that picoampere and ADC counts give the same normalised signal."""
+"""shift = SHIFT_MULTIPLIER (qa + qb), scale = SCALE_MULTIPLIER (qb - qa). With 0.5 the shift lies between the
+quantiles, so pA and ADC counts give the same normalised signal."""
 
 
 def normalise(signal_S: F32) -> F32:
-    """(signal - shift) / scale of a whole read as measured, before any resampling; float32.
+    """Return (signal - shift) / scale for a whole read as measured, before any resampling; float32.
 
-    The quantile q of S samples is the value at index int(q (S - 1)) of the sorted read, as `models.scale` takes it.
+    Quantile q of S samples is the value at index int(q (S - 1)) of the sorted read, as in `models.scale`.
 
     Raises
     ------
     ValueError
-        An empty signal, or one whose quantiles coincide.
+        The signal is empty, or its quantiles are equal.
     """
     if signal_S.size == 0:
         raise ValueError("an empty signal cannot be normalised")
@@ -36,7 +36,7 @@ def normalise(signal_S: F32) -> F32:
 
 
 def resample(signal_S: F32, factor: float) -> F32:
-    """Linear interpolation to `factor` times as many samples: 4 kHz to 5 kHz is 1.25; float32.
+    """Interpolate linearly to `factor` times as many samples (1.25 from 4 kHz to 5 kHz); float32.
 
     Sample i of the result is the signal at i / factor.
     """

@@ -1,4 +1,4 @@
-"""The trainer's state file: everything that a run needs to go on."""
+"""The trainer's state file: everything that a run needs to continue."""
 
 import os
 import pickle
@@ -17,21 +17,21 @@ DATA = (
     "Real reads: test data of hiruna72/squigualiser (MIT), R10.4.1 LSK114 at 4 kHz, human. Their labels are the "
     "basecalls that were published with them, which a vendor's basecaller made; no vendor's weights were used",
 )
-"""What this project's own model learned from; taken for true of states that do not say it: older ones."""
+"""What this project's own model learned from; assumed for older states, which do not record it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a training has come.
+    """How far a training has got.
 
     Attributes
     ----------
     seen
-        Samples of signal that it has learned from.
+        Samples of signal that the network has learned from.
     seconds
-        Time that it took.
+        Time that this took.
     steps
-        Updates of the weights.
+        Number of weight updates.
     """
 
     seen: int = 0
@@ -46,20 +46,20 @@ class TrainingState:
     Attributes
     ----------
     net, mean
-        The weights, and their running mean: the model to export. The names are TrainableNetwork's.
+        The weights, and their running mean (the model to export), with TrainableNetwork's names.
     opt
         Muon's state.
     progress
-        Of the whole training, over all its runs.
+        Progress of the whole training, over all its runs.
     begun
-        The progress at which the current run's schedule began; None where none is under way: the last run has ended
-        annealed, or another program wrote the state. Then the next run begins a schedule of its own.
+        Progress at which the current run's schedule began. None if no run is under way, because the last one finished
+        or because another program wrote the state. The next run then starts its own schedule.
     loss
         Running mean of the loss.
     places
-        Where each worker's stream of simulated chunks is.
+        Where each worker is in its stream of simulated chunks.
     inputs
-        What it learned from over all its runs, a line each, for the model card.
+        What the network learned from over all runs, one line each, for the model card.
     """
 
     net: Weights
@@ -72,7 +72,7 @@ class TrainingState:
     inputs: tuple[str, ...] = DATA
 
     def save(self, path: Path) -> None:
-        """Write the file whole or not at all: a killed process leaves the one before."""
+        """Write the whole file or nothing: if the process is killed, the previous file stays."""
         values = {"net": self.net, "mean": self.mean, "opt": self.opt, **asdict(self.progress)}
         values["begun"] = None if self.begun is None else asdict(self.begun)
         values |= {"loss": self.loss, "places": [asdict(place) for place in self.places], "inputs": list(self.inputs)}
@@ -82,12 +82,12 @@ class TrainingState:
 
     @classmethod
     def load(cls, path: Path) -> "TrainingState":
-        """Read a state. Only `net`, `mean`, `opt`, `seen` and `seconds` must be there; nothing in it is executed.
+        """Read a state. It must have `net`, `mean`, `opt`, `seen` and `seconds`; nothing in it is executed.
 
         Raises
         ------
         ValueError
-            It is not a state file.
+            The file is not a state file.
         """
         try:
             values = torch.load(path, map_location="cpu", weights_only=True)
@@ -107,5 +107,5 @@ class TrainingState:
             raise ValueError(f"{path}: not a state file of the trainer: {error}") from error
 
     def ended(self) -> "TrainingState":
-        """The same with its run's schedule done."""
+        """Return the same state with its run's schedule finished."""
         return replace(self, begun=None)

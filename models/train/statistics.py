@@ -1,4 +1,4 @@
-"""What force-aligned signal is like: figures in which real and simulated signal are compared.
+"""Computes statistics of force-aligned signal, to compare real and simulated signal.
 
 Dimensions: S samples, B bases.
 """
@@ -18,13 +18,13 @@ LAGS = (1, 2, 4, 8, 20, 100)
 DWELL_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 
 LEVEL_ERROR_UNITS = 0.034
-"""By how much two pore models differ (robust sd) that were fitted to the same reads from different beginnings."""
+"""Difference (robust sd) between two pore models fitted to the same reads from different starting points."""
 LABEL_ERROR_SHARE = 0.012
-"""Median divergence of the published basecalls of the real reads from their reference (minimap2's de)."""
+"""Median divergence between the real reads' published basecalls and their reference (minimap2's de)."""
 
-_LONG_EVENT_SAMPLES = 8  # whose median is little blurred by the noise within it
+_LONG_EVENT_SAMPLES = 8  # long enough that noise within the event hardly affects its median
 _SPREAD_EVENT_SAMPLES = 6
-_CLIP_UNITS = 0.6  # correlations are of residuals within this, so that stalls and spikes do not decide them
+_CLIP_UNITS = 0.6  # residuals are clipped to this for correlations, so that stalls and spikes don't dominate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,18 +36,18 @@ class SignalStatistics:
     level_sd
         Standard deviation of the events' medians: the spread of the levels.
     event_residual_sd
-        Robust standard deviation of the medians of long events (8 samples and more) round the predicted levels: what
-        the pore model does not explain.
+        Robust standard deviation of the medians of long events (8 samples or more) around the predicted levels: the
+        part that the pore model does not explain.
     sample_residual_sd, sample_residual_robust_sd
-        Of all samples round the predicted levels.
+        Standard deviation, and robust standard deviation, of all samples around the predicted levels.
     within_sd
-        Median over events (6 samples and more) of the standard deviation within.
+        Median, over events of 6 samples or more, of the standard deviation within an event.
     single_sample_share
-        Share of bases that were given one sample.
+        Share of bases that have a single sample.
     mean_dwell_samples, dwell_samples
-        Mean and quantiles (DWELL_QUANTILES) of the samples of a base.
+        Mean and quantiles (DWELL_QUANTILES) of the number of samples per base.
     autocorrelation
-        Of the samples' residuals, at LAGS.
+        Autocorrelation of the samples' residuals, at LAGS.
     """
 
     level_sd: float
@@ -61,7 +61,7 @@ class SignalStatistics:
     autocorrelation: tuple[float, ...]
 
     def rows(self) -> dict[str, float]:
-        """The figures by name, in the order of a table."""
+        """Return the figures by name, in the order of the table."""
         rows = {
             "level sd": self.level_sd,
             "event residual, robust sd": self.event_residual_sd,
@@ -77,7 +77,7 @@ class SignalStatistics:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Pieces:
-    """Of one read: of each base its median, sd (table units), samples and level; of each sample its residual."""
+    """One read: each base's median, sd (table units), number of samples and level; each sample's residual."""
 
     medians_B: F64
     sds_B: F64
@@ -87,14 +87,14 @@ class _Pieces:
 
 
 def robust_sd(values: npt.NDArray[np.floating]) -> float:
-    """1.4826 times the median absolute deviation: the standard deviation, were the values normal."""
+    """Return 1.4826 times the median absolute deviation, which is the standard deviation of normal values."""
     return float(MAD_TO_SD * np.median(np.abs(values - np.median(values))))
 
 
 def real_statistics(
     reads: Iterable[TrainingRead], pore: PoreModel, left_out: LeftOut = lambda read_id, error: None
 ) -> SignalStatistics:
-    """Statistics of prepared reads, aligned to the pore's levels; without those that cannot be, which it tells."""
+    """Compute statistics of prepared reads aligned to the pore's levels; report reads that can't be aligned."""
 
     def measured(read: TrainingRead) -> _Pieces:
         inner = slice(pore.left, read.bases_B.size - pore.right)
@@ -113,13 +113,14 @@ def simulated_statistics(
     label_error_share: float = LABEL_ERROR_SHARE,
     left_out: LeftOut = lambda read_id, error: None,
 ) -> SignalStatistics:
-    """Statistics of simulated signal of the same bases at the same sample rates, aligned in the same way.
+    """Compute statistics of simulated signal for the same bases and sample rates, aligned in the same way.
 
-    Real reads are aligned to levels and labels that are not quite right, and what is wrong with those looks like noise.
-    So these are made as wrong here: every 9-mer's level by a fixed error of this standard deviation, this share of the
-    bases by substitution. With exact levels and labels one fits the simulator more noise than there is.
+    Real reads are aligned to levels and labels that are not quite right, and those errors look like noise. So the same
+    errors are put in here: every 9-mer's level gets a fixed error with standard deviation `level_error_units`, and a
+    share `label_error_share` of the bases is substituted. With exact levels and labels, we would fit more noise to the
+    simulator than there is.
 
-    Reads that cannot be aligned are left out, and told.
+    Reads that cannot be aligned are left out and reported to `left_out`.
     """
     rng = np.random.default_rng(seed)
 
@@ -135,14 +136,14 @@ def simulated_statistics(
 
 
 def _level_errors(bases_B: npt.NDArray[np.uint8]) -> F32:
-    """Standard normal, always the same for the same 9 bases, of those that have levels."""
+    """Return standard normal errors, one for each base with a level; equal 9-mers always get the same error."""
     errors_K = np.random.default_rng(9).standard_normal(4**KMER_LEN, np.float32)
     errors_B: F32 = errors_K[kmer_index(bases_B)]
     return errors_B
 
 
 def comparison(real: SignalStatistics, simulated: SignalStatistics) -> str:
-    """Both in two columns."""
+    """Return both in two columns, as text."""
     lines = [f"{'table units, samples':<30}{'real':>10}{'simulated':>12}"]
     for (name, value), other in zip(real.rows().items(), simulated.rows().values(), strict=True):
         lines.append(f"{name:<30}{value:>10.4g}{other:>12.4g}")

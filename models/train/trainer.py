@@ -1,4 +1,4 @@
-"""The trainer: starts the processes, passes signals on, and leaves a state that a run can go on from."""
+"""The trainer: starts the processes, passes signals on, and leaves a state from which a run can continue."""
 
 import contextlib
 import os
@@ -26,21 +26,21 @@ _MALLOC = {"MMAP_THRESHOLD_": 1 << 30, "TRIM_THRESHOLD_": 1 << 33, "TOP_PAD_": 1
 def train(settings: TrainSettings) -> TrainingState:
     """Run the workers to the end, or until SIGTERM or Ctrl-C, and return the state that they left in `out`.
 
-    A run that was stopped has `begun` in its state.
+    If the run was stopped, its state has `begun`.
 
     Raises
     ------
     ValueError
-        Files or a device that are not what they should be, or a folder that holds another run's state.
+        A file or the device can't be used, or the folder holds another run's state.
     RuntimeError
-        Stopped before the first step, or a worker failed.
+        The run was stopped before the first step, or a worker failed.
     """
     state_path = settings.out / STATE_NAME
     if state_path.exists() and (settings.resume is None or not settings.resume.samefile(state_path)):
         raise ValueError(f"{state_path} is there already: go on with --resume {state_path}, or choose another folder")
     _check(settings)
     settings.out.mkdir(parents=True, exist_ok=True)
-    # glibc otherwise returns every large buffer to the kernel at once; keeping them trains 1.4 times faster.
+    # By default glibc returns every large buffer to the kernel at once; keeping them makes training 1.4 times faster.
     for name, size in _MALLOC.items():
         os.environ.setdefault(f"MALLOC_{name}", str(size))
     stopping = False
@@ -59,7 +59,7 @@ def train(settings: TrainSettings) -> TrainingState:
                 while not workers.join():
                     pass
             except ProcessExitedException as error:
-                if stopping and not state_path.exists():  # before it could listen
+                if stopping and not state_path.exists():  # before it could handle the signal
                     raise RuntimeError("stopped before the first step: there is nothing to resume") from error
                 raise RuntimeError(f"a worker failed: {error}") from error
             except ProcessRaisedException as error:
@@ -68,7 +68,7 @@ def train(settings: TrainSettings) -> TrainingState:
 
 
 def _check(settings: TrainSettings) -> None:
-    """What is wrong with files and device is said here once, before the workers start."""
+    """Check files and device once, before the workers start."""
     device_of(settings.device, 0)
     if settings.resume is not None:
         TrainableNetwork.of_weights(TrainingState.load(settings.resume).net)
@@ -86,7 +86,7 @@ def _check(settings: TrainSettings) -> None:
 
 
 def run_worker(rank: int, settings: TrainSettings, rendezvous: str = "") -> None:
-    """One process of a run; the only one where there is one worker."""
+    """Run one process of a run; with one worker, it is the only one."""
     torch.set_num_threads(1)
     stopped = False
 
@@ -108,7 +108,7 @@ def run_worker(rank: int, settings: TrainSettings, rendezvous: str = "") -> None
 
 def _worker_process(rank: int, settings: TrainSettings, rendezvous: str) -> None:
     run_worker(rank, settings, rendezvous)
-    # Threads of gloo may outlive its group, and a thread that wants Python while Python shuts down aborts the process.
+    # gloo's threads may outlive its group, and a thread that needs Python during its shutdown aborts the process.
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)
@@ -116,7 +116,7 @@ def _worker_process(rank: int, settings: TrainSettings, rendezvous: str) -> None
 
 @contextlib.contextmanager
 def _handlers(stop: Any) -> Iterator[None]:
-    """SIGTERM and Ctrl-C call `stop` instead of ending the process."""
+    """Make SIGTERM and Ctrl-C call `stop` instead of ending the process."""
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield

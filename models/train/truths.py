@@ -1,4 +1,4 @@
-"""What reads are compared with: their own true sequences, or a reference they are mapped to.
+"""The truth that reads are compared with: their own true sequences, or a reference that they are mapped to.
 
 Dimensions: T bases of the truth.
 """
@@ -18,33 +18,33 @@ from porestream.models.train.records import primary_records
 _PRESET = "map-ont"
 
 Aligned = tuple[mappy.Alignment, npt.NDArray[np.uint8], int]
-"""The best hit, the truth (0-3) from its `r_st` to its `r_en`, and the bases of the whole truth."""
+"""The best hit, the truth (0-3) from the hit's `r_st` to its `r_en`, and the number of bases of the whole truth."""
 
 
 class Truths(Protocol):
-    """Where called reads belong."""
+    """Knows the truth of reads, and aligns called reads to it."""
 
     def knows(self, read_id: str) -> bool:
-        """Whether a read can be compared."""
+        """Return whether a read can be compared."""
 
     def align(self, read_id: str, called: str) -> Aligned | None:
-        """Align a called read; None: it has no hit."""
+        """Align a called read; return None if it has no hit."""
 
 
 class ReadTruths:
-    """A true sequence for every read; each is aligned to its own alone.
+    """A true sequence for every read; each read is aligned only to its own.
 
     Parameters
     ----------
     sequences
-        By read id.
+        True sequences by read id.
     """
 
     def __init__(self, sequences: dict[str, str]) -> None:
         self._sequences = sequences
 
     def knows(self, read_id: str) -> bool:
-        """Whether the read has a truth."""
+        """Return whether the read has a truth."""
         return read_id in self._sequences
 
     def align(self, read_id: str, called: str) -> Aligned | None:
@@ -65,7 +65,7 @@ class ReferenceTruth:
     Raises
     ------
     ValueError
-        It cannot be read.
+        The file cannot be read.
     """
 
     def __init__(self, path: Path) -> None:
@@ -74,11 +74,11 @@ class ReferenceTruth:
             raise ValueError(f"{path}: not a reference that minimap2 can read")
 
     def knows(self, read_id: str) -> bool:
-        """All reads are compared."""
+        """Return True: all reads are compared."""
         return True
 
     def align(self, read_id: str, called: str) -> Aligned | None:
-        """Align to the reference; the truth's length is unknown: the called read's stands for it."""
+        """Align to the reference. The truth's length is unknown, so the called read's length is used instead."""
         hit = best_hit(self._aligner, called)
         if hit is None:
             return None
@@ -86,12 +86,12 @@ class ReferenceTruth:
 
 
 def simulated_truths(table: Path, reference: Path) -> ReadTruths:
-    """The truth beside a simulated run: columns read_id, contig, start, end (0-based, half open) and strand.
+    """Read a simulated run's truth table: columns read_id, contig, start, end (0-based, half-open) and strand.
 
     Raises
     ------
     ValueError
-        A column is missing, or a place is not in the reference.
+        A column is missing, or a contig is not in the reference.
     """
     contigs = {name: text for name, text, _ in mappy.fastx_read(str(reference))}
     sequences = {}
@@ -107,7 +107,7 @@ def simulated_truths(table: Path, reference: Path) -> ReadTruths:
 
 
 def basecalls(bam: Path) -> ReadTruths:
-    """The bases of a BAM's primary records, as sequenced: another caller's word, errors and all."""
+    """Return the bases of a BAM's primary records, as sequenced: another caller's calls, including their errors."""
     sequences: dict[str, str] = {}
     for name, record in primary_records(bam):
         if sequence := record.get_forward_sequence():

@@ -1,8 +1,8 @@
-"""One of the trainer's processes: they learn from their own chunks and share their gradients.
+"""One of the trainer's processes, which learn from their own chunks and share their gradients.
 
-Every process simulates, computes loss and gradient of its rows, and sums gradients with the others over gloo; so all
-take the same step. On CPUs that is one process a core. With CUDA the network runs there, and the processes, which share
-the GPUs, keep them busy with data; the loss stays on the CPU (numba).
+Every process simulates, computes the loss and gradient of its rows, and sums gradients with the others over gloo, so
+all of them take the same step. On CPUs there is one process per core. With CUDA, the network runs on the GPUs; the
+processes share them and keep them busy with data. The loss stays on the CPU (numba).
 
 Dimensions: N rows, S samples.
 """
@@ -33,23 +33,23 @@ from porestream.models.train.state import DATA, Progress, TrainingState
 
 STATE_NAME, LOG_NAME = "state.pt", "log.jsonl"
 VALIDATION_SAMPLES = 3000
-"""Length of the chunks for validation."""
+"""Length of the validation chunks."""
 
 _NARROW_BAND, _NARROW_STEPS = 3, 300  # at first, paths far from the alignment only blur the gradient
 _MAX_NORM = 2.0
-_MEAN_RATE = 0.002  # of the running mean of the weights: about the last 500 steps
+_MEAN_RATE = 0.002  # of the running mean of the weights, which covers about the last 500 steps
 _MAX_SKIPPED = 20
 _LOG_EVERY_STEPS = 50
 _VALIDATION_CHUNKS, _VALIDATION_SEED = 32, 424242
 
 
 class TrainingDiverged(RuntimeError):
-    """Gradients stay infinite or undefined."""
+    """Too many gradients in a row were infinite or undefined."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainSettings:
-    """What to train, on what, how long; lengths in samples. See the options of the `train` command."""
+    """What to train, on which data, and for how long; lengths in samples. See the options of the `train` command."""
 
     out: Path
     reads: Path | None = None
@@ -76,19 +76,19 @@ class TrainSettings:
 
 
 class Worker:
-    """The state of a training in this process, and its steps.
+    """The state of the training in this process, and its steps.
 
     Parameters
     ----------
     rank
         Which of `settings.workers` processes this is; with more than one, torch.distributed must be initialised.
     settings
-        The run's.
+        Settings of the run.
 
     Raises
     ------
     ValueError
-        Files that are not what they should be, or a device that is not there.
+        A file can't be used, or the device doesn't exist.
     """
 
     def __init__(self, rank: int, settings: TrainSettings) -> None:
@@ -111,7 +111,7 @@ class Worker:
             self._optimizer.load_state_dict(state.opt)
             self._progress, self._loss, places = state.progress, state.loss, state.places
             self._inputs = tuple(dict.fromkeys((*state.inputs, *self._inputs)))
-            if not self._progress.steps and self._progress.seen:  # a state without a count of steps
+            if not self._progress.steps and self._progress.seen:  # a state that has no step count
                 steps = self._progress.seen // (settings.workers * settings.batch * settings.chunk_samples[0])
                 self._progress = Progress(self._progress.seen, self._progress.seconds, steps)
             begun = self._progress if state.begun is None else state.begun
@@ -142,7 +142,7 @@ class Worker:
         return SimulatedChunks(self._pore, SignalNoise(), self._genomes, share, samples, state_len, seed, place)
 
     def _validation_chunks(self, reads: ReadSet | None) -> dict[str, list[Chunk]]:
-        """By the name of their loss in the log."""
+        """Return the chunks by the name of their loss in the log."""
         chunks = {"valid_sim": self._simulated_chunks(VALIDATION_SAMPLES, (_VALIDATION_SEED,)).take(_VALIDATION_CHUNKS)}
         if reads and reads.validation:
             real = RealChunks(reads.validation, VALIDATION_SAMPLES, self._network.state_len)
@@ -151,11 +151,11 @@ class Worker:
         return chunks
 
     def step(self, stopped: bool) -> bool:
-        """One update of the weights; False, and the state saved, where the run is over or one process was stopped."""
+        """Update the weights once; if the run is over or a process was stopped, save the state and return False."""
         now_s = time.monotonic()
         seconds = self._past_s + now_s - self._began_s
         self._progress = Progress(self._progress.seen, seconds, self._progress.steps)
-        # Rank 0 has the clock: what it says is what all do.
+        # Only rank 0's clock counts, so that all processes do the same.
         mine = [self._schedule.done(self._progress), now_s - self._saved_s > self._settings.save_every_s]
         done, save, stop = self._largest([*(mine if self._rank == 0 else (0.0, 0.0)), stopped])
         if stop or save or done >= 1:
@@ -166,7 +166,7 @@ class Worker:
         settings, steps = self._settings, self._progress.steps
         samples = self._schedule.chunk_samples_at(done)
         self._simulated.set_samples(samples)
-        # All that is random in a step follows from its number: a resumed run is the run.
+        # The step number determines everything random in a step, so a resumed run equals an uninterrupted one.
         rng = np.random.default_rng([settings.seed, self._rank, steps, 1])
         chunks: list[Chunk] = []
         if self._real:
@@ -209,7 +209,7 @@ class Worker:
         return crf_loss(scores_TNC.float(), targets_NP, positions_NT, half)
 
     def _share_gradients(self, loss: torch.Tensor) -> tuple[float, float]:
-        """Average gradients and loss over the processes; returns the loss, and the gradient's norm before clipping."""
+        """Average gradients and loss over the processes; return the loss and the gradient's norm before clipping."""
         parameters = list(self._network.parameters())
         flat = torch.cat([*(p.grad.reshape(-1) for p in parameters if p.grad is not None), loss.detach().reshape(1)])
         if self._settings.workers > 1:
@@ -223,7 +223,7 @@ class Worker:
         return float(flat[-1]), float(norm)
 
     def _largest(self, values: list[float]) -> list[float]:
-        """Of every value the largest over the processes."""
+        """Return the largest of each value over all processes."""
         tensor = torch.tensor(values, dtype=torch.float64)
         if self._settings.workers > 1:
             dist.all_reduce(tensor, dist.ReduceOp.MAX)
@@ -251,7 +251,7 @@ class Worker:
             file.write(json.dumps({k: round(v, 6) if isinstance(v, float) else v for k, v in row.items()}) + "\n")
 
     def _save(self, ended: bool) -> None:
-        """Called by all processes, for the places of their streams; rank 0 writes."""
+        """Save the state. All processes must call this, to collect the places of their streams; rank 0 writes."""
         place = self._simulated.place
         here = torch.tensor([place.block, place.taken, place.samples])
         places = [here.clone() for _ in range(self._settings.workers)]
@@ -276,7 +276,7 @@ class Worker:
 
 
 def inputs_of(settings: TrainSettings) -> tuple[str, ...]:
-    """What a run learns from, a line each."""
+    """Return what a run learns from, one line each."""
     pore = DATA[0] if settings.pore is None else f"Simulated reads: the pore model {settings.pore.name}"
     genomes = [f"Simulated reads: windows of the genome {path.name}" for path in settings.genomes]
     reads = [] if settings.reads is None else [f"Real reads: {settings.reads.name}"]
@@ -284,12 +284,12 @@ def inputs_of(settings: TrainSettings) -> tuple[str, ...]:
 
 
 def device_of(name: str, rank: int) -> torch.device:
-    """The device of a process: "auto" is CUDA where there is one; several GPUs are dealt out by rank.
+    """Return the device of a process: "auto" is CUDA if there is a GPU; several GPUs are assigned by rank.
 
     Raises
     ------
     ValueError
-        "cuda" where torch finds none.
+        The name is "cuda", and torch finds no GPU.
     """
     found = torch.cuda.device_count()
     if name == "cuda" and not found:

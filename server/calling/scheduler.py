@@ -29,7 +29,7 @@ from porestream.server.reads import CallSettings, OpenRead, Priority, ReadResult
 _MAX_OVERTAKEN_S = 2.0
 _LIVE_LEAD_SAMPLES = 200_000  # how far LIVE may be ahead of its share at any time
 _READ_SAMPLES = 2000  # fixed cost of a read, however short, as samples that could be called in that time
-_LIVE_BURST_S = 10.0  # many reads may end at once: so many seconds' worth of LIVE samples may come in a burst
+_LIVE_BURST_S = 10.0  # many reads may end at once, so this many seconds' worth of LIVE samples may come in a burst
 _T = TypeVar("_T")
 
 

@@ -35,7 +35,7 @@ _FIRST_CALL_TIMEOUT_S = 30.0
 _BUFFER_BYTES = 256 << 10
 _BACKLOG = 512
 _LAST_BYTES_S = 2.0
-_LONGEST_HOLD_S = 1.0  # for bytes: so that a stream whose client is sending never looks silent for longer
+_LONGEST_HOLD_S = 1.0  # for too many bytes, so that a stream whose client is sending never looks silent for longer
 _HANDSHAKES_PER_S, _HANDSHAKES_AT_ONCE = 50.0, 200.0
 _LEFT_OWING_HANDSHAKES = 100.0  # charged if a connection ends while it is held, so that reconnecting doesn't help
 # How much a peer may send while others are connected: useless bytes cost the server as much as signal does. Signal

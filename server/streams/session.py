@@ -200,7 +200,7 @@ class Session(ABC):
         self._books.stalled(False)
         self._budget.close(self)
 
-    # what it is for
+    # what subclasses do
 
     @abstractmethod
     def _take(self, chunk: Chunk) -> bool:

@@ -52,7 +52,7 @@ class ServerCollector(Collector):
     monitor
         Provides the latest state of the streams.
     meters
-        Meters of the GPU and the CPU by device, as far as there are any.
+        The available meters of the GPU and the CPU, by device.
     certificate_expiry_s
         Returns when the certificate expires, in Unix time; None without TLS.
     """

@@ -121,7 +121,7 @@ def test_it_shows_what_is_in_the_bam(done: subprocess.CompletedProcess[str], hom
     figures = dict(FIGURE.findall(done.stdout.split("\n\n")[0]))
     assert figures["reads"] == f"{READS} of {READS}"
     assert figures["bases"] == f"{sum(record.query_length for record in records):,}"
-    assert figures["at their place"] == f"{len(identities)} ({len(identities) / READS:.1%})"
+    assert figures["at their origin"] == f"{len(identities)} ({len(identities) / READS:.1%})"
     assert len(identities) >= READS - 1
     assert figures["median identity"] == f"{statistics.median(identities):.1%}"
     assert statistics.median(identities) > LEAST_MEDIAN_IDENTITY
@@ -212,7 +212,7 @@ def test_what_does_not_work_is_no_success(tmp_path: Path, monkeypatch: pytest.Mo
         assert sorted(path.name for path in tmp_path.iterdir()) == FILES[2:]
     else:
         assert result.exit_code == 1
-        assert "at their place     0 (0.0%)" in result.stdout
+        assert "at their origin    0 (0.0%)" in result.stdout
         assert "Error: of 2 reads, 2 were called and 0 aligned to their origin" in result.stderr
 
 

@@ -61,10 +61,10 @@ def test_one_odd_run_does_not_end_the_others(start_server, reads: Path, tmp_path
     table = tmp_path / "calls.rejected_reads.tsv" if output == "-o" else out / "rejected_reads.tsv"
     rows = [row.split("\t") for row in table.read_text().splitlines()[1:]]
     assert {UUID(row[0]).int for row in rows} == odd
-    why = f"run not taken: its id has 300 characters, a server takes 256 (run {'x' * 60}...)"
+    why = f"run not sendable: its id has 300 characters; servers accept at most 256 (run {'x' * 60}...)"
     assert {(row[2], row[3]) for row in rows} == {("rejected", why)}
     assert f"{READS} reads: 6 called, 0 filtered, 6 rejected, 0 failed" in result.stderr
-    assert "rejected or failed: 6 run not taken; listed in" in result.stderr
+    assert "rejected or failed: 6 run not sendable; listed in" in result.stderr
     figures = json.loads(books.read_text())
     assert (figures["reads_rejected"], figures["reads_unsent"], figures["reconnects"]) == (6, 6, 0)
 
@@ -84,7 +84,7 @@ def test_a_result_that_cannot_be_fails_its_read(one_run: Path, tmp_path: Path) -
     assert names(out) == set(range(1, READS + 1)) - {3, 5}
     rows = (tmp_path / "calls.rejected_reads.tsv").read_text().splitlines()
     assert sorted(UUID(row.split("\t")[0]).int for row in rows[1:]) == [3, 5]
-    assert all("\tfailed\tthe server's result cannot be: " in row for row in rows[1:])
+    assert all("\tfailed\tthe server sent an impossible result: " in row for row in rows[1:])
     assert len((tmp_path / "calls.sequencing_summary.txt").read_text().splitlines()) == READS - 1
 
 

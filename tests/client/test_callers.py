@@ -74,7 +74,7 @@ def test_a_run_of_endless_facts_is_refused_by_name_and_the_others_are_called(  #
     write_pod5(runs / "odd.pod5", signals, ["run-odd"], 100, sample_id="x" * (2 << 20))
     output = tmp_path / "calls.sam"
     called = CliRunner().invoke(main, ["call", str(runs), "--server", server.address, "-o", str(output)])
-    assert "run not taken: what its file says of it takes" in called.stderr
+    assert "run not sendable: its metadata takes" in called.stderr
     assert "(run run-odd" in called.stderr
     assert sum(not line.startswith("@") for line in output.read_text().splitlines()) == 2 * READS
 

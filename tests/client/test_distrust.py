@@ -57,12 +57,12 @@ def test_the_longest_run_id_is_the_servers() -> None:
 ODD_RUNS = {
     "a long id": (
         RunInfo(run_id="x" * 300, sample_rate_hz=4000),
-        "its id has 300 characters, a server takes 256 (run " + "x" * 60 + "...)",
+        "its id has 300 characters; servers accept at most 256 (run " + "x" * 60 + "...)",
     ),
     "no id": (RunInfo(run_id="", sample_rate_hz=4000), "its id is empty (run )"),
     "a megabyte": (
         RunInfo(run_id="big", sample_rate_hz=4000, sample_id="y" * (1 << 20)),
-        "bytes, the server takes 1,048,576 (run big)",
+        "bytes; the server accepts at most 1,048,576 (run big)",
     ),
     "no text": (RunInfo(run_id="a\ud800", sample_rate_hz=4000), "UnicodeEncodeError: "),
     "no sample rate": (RunInfo(run_id="rate", sample_rate_hz=1 << 40), "ValueError: "),
@@ -79,7 +79,7 @@ def test_one_odd_run_does_not_end_the_others(start_server, odd: str, first: bool
     for number, result in found.items():
         if bool(number % 2) is not first:
             assert result.status is ReadStatus.REJECTED
-            assert result.detail.startswith("run not taken: ")
+            assert result.detail.startswith("run not sendable: ")
             assert reason in result.detail
             assert len(result.detail) < 300
         else:
@@ -164,44 +164,56 @@ def alignment(**changes: object) -> Callable[[pb.ReadResult], object]:
 
 CIGAR_OF_99 = [3 << 4 | 4, 50 << 4, 46 << 4]
 CANNOT_BE: dict[str, tuple[Callable[[pb.ReadResult], object], str]] = {
-    "qualities short": (part(lambda p: setattr(p, "qualities", p.qualities[1:])), "100 bases with 99 qualities"),
-    "qualities none": (part(lambda p: p.ClearField("qualities")), "100 bases with 0 qualities"),
-    "quality of 94": (part(lambda p: setattr(p, "qualities", bytes([94]) * 100)), "a quality of 94"),
-    "bases": (part(lambda p: setattr(p, "sequence", "ACG\t" * 25)), "a base that is none of"),
-    "lower case": (part(lambda p: setattr(p, "sequence", "AcgA" * 25)), "a base that is none of"),
-    "mean quality": (part(lambda p: setattr(p, "mean_qscore", float("nan"))), "a mean quality of nan"),
+    "qualities short": (part(lambda p: setattr(p, "qualities", p.qualities[1:])), "100 bases, but 99 qualities"),
+    "qualities none": (part(lambda p: p.ClearField("qualities")), "100 bases, but 0 qualities"),
+    "quality of 94": (part(lambda p: setattr(p, "qualities", bytes([94]) * 100)), "a quality is 94"),
+    "bases": (part(lambda p: setattr(p, "sequence", "ACG\t" * 25)), "a base is not A, C, G or T"),
+    "lower case": (part(lambda p: setattr(p, "sequence", "AcgA" * 25)), "a base is not A, C, G or T"),
+    "mean quality": (part(lambda p: setattr(p, "mean_qscore", float("nan"))), "a mean quality is nan"),
     "too many bases": (
         part(lambda p: p.MergeFrom(pb.CalledRead(sequence="A" * 4000, qualities=b"\1" * 4000))),
-        "4000 bases of 2990 samples",
+        "4000 bases from only 2990 samples",
     ),
-    "id": (part(lambda p: setattr(p, "read_id", b"short")), "a read id of 5 bytes"),
-    "two of one id": (lambda r: r.parts.append(r.parts[0]), "two parts of one id"),
-    "samples": (part(lambda p: setattr(p, "samples", 1 << 63)), "a part from sample 10 to 9223372036854775808 of 3000"),
-    "trimmed": (part(lambda p: setattr(p, "trimmed_samples", 3001)), "a part from sample 3001 to 3000"),
-    "signal": (lambda r: setattr(r, "signal_samples", 3001), "3001 samples of a read that has 3000"),
-    "stride 0": (part(lambda p: setattr(p, "model_stride", 0)), "moves of 0 samples"),
-    "stride 200": (part(lambda p: setattr(p, "model_stride", 200)), "moves of 200 samples"),
-    "moves too long": (part(lambda p: setattr(p, "moves", p.moves + bytes(399))), "599 moves of 5 samples in 2990"),
-    "moves of other bases": (part(lambda p: setattr(p, "moves", bytes([1]) * 99)), "moves that do not make 100 bases"),
-    "moves of 2": (part(lambda p: setattr(p, "moves", bytes([1, 2]) * 100)), "moves that do not make 100 bases"),
-    "flag": (alignment(flag=4), "flag 4 of alignment 1"),
-    "large flag": (alignment(flag=1 << 20), "flag 1048576 of alignment 1"),
-    "secondary first": (alignment(flag=256), "flag 256 of alignment 1"),
-    "two primaries": (part(lambda p: p.alignments.append(p.alignments[0])), "flag 16 of alignment 2"),
-    "reference": (alignment(reference_name="chr\t2"), "an alignment to 'chr\\t2', which the reference does not have"),
-    "before": (alignment(reference_start=-5), "an alignment to chr1 from -5 to 108, which has 1000 bases"),
-    "behind": (alignment(reference_start=950, reference_end=1048), "from 950 to 1048, which has 1000 bases"),
-    "far behind": (alignment(reference_start=1 << 62, reference_end=(1 << 62) + 98), "which has 1000 bases"),
+    "id": (part(lambda p: setattr(p, "read_id", b"short")), "a read id has 5 bytes, not 16"),
+    "two of one id": (lambda r: r.parts.append(r.parts[0]), "two parts have the same id"),
+    "samples": (
+        part(lambda p: setattr(p, "samples", 1 << 63)),
+        "a part is from sample 10 to 9223372036854775808 of 3000",
+    ),
+    "trimmed": (part(lambda p: setattr(p, "trimmed_samples", 3001)), "a part is from sample 3001 to 3000"),
+    "signal": (lambda r: setattr(r, "signal_samples", 3001), "3001 samples, but the read has 3000"),
+    "stride 0": (part(lambda p: setattr(p, "model_stride", 0)), "the moves' stride is 0 samples"),
+    "stride 200": (part(lambda p: setattr(p, "model_stride", 200)), "the moves' stride is 200 samples"),
+    "moves too long": (
+        part(lambda p: setattr(p, "moves", p.moves + bytes(399))),
+        "599 moves of 5 samples, but only 2990 samples",
+    ),
+    "moves of other bases": (
+        part(lambda p: setattr(p, "moves", bytes([1]) * 99)),
+        "the moves do not add up to 100 bases",
+    ),
+    "moves of 2": (part(lambda p: setattr(p, "moves", bytes([1, 2]) * 100)), "the moves do not add up to 100 bases"),
+    "flag": (alignment(flag=4), "flag 4 on alignment 1"),
+    "large flag": (alignment(flag=1 << 20), "flag 1048576 on alignment 1"),
+    "secondary first": (alignment(flag=256), "flag 256 on alignment 1"),
+    "two primaries": (part(lambda p: p.alignments.append(p.alignments[0])), "flag 16 on alignment 2"),
+    "reference": (alignment(reference_name="chr\t2"), "an alignment to 'chr\\t2', which is not in the reference"),
+    "before": (alignment(reference_start=-5), "an alignment to chr1 from -5 to 108, but it has 1000 bases"),
+    "behind": (alignment(reference_start=950, reference_end=1048), "from 950 to 1048, but it has 1000 bases"),
+    "far behind": (alignment(reference_start=1 << 62, reference_end=(1 << 62) + 98), "but it has 1000 bases"),
     "turned": (alignment(reference_start=500), "from 500 to 108"),
-    "mapping quality": (alignment(mapping_quality=256), "a mapping quality of 256"),
-    "operation": (alignment(cigar=[5 << 4 | 9]), "a CIGAR of 100 and 98 bases"),
-    "longer": (alignment(cigar=[1 << 4 | 4]), "a CIGAR of 101 and 98 bases, where there are 100 and 98"),
+    "mapping quality": (alignment(mapping_quality=256), "a mapping quality is 256"),
+    "operation": (alignment(cigar=[5 << 4 | 9]), "a CIGAR has 100 read and 98 reference bases"),
+    "longer": (
+        alignment(cigar=[1 << 4 | 4]),
+        "a CIGAR has 101 read and 98 reference bases, but there are 100 and 98",
+    ),
     "shorter": (
         part(lambda p: p.alignments[0].cigar.__setitem__(slice(None), CIGAR_OF_99)),
-        "a CIGAR of 99 and 96 bases",
+        "a CIGAR has 99 read and 96 reference bases",
     ),
-    "edits": (alignment(edit_distance=(1 << 32) - 1), "an edit distance of 4294967295"),
-    "MD": (alignment(md="5\tXX:i:1"), "an MD that is none"),
+    "edits": (alignment(edit_distance=(1 << 32) - 1), "an edit distance is 4294967295"),
+    "MD": (alignment(md="5\tXX:i:1"), "an MD is invalid"),
 }
 
 
@@ -217,7 +229,7 @@ def test_a_result_that_cannot_be_is_its_reads_failure(name: str) -> None:
     with serving(fake) as target:
         found = call(target, [read(number) for number in (1, 2, 3)])
     assert [found[number].status.value for number in (1, 2, 3)] == ["called", "failed", "called"]
-    assert found[2].detail.startswith("the server's result cannot be: ")
+    assert found[2].detail.startswith("the server sent an impossible result: ")
     assert reason in found[2].detail
     assert found[2].parts == ()
 
@@ -276,18 +288,18 @@ NO_TEXT = pb.StreamReadsResponse(go_away=pb.GoAway(reason="a")).SerializeToStrin
 
 @pytest.mark.parametrize("garbage", [b"\xff\xff\xff", NO_TEXT])
 def test_what_is_no_message(garbage: bytes, capfd: pytest.CaptureFixture[str]) -> None:
-    breaks("it sent something that is not a message", FakeServer(answer=lambda result, seq: [garbage]))
-    breaks("it sent something that is not a message", FakeServer(info=b"\xff\xff\xff"))
+    breaks("it sent an invalid message", FakeServer(answer=lambda result, seq: [garbage]))
+    breaks("it sent an invalid message", FakeServer(info=b"\xff\xff\xff"))
     assert "Traceback" not in capfd.readouterr().err
 
 
 def test_another_caller_than_was_asked_for() -> None:
     fake = FakeServer()
     fake.caller.model = "other"
-    breaks("model 'tiny_fast@v1' was requested, it offers 'other'", fake, replace(OPTIONS, model=MODEL))
+    breaks("model 'tiny_fast@v1' was requested, but it offers 'other'", fake, replace(OPTIONS, model=MODEL))
     fake = FakeServer()
     fake.caller.preset = "map-ont"
-    breaks("preset 'lr:hq' was requested, it offers 'map-ont'", fake, replace(OPTIONS, preset="lr:hq"))
+    breaks("preset 'lr:hq' was requested, but it offers 'map-ont'", fake, replace(OPTIONS, preset="lr:hq"))
 
 
 def test_another_caller_than_the_stream_began_with() -> None:
@@ -310,7 +322,7 @@ def test_another_caller_than_the_stream_began_with() -> None:
     with pytest.raises(ServerLost) as caught:
         run()
     assert len(fake.opened) > 1, "it is tried again: another server may be the one"
-    assert f"the caller differs: model_sha256 was {'6d' * 32}, here it is {'6e' * 32}" in str(caught.value)
+    assert f"the caller differs: model_sha256 was {'6d' * 32}, but here it is {'6e' * 32}" in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -130,8 +130,8 @@ def test_an_index_means_a_row_of_the_table_of_runs() -> None:
     ("known", "ids", "reason"),
     [
         ((A, B), ["id"], "run unknown: the file has 2 runs with the id id, and does not say which"),
-        ((A,), ["other"], "run unknown: the file's table of runs has no other"),
-        ((A,), [""], "run unknown: the file's table of runs has no unknown"),
+        ((A,), ["other"], "run unknown: the file's run table does not list other"),
+        ((A,), [""], "run unknown: the file's run table does not list unknown"),
     ],
 )
 def test_what_is_not_told_is_said(known: tuple[RunInfo, ...], ids: list[str], reason: str) -> None:

@@ -230,7 +230,7 @@ def test_a_status_of_a_later_version_counts_as_failed() -> None:
 def test_a_server_that_says_called_and_sends_nothing_is_not_believed(status: pb.ReadStatus) -> None:
     result = decode_result(pb.ReadResult(status=status), INFO)
     assert result.status is ReadStatus.FAILED
-    assert result.detail.endswith("and sends no sequence")
+    assert result.detail.endswith("but sent no sequence")
 
 
 def test_identity_and_server_info() -> None:

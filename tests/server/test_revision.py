@@ -167,5 +167,6 @@ def test_a_client_does_not_go_over_to_a_server_that_knows_no_revision(
         client._run(client._client.identify(run))
         monkeypatch.setattr("porestream.server.edge.rpc.CALLING_REVISION", 0)
         monkeypatch.setattr("porestream.server.edge.rpc._check_expected", lambda *_: None)
-        with pytest.raises(ServerLost, match=r"calling_revision was \d+, here it is none, as the server is too old"):
+        missing = r"calling_revision was \d+, but here it is missing, because the server is too old"
+        with pytest.raises(ServerLost, match=missing):
             list(client.call(reads))

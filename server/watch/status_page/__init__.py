@@ -1,1 +1,1 @@
-"""The server's own page at the metrics port: for people, above all where there is no Grafana."""
+"""The server's own web page on the metrics port, for people, especially where there is no Grafana."""

@@ -391,12 +391,12 @@ class Page:
         return _made("application/json", self._moment.get("/status.json", make))
 
     def _metrics(self, headers: dict[str, str]) -> Response:
-        """In the format, and compressed, as Prometheus asks for."""
+        """Return the metrics in the format that Prometheus asks for, compressed if it accepts that."""
         accept = headers.get("accept", "")
         versions = set(re.findall(r"version=([^;,\s]*)", accept))
         encode, content_type = choose_encoder(accept if versions <= _VERSIONS else "")
         if not self._moment.has(content_type) and len(self._moment) >= _MOST_MADE:
-            encode, content_type = choose_encoder("")  # which whoever asks takes, too
+            encode, content_type = choose_encoder("")  # every client accepts this one, too
         text = self._moment.get(content_type, encode)
         if text is None or not gzip_accepted(headers.get("accept-encoding", "")):
             return _made(content_type, text)
