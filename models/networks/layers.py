@@ -5,18 +5,23 @@ transformer. Any other layer is refused by name.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 from porestream.models.networks.config_values import Unsupported, finite, whole
 from porestream.models.networks.encoder import Encoder
+from porestream.models.networks.flstm import LowRankLstms
 from porestream.models.networks.lstm import Lstms
 from porestream.models.networks.transformer import Transformer
 
 _ACTIVATIONS = ("swish", "tanh")
 
-LISTED = {"lstm": Lstms.listed}
+LISTED: dict[str, Callable[[list[dict[str, Any]], int], Encoder]] = {
+    "lstm": Lstms.listed,
+    "flstm": LowRankLstms.listed,
+}
 """Encoders that v4 and later list layer by layer: maps a layer type to a function of those layers and their width."""
 
 
@@ -166,8 +171,6 @@ def _sublayers(tables: Any) -> list[dict[str, Any]]:
         raise Unsupported(f"sublayers must be a list of tables, each with a type, not {tables!r}")
     known = ("convolution", "clamp", "permute", *LISTED, "linear", "linearcrfencoder")
     for table in tables:
-        if table["type"] == "flstm":
-            raise Unsupported("layers of type flstm (low-rank LSTMs, as in hac v6) are not supported yet")
         if table["type"] not in known:
             raise Unsupported(f"layers of type {table['type']!r} are not supported; known types: {', '.join(known)}")
     return list(tables)

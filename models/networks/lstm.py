@@ -1,4 +1,4 @@
-"""LSTMs with alternating directions, the encoder of all published models except v5 sup (and hac v6)."""
+"""LSTMs with alternating directions, the encoder of all published models except v5 sup and hac v6."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING

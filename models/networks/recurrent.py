@@ -1,21 +1,124 @@
-"""Runs LSTMs one after another, each forwards or backwards in time."""
+"""Runs LSTMs one after another, each forwards or backwards in time: compiled for this CPU, or with torch.
+
+Dimensions: N rows of a batch, T time steps, S steps of a slab, C features, K inner features, G = 4 C gates.
+"""
+
+from abc import abstractmethod
+from collections.abc import Iterable
 
 import torch
 from torch import nn
+from torch.nn import functional
 
+from porestream.models.networks.flstm import SLAB_STEPS, LowRankLstms
 from porestream.models.networks.lstm import Lstms
+from porestream.models.networks.recurrence import Recurrence, target_of
 
 
-class Recurrent(nn.ModuleList):
-    """torch's LSTMs (cuDNN's on a GPU). Parameters are named `0.weight_ih_l0` and so on."""
+class AlongTime(nn.ModuleList):
+    """LSTMs, of which each reads the states of the one before."""
 
-    def __init__(self, shape: Lstms) -> None:
-        super().__init__(nn.LSTM(shape.width, shape.width) for _ in shape.reverse)
-        self._reverse = shape.reverse
+    def __init__(self, layers: Iterable[nn.Module], shape: Lstms | LowRankLstms) -> None:
+        super().__init__(layers)
+        self._width, self._reverse = shape.width, shape.reverse
+        self._compiled: list[Recurrence] = []
+
+    def compile_for_cpu(self, rows: int) -> bool:
+        """Compile the recurrence for batches of `rows`, and return whether this processor and these sizes allow it."""
+        target = target_of(next(self.parameters()).dtype)
+        if target and Recurrence.fits(target, rows, self._width):
+            self._compiled = [Recurrence(target, rows, *self._weights(layer)) for layer in self]
+        return bool(self._compiled)
 
     def forward(self, x_NCT: torch.Tensor) -> torch.Tensor:
         """Compute the features of each step, (T, N, C)."""
         x_TNC = x_NCT.permute(2, 0, 1).contiguous()
-        for reverse, rnn in zip(self._reverse, self, strict=True):
-            x_TNC = rnn(x_TNC.flip(0))[0].flip(0) if reverse else rnn(x_TNC)[0]
+        if self._compiled:
+            for reverse, recurrence in zip(self._reverse, self._compiled, strict=True):
+                x_TNC = recurrence(x_TNC, reverse)
+            return x_TNC
+        for reverse, layer in zip(self._reverse, self, strict=True):
+            x_TNC = self._with_torch(layer, x_TNC.flip(0)).flip(0) if reverse else self._with_torch(layer, x_TNC)
         return x_TNC
+
+    @abstractmethod
+    def _weights(self, layer: nn.Module) -> list[torch.Tensor]:
+        """Return the weights of a layer that `Recurrence` takes."""
+
+    @abstractmethod
+    def _with_torch(self, layer: nn.Module, x_TNC: torch.Tensor) -> torch.Tensor:
+        """Compute a layer forwards in time."""
+
+
+class Recurrent(AlongTime):
+    """Ordinary LSTMs: torch's (cuDNN's on a GPU). Parameters are named `0.weight_ih_l0` and so on."""
+
+    def __init__(self, shape: Lstms) -> None:
+        super().__init__((nn.LSTM(shape.width, shape.width) for _ in shape.reverse), shape)
+
+    def _weights(self, layer: nn.Module) -> list[torch.Tensor]:
+        tensors = dict(layer.named_parameters())
+        bias_G = tensors["bias_ih_l0"].float() + tensors["bias_hh_l0"].float()
+        return [tensors["weight_ih_l0"], tensors["weight_hh_l0"], bias_G]
+
+    def _with_torch(self, layer: nn.Module, x_TNC: torch.Tensor) -> torch.Tensor:
+        return layer(x_TNC)[0]  # type: ignore[no-any-return]
+
+
+class LowRankRecurrent(AlongTime):
+    """Low-rank LSTMs. Parameters are named `0.dn_weight_ih` and so on."""
+
+    def __init__(self, shape: LowRankLstms) -> None:
+        super().__init__((LowRankLstm(shape.width, shape.inner) for _ in shape.reverse), shape)
+
+    def _weights(self, layer: nn.Module) -> list[torch.Tensor]:
+        tensors = dict(layer.named_parameters())
+        names = ("up_weight_ih", "up_weight_hh", "up_bias_ih", "dn_weight_ih", "dn_weight_hh")
+        return [tensors[name] for name in names]
+
+    def _with_torch(self, layer: nn.Module, x_TNC: torch.Tensor) -> torch.Tensor:
+        return layer(x_TNC)  # type: ignore[no-any-return]
+
+
+class LowRankLstm(nn.Module):
+    """One low-rank LSTM; `up_bias_hh` is loaded but not used (see `LowRankLstms`)."""
+
+    def __init__(self, width: int, inner: int) -> None:
+        super().__init__()
+        self.dn_weight_ih, self.dn_weight_hh = _parameter(inner, width), _parameter(inner, width)
+        self.up_weight_ih, self.up_weight_hh = _parameter(4 * width, inner), _parameter(4 * width, inner)
+        self.up_bias_ih, self.up_bias_hh = _parameter(4 * width), _parameter(4 * width)
+
+    def forward(self, x_TNC: torch.Tensor) -> torch.Tensor:
+        """Return the hidden states, (T, N, C), forwards in time: two products and one cell a step."""
+        inner_TNK = functional.linear(x_TNC, self.dn_weight_ih)
+        y_TNC, hidden_NC = torch.empty_like(x_TNC), torch.zeros_like(x_TNC[0])
+        cell_NC = torch.zeros_like(hidden_NC, dtype=_cell_dtype(x_TNC))
+        down_CK, up_KG = self.dn_weight_hh.t(), self.up_weight_hh.t()
+        for first in range(0, len(x_TNC), SLAB_STEPS):
+            gates_SNG = functional.linear(inner_TNK[first : first + SLAB_STEPS], self.up_weight_ih, self.up_bias_ih)
+            for step, gates_NG in enumerate(gates_SNG, first):
+                hidden_NC, cell_NC = _next_state(gates_NG, hidden_NC @ down_CK @ up_KG, cell_NC)
+                y_TNC[step] = hidden_NC
+        return y_TNC
+
+
+def _parameter(*shape: int) -> nn.Parameter:
+    return nn.Parameter(torch.empty(shape))
+
+
+def _cell_dtype(x: torch.Tensor) -> torch.dtype:
+    """Return the dtype of the cell: torch's kernel for GPUs wants that of the gates, as dorado's has it."""
+    return x.dtype if x.is_cuda else torch.float32
+
+
+def _next_state(
+    of_input_NG: torch.Tensor, of_hidden_NG: torch.Tensor, cell_NC: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the hidden state and the cell after a step, from the gates' two parts, stacked as i, f, g, o."""
+    if of_input_NG.is_cuda:
+        hidden_NC, cell_NC, _ = torch.ops.aten._thnn_fused_lstm_cell(of_input_NG, of_hidden_NG, cell_NC)
+        return hidden_NC, cell_NC
+    i, f, g, o = (of_input_NG.float() + of_hidden_NG.float()).chunk(4, 1)
+    cell_NC = f.sigmoid() * cell_NC + i.sigmoid() * g.tanh()
+    return (o.sigmoid() * cell_NC.tanh()).to(of_input_NG.dtype), cell_NC

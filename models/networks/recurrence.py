@@ -1,0 +1,438 @@
+"""Recurrences of LSTMs on x86 processors, as machine code that LLVM (numba's) makes for one network's sizes.
+
+A step of an LSTM is small: torch spends much of it on calling libraries and on passing over the gates again for each
+activation. Here 16 hidden units of 4 rows (AVX-512) are one block: their four gates are summed in registers, turned
+into the new state there, and stored once. A row's result doesn't depend on the others, and sums always run in the same
+order, so a read's bytes don't depend on its batch.
+
+Dimensions: T time steps, N rows of a batch, C hidden units and features of the input, K inner width of a low-rank LSTM.
+"""
+
+import ctypes
+import functools
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import llvmlite.binding as llvm
+import torch
+from llvmlite import ir
+from torch import nn
+
+_GATES = 4
+_WORD_BYTES = 4  # a float32, or two bf16
+_ALIGNMENT = 64
+_LIMIT = 28.0
+"""Largest exponent of e. The sigmoid of -28 is 7e-13, and the product of three such powers still fits in float32."""
+
+_F32, _I8, _I32, _I64, _PTR = ir.FloatType(), ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.PointerType()
+
+Vector = list[ir.Value]
+
+
+class _Bf16(ir.types.Type):  # type: ignore[misc]  # llvmlite has no types
+    """LLVM's bfloat, which llvmlite lacks."""
+
+    def _to_string(self) -> str:
+        return "bfloat"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Bf16)
+
+    def __hash__(self) -> int:
+        return hash(_Bf16)
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What the code is made for.
+
+    Attributes
+    ----------
+    cpu
+        LLVM's name of the processor; "" means this one.
+    lanes
+        float32 numbers in a vector register: 16 with AVX-512, 8 with AVX2.
+    rows
+        Rows of a batch in a block.
+    is_bf16
+        Whether weights and features are bf16 (sums are always float32), or float32.
+    """
+
+    cpu: str
+    lanes: int
+    rows: int
+    is_bf16: bool
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of weights and features."""
+        return torch.bfloat16 if self.is_bf16 else torch.float32
+
+    @property
+    def item_bytes(self) -> int:
+        """Bytes per weight or feature."""
+        return self.dtype.itemsize
+
+    @property
+    def per_word(self) -> int:
+        """Weights or features per 32-bit word."""
+        return _WORD_BYTES // self.item_bytes
+
+
+AVX512_BF16 = Target("", 16, 4, is_bf16=True)
+AVX512 = Target("", 16, 4, is_bf16=False)
+AVX2 = Target("haswell", 8, 2, is_bf16=False)
+
+
+@functools.cache
+def target_of(dtype: torch.dtype) -> Target | None:
+    """Return the fastest target of this processor for a dtype; None if torch should compute the recurrence."""
+    can = torch.cpu.get_capabilities()
+    if dtype == torch.float32:
+        return AVX512 if can.get("avx512_f") else AVX2 if can.get("avx2") and can.get("fma3") else None
+    if dtype == torch.bfloat16 and can.get("avx512_bf16") and not can.get("amx_bf16"):
+        return AVX512_BF16
+    return None
+
+
+class _Code:
+    """Builds LLVM code for a target."""
+
+    def __init__(self, builder: ir.IRBuilder, target: Target) -> None:
+        self.b, self.target = builder, target
+        lanes = target.lanes
+        self.f32s, self.i32s = ir.VectorType(_F32, lanes), ir.VectorType(_I32, lanes)
+        self.bf16s, self.bf16_pairs = ir.VectorType(_Bf16(), lanes), ir.VectorType(_Bf16(), 2 * lanes)
+        self.vector_bytes = lanes * _WORD_BYTES
+
+    def number(self, value: float) -> ir.Constant:
+        return ir.Constant(self.f32s, [value] * self.target.lanes)
+
+    def integer(self, value: int) -> ir.Constant:
+        return ir.Constant(self.i32s, [value] * self.target.lanes)
+
+    def intrinsic(self, name: str, returns: ir.types.Type, *arguments: ir.Value) -> ir.Value:
+        module = self.b.module
+        function = module.globals.get(name) or ir.Function(
+            module, ir.FunctionType(returns, [argument.type for argument in arguments]), name
+        )
+        return self.b.call(function, arguments)
+
+    def float_op(self, name: str, *arguments: ir.Value) -> ir.Value:
+        return self.intrinsic(f"llvm.{name}.v{self.target.lanes}f32", self.f32s, *arguments)
+
+    def fma(self, x: ir.Value, y: ir.Value, z: ir.Value) -> ir.Value:
+        return self.float_op("fma", x, y, z)
+
+    def at(self, pointer: ir.Value, *offsets: int | ir.Value) -> ir.Value:
+        """Return a pointer moved by these numbers of bytes."""
+        for offset in offsets:
+            pointer = self.b.gep(pointer, [_i64(offset)], source_etype=_I8)
+        return pointer
+
+    def times(self, count: ir.Value, size: int) -> ir.Value:
+        return self.b.mul(count, _i64(size))
+
+    def load(self, pointer: ir.Value, kind: ir.types.Type, align: int = _ALIGNMENT) -> ir.Value:
+        return self.b.load(pointer, align=min(align, self.vector_bytes), typ=kind)
+
+    def store_features(self, features: ir.Value, pointer: ir.Value) -> None:
+        """Store features in the target's dtype; bf16 is rounded to nearest, ties to even."""
+        if self.target.is_bf16:
+            features = self.b.fptrunc(features, self.bf16s)
+        self.b.store(features, pointer, align=self.target.item_bytes)
+
+    def splat(self, word: ir.Value) -> ir.Value:
+        """Return a vector of one 32-bit word."""
+        undefined = ir.Constant(self.i32s, ir.Undefined)
+        mask = ir.Constant(ir.VectorType(_I32, self.target.lanes), [0] * self.target.lanes)
+        return self.b.shuffle_vector(self.b.insert_element(undefined, word, ir.Constant(_I32, 0)), undefined, mask)
+
+    @contextmanager
+    def loop(self, count: ir.Value | int) -> Iterator[ir.Value]:
+        """Run the body `count` times (at least once), with the index."""
+        before = self.b.block
+        body = self.b.append_basic_block("body")
+        self.b.branch(body)
+        self.b.position_at_end(body)
+        index = self.b.phi(_I64)
+        index.add_incoming(_i64(0), before)
+        yield index
+        after = self.b.append_basic_block("after")
+        following = self.b.add(index, _i64(1))
+        index.add_incoming(following, self.b.block)
+        self.b.cbranch(self.b.icmp_signed("<", following, _i64(count)), body, after)
+        self.b.position_at_end(after)
+
+    def sums(self, sums_RV: list[Vector], weights: ir.Value, x: ir.Value, row_bytes: int, words: int) -> list[Vector]:
+        """Add the products of some rows of x, of `words` words each, with a block of weights (four vectors a word)."""
+        before, body = self.b.block, self.b.append_basic_block("products")
+        self.b.branch(body)
+        self.b.position_at_end(body)
+        word = self.b.phi(_I64)
+        word.add_incoming(_i64(0), before)
+        phis_RV = [[self.b.phi(self.f32s) for _ in row] for row in sums_RV]
+        place = self.at(weights, self.times(word, _GATES * self.vector_bytes))
+        weights_V = [self.load(self.at(place, v * self.vector_bytes), self.i32s) for v in range(_GATES)]
+        x_word = self.at(x, self.times(word, _WORD_BYTES))
+        new_RV = []
+        for r, phis_V in enumerate(phis_RV):
+            feature = self.splat(self.load(self.at(x_word, r * row_bytes), _I32, self.target.item_bytes))
+            new_RV.append([self._multiply_add(*parts, feature) for parts in zip(phis_V, weights_V, strict=True)])
+        following = self.b.add(word, _i64(1))
+        word.add_incoming(following, body)
+        for sums_V, phis_V, new_V in zip(sums_RV, phis_RV, new_RV, strict=True):
+            for first, phi, new in zip(sums_V, phis_V, new_V, strict=True):
+                phi.add_incoming(first, before)
+                phi.add_incoming(new, body)
+        after = self.b.append_basic_block("summed")
+        self.b.cbranch(self.b.icmp_signed("<", following, _i64(words)), body, after)
+        self.b.position_at_end(after)
+        return new_RV
+
+    def _multiply_add(self, total: ir.Value, weight: ir.Value, feature: ir.Value) -> ir.Value:
+        if self.target.is_bf16:  # two products a lane
+            pairs = (self.b.bitcast(feature, self.bf16_pairs), self.b.bitcast(weight, self.bf16_pairs))
+            return self.intrinsic("llvm.x86.avx512bf16.dpbf16ps.512", self.f32s, total, *pairs)
+        return self.fma(self.b.bitcast(feature, self.f32s), self.b.bitcast(weight, self.f32s), total)
+
+    def exp(self, x: ir.Value, factor: float) -> ir.Value:
+        """Return e^(factor x), with the exponent limited to +-28.
+
+        Cody and Waite's reduction to |r| <= ln 2 / 2, then the polynomial of Cephes' expf; error about 1e-7 relative.
+        """
+        x = self.b.fmul(x, self.number(factor))
+        x = self.float_op("maxnum", self.float_op("minnum", x, self.number(_LIMIT)), self.number(-_LIMIT))
+        power = self.float_op("roundeven", self.b.fmul(x, self.number(1 / math.log(2))))
+        rest = self.fma(power, self.number(-0.693359375), x)
+        rest = self.fma(power, self.number(2.12194440e-4), rest)
+        polynomial: ir.Value = self.number(1.9875691500e-4)
+        for coefficient in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1):
+            polynomial = self.fma(polynomial, rest, self.number(coefficient))
+        mantissa = self.fma(polynomial, self.b.fmul(rest, rest), self.b.fadd(rest, self.number(1)))
+        exponent = self.b.shl(self.b.add(self.b.fptosi(power, self.i32s), self.integer(127)), self.integer(23))
+        return self.b.fmul(mantissa, self.b.bitcast(exponent, self.f32s))
+
+    def new_state(self, gates_V: Vector, cell: ir.Value) -> tuple[ir.Value, ir.Value]:
+        """Return the cell and the hidden state after a step, from the sums of the gates i, f, g, o.
+
+        cell = sigmoid(f) cell + sigmoid(i) tanh(g); hidden = sigmoid(o) tanh(cell): each over one denominator.
+        """
+        one, b = self.number(1), self.b
+        e_i, e_f, e_g, e_o = (self.exp(gate, -2 if v == 2 else -1) for v, gate in enumerate(gates_V))
+        by_i, by_f, by_g, by_o = (b.fadd(one, e) for e in (e_i, e_f, e_g, e_o))
+        by_ig = b.fmul(by_i, by_g)
+        cell = b.fdiv(self.fma(cell, by_ig, b.fmul(b.fsub(one, e_g), by_f)), b.fmul(by_ig, by_f))
+        e_c = self.exp(cell, -2)
+        return cell, b.fdiv(b.fsub(one, e_c), b.fmul(by_o, b.fadd(one, e_c)))
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """A recurrence's sizes.
+
+    Attributes
+    ----------
+    rows
+        N.
+    width
+        C.
+    inner
+        K of a low-rank LSTM, padded to whole blocks; 0 for an ordinary LSTM.
+    """
+
+    rows: int
+    width: int
+    inner: int
+
+
+class Recurrence:
+    """One LSTM, ordinary or low-rank, that runs along time. Thread-safe.
+
+    Parameters
+    ----------
+    gates_ih, gates_hh
+        Weights of the gates i, f, g, o: (4 C, C), or (4 C, K) if it is low-rank.
+    bias
+        The sum of both biases, (4 C).
+    inner_ih, inner_hh
+        Of a low-rank LSTM: weights (K, C) from the input and the hidden state to their inner features.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        rows: int,
+        gates_ih: torch.Tensor,
+        gates_hh: torch.Tensor,
+        bias: torch.Tensor,
+        inner_ih: torch.Tensor | None = None,
+        inner_hh: torch.Tensor | None = None,
+    ) -> None:
+        width, block = len(bias) // _GATES, _GATES * target.lanes
+        inner = 0 if inner_ih is None else -(-len(inner_ih) // block) * block
+        self._target, self._sizes = target, Sizes(rows, width, inner)
+        self._run = _compiled(target, self._sizes)
+        ins = inner or width
+        gates = torch.cat(
+            [nn.functional.pad(weights, (0, ins - weights.shape[1])) for weights in (gates_ih, gates_hh)], 1
+        )
+        by_block = gates.view(_GATES, width // target.lanes, target.lanes, 2 * ins).transpose(0, 1)
+        self._gates = _packed(by_block, target)
+        self._bias = _aligned(bias.float().view(_GATES, width // target.lanes, target.lanes).transpose(0, 1))
+        self._inner = [
+            _packed(
+                nn.functional.pad(weights, (0, 0, 0, inner - len(weights))).view(-1, _GATES, target.lanes, width),
+                target,
+            )
+            for weights in (inner_ih, inner_hh)
+            if weights is not None
+        ]
+
+    @staticmethod
+    def fits(target: Target, rows: int, width: int) -> bool:
+        """Whether a batch of `rows`, and LSTMs of `width`, are a whole number of blocks."""
+        return rows % target.rows == 0 and width % target.lanes == 0
+
+    def __call__(self, x_TNC: torch.Tensor, reverse: bool) -> torch.Tensor:
+        """Return the hidden states, (T, N, C), forwards or backwards in time.
+
+        x is contiguous, and of the target's dtype.
+        """
+        sizes = self._sizes
+        assert (*x_TNC.shape[1:], x_TNC.dtype) == (sizes.rows, sizes.width, self._target.dtype)
+        y_TNC = torch.empty_like(x_TNC)
+        cells = _aligned(torch.zeros(sizes.rows * sizes.width))
+        # The hidden states before the first step, and room for both inner features of a step.
+        spare = torch.zeros(sizes.rows, sizes.width + 2 * sizes.inner, dtype=x_TNC.dtype)
+        tensors = (x_TNC, y_TNC, spare, cells, self._gates, self._bias, *self._inner)
+        self._run(*(tensor.data_ptr() for tensor in tensors), len(x_TNC), reverse)
+        return y_TNC
+
+
+def _packed(weights_BVLI: torch.Tensor, target: Target) -> torch.Tensor:
+    """Order weights as `_Code.sums` reads them: for each block and word of the input, four vectors of lanes."""
+    *shape, ins = weights_BVLI.shape
+    words = weights_BVLI.reshape(*shape, ins // target.per_word, target.per_word)
+    return _aligned(words.permute(0, 3, 1, 2, 4).to(target.dtype))
+
+
+def _aligned(tensor: torch.Tensor) -> torch.Tensor:
+    """Copy a tensor to a place where vectors can be loaded."""
+    size = tensor.numel() * tensor.element_size()
+    place = torch.empty(size + _ALIGNMENT, dtype=torch.uint8)
+    first = -place.data_ptr() % _ALIGNMENT
+    return place[first : first + size].view(tensor.dtype).view(tensor.shape).copy_(tensor)
+
+
+@functools.cache
+def _compiled(target: Target, sizes: Sizes) -> Callable[..., None]:
+    """Compile the loop over time, which runs without the GIL."""
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    cpu = target.cpu or llvm.get_host_cpu_name()
+    features = "" if target.cpu else llvm.get_host_cpu_features().flatten()
+    # 512-bit vectors, where LLVM would rather use two of 256 bits
+    features += ",-prefer-256-bit" if target.lanes == AVX512.lanes else ""
+    machine = llvm.Target.from_default_triple().create_target_machine(cpu=cpu, features=features.strip(","), opt=3)
+    module = llvm.parse_assembly(str(_module(target, sizes)))
+    module.triple, module.data_layout = machine.triple, str(machine.target_data)
+    module.verify()
+    builder = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(speed_level=3))
+    builder.getModulePassManager().run(module, builder)
+    engine = llvm.create_mcjit_compiler(module, machine)
+    engine.finalize_object()
+    arguments = [ctypes.c_void_p] * (8 if sizes.inner else 6) + [ctypes.c_int64] * 2
+    function = ctypes.CFUNCTYPE(None, *arguments)(engine.get_function_address("run"))
+    function.engine = engine  # type: ignore[attr-defined]  # which owns the code
+    return function
+
+
+def _module(target: Target, sizes: Sizes) -> ir.Module:
+    """Write the loop over time.
+
+    For each step: the inner features of the input and of the last hidden state, if it is low-rank; then block by block
+    of hidden units, the sums of the gates and the new state.
+    """
+    module = ir.Module("recurrence")
+    pointers = [_PTR] * (8 if sizes.inner else 6)
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [*pointers, _I64, _I64]), "run")
+    for argument in function.args[: len(pointers)]:
+        argument.add_attribute("noalias")
+    x, y, spare, cells, gates, bias, *inner, steps, reverse = function.args
+    b = ir.IRBuilder(function.append_basic_block("entry"))
+    code = _Code(b, target)
+    row_bytes, step_bytes = sizes.width * target.item_bytes, sizes.rows * sizes.width * target.item_bytes
+    gate_words = (sizes.inner or sizes.width) // target.per_word
+    block_bytes = _GATES * code.vector_bytes
+    is_reverse = b.icmp_signed("!=", reverse, _i64(0))
+    last = b.sub(steps, _i64(1))
+    with code.loop(steps) as step:
+        time = b.select(is_reverse, b.sub(last, step), step)
+        before = b.select(is_reverse, b.add(time, _i64(1)), b.sub(time, _i64(1)))
+        x_now, y_now = (code.at(tensor, code.times(time, step_bytes)) for tensor in (x, y))
+        y_before = code.at(y, code.times(before, step_bytes))
+        hidden = b.select(b.icmp_signed("==", step, _i64(0)), spare, y_before)
+        inputs = [(x_now, row_bytes), (hidden, row_bytes)]
+        if inner:
+            inner_row = 2 * sizes.inner * target.item_bytes
+            parts = [code.at(spare, step_bytes + index * sizes.inner * target.item_bytes) for index in range(2)]
+            for weights, source, part in zip(inner, (x_now, hidden), parts, strict=True):
+                _inner_features(code, sizes, weights, source, part)
+            inputs = [(part, inner_row) for part in parts]
+        with code.loop(sizes.width // target.lanes) as block:
+            weights = code.at(gates, code.times(block, 2 * gate_words * block_bytes))
+            biases = code.at(bias, code.times(block, block_bytes))
+            with code.loop(sizes.rows // target.rows) as group:
+                bias_V = [code.load(code.at(biases, v * code.vector_bytes), code.f32s) for v in range(_GATES)]
+                sums_RV = [list(bias_V) for _ in range(target.rows)]
+                for index, (source, source_row) in enumerate(inputs):
+                    part = code.at(weights, index * gate_words * block_bytes)
+                    rows = code.at(source, code.times(group, target.rows * source_row))
+                    sums_RV = code.sums(sums_RV, part, rows, source_row, gate_words)
+                cell = code.at(
+                    cells,
+                    code.times(block, sizes.rows * code.vector_bytes),
+                    code.times(group, target.rows * code.vector_bytes),
+                )
+                out = code.at(
+                    y_now,
+                    code.times(block, target.lanes * target.item_bytes),
+                    code.times(group, target.rows * row_bytes),
+                )
+                for r, gates_V in enumerate(sums_RV):
+                    place = code.at(cell, r * code.vector_bytes)
+                    state, features = code.new_state(gates_V, code.load(place, code.f32s))
+                    b.store(state, place, align=code.vector_bytes)
+                    code.store_features(features, code.at(out, r * row_bytes))
+    b.ret_void()
+    return module
+
+
+def _inner_features(code: _Code, sizes: Sizes, weights: ir.Value, source: ir.Value, target_rows: ir.Value) -> None:
+    """Write the loop that multiplies one step's rows with a (K, C) matrix, block by block of four vectors."""
+    target = code.target
+    row_bytes, out_row_bytes = sizes.width * target.item_bytes, 2 * sizes.inner * target.item_bytes
+    words, outs = sizes.width // target.per_word, _GATES * target.lanes
+    with code.loop(sizes.inner // outs) as block:
+        block_weights = code.at(weights, code.times(block, words * _GATES * code.vector_bytes))
+        with code.loop(sizes.rows // target.rows) as group:
+            zeros_RV = [[code.number(0)] * _GATES for _ in range(target.rows)]
+            rows = code.at(source, code.times(group, target.rows * row_bytes))
+            sums_RV = code.sums(zeros_RV, block_weights, rows, row_bytes, words)
+            out = code.at(
+                target_rows,
+                code.times(block, outs * target.item_bytes),
+                code.times(group, target.rows * out_row_bytes),
+            )
+            for r, sums_V in enumerate(sums_RV):
+                for v, features in enumerate(sums_V):
+                    code.store_features(
+                        features, code.at(out, r * out_row_bytes + v * target.lanes * target.item_bytes)
+                    )
+
+
+def _i64(value: int | ir.Value) -> ir.Value:
+    return ir.Constant(_I64, value) if isinstance(value, int) else value
