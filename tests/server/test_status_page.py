@@ -23,7 +23,8 @@ from porestream.server.watch.status_page import history as history_module
 from porestream.server.watch.status_page import page as page_module
 from porestream.server.watch.status_page import web
 from porestream.server.watch.status_page.history import History, increase, snapshot
-from porestream.server.watch.status_page.page import StatusServer, quantile, start, status
+from porestream.server.watch.status_page.numbers import quantile, status
+from porestream.server.watch.status_page.page import StatusServer, start
 
 MAKE: dict[str, Callable[..., Any]] = {"counter": Counter, "gauge": Gauge, "histogram": Histogram}
 UNIX_S = 1_800_000_000.0
