@@ -33,8 +33,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from porestream.client import SyncBasecallClient
 from porestream.client.channel import Credentials
+from porestream.client.opening import StreamOptions
 from porestream.client.reads import ReadStatus, SignalRead
-from porestream.client.stream import StreamOptions
 from porestream.v1 import porestream_pb2 as pb
 
 BUDGET_BYTES = 256 << 20

@@ -30,8 +30,9 @@ import numpy as np
 import numpy.typing as npt
 import pod5
 
+from porestream.client.opening import StreamOptions, resolve_caller
 from porestream.client.reads import ReadInfo, RunInfo, SignalRead
-from porestream.client.stream import Delivery, RunStream, StreamOptions, resolve_caller
+from porestream.client.stream import Delivery, RunStream
 from porestream.client.wire import EncodedRead, encode_read
 from porestream.models.simulate.sequence import decode, random_bases
 

@@ -40,6 +40,7 @@ from porestream.cli.progress import AboveProgress, say
 from porestream.cli.request import Request
 from porestream.cli.stopping import EXIT_HUNG_UP, EXIT_INTERRUPTED, EXIT_TERMINATED
 from porestream.client.client import BasecallClient
+from porestream.client.opening import ServerLost, ServerRefused, StreamOptions
 from porestream.client.outputs.output_file import larger_kept
 from porestream.client.outputs.partial import Partial
 from porestream.client.outputs.rejected import RejectedReads
@@ -49,7 +50,6 @@ from porestream.client.outputs.writers import Format, Outputs, OutputSettings, f
 from porestream.client.reads import CallerIdentity, ReadResult, ReadStatus, RunInfo, ServerInfo, SignalRead
 from porestream.client.sources.pod5_source import Pod5Source, ReadFault, load_read_ids
 from porestream.client.sources.watch import FolderWatch
-from porestream.client.stream import ServerLost, ServerRefused, StreamOptions
 from porestream.client.text import counted, shown
 from porestream.models.files.catalog import BUNDLED
 

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from porestream.client.opening import StreamOptions
 from porestream.client.outputs.writers import Format, beside
-from porestream.client.stream import StreamOptions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,6 +1,7 @@
 """The public API for instruments and lab pipelines: sources of reads, the client, and writers of records."""
 
 from porestream.client.client import BasecallClient, SyncBasecallClient
+from porestream.client.opening import ServerLost, ServerRefused, StreamOptions
 from porestream.client.outputs.writers import OutputSettings, RecordWriter
 from porestream.client.reads import (
     Alignment,
@@ -14,7 +15,6 @@ from porestream.client.reads import (
     SignalRead,
 )
 from porestream.client.sources.pod5_source import Pod5Source
-from porestream.client.stream import ServerLost, ServerRefused, StreamOptions
 
 __all__ = [
     "Alignment",

@@ -12,18 +12,16 @@ from typing import Any, Self, TypeVar
 import grpc
 
 from porestream.client.channel import open_channel, service, way_to
-from porestream.client.reads import CallerIdentity, ReadInfo, ReadResult, ReadStatus, RunInfo, ServerInfo, SignalRead
-from porestream.client.stream import (
+from porestream.client.opening import (
     FINAL,
-    Delivery,
-    RunStream,
     ServerLost,
     ServerRefused,
     StreamOptions,
-    read_fault,
     resolve_caller,
     run_fault,
 )
+from porestream.client.reads import CallerIdentity, ReadInfo, ReadResult, ReadStatus, RunInfo, ServerInfo, SignalRead
+from porestream.client.stream import Delivery, RunStream, read_fault
 from porestream.client.wire import CHUNK_SAMPLES, EncodedRead, decode_identity, decode_server_info, encode_read
 from porestream.v1 import porestream_pb2 as pb
 from porestream.v1 import porestream_pb2_grpc as pb_grpc

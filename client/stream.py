@@ -11,153 +11,40 @@ import random
 import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 from uuid import UUID
 
 import grpc
 import structlog
-from google.protobuf.duration_pb2 import Duration
 
-from porestream.client.channel import PLAINTEXT, Credentials, open_channel, service, way_to
+from porestream.client.channel import open_channel, service, way_to
+from porestream.client.opening import (
+    FINAL,
+    AnotherCaller,
+    ServerLost,
+    ServerRefused,
+    StreamOptions,
+    breach,
+    check_asked,
+    check_caller,
+    open_message,
+)
 from porestream.client.reads import ReadResult, ReadStatus, RunInfo
-from porestream.client.text import counted, shown
-from porestream.client.wire import EncodedRead, chunk_bytes, decode_result, encode_run
+from porestream.client.text import counted
+from porestream.client.wire import EncodedRead, chunk_bytes, decode_result
 from porestream.v1 import porestream_pb2 as pb
 
 log = structlog.get_logger()
 
 _MESSAGE_BYTES = 256 << 10
 _BATCH_BYTES = 64  # of a message, without its chunks
-_FACT_CHARACTERS = 100  # more than any product code has
-_IDENTITY_BYTES = 300  # more than a caller's identity takes, without the requested names
-_MAX_RUN_ID_LENGTH = 256  # the servers' limit
 _MIN_WINDOW_SAMPLES = 1024  # a read uses at least this much of the window, so the number of reads is bounded, too
 _FIRST_BACKOFF_S, _MAX_BACKOFF_S = 0.2, 5.0
 _FIRST_WARNING_S, _WARNING_EVERY_S = 60.0, 300.0  # about a server that is up but delivers nothing
 _SENT_BACK_PAUSE_S, _MAX_SENT_BACK_PAUSE_S = 1.0, 120.0
-FINAL = {
-    grpc.StatusCode.INVALID_ARGUMENT,
-    grpc.StatusCode.NOT_FOUND,
-    grpc.StatusCode.FAILED_PRECONDITION,
-    grpc.StatusCode.PERMISSION_DENIED,
-    grpc.StatusCode.UNAUTHENTICATED,
-    grpc.StatusCode.UNIMPLEMENTED,
-}
-"""Statuses that a server will not change when asked again."""
-
-
 _FINAL_HERE = {grpc.StatusCode.NOT_FOUND, grpc.StatusCode.FAILED_PRECONDITION}
-"""Those that are not final once the stream has been open: another server may have the model that this one lacks."""
-
-PRIORITIES = {"live": pb.PRIORITY_LIVE, "standard": pb.PRIORITY_STANDARD, "bulk": pb.PRIORITY_BULK}
-"""Scheduling classes by name."""
-
-
-class ServerRefused(Exception):
-    """The server will not serve this stream, however often it is asked, or it breaks the contract.
-
-    The message is the server's, or says how it broke the contract.
-    """
-
-
-class ServerLost(Exception):
-    """No server could be reached for too long, or connections kept breaking without a result."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StreamOptions:
-    """What to ask of the server, and how patient to be.
-
-    Attributes
-    ----------
-    model, reference, preset
-        Names on the server; empty: its only model, no alignment, the preset that suits the model.
-    min_mean_qscore
-        Reads below it are FILTERED.
-    emit_moves, emit_md
-        Whether results carry moves and MD.
-    no_trim
-        Whether sequencing adapters stay in the sequence.
-    allow_chemistry_mismatch
-        Let the named model call runs that it is not for.
-    heartbeat_s
-        Longest silence of either side, 1-30 s.
-    window_samples
-        How far to send ahead of stored results, in samples. Each takes about 0.7 bytes of memory, compressed.
-    credentials
-        Whether to use TLS and a token.
-    give_up_s
-        How long to keep trying while no server can be reached, or connections keep breaking without a result. A server
-        that is up but busy is waited for, with a warning after a minute and every five minutes.
-    """
-
-    model: str = ""
-    reference: str = ""
-    preset: str = ""
-    priority: int = pb.PRIORITY_STANDARD
-    min_mean_qscore: float = 0.0
-    emit_moves: bool = False
-    emit_md: bool = False
-    no_trim: bool = False
-    allow_chemistry_mismatch: bool = False
-    heartbeat_s: float = 5.0
-    window_samples: int = 8_000_000
-    give_up_s: float = 120.0
-    credentials: Credentials = PLAINTEXT
-
-
-def open_message(
-    run: RunInfo, options: StreamOptions, expected: pb.CallerIdentity | None, reconnects: int = 0
-) -> pb.StreamReadsRequest:
-    """Make the first message of a stream."""
-    heartbeat = Duration()
-    heartbeat.FromMilliseconds(int(options.heartbeat_s * 1000))
-    return pb.StreamReadsRequest(
-        open=pb.OpenStream(
-            run=encode_run(run),
-            purpose=pb.STREAM_PURPOSE_RESULTS,
-            options=_call_options(options),
-            expected=expected,
-            heartbeat_interval=heartbeat,
-            reconnects=reconnects,
-        )
-    )
-
-
-class _AnotherCaller(Exception):
-    """This server would call the run with a different caller than the one that started it."""
-
-
-def _call_options(options: StreamOptions) -> pb.CallOptions:
-    """Copy each option to the field of the same name."""
-    names = {one.name for one in fields(options)}.intersection(pb.CallOptions.DESCRIPTOR.fields_by_name)
-    return pb.CallOptions(**{name: getattr(options, name) for name in names})
-
-
-def run_fault(run: RunInfo, options: StreamOptions, max_message_bytes: int) -> str:
-    """Say why no server would open a stream for this run; empty if one might.
-
-    Checked before sending, because a refusal does not say whether it concerns other runs as well, and an oversized
-    message looks like a server that has no room right now.
-    """
-    why = ""
-    if not run.run_id:
-        why = "its id is empty"
-    elif len(run.run_id) > _MAX_RUN_ID_LENGTH:
-        why = f"its id has {len(run.run_id):,} characters; servers accept at most {_MAX_RUN_ID_LENGTH}"
-    else:
-        try:
-            size = open_message(run, options, None, reconnects=(1 << 32) - 1).ByteSize()
-            size += _IDENTITY_BYTES + len(options.model + options.reference + options.preset)
-        except (ValueError, TypeError, ArithmeticError) as error:
-            why = f"{type(error).__name__}: {error}"
-        else:
-            if 0 < max_message_bytes < size:
-                why = f"its metadata takes {size:,} bytes; the server accepts at most {max_message_bytes:,}"
-    if not why:
-        return ""
-    return f"run not sendable: {shown(why, 200)} (run {shown(run.run_id)})"
+"""Statuses that are not final once the stream has been open: another server may have the model that this one lacks."""
 
 
 def read_fault(read: EncodedRead, max_message_bytes: int) -> str:
@@ -166,44 +53,6 @@ def read_fault(read: EncodedRead, max_message_bytes: int) -> str:
     if not 0 < max_message_bytes < size:
         return ""
     return f"too large to send: {size:,} bytes with its metadata; the server accepts at most {max_message_bytes:,}"
-
-
-async def resolve_caller(target: str, options: StreamOptions, run: RunInfo) -> pb.CallerIdentity:
-    """Ask a server which caller it would use for this run. Send only the run's facts that decide this.
-
-    Raises
-    ------
-    ServerRefused, ServerLost
-        The server does not have what the options ask for, or does not answer.
-    """
-    async with open_channel(target, options.credentials) as channel:
-        facts = pb.RunInfo(
-            flow_cell_product_code=run.flow_cell_product_code[:_FACT_CHARACTERS],
-            sequencing_kit=run.sequencing_kit[:_FACT_CHARACTERS],
-            sample_rate_hz=run.sample_rate_hz,
-        )
-        request = pb.ResolveCallerRequest(run=facts, options=_call_options(options))
-        try:
-            response = await service(channel).ResolveCaller(request, timeout=4 * options.heartbeat_s)
-        except grpc.aio.AioRpcError as error:
-            kind = ServerRefused if error.code() in FINAL else ServerLost
-            raise kind(f"{error.code().name}: {error.details()}") from error
-    if response is None:
-        raise _breach(target, "it sent an invalid message")
-    caller: pb.CallerIdentity = response.caller
-    _check_asked(target, caller, options)
-    return caller
-
-
-def _check_asked(target: str, caller: pb.CallerIdentity, options: StreamOptions) -> None:
-    for name in ("model", "reference", "preset"):
-        asked, said = getattr(options, name), getattr(caller, name)
-        if asked not in ("", "auto", said):
-            raise _breach(target, f"{name} {asked!r} was requested, but it offers {shown(said)!r}")
-
-
-def _breach(target: str, what: str) -> ServerRefused:
-    return ServerRefused(f"{target} is not a porestream server, or is broken: {what}")
 
 
 async def _next_response(call: grpc.aio.StreamStreamCall, patience_s: float) -> Any:
@@ -342,7 +191,7 @@ class RunStream:
                 if is_final or _is_too_large(error):
                     raise ServerRefused(f"{error.code().name}: {error.details()}") from error
                 reason = f"{error.code().name}: {error.details()}"
-            except _AnotherCaller as error:
+            except AnotherCaller as error:
                 reason = str(error)
             except TimeoutError:
                 reason = f"silent for {4 * self._options.heartbeat_s:g} s"
@@ -373,7 +222,7 @@ class RunStream:
             try:
                 while (response := await _next_response(call, patience_s)) is not grpc.aio.EOF:
                     if response is None:
-                        raise _breach(self._target, "it sent an invalid message")
+                        raise breach(self._target, "it sent an invalid message")
                     if response.WhichOneof("message") == "opened":
                         self._open(response.opened, connection)
                         sender = asyncio.create_task(self._send(call, connection))
@@ -391,12 +240,12 @@ class RunStream:
 
     def _open(self, opened: pb.StreamOpened, connection: _Connection) -> None:
         if connection.is_open:
-            raise _breach(self._target, "it opened the stream twice")
+            raise breach(self._target, "it opened the stream twice")
         if self.caller is None:
-            _check_asked(self._target, opened.caller, self._options)
+            check_asked(self._target, opened.caller, self._options)
             self.caller = opened.caller
             self._opened(opened.caller)
-        _check_caller(opened.caller, self.caller)
+        check_caller(opened.caller, self.caller)
         connection.is_open = True
         connection.credit = opened.credit.max_total_samples
         connection.to_send = deque(self._pending.values())
@@ -415,12 +264,12 @@ class RunStream:
 
     def _take_result(self, seq: int, message: pb.ReadResult, connection: _Connection) -> None:
         if seq != connection.received_seq + 1:
-            raise _breach(self._target, f"it sent result {seq} instead of {connection.received_seq + 1}")
+            raise breach(self._target, f"it sent result {seq} instead of {connection.received_seq + 1}")
         connection.received_seq = seq
         is_whole = connection.sent.pop(message.read_id, None)
         if is_whole is None:
             name = UUID(bytes=message.read_id) if len(message.read_id) == 16 else message.read_id[:20].hex()
-            raise _breach(self._target, f"it sent a result for read {name}, which is not waiting for one")
+            raise breach(self._target, f"it sent a result for read {name}, which is not waiting for one")
         if message.status == pb.READ_STATUS_TRY_AGAIN:
             self._send_again(seq, self._pending[message.read_id], connection)
             return
@@ -548,22 +397,6 @@ class RunStream:
         names = [str(UUID(bytes=read_id)) for read_id in list(self._pending)[:20]]
         more = ", ..." if len(self._pending) > len(names) else ""
         return f"{counted(len(self._pending), 'read')} without a result ({', '.join(names)}{more})"
-
-
-def _check_caller(caller: pb.CallerIdentity, expected: pb.CallerIdentity) -> None:
-    """Check that a server's caller is the expected one.
-
-    Servers compare identities themselves, but one may be broken, or too old to know about the calling revision. Like
-    servers, this ignores unset fields and the version.
-    """
-    names = {field.name for field, _ in expected.ListFields()} - {"version"} | {"calling_revision"}
-    for name in sorted(names):
-        theirs, mine = getattr(caller, name), getattr(expected, name)
-        if theirs != mine:
-            before, here = (shown(str(v.hex() if isinstance(v, bytes) else v), 80) for v in (mine, theirs))
-            if name == "calling_revision" and not theirs:
-                here = "missing, because the server is too old to have one"
-            raise _AnotherCaller(f"the caller differs: {name} was {before}, but here it is {here}")
 
 
 def _is_too_large(error: grpc.aio.AioRpcError) -> bool:

@@ -221,7 +221,7 @@ def _request(given: dict[str, Any], server_flags: dict[str, str]) -> "Request":
     """Turn the parameters into a `Request`, with defaults. Those that `Request` does not name are stream options."""
     from porestream.cli.options import credentials_of
     from porestream.cli.request import Request
-    from porestream.client.stream import PRIORITIES, StreamOptions
+    from porestream.client.opening import PRIORITIES, StreamOptions
 
     server, watch = given["server"], given["watch"]
     connection = {name: given.pop(name) for name in CONNECTION_OPTIONS}

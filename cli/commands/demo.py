@@ -181,7 +181,7 @@ def _call_and_sort(ctx: click.Context, files: _Files, folder: Path) -> tuple[Pat
     """
     from porestream.cli.caller import run_call
     from porestream.cli.request import Request
-    from porestream.client.stream import PRIORITIES, StreamOptions
+    from porestream.client.opening import PRIORITIES, StreamOptions
     from porestream.models.files.catalog import BUNDLED
 
     _step(3, f"starting a server, streaming the reads to it; model {BUNDLED.name}")

@@ -20,9 +20,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from porestream.cli.main import main
+from porestream.client.opening import StreamOptions
 from porestream.client.outputs.output_file import partial_of
 from porestream.client.outputs.writers import RecordWriter
-from porestream.client.stream import StreamOptions
 
 READS = 40
 LENGTHS = [1500 + 40 * number for number in range(READS)]

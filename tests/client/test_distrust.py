@@ -11,10 +11,10 @@ import pytest
 from fake_server import MODEL, REFERENCE, FakeServer, batch, honest_result, server_info, serving
 
 from porestream.client.client import BasecallClient
+from porestream.client.opening import MAX_RUN_ID_LENGTH, ServerLost, ServerRefused, StreamOptions
 from porestream.client.reads import ReadInfo, ReadResult, ReadStatus, RunInfo, SignalRead
-from porestream.client.stream import _MAX_RUN_ID_LENGTH, ServerLost, ServerRefused, StreamOptions
 from porestream.client.wire import chunk_bytes, encode_read
-from porestream.server.edge.rpc import _MAX_RUN_ID_LENGTH as TAKEN
+from porestream.server.edge.rpc import MAX_RUN_ID_LENGTH as TAKEN
 from porestream.v1 import porestream_pb2 as pb
 
 RUN = RunInfo(run_id="run-a", sample_rate_hz=4000)
@@ -51,7 +51,7 @@ def test_an_honest_result_is_believed() -> None:
 
 
 def test_the_longest_run_id_is_the_servers() -> None:
-    assert _MAX_RUN_ID_LENGTH == TAKEN
+    assert MAX_RUN_ID_LENGTH == TAKEN
 
 
 ODD_RUNS = {

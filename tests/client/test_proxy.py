@@ -10,8 +10,8 @@ import pytest
 
 from porestream.client.channel import Credentials, way_to
 from porestream.client.client import BasecallClient
+from porestream.client.opening import ServerLost, StreamOptions
 from porestream.client.proxy import proxy_for
-from porestream.client.stream import ServerLost, StreamOptions
 
 NAMES = [f"{scheme}_proxy" for scheme in ("grpc", "https", "http", "no", "no_grpc")]
 

@@ -14,8 +14,9 @@ from fake_server import FakeServer, batch, serving
 from structlog.testing import capture_logs
 
 from porestream.client.client import BasecallClient, SyncBasecallClient
+from porestream.client.opening import StreamOptions
 from porestream.client.reads import ReadInfo, ReadResult, ReadStatus, RunInfo, SignalRead
-from porestream.client.stream import StreamOptions, _next_response
+from porestream.client.stream import _next_response
 from porestream.server.reads import Chunk
 from porestream.server.streams.results import ResultsSession
 from porestream.v1 import porestream_pb2 as pb

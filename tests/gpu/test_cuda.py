@@ -191,8 +191,8 @@ def test_a_server_calls_the_same_whatever_the_company(
     from uuid import UUID
 
     from porestream.client.client import SyncBasecallClient
+    from porestream.client.opening import StreamOptions
     from porestream.client.reads import ReadInfo, RunInfo, SignalRead
-    from porestream.client.stream import StreamOptions
 
     address = start_server(device="cuda", batch_size=ROWS, threads=4).address
     reads = [

@@ -14,8 +14,8 @@ from prometheus_client.openmetrics.exposition import generate_latest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from porestream.client import BasecallClient, StreamOptions
+from porestream.client.opening import PRIORITIES
 from porestream.client.reads import ReadInfo, ReadResult, RunInfo, SignalRead
-from porestream.client.stream import PRIORITIES
 from porestream.kernels.align.hits import Failure
 from porestream.server import metrics
 from porestream.server.calling.device_use import ActivityClock, DeviceUse

@@ -18,8 +18,8 @@ from host_card import HostCard
 
 from porestream.cli.main import main
 from porestream.client.client import BasecallClient, SyncBasecallClient
+from porestream.client.opening import StreamOptions
 from porestream.client.reads import ReadInfo, RunInfo, SignalRead
-from porestream.client.stream import StreamOptions
 from porestream.models.call.basecaller import Basecaller
 from porestream.models.files.config import ModelError
 from porestream.models.private_folder import default_cache_dir

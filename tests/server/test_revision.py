@@ -12,9 +12,9 @@ import pytest
 from calling_revision import check_digest
 
 from porestream.client.client import SyncBasecallClient
+from porestream.client.opening import ServerLost, StreamOptions
 from porestream.client.outputs.records import header, records
 from porestream.client.reads import ReadInfo, RunInfo, SignalRead
-from porestream.client.stream import ServerLost, StreamOptions
 from porestream.models.call.adapters import BOTTOM, TOP
 from porestream.models.call.cpu_runner import CpuRunner
 from porestream.v1 import porestream_pb2 as pb

@@ -22,7 +22,7 @@ from structlog.testing import capture_logs
 from porestream.cli.main import main
 from porestream.client import BasecallClient, ReadInfo, RunInfo, SignalRead, StreamOptions, SyncBasecallClient
 from porestream.client.channel import Credentials, open_channel
-from porestream.client.stream import ServerLost, ServerRefused
+from porestream.client.opening import ServerLost, ServerRefused
 from porestream.server.edge import rpc
 from porestream.server.edge.security import Certificate, Role, Tokens
 from porestream.server.metrics import SECRETS_STALE, TOKEN_SAMPLES_RECEIVED, TOKEN_STREAMS

@@ -14,8 +14,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
 from porestream.client.client import BasecallClient, SyncBasecallClient
+from porestream.client.opening import ServerRefused, StreamOptions
 from porestream.client.reads import ReadInfo, ReadResult, ReadStatus, RunInfo, SignalRead
-from porestream.client.stream import ServerRefused, StreamOptions
 from porestream.client.wire import encode_read
 from porestream.server.metrics import BATCH_STREAMS, STREAMS_ENDED
 from porestream.v1 import porestream_pb2 as pb

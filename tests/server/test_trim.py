@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from porestream.client.client import SyncBasecallClient
+from porestream.client.opening import StreamOptions
 from porestream.client.reads import CalledPart, ReadInfo, RunInfo, SignalRead
 from porestream.client.sources.pod5_source import Pod5Source
-from porestream.client.stream import StreamOptions
 from porestream.models.call import adapters
 from porestream.models.call.quality import mean_qscore
 
