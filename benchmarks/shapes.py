@@ -20,7 +20,6 @@ import numpy.typing as npt
 Tensors = dict[str, npt.NDArray[np.float32]]
 CONTAINERS = ("safetensors", "dorado", "bonito")
 BASES = 4
-_LSTMS = 5
 _NORM_EPSILON = 1e-5
 
 
@@ -32,13 +31,15 @@ class Shape:
     ----------
     release
         The format: "v3" (sizes only), "v4" (each layer listed), "v4.2" (clamps after the convolutions), "v4.3" (tanh
-        after the last convolution, signal in pA) or "v5" (a transformer).
+        after the last convolution, signal in pA), "v6" (as v4.3, with low-rank LSTMs) or "v5" (a transformer).
     features
         Width of the LSTMs or the transformer.
     stride
         Samples per time step of the LSTMs; a transformer's convolutions always have 12.
     bottleneck
         Width of the linear layer before the last one; 0: none.
+    lstms, inner
+        How many LSTMs; inner width of low-rank ones, 0: ordinary.
     """
 
     release: str
@@ -47,6 +48,8 @@ class Shape:
     stride: int = 6
     winlen: int = 19
     bottleneck: int = 0
+    lstms: int = 5
+    inner: int = 0
     depth: int = 18
     heads: int = 8
     window: tuple[int, int] = (127, 128)
@@ -65,11 +68,13 @@ SHAPES = {
     "hac v4.3": Shape(release="v4.3", features=384, state_len=4),
     "sup v4": Shape(release="v4.2", features=1024, state_len=5, stride=5, bottleneck=256),
     "sup v5": Shape(release="v5", features=512, state_len=5),
+    "hac v6": Shape(release="v6", features=1024, state_len=3, lstms=7, inner=128),
     "tiny v3": Shape(release="v3", features=16, state_len=2, stride=5, chunk_size=1200, overlap=120),
     "tiny v4": Shape(release="v4", features=16, state_len=3, stride=5, winlen=9, chunk_size=1200, overlap=120),
     "tiny v4.2": Shape(release="v4.2", features=24, state_len=2, chunk_size=1200, overlap=120),
     "tiny v4.3": Shape(release="v4.3", features=16, state_len=2, chunk_size=1200, overlap=120),
     "tiny sup v4": Shape(release="v4.2", features=16, state_len=2, bottleneck=8, chunk_size=1200, overlap=120),
+    "tiny v6": Shape(release="v6", features=32, state_len=2, lstms=3, inner=8, chunk_size=1200, overlap=120),
     "tiny sup v5": Shape(
         release="v5", features=32, state_len=2, depth=2, heads=4, window=(7, 8), chunk_size=1920, overlap=192
     ),
@@ -92,7 +97,7 @@ def shape_config(shape: Shape) -> dict[str, Any]:
     else:
         config["global_norm"] = {"state_len": shape.state_len}
         config["encoder"] = {"type": "serial", "sublayers": _listed(shape)}
-    if shape.release in ("v4.3", "v5"):
+    if shape.release in ("v4.3", "v5", "v6"):
         config["scaling"] = {"strategy": "pa"}
         config["standardisation"] = {"standardise": 1, "mean": 93.7, "stdev": 23.5}
         config["run_info"] = {"sample_rate": 5000}
@@ -127,11 +132,17 @@ def shape_tensors(shape: Shape, seed: int) -> Tensors:
         tensors["upsample.linear.bias"] = normal(0.2, 2 * F)
         tensors["crf.linear.weight"] = normal(0.4, scores, F)
         return tensors
-    for index in range(4, 4 + _LSTMS):
+    for index in range(4, 4 + shape.lstms):
         for part, gain in (("ih", 3.0 if index == 4 else 4.0), ("hh", 1.0)):
-            tensors[f"{index}.rnn.weight_{part}_l0"] = normal(gain, 4 * F, F)
-            tensors[f"{index}.rnn.bias_{part}_l0"] = normal(0.2, 4 * F)
-    last = 4 + _LSTMS
+            name = f"{index}.rnn"
+            if shape.inner:
+                tensors[f"{name}.dn_weight_{part}"] = normal(1.0, shape.inner, F)
+                tensors[f"{name}.up_weight_{part}"] = normal(gain, 4 * F, shape.inner)
+                tensors[f"{name}.up_bias_{part}"] = normal(0.2, 4 * F)
+            else:
+                tensors[f"{name}.weight_{part}_l0"] = normal(gain, 4 * F, F)
+                tensors[f"{name}.bias_{part}_l0"] = normal(0.2, 4 * F)
+    last = 4 + shape.lstms
     if shape.bottleneck:
         tensors[f"{last}.linear.weight"] = normal(2.0, shape.bottleneck, F)
         tensors[f"{last}.linear.bias"] = normal(0.2, shape.bottleneck)
@@ -211,7 +222,7 @@ def _convolutions(shape: Shape) -> list[dict[str, Any]]:
         layers[-1] |= {"stride": stride, "padding": winlen // 2, "activation": "swish", "norm": "batchnorm"}
         if shape.release == "v4.2":
             layers.append({"type": "clamp", "min": -0.5, "max": 3.5})
-    if shape.release == "v4.3":
+    if shape.release in ("v4.3", "v6"):
         layers[-1]["activation"] = "tanh"
     return layers
 
@@ -219,8 +230,10 @@ def _convolutions(shape: Shape) -> list[dict[str, Any]]:
 def _listed(shape: Shape) -> list[dict[str, Any]]:
     F, layers = shape.features, _convolutions(shape)
     layers.append({"type": "permute", "dims": [2, 0, 1]})
-    for index in range(_LSTMS):
+    for index in range(shape.lstms):
         layers.append({"type": "lstm", "size": F, "insize": F, "bias": True, "reverse": 1 - index % 2})
+        if shape.inner:
+            layers[-1] |= {"type": "flstm", "inner_dim": shape.inner}
     if shape.bottleneck:
         layers.append({"type": "linear", "in_features": F, "out_features": shape.bottleneck, "bias": True})
     layers.append({"type": "linearcrfencoder", "insize": shape.bottleneck or F, "n_base": BASES})

@@ -58,7 +58,8 @@ class CpuRunner:
                 f"{scores_bytes:,} bytes, more than half of this machine's {host_memory_bytes():,}; use a shorter one"
             )
         self.network = Network(bundle, self.precision)
-        self.device_class = processor_class(self.precision) + ("-gpu-decoder" if decoder else "")
+        compiled = "-llvm" if self.network.compile_for_cpu(self.rows) else ""  # its sums round differently from torch's
+        self.device_class = f"{processor_class(self.precision)}{compiled}{'-gpu-decoder' if decoder else ''}"
         self._decoder = decoder
         self._score_count = bundle.config.score_count
         self._buffers = threading.local()

@@ -12,6 +12,7 @@ from torch.nn import functional
 from porestream.models.files.bundle import ModelBundle
 from porestream.models.files.tensors import tensor_places
 from porestream.models.networks.layers import Convolution, Layers
+from porestream.models.networks.recurrent import AlongTime
 
 _SLAB_SCORES = 200 * 16 * 256  # a slab of scores stays in the core's cache
 _CUDA_SLAB_SCORES = 1 << 25  # keeps a GPU busy; in half precision 64 MiB
@@ -79,6 +80,10 @@ class Network(nn.Module):
             scores_TNC, float32, contiguous; C = new_state * 4 + dropped_base.
         """
         return self.scores(self.encoded(self.convolved(batch_NS)), out_TNC)
+
+    def compile_for_cpu(self, rows: int) -> bool:
+        """Compile the LSTMs for batches of `rows` on this CPU; return whether there are any that it is faster for."""
+        return isinstance(self.encoder, AlongTime) and self.encoder.compile_for_cpu(rows)
 
     def convolved(self, batch_NS: torch.Tensor) -> torch.Tensor:
         """Compute the convolutions' features, (N, C, T)."""

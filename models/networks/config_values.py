@@ -10,6 +10,7 @@ LIMITS = {
     "size": (1, 8192),
     "in_features": (1, 8192),
     "out_features": (1, 8192),
+    "inner_dim": (1, 8192),
     "d_model": (1, 8192),
     "dim_feedforward": (1, 65_536),
     "winlen": (1, 1001),

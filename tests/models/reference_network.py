@@ -47,6 +47,11 @@ def lstm(x_TNF: F64, weight_ih: F64, weight_hh: F64, bias: F64, reverse: bool) -
     return y_TNF
 
 
+def low_rank_lstm(x_TNF: F64, down: tuple[F64, F64], up: tuple[F64, F64], bias: F64, reverse: bool) -> F64:
+    """An LSTM whose matrices are U D; dorado ignores the second bias (nn/FLSTMStack.cpp)."""
+    return lstm(x_TNF, up[0] @ down[0], up[1] @ down[1], bias, reverse)
+
+
 def rms_norm(x: F64, weight_F: F64) -> F64:
     """x / sqrt(mean of x squared over features + 1e-5) w (Zhang and Sennrich, 2019)."""
     return x / np.sqrt(np.mean(x**2, axis=-1, keepdims=True) + 1e-5) * weight_F
@@ -128,6 +133,12 @@ def _listed(layers: list[dict[str, Any]], weights: dict[str, F64], x: F64) -> F6
             x = np.clip(x, layer["min"], layer["max"])
         elif kind == "permute":
             x = x.transpose(layer["dims"])
+        elif kind == "flstm":
+            down, up = (
+                (weights[f"{name}.rnn.{side}_weight_ih"], weights[f"{name}.rnn.{side}_weight_hh"])
+                for side in ("dn", "up")
+            )
+            x = low_rank_lstm(x, down, up, weights[f"{name}.rnn.up_bias_ih"], bool(layer["reverse"]))
         elif kind == "lstm":
             x = _lstm(weights, name, x, bool(layer["reverse"]))
         else:

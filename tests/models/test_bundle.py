@@ -141,7 +141,7 @@ type = "serial"
 [[encoder.sublayers]]
 type = "convolution"
 [[encoder.sublayers]]
-type = "flstm"
+type = "gru"
 """
 V5 = """
 [model]
@@ -159,7 +159,7 @@ depth = 18
     [
         ("[basecaller]\nchunksize = 5\n", r"no \[encoder\] table"),
         ("encoder = 3\n", "encoder = 3 is not a table"),
-        (V4, "flstm .low-rank LSTMs, as in hac v6. are not supported yet"),
+        (V4, "layers of type 'gru' are not supported; known types: .*, lstm, flstm, linear"),
         ("[encoder]\nsublayers = 7\n", "sublayers must be a list of tables, each with a type, not 7"),
         (V5, "'conv' is missing"),
         ("model = 'x'\n[encoder]\nstride = 6\n", "model = 'x' is not a table"),
@@ -339,7 +339,7 @@ def test_layers_listed_one_by_one_are_read(make_bundle: MakeBundle, tmp_path: Pa
         ("min = -5.0", "min = -4.0", r"the clamp of the scores must be symmetric, not -4 to 5"),
         ("blank_score = 2.0", "blank_score = nan", "nan is not a finite number"),
         ("blank_score = 2.0", "", "no blank_score"),
-        ('type = "lstm"', 'type = "flstm"', "flstm .* not supported yet"),
+        ('type = "lstm"', 'type = "flstm"', "inner_dim"),
         ('type = "lstm"', 'type = "gru"', "layers of type 'gru' are not supported"),
     ],
 )

@@ -24,6 +24,7 @@ from porestream.models.networks.transformer import Transformer
 TINY = [name for name in SHAPES if name.startswith("tiny")]
 PUBLISHED_SIZES = {
     "hac v4.3": SHAPES["hac v4.3"],
+    "hac v6": SHAPES["hac v6"],
     "heads and window of sup v5": Shape(release="v5", features=128, state_len=3, depth=1, heads=2),
 }
 """Kernels are chosen by size."""
@@ -65,6 +66,23 @@ def test_scores_are_those_of_the_reference(tmp_path: Path, name: str, container:
     assert expected_TNC.std(axis=0).mean() > 0.7
     assert (np.abs(expected_TNC) == 5).mean() < 0.05
     np.testing.assert_allclose(scores(Network(load_bundle(directory)), batch_NS), expected_TNC, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["tiny v3", "tiny v4.2", "tiny v6", "hac v6"])
+def test_scores_compiled_for_this_processor(tmp_path: Path, name: str) -> None:
+    """As servers on CPUs compute them; "tiny v4.2" has LSTMs of a width that is no whole number of blocks of 16."""
+    shape, batch_NS = SHAPES[name], squiggles(ROWS, 10 * SHAPES[name].stride)
+    network = Network(load_bundle(write_shape(shape, tmp_path / "model", seed=5)))
+    can = torch.cpu.get_capabilities()
+    fits = shape.features % (16 if can.get("avx512_f") else 8) == 0
+    assert network.compile_for_cpu(ROWS) == bool(can.get("avx2") and fits)
+    expected_TNC = reference.reference_scores(shape_config(shape), shape_tensors(shape, 5), batch_NS)
+    np.testing.assert_allclose(scores(network, batch_NS), expected_TNC, rtol=0, atol=1e-4)
+
+
+def test_hac_v6_has_the_published_number_of_parameters() -> None:
+    """9,808,240: dorado issue tracker and model card of dna_r10.4.1_e8.2_400bps_hac@v6.0.0."""
+    assert sum(tensor.size for tensor in shape_tensors(SHAPES["hac v6"], 1).values()) == 9_808_240
 
 
 @pytest.mark.parametrize("name", PUBLISHED_SIZES)
