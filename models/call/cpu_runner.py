@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from porestream.models.call.decode import Decoded
-from porestream.models.call.host import host_memory_bytes, processor_class, processor_has_bf16
+from porestream.models.call.host import bf16_is_faster, host_memory_bytes, processor_class
 from porestream.models.call.memory import result_bytes
 from porestream.models.call.network import Network
 from porestream.models.call.runner import F32, BatchDecoder, decoded_rows, fill_batch
@@ -25,7 +25,7 @@ _MANY_SCORE_BYTES = 128 << 20
 
 
 def cpu_precision(precision: str) -> str:
-    """Resolve "auto" to bf16 if the processor supports it, or else to fp32.
+    """Resolve "auto" to bf16 if the processor is faster at it, or else to fp32.
 
     Raises
     ------
@@ -34,7 +34,7 @@ def cpu_precision(precision: str) -> str:
     """
     if precision == "fp16":
         raise ModelError("precision fp16 is ten times slower than fp32 on a CPU: use bf16 or fp32, or --device cuda")
-    return precision if precision != "auto" else "bf16" if processor_has_bf16() else "fp32"
+    return precision if precision != "auto" else "bf16" if bf16_is_faster() else "fp32"
 
 
 def cpu_rows(config: ModelConfig) -> int:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+_CPUINFO = Path("/proc/cpuinfo")
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
@@ -19,6 +20,18 @@ def processor_has_bf16() -> bool:
     """Return whether this processor has bf16 instructions, rather than emulating them."""
     capabilities = torch.cpu.get_capabilities()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))
+
+
+def bf16_is_faster() -> bool:
+    """Return whether this processor multiplies matrices faster in bf16 than in float32.
+
+    Intel's do with AMX only: without it (older ones, and virtual machines that hide it), one of two units multiplies
+    bf16, at half the rate of float32 (benchmarks/RESULTS.md, "Recurrences on a CPU").
+    """
+    if not processor_has_bf16():
+        return False
+    is_intel = _CPUINFO.is_file() and "GenuineIntel" in _CPUINFO.read_text()
+    return not is_intel or bool(torch.cpu.get_capabilities().get("amx_bf16"))
 
 
 def processor_class(precision: str) -> str:

@@ -33,6 +33,7 @@ class LowRankLstms(Encoder):
     kind = "low-rank lstm"
     upsampling = 1
     max_steps = None
+    cpu_rows = 32  # of 16, fetching the weights would take as long as multiplying
 
     width: int
     inner: int

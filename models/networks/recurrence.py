@@ -22,9 +22,13 @@ from torch import nn
 
 _GATES = 4
 _WORD_BYTES = 4  # a float32, or two bf16
-_ALIGNMENT = 64
+_ALIGNMENT = _CACHE_LINE_BYTES = 64
+_CHUNK_WORDS = 64  # whose weights, 16 KiB, fit in the L1 cache twice
 _LIMIT = 28.0
 """Largest exponent of e. The sigmoid of -28 is 7e-13, and the product of three such powers still fits in float32."""
+
+_POWERS_OF_2 = (1.0000001, 0.69314694, 0.2402212, 0.05550713, 0.009675541, 0.0013276471)
+"""Polynomial for 2^x with |x| <= 1/2, least largest relative error (7.5e-8), fitted by Lawson's algorithm."""
 
 _F32, _I8, _I32, _I64, _PTR = ir.FloatType(), ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.PointerType()
 
@@ -166,31 +170,63 @@ class _Code:
         self.b.cbranch(self.b.icmp_signed("<", following, _i64(count)), body, after)
         self.b.position_at_end(after)
 
-    def sums(self, sums_RV: list[Vector], weights: ir.Value, x: ir.Value, row_bytes: int, words: int) -> list[Vector]:
-        """Add the products of some rows of x, of `words` words each, with a block of weights (four vectors a word)."""
+    def add_products(self, sums: ir.Value, weights: ir.Value, rows: "Rows", words: int) -> None:
+        """Add to a block's sums the products of all rows with the block's weights, four vectors for each word of a row.
+
+        The words are taken a chunk at a time, so that a chunk's weights stay in the L1 cache for all rows, and while
+        they are multiplied the next chunk is fetched.
+        """
+        chunks = next(count for count in range(-(-words // _CHUNK_WORDS), words + 1) if words % count == 0)
+        chunk_words, word_bytes = words // chunks, _GATES * self.vector_bytes
+        with self.loop(chunks) as chunk:
+            chunk_weights = self.at(weights, self.times(chunk, chunk_words * word_bytes))
+            with self.loop(rows.count // self.target.rows) as group:
+                own = self.at(sums, self.times(group, self.target.rows * word_bytes))
+                x = self.at(
+                    rows.first,
+                    self.times(chunk, chunk_words * _WORD_BYTES),
+                    self.times(group, self.target.rows * rows.stride_bytes),
+                )
+                line = self.b.urem(group, _i64(max(word_bytes // _CACHE_LINE_BYTES, 1)))
+                ahead = self.at(chunk_weights, chunk_words * word_bytes, self.times(line, _CACHE_LINE_BYTES))
+                self._add_chunk(own, chunk_weights, x, rows.stride_bytes, chunk_words, ahead)
+
+    def _add_chunk(
+        self, sums: ir.Value, weights: ir.Value, x: ir.Value, stride_bytes: int, words: int, ahead: ir.Value
+    ) -> None:
+        """Add the products of a block's rows and some words."""
+        places = [self.at(sums, index * self.vector_bytes) for index in range(self.target.rows * _GATES)]
         before, body = self.b.block, self.b.append_basic_block("products")
+        first = [self.load(place, self.f32s) for place in places]
         self.b.branch(body)
         self.b.position_at_end(body)
         word = self.b.phi(_I64)
         word.add_incoming(_i64(0), before)
-        phis_RV = [[self.b.phi(self.f32s) for _ in row] for row in sums_RV]
-        place = self.at(weights, self.times(word, _GATES * self.vector_bytes))
-        weights_V = [self.load(self.at(place, v * self.vector_bytes), self.i32s) for v in range(_GATES)]
+        phis = [self.b.phi(self.f32s) for _ in places]
+        offset = self.times(word, _GATES * self.vector_bytes)
+        weights_V = [self.load(self.at(weights, offset, v * self.vector_bytes), self.i32s) for v in range(_GATES)]
+        self.prefetch(self.at(ahead, offset))
         x_word = self.at(x, self.times(word, _WORD_BYTES))
-        new_RV = []
-        for r, phis_V in enumerate(phis_RV):
-            feature = self.splat(self.load(self.at(x_word, r * row_bytes), _I32, self.target.item_bytes))
-            new_RV.append([self._multiply_add(*parts, feature) for parts in zip(phis_V, weights_V, strict=True)])
+        new = []
+        for r in range(self.target.rows):
+            feature = self.splat(self.load(self.at(x_word, r * stride_bytes), _I32, self.target.item_bytes))
+            for phi, weight in zip(phis[r * _GATES : (r + 1) * _GATES], weights_V, strict=True):
+                new.append(self._multiply_add(phi, weight, feature))
         following = self.b.add(word, _i64(1))
         word.add_incoming(following, body)
-        for sums_V, phis_V, new_V in zip(sums_RV, phis_RV, new_RV, strict=True):
-            for first, phi, new in zip(sums_V, phis_V, new_V, strict=True):
-                phi.add_incoming(first, before)
-                phi.add_incoming(new, body)
+        for phi, start, total in zip(phis, first, new, strict=True):
+            phi.add_incoming(start, before)
+            phi.add_incoming(total, body)
         after = self.b.append_basic_block("summed")
         self.b.cbranch(self.b.icmp_signed("<", following, _i64(words)), body, after)
         self.b.position_at_end(after)
-        return new_RV
+        for place, total in zip(places, new, strict=True):
+            self.b.store(total, place, align=self.vector_bytes)
+
+    def prefetch(self, pointer: ir.Value) -> None:
+        """Fetch a cache line into L1 ahead of time; any address is allowed."""
+        flags = (ir.Constant(_I32, flag) for flag in (0, 3, 1))  # to read, keep in all caches, data
+        self.intrinsic("llvm.prefetch.p0", ir.VoidType(), pointer, *flags)
 
     def _multiply_add(self, total: ir.Value, weight: ir.Value, feature: ir.Value) -> ir.Value:
         if self.target.is_bf16:  # two products a lane
@@ -199,21 +235,17 @@ class _Code:
         return self.fma(self.b.bitcast(feature, self.f32s), self.b.bitcast(weight, self.f32s), total)
 
     def exp(self, x: ir.Value, factor: float) -> ir.Value:
-        """Return e^(factor x), with the exponent limited to +-28.
-
-        Cody and Waite's reduction to |r| <= ln 2 / 2, then the polynomial of Cephes' expf; error about 1e-7 relative.
-        """
-        x = self.b.fmul(x, self.number(factor))
-        x = self.float_op("maxnum", self.float_op("minnum", x, self.number(_LIMIT)), self.number(-_LIMIT))
-        power = self.float_op("roundeven", self.b.fmul(x, self.number(1 / math.log(2))))
-        rest = self.fma(power, self.number(-0.693359375), x)
-        rest = self.fma(power, self.number(2.12194440e-4), rest)
-        polynomial: ir.Value = self.number(1.9875691500e-4)
-        for coefficient in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1):
-            polynomial = self.fma(polynomial, rest, self.number(coefficient))
-        mantissa = self.fma(polynomial, self.b.fmul(rest, rest), self.b.fadd(rest, self.number(1)))
-        exponent = self.b.shl(self.b.add(self.b.fptosi(power, self.i32s), self.integer(127)), self.integer(23))
-        return self.b.fmul(mantissa, self.b.bitcast(exponent, self.f32s))
+        """Return e^(factor x), with the exponent limited to +-28; relative error about 1e-7 near 1."""
+        power = self.b.fmul(x, self.number(factor / math.log(2)))  # of 2
+        limit = self.number(_LIMIT / math.log(2))
+        power = self.float_op("maxnum", self.float_op("minnum", power, limit), self.b.fneg(limit))
+        whole = self.float_op("roundeven", power)
+        rest = self.b.fsub(power, whole)
+        mantissa: ir.Value = self.number(_POWERS_OF_2[-1])
+        for coefficient in reversed(_POWERS_OF_2[:-1]):
+            mantissa = self.fma(mantissa, rest, self.number(coefficient))
+        exponent = self.b.shl(self.b.fptosi(whole, self.i32s), self.integer(23))
+        return self.b.bitcast(self.b.add(self.b.bitcast(mantissa, self.i32s), exponent), self.f32s)
 
     def new_state(self, gates_V: Vector, cell: ir.Value) -> tuple[ir.Value, ir.Value]:
         """Return the cell and the hidden state after a step, from the sums of the gates i, f, g, o.
@@ -227,6 +259,15 @@ class _Code:
         cell = b.fdiv(self.fma(cell, by_ig, b.fmul(b.fsub(one, e_g), by_f)), b.fmul(by_ig, by_f))
         e_c = self.exp(cell, -2)
         return cell, b.fdiv(b.fsub(one, e_c), b.fmul(by_o, b.fadd(one, e_c)))
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Rows of features in memory."""
+
+    first: ir.Value
+    stride_bytes: int
+    count: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,8 +346,10 @@ class Recurrence:
         assert (*x_TNC.shape[1:], x_TNC.dtype) == (sizes.rows, sizes.width, self._target.dtype)
         y_TNC = torch.empty_like(x_TNC)
         cells = _aligned(torch.zeros(sizes.rows * sizes.width))
-        # The hidden states before the first step, and room for both inner features of a step.
-        spare = torch.zeros(sizes.rows, sizes.width + 2 * sizes.inner, dtype=x_TNC.dtype)
+        # The hidden states before the first step, and room for a step's inner features and a block's sums.
+        features = sizes.rows * (sizes.width + 2 * sizes.inner)
+        sums_bytes = sizes.rows * _GATES * self._target.lanes * _WORD_BYTES
+        spare = _aligned(torch.zeros(features + sums_bytes // x_TNC.element_size(), dtype=x_TNC.dtype))
         tensors = (x_TNC, y_TNC, spare, cells, self._gates, self._bias, *self._inner)
         self._run(*(tensor.data_ptr() for tensor in tensors), len(x_TNC), reverse)
         return y_TNC
@@ -369,69 +412,65 @@ def _module(target: Target, sizes: Sizes) -> ir.Module:
     block_bytes = _GATES * code.vector_bytes
     is_reverse = b.icmp_signed("!=", reverse, _i64(0))
     last = b.sub(steps, _i64(1))
+    sums = code.at(spare, step_bytes + 2 * sizes.rows * sizes.inner * target.item_bytes)
     with code.loop(steps) as step:
         time = b.select(is_reverse, b.sub(last, step), step)
         before = b.select(is_reverse, b.add(time, _i64(1)), b.sub(time, _i64(1)))
         x_now, y_now = (code.at(tensor, code.times(time, step_bytes)) for tensor in (x, y))
         y_before = code.at(y, code.times(before, step_bytes))
         hidden = b.select(b.icmp_signed("==", step, _i64(0)), spare, y_before)
-        inputs = [(x_now, row_bytes), (hidden, row_bytes)]
+        inputs = [Rows(source, row_bytes, sizes.rows) for source in (x_now, hidden)]
         if inner:
-            inner_row = 2 * sizes.inner * target.item_bytes
-            parts = [code.at(spare, step_bytes + index * sizes.inner * target.item_bytes) for index in range(2)]
-            for weights, source, part in zip(inner, (x_now, hidden), parts, strict=True):
-                _inner_features(code, sizes, weights, source, part)
-            inputs = [(part, inner_row) for part in parts]
+            inner_bytes = sizes.inner * target.item_bytes
+            parts = [
+                Rows(code.at(spare, step_bytes + index * inner_bytes), 2 * inner_bytes, sizes.rows)
+                for index in range(2)
+            ]
+            for weights, rows, part in zip(inner, inputs, parts, strict=True):
+                _inner_features(code, sizes, weights, rows, part, sums)
+            inputs = parts
         with code.loop(sizes.width // target.lanes) as block:
             weights = code.at(gates, code.times(block, 2 * gate_words * block_bytes))
             biases = code.at(bias, code.times(block, block_bytes))
-            with code.loop(sizes.rows // target.rows) as group:
-                bias_V = [code.load(code.at(biases, v * code.vector_bytes), code.f32s) for v in range(_GATES)]
-                sums_RV = [list(bias_V) for _ in range(target.rows)]
-                for index, (source, source_row) in enumerate(inputs):
-                    part = code.at(weights, index * gate_words * block_bytes)
-                    rows = code.at(source, code.times(group, target.rows * source_row))
-                    sums_RV = code.sums(sums_RV, part, rows, source_row, gate_words)
-                cell = code.at(
-                    cells,
-                    code.times(block, sizes.rows * code.vector_bytes),
-                    code.times(group, target.rows * code.vector_bytes),
-                )
-                out = code.at(
-                    y_now,
-                    code.times(block, target.lanes * target.item_bytes),
-                    code.times(group, target.rows * row_bytes),
-                )
-                for r, gates_V in enumerate(sums_RV):
-                    place = code.at(cell, r * code.vector_bytes)
-                    state, features = code.new_state(gates_V, code.load(place, code.f32s))
-                    b.store(state, place, align=code.vector_bytes)
-                    code.store_features(features, code.at(out, r * row_bytes))
+            _start_sums(
+                code, sizes, sums, [code.load(code.at(biases, v * code.vector_bytes), code.f32s) for v in range(_GATES)]
+            )
+            for index, rows in enumerate(inputs):
+                code.add_products(sums, code.at(weights, index * gate_words * block_bytes), rows, gate_words)
+            own_cells = code.at(cells, code.times(block, sizes.rows * code.vector_bytes))
+            out = code.at(y_now, code.times(block, target.lanes * target.item_bytes))
+            with code.loop(sizes.rows) as row:
+                own = code.at(sums, code.times(row, block_bytes))
+                place = code.at(own_cells, code.times(row, code.vector_bytes))
+                gates_V = [code.load(code.at(own, v * code.vector_bytes), code.f32s) for v in range(_GATES)]
+                state, features = code.new_state(gates_V, code.load(place, code.f32s))
+                b.store(state, place, align=code.vector_bytes)
+                code.store_features(features, code.at(out, code.times(row, row_bytes)))
     b.ret_void()
     return module
 
 
-def _inner_features(code: _Code, sizes: Sizes, weights: ir.Value, source: ir.Value, target_rows: ir.Value) -> None:
+def _inner_features(code: _Code, sizes: Sizes, weights: ir.Value, rows: Rows, out: Rows, sums: ir.Value) -> None:
     """Write the loop that multiplies one step's rows with a (K, C) matrix, block by block of four vectors."""
     target = code.target
-    row_bytes, out_row_bytes = sizes.width * target.item_bytes, 2 * sizes.inner * target.item_bytes
-    words, outs = sizes.width // target.per_word, _GATES * target.lanes
-    with code.loop(sizes.inner // outs) as block:
-        block_weights = code.at(weights, code.times(block, words * _GATES * code.vector_bytes))
-        with code.loop(sizes.rows // target.rows) as group:
-            zeros_RV = [[code.number(0)] * _GATES for _ in range(target.rows)]
-            rows = code.at(source, code.times(group, target.rows * row_bytes))
-            sums_RV = code.sums(zeros_RV, block_weights, rows, row_bytes, words)
-            out = code.at(
-                target_rows,
-                code.times(block, outs * target.item_bytes),
-                code.times(group, target.rows * out_row_bytes),
-            )
-            for r, sums_V in enumerate(sums_RV):
-                for v, features in enumerate(sums_V):
-                    code.store_features(
-                        features, code.at(out, r * out_row_bytes + v * target.lanes * target.item_bytes)
-                    )
+    words = sizes.width // target.per_word
+    with code.loop(sizes.inner // (_GATES * target.lanes)) as block:
+        _start_sums(code, sizes, sums, [code.number(0)] * _GATES)
+        code.add_products(sums, code.at(weights, code.times(block, words * _GATES * code.vector_bytes)), rows, words)
+        block_out = code.at(out.first, code.times(block, _GATES * target.lanes * target.item_bytes))
+        with code.loop(sizes.rows) as row:
+            for v in range(_GATES):
+                place = code.at(sums, code.times(row, _GATES * code.vector_bytes), v * code.vector_bytes)
+                row_out = code.at(block_out, code.times(row, out.stride_bytes), v * target.lanes * target.item_bytes)
+                code.store_features(code.load(place, code.f32s), row_out)
+
+
+def _start_sums(code: _Code, sizes: Sizes, sums: ir.Value, first_V: Vector) -> None:
+    """Write the loop that sets the sums of all rows of a block."""
+    with code.loop(sizes.rows) as row:
+        for v, first in enumerate(first_V):
+            place = code.at(sums, code.times(row, _GATES * code.vector_bytes), v * code.vector_bytes)
+            code.b.store(first, place, align=code.vector_bytes)
 
 
 def _i64(value: int | ir.Value) -> ir.Value:

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from porestream.models.call.host import processor_has_bf16
+from porestream.models.call.host import bf16_is_faster
 from porestream.models.simulate.pore import PoreModel
 from porestream.models.simulate.sequence import encode
 from porestream.models.simulate.signal import SignalNoise
@@ -94,7 +94,7 @@ class Worker:
     def __init__(self, rank: int, settings: TrainSettings) -> None:
         self._rank, self._settings = rank, settings
         self._device = device_of(settings.device, rank)
-        self._bf16 = self._device.type == "cuda" or processor_has_bf16()
+        self._bf16 = self._device.type == "cuda" or bf16_is_faster()
         self._progress, self._loss, places, begun = Progress(), None, list[Place](), Progress()
         self._inputs = inputs_of(settings)
         torch.manual_seed(settings.seed)
