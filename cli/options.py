@@ -159,7 +159,7 @@ _SERVER_OPTIONS: Sequence[Callable[[Any], Any]] = (
     click.option(
         "--precision",
         type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
-        help="Precision of the network. Default: auto (fp16 on a GPU; on a CPU bf16 where that is faster, or else fp32).",
+        help="Precision of the network. Default: auto (fp16 on a GPU; on a CPU bf16 if that is faster, else fp32).",
     ),
     click.option(
         "-b",
