@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from porestream.models.call.card import Card
-from porestream.models.call.chunk import Chunker, stitch
+from porestream.models.call.chunk import FEW_LENGTHS, MANY_LENGTHS, Chunker, stitch
 from porestream.models.call.cpu_runner import CpuRunner
 from porestream.models.call.cuda_runner import CudaRunner
 from porestream.models.call.decode import Decoded, Decoder, DecodeSettings
@@ -110,10 +110,15 @@ class Basecaller:
         share: float = 1.0,
         decoder: BatchDecoder | None = None,
     ) -> None:
-        self.bundle = bundle
+        self.bundle, self._card = bundle, card
         config = bundle.config
         self.chunker = Chunker(
-            config.chunk_size, config.overlap, config.stride, config.chunk_unit, config.coarse_stride
+            config.chunk_size,
+            config.overlap,
+            config.stride,
+            config.chunk_unit,
+            config.coarse_stride,
+            MANY_LENGTHS if card is None else FEW_LENGTHS,
         )
         self.runner: Runner = (
             CudaRunner(bundle, self.chunker.lengths, precision, card, rows, share, decoder)
@@ -175,6 +180,15 @@ class Basecaller:
                         raise result
                     decoded[index] = result
         return finish(read, [chunk for chunk in decoded if chunk is not None])
+
+    @property
+    def warm_up_lengths(self) -> tuple[int, ...]:
+        """Chunk lengths whose batches are called before the first read comes, longest first.
+
+        A GPU's libraries make plans and take memory for each length. On a CPU the shortest takes all that lasts: the
+        compiled code, and buffers for the longest.
+        """
+        return self.chunker.lengths if self._card else self.chunker.lengths[-1:]
 
     def warm_up(self, lengths: Sequence[int]) -> None:
         """Call a batch of each length, so that libraries build plans and allocate memory before the first read."""

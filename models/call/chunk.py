@@ -1,13 +1,17 @@
-"""Cuts a read into overlapping chunks of three fixed lengths, and stitches the called chunks together.
+"""Cuts a read into overlapping chunks of a few fixed lengths, and stitches the called chunks together.
 
 Dimensions: S samples, T time steps (S / stride), B bases.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+
+FEW_LENGTHS, MANY_LENGTHS = 2.5, 1.3
+"""Ratios of a chunker: on a GPU, whose batches are large, and on a CPU."""
 
 _BRIEF_SAMPLES = 1000
 
@@ -45,9 +49,8 @@ class ChunkPlan:
 class Chunker:
     """Chooses a model's chunk lengths and cuts reads into them.
 
-    There are three lengths: the model's own; a quarter of it, for the ends of long reads, which would waste most of a
-    long chunk; and about 1,000 samples, for reads no longer than that, whatever the model. The quarter is left out if
-    it is shorter than two overlaps, and the third if it would be hardly shorter than the second.
+    Long reads take chunks of the model's own length. The ends of reads, and short reads, take the shorter ones, down to
+    about 1,000 samples, so that little is computed in vain.
 
     Parameters
     ----------
@@ -59,6 +62,9 @@ class Chunker:
         Samples per time step.
     granularity
         Every length is a multiple of this, in samples; None means the stride. Transformers need more.
+    ratio
+        Each length is at most this many times the next shorter one. With many lengths less is computed in vain, but
+        more reads are needed to fill a batch of each.
     overlap_unit
         The overlap and every start are multiples of this, in samples; None means the stride. It is larger if a
         network's inner time steps are coarser than its output steps.
@@ -81,39 +87,38 @@ class Chunker:
         stride: int,
         granularity: int | None = None,
         overlap_unit: int | None = None,
+        ratio: float = FEW_LENGTHS,
     ) -> None:
         granularity = granularity or stride
         self._stride = stride
         self._unit = overlap_unit or stride
         self._overlap = overlap // self._unit * self._unit
-        self._long, short = (chunk_size // parts // granularity * granularity for parts in (1, 4))
+        self._long = chunk_size // granularity * granularity
         if self._long <= self._overlap:
             raise ValueError(
                 f"chunk_size {chunk_size} is too small for overlap {overlap} and lengths in multiples of "
                 f"{granularity}: choose a longer chunk"
             )
-        self._ends = (self._long, short) if short >= max(2 * self._overlap, 1) else (self._long,)
         brief = -(-_BRIEF_SAMPLES // granularity) * granularity
-        self._brief = brief if 4 * brief <= 3 * self._ends[-1] else 0
-        self.lengths: tuple[int, ...] = (*self._ends, self._brief) if self._brief else self._ends
+        count = math.ceil(round(math.log(self._long / brief, ratio), 6)) if brief < self._long else 0
+        lengths = [self._long * (brief / self._long) ** (index / count) for index in range(1, count)]
+        rounded = {self._long, *(-(-int(length) // granularity) * granularity for length in lengths)}
+        self.lengths = tuple(sorted(rounded | ({brief} if count else set()), reverse=True))
 
     def plan(self, read_samples: int) -> ChunkPlan:
         """Plan the chunks of a read of `read_samples` (at least 1), after trimming.
 
-        A read that fits into the shortest chunk gets one of those. Any other read gets as many long chunks as fit; the
-        rest is covered by one more or by short ones, whichever computes fewer samples. The last chunk is aligned to the
-        end of the read, rounded up to the overlap's unit (so padding is always less than one unit). A read shorter than
-        a chunk gets a single, padded chunk.
+        A read gets as many long chunks as fit; the rest is covered by one more, or by several short ones, whichever
+        computes fewer samples. The last chunk is aligned to the end of the read, rounded up to the overlap's unit (so
+        padding is always less than one unit). A read shorter than a chunk gets a single, padded chunk.
         """
-        if read_samples <= self._brief:
-            return ChunkPlan([Piece(0, self._brief)], read_samples, self._stride)
         step = self._long - self._overlap
         count = max(0, (read_samples - self._overlap) // step)
         pieces = [Piece(index * step, self._long) for index in range(count)]
         rest = read_samples - count * step  # starts at the last long chunk's overlap
         if not count or rest > self._overlap:
-            ends = [self._end(rest, length) for length in self._ends]
-            end = min(ends, key=lambda candidate: sum(piece.samples for piece in candidate))
+            ends = [self._end(rest, length) for length in self.lengths if length >= min(rest, 2 * self._overlap)]
+            end = min(ends, key=lambda candidate: (sum(piece.samples for piece in candidate), len(candidate)))
             pieces += [Piece(max(0, count * step + piece.start), piece.samples) for piece in end]
         return ChunkPlan(pieces, read_samples, self._stride)
 

@@ -3,6 +3,7 @@
 Dimensions: N rows of a batch, M samples, T time steps, C transition scores.
 """
 
+import math
 import threading
 from collections.abc import Iterable, Sequence
 
@@ -61,7 +62,7 @@ class CpuRunner:
         compiled = "-llvm" if self.network.compile_for_cpu(self.rows) else ""  # its sums round differently from torch's
         self.device_class = f"{processor_class(self.precision)}{compiled}{'-gpu-decoder' if decoder else ''}"
         self._decoder = decoder
-        self._score_count = bundle.config.score_count
+        self._score_count, self._longest_samples = bundle.config.score_count, bundle.config.chunk_size
         self._buffers = threading.local()
 
     @property
@@ -81,9 +82,19 @@ class CpuRunner:
         return decoded_rows([np.from_dlpack(array) for array in calls], len(chunks))
 
     def _buffers_of_thread(self, samples: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return batch_NM and scores_TNC, reused for every batch: reallocating scores would fragment the heap."""
-        buffers: dict[int, tuple[torch.Tensor, torch.Tensor]] = self._buffers.__dict__.setdefault("by_length", {})
-        if samples not in buffers:
-            steps = samples // self.network.stride
-            buffers[samples] = torch.zeros(self.rows, samples), torch.zeros(steps, self.rows, self._score_count)
-        return buffers[samples]
+        """Return batch_NM and scores_TNC, parts of what the thread's longest batch takes.
+
+        They are reused for every batch, because reallocating scores would fragment the heap.
+        """
+        buffers = self._buffers
+        if not hasattr(buffers, "batch"):
+            scores = self._longest_samples // self.network.stride * self.rows * self._score_count
+            # full() writes, so the memory is really there before the first read comes
+            buffers.batch, buffers.scores = (
+                torch.full((self.rows * self._longest_samples,), 0.0),
+                torch.full((scores,), 0.0),
+            )
+        shape = samples // self.network.stride, self.rows, self._score_count
+        return buffers.batch[: self.rows * samples].view(self.rows, samples), buffers.scores[: math.prod(shape)].view(
+            shape
+        )

@@ -118,7 +118,7 @@ class Pipeline:
         try:
             for longest in (False, True):  # longest last: one-time setup is done before memory use peaks
                 for basecaller in self._basecallers.values():
-                    lengths = basecaller.chunker.lengths
+                    lengths = basecaller.warm_up_lengths
                     basecaller.warm_up(lengths[:1] if longest else lengths[1:])
                 self._warm.wait()
         except threading.BrokenBarrierError:  # another worker failed

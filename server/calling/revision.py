@@ -12,5 +12,5 @@ which allows a rollout during runs. tests/server/test_revision.py fails if resul
     A move table ends with the last whole step, and the base of a partial step is not called.
 3
     LSTMs on x86 CPUs run in code of our own (models/networks/recurrence.py), and Intel's processors without AMX compute
-    in float32 rather than bf16.
+    in float32 rather than bf16. Chunks have more lengths.
 """

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from porestream.models.call.chunk import Chunker, stitch
+from porestream.models.call.chunk import FEW_LENGTHS, MANY_LENGTHS, Chunker, stitch
 
+RATIOS = [FEW_LENGTHS, MANY_LENGTHS]
 MODELS = [
     (12_000, 600, 6),
     (10_000, 500, 5),
@@ -20,9 +21,16 @@ MODELS = [
 ]
 
 
-@given(st.sampled_from(MODELS), st.integers(12, 200_000))
-def test_every_step_is_kept_exactly_once(model: tuple[int, ...], read_samples: int) -> None:
-    chunker = Chunker(*model)
+def chunker_of(model: tuple[int, ...], ratio: float) -> Chunker:
+    """The chunker of one of MODELS."""
+    size, overlap, stride, *units = model
+    granularity, unit = units or (None, None)
+    return Chunker(size, overlap, stride, granularity, unit, ratio)
+
+
+@given(st.sampled_from(MODELS), st.sampled_from(RATIOS), st.integers(12, 200_000))
+def test_every_step_is_kept_exactly_once(model: tuple[int, ...], ratio: float, read_samples: int) -> None:
+    chunker = chunker_of(model, ratio)
     plan = chunker.plan(read_samples)
     stride = model[2]
     kept = [
@@ -38,9 +46,11 @@ def test_every_step_is_kept_exactly_once(model: tuple[int, ...], read_samples: i
         assert 0 <= low < high <= piece.samples // stride
 
 
-@given(st.sampled_from(MODELS), st.integers(1, 100_000))
-def test_neighbours_overlap_by_at_least_the_models_overlap(model: tuple[int, ...], read_samples: int) -> None:
-    plan = Chunker(*model).plan(read_samples)
+@given(st.sampled_from(MODELS), st.sampled_from(RATIOS), st.integers(1, 100_000))
+def test_neighbours_overlap_by_at_least_the_models_overlap(
+    model: tuple[int, ...], ratio: float, read_samples: int
+) -> None:
+    plan = chunker_of(model, ratio).plan(read_samples)
     overlap = model[1] // model[-1] * model[-1]
     for piece, following in zip(plan.pieces, plan.pieces[1:], strict=False):
         assert piece.start < following.start
@@ -52,47 +62,53 @@ def test_neighbours_overlap_by_at_least_the_models_overlap(model: tuple[int, ...
     [
         (1, [1002]),
         (1002, [1002]),
-        (1003, [3000]),
-        (3000, [3000]),
-        (3001, [3000] * 2),
-        (9000, [3000] * 4),  # as much work as one long chunk
+        (1003, [2292]),
+        (2293, [2292] * 2),
+        (5244, [5244]),
+        (6000, [2292] * 4),  # less work than a long chunk, or two
         (12_000, [12_000]),
-        (12_001, [12_000, 3000]),
+        (12_001, [12_000, 1002]),
         (23_400, [12_000] * 2),
-        (24_000, [12_000, 12_000, 3000]),
+        (24_000, [12_000, 12_000, 2292]),
     ],
 )
-def test_ends_take_short_chunks_and_short_reads_brief_ones(read_samples: int, lengths: list[int]) -> None:
-    plan = Chunker(12_000, 600, 6).plan(read_samples)
-    if read_samples == 9000:
-        assert sum(piece.samples for piece in plan.pieces) == 12_000
-    else:
-        assert [piece.samples for piece in plan.pieces] == lengths
+def test_ends_and_short_reads_take_short_chunks(read_samples: int, lengths: list[int]) -> None:
+    assert [piece.samples for piece in Chunker(12_000, 600, 6).plan(read_samples).pieces] == lengths
+
+
+@pytest.mark.parametrize("chunk_size", [6000, 12_000])
+def test_little_is_computed_in_vain(chunk_size: int) -> None:
+    """Of reads longer than the shortest chunk, with the lengths of a CPU."""
+    chunker = Chunker(chunk_size, 600, 6, ratio=MANY_LENGTHS)
+    long = chunk_size / (chunk_size - 600)
+    for read_samples in range(1003, 50_000, 13):
+        computed = sum(piece.samples for piece in chunker.plan(read_samples).pieces)
+        assert computed < 1.3 * long * read_samples
 
 
 @pytest.mark.parametrize(
-    ("model", "lengths"),
+    ("model", "ratio", "lengths"),
     [
-        ((10_000, 500, 5), (10_000, 2500, 1000)),
-        ((6000, 600, 5), (6000, 1500, 1000)),
-        ((12_300, 600, 6, 192, 12), (12_288, 3072, 1152)),
-        ((5000, 500, 5), (5000, 1250)),  # 1,000 would be hardly shorter
-        ((8000, 1200, 5), (8000, 1000)),  # a quarter is less than two overlaps
-        ((480, 100, 5, 160, 10), (480,)),  # a quarter is less than 160
-        ((64, 16, 4), (64,)),
+        ((10_000, 500, 5), FEW_LENGTHS, (10_000, 4645, 2155, 1000)),
+        ((6000, 600, 5), FEW_LENGTHS, (6000, 2450, 1000)),
+        ((6000, 600, 6), MANY_LENGTHS, (6000, 4650, 3600, 2790, 2160, 1674, 1296, 1002)),
+        ((12_300, 600, 6, 192, 12), FEW_LENGTHS, (12_288, 5760, 2688, 1152)),
+        ((1200, 100, 6), MANY_LENGTHS, (1200, 1002)),
+        ((1000, 100, 5), MANY_LENGTHS, (1000,)),
+        ((480, 100, 5, 160, 10), MANY_LENGTHS, (480,)),
+        ((64, 16, 4), FEW_LENGTHS, (64,)),
     ],
 )
-def test_lengths_are_multiples_and_those_of_no_use_are_left_out(
-    model: tuple[int, ...], lengths: tuple[int, ...]
+def test_lengths_lie_between_the_models_and_a_thousand(
+    model: tuple[int, ...], ratio: float, lengths: tuple[int, ...]
 ) -> None:
-    assert Chunker(*model).lengths == lengths
+    assert chunker_of(model, ratio).lengths == lengths
 
 
-@given(st.sampled_from(MODELS), st.integers(1, 60_000))
-def test_starts_are_multiples_of_the_overlaps_unit(model: tuple[int, ...], read_samples: int) -> None:
-    assert all(
-        piece.start % model[2 if len(model) == 3 else 4] == 0 for piece in Chunker(*model).plan(read_samples).pieces
-    )
+@given(st.sampled_from(MODELS), st.sampled_from(RATIOS), st.integers(1, 60_000))
+def test_starts_are_multiples_of_the_overlaps_unit(model: tuple[int, ...], ratio: float, read_samples: int) -> None:
+    unit = model[2 if len(model) == 3 else 4]
+    assert all(piece.start % unit == 0 for piece in chunker_of(model, ratio).plan(read_samples).pieces)
 
 
 def test_a_chunk_that_is_all_overlap_is_refused() -> None:
@@ -100,13 +116,13 @@ def test_a_chunk_that_is_all_overlap_is_refused() -> None:
         Chunker(150, 10, 5, 160)
 
 
-@given(st.sampled_from(MODELS), st.integers(1, 60_000), st.integers(0, 2**32 - 1))
-def test_stitching_inverts_cutting(model: tuple[int, ...], read_samples: int, seed: int) -> None:
+@given(st.sampled_from(MODELS), st.sampled_from(RATIOS), st.integers(1, 60_000), st.integers(0, 2**32 - 1))
+def test_stitching_inverts_cutting(model: tuple[int, ...], ratio: float, read_samples: int, seed: int) -> None:
     """A caller that sees one time step at a time must call the same of the chunks as of the whole."""
     rng = np.random.default_rng(seed)
     stride = model[2]
     signal_S = rng.integers(-500, 500, read_samples).astype(np.int16)
-    plan = Chunker(*model).plan(read_samples)
+    plan = chunker_of(model, ratio).plan(read_samples)
 
     def call(chunk_S: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         first_T = chunk_S[: chunk_S.size // stride * stride].reshape(-1, stride)[:, 0].astype(np.int64)

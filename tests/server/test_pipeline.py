@@ -103,7 +103,7 @@ def test_without_a_card_cuda_is_refused(monkeypatch: pytest.MonkeyPatch, tiny_mo
 
 
 def test_workers_take_the_most_memory_together(monkeypatch: pytest.MonkeyPatch, tiny_model: Path) -> None:
-    """Each warms up every length once; the longest when all have done the others."""
+    """On a GPU each warms up every length once, and the longest when all have done the others."""
     warmed: list[tuple[str, int]] = []
     call = Basecaller.call
 
@@ -112,13 +112,22 @@ def test_workers_take_the_most_memory_together(monkeypatch: pytest.MonkeyPatch, 
         return call(caller, chunks, samples)
 
     monkeypatch.setattr(Basecaller, "call", note)
+    monkeypatch.setattr(Basecaller, "warm_up_lengths", property(lambda caller: caller.chunker.lengths))
     engine = build_engine(Settings(model=[str(tiny_model)], threads=3))
     engine.pipeline.close()
     (caller,) = engine.basecallers.values()
-    longest, short = caller.chunker.lengths
+    longest, *others = caller.chunker.lengths
     names = [f"worker-{number}" for number in range(3)]
-    assert sorted(warmed[:3]) == [(name, short) for name in names]
-    assert sorted(warmed[3:]) == [(name, longest) for name in names]
+    assert sorted(warmed[: -len(names)]) == sorted((name, length) for name in names for length in others)
+    assert sorted(warmed[-len(names) :]) == [(name, longest) for name in names]
+
+
+def test_a_cpu_warms_up_its_shortest_batch_alone(tiny_model: Path) -> None:
+    """So that a server of a large model takes reads at once; its buffers are those of the longest."""
+    engine = build_engine(Settings(model=[str(tiny_model)], threads=1))
+    engine.pipeline.close()
+    (caller,) = engine.basecallers.values()
+    assert caller.warm_up_lengths == caller.chunker.lengths[-1:]
 
 
 @pytest.mark.parametrize("workers", [1, 3])
