@@ -17,7 +17,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -33,7 +33,9 @@ from porestream.server.start.app import tune_allocator
 
 RUNS = 5
 LARGE_SAMPLES = 24_000  # in a batch for a sup model, as more would only take longer
-NAMES = ("fast v4.3", "hac v4.3", "sup v4", "sup v5")
+FULL_V6 = "hac v6, full LSTMs"
+MADE = SHAPES | {FULL_V6: replace(SHAPES["hac v6"], inner=0)}
+NAMES = ("fast v4.3", "hac v4.3", "hac v6", FULL_V6, "sup v4", "sup v5")
 STAGES = ("convolutions", "LSTMs or transformer", "linear layers", "network", "decoder")
 
 
@@ -75,6 +77,7 @@ def flops_a_sample(layers: Layers, score_count: int) -> dict[str, float]:
 def measure(bundle: ModelBundle, precision: str, batch_NS: torch.Tensor) -> Speeds:
     """Measure each stage: the median of RUNS passes, after one warm-up pass."""
     network = Network(bundle, precision)
+    network.compile_for_cpu(len(batch_NS))
     config = bundle.config
     settings = DecodeSettings(
         stay_score=config.stay_score, quality_scale=config.quality_scale, quality_bias=config.quality_bias
@@ -119,7 +122,7 @@ def batch_of(bundle: ModelBundle, rows: int) -> torch.Tensor:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("shapes", nargs="*", default=NAMES, metavar="SHAPE", help=f"any of: {', '.join(SHAPES)}")
+    parser.add_argument("shapes", nargs="*", default=NAMES, metavar="SHAPE", help=f"any of: {', '.join(MADE)}")
     parser.add_argument("--rows", type=int, default=16, help="rows in a batch (default 16)")
     parser.add_argument("--gemm", type=int, nargs="+", default=(512, 1024, 2048), help="sizes of the matrix products")
     options = parser.parse_args()
@@ -131,7 +134,7 @@ def main() -> None:
     bundles: dict[str, ModelBundle] = {}
     with tempfile.TemporaryDirectory() as folder:
         for number, name in enumerate(options.shapes):
-            bundle = load_bundle(write_shape(name, Path(folder) / str(number)))
+            bundle = load_bundle(write_shape(MADE[name], Path(folder) / str(number)))
             batch_NS = batch_of(bundle, options.rows)
             for precision in precisions:
                 speeds[name, precision] = measure(bundle, precision, batch_NS)
