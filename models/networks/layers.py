@@ -118,6 +118,8 @@ def listed_layers(tables: Any) -> Layers:
     layers = []
     while left and left[0]["type"] == kind:
         layers.append(left.pop(0))
+    if left and left[0]["type"] in LISTED:
+        raise Unsupported(f"{kind} and {left[0]['type']} layers cannot be mixed")
     encoder = LISTED[kind](layers, width)
     bottleneck, bottleneck_bias = 0, False
     if left and left[0]["type"] == "linear":
