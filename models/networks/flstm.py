@@ -79,7 +79,7 @@ class LowRankLstms(Encoder):
     def tensor_bytes(self, steps: int, rows: int, item_bytes: int) -> int:
         """As for other LSTMs; and inner features, the gates of some steps, and a step's products."""
         features = 4 * self.width * (steps + 1) + self.inner * (steps + 1)
-        gates = _GATES * self.width * (min(SLAB_STEPS, steps) + 1)
+        gates = _GATES * self.width * (2 * min(SLAB_STEPS, steps) + 1)  # two slabs, while one follows the other
         return rows * (features + gates + 2 * self.width) * item_bytes
 
     def workspace_bytes(self, steps: int) -> int:

@@ -34,6 +34,8 @@ MEASURED = {
     "LSTM, wide convolutions": SHAPES["tiny v4.2"],
     "LSTM, bottleneck": SHAPES["tiny sup v4"],
     "LSTM, wide": Shape(release="v4.3", features=64, state_len=2, chunk_size=1200, overlap=120),
+    "low-rank LSTM": SHAPES["tiny v6"],
+    "low-rank LSTM, wide": replace(SHAPES["tiny v6"], features=64, inner=16),
     "transformer": SHAPES["tiny sup v5"],
     "transformer, many scores": Shape(
         release="v5", features=32, state_len=3, depth=2, heads=4, chunk_size=1920, overlap=192
@@ -42,6 +44,7 @@ MEASURED = {
 PLANNED = {
     "fast": SHAPES["fast v4.3"],
     "hac": SHAPES["hac v4.3"],
+    "hac v6": SHAPES["hac v6"],
     "sup": replace(SHAPES["sup v5"], depth=1),  # what a batch takes does not depend on it
 }
 
@@ -108,7 +111,7 @@ def test_the_formula_is_what_lives_in_a_forward_pass(tmp_path: Path, name: str, 
 
 
 def test_weights_are_those_of_the_network(tmp_path: Path) -> None:
-    for name in ("tiny v4.3", "tiny sup v4", "tiny sup v5"):
+    for name in ("tiny v4.3", "tiny sup v4", "tiny v6", "tiny sup v5"):
         bundle = load_bundle(write_shape(name, tmp_path / name))
         real = sum(parameter.nbytes for parameter in Network(bundle, "fp32").parameters())
         assert weight_bytes(bundle.config, "fp32") == real
@@ -145,7 +148,7 @@ def test_more_of_anything_needs_more_memory(configs: dict[str, ModelConfig]) -> 
         assert device_bytes(config, 2 * samples, "fp16", 64) > needed
         assert device_bytes(config, samples, "fp32", 64) > needed
         assert device_bytes(config, samples, "bf16", 64) == needed
-    small, middle, large = (device_bytes(config, 12_000, "fp16", 64) for config in configs.values())
+    small, middle, large = (device_bytes(configs[name], 12_000, "fp16", 64) for name in ("fast", "hac", "sup"))
     assert small < middle < large
 
 
