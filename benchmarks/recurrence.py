@@ -62,7 +62,7 @@ def layer_of(case: Case, dtype: torch.dtype) -> AlongTime:
     """Make the layer with random weights."""
     torch.manual_seed(1)
     layer = (
-        LowRankRecurrent(LowRankLstms(case.width, case.inner, (True,)))
+        LowRankRecurrent(LowRankLstms(case.width, case.inner, (True,), is_hard=True))
         if case.inner
         else Recurrent(Lstms(case.width, (True,)))
     )

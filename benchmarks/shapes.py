@@ -31,7 +31,7 @@ class Shape:
     ----------
     release
         The format: "v3" (sizes only), "v4" (each layer listed), "v4.2" (clamps after the convolutions), "v4.3" (tanh
-        after the last convolution, signal in pA), "v6" (as v4.3, with low-rank LSTMs) or "v5" (a transformer).
+        after the last convolution, signal in pA), "v6" (low-rank LSTMs, scores by tanh) or "v5" (a transformer).
     features
         Width of the LSTMs or the transformer.
     stride
@@ -68,13 +68,15 @@ SHAPES = {
     "hac v4.3": Shape(release="v4.3", features=384, state_len=4),
     "sup v4": Shape(release="v4.2", features=1024, state_len=5, stride=5, bottleneck=256),
     "sup v5": Shape(release="v5", features=512, state_len=5),
-    "hac v6": Shape(release="v6", features=1024, state_len=3, lstms=7, inner=128),
+    "hac v6": Shape(release="v6", features=1024, state_len=4, bottleneck=128, lstms=7, inner=128),
     "tiny v3": Shape(release="v3", features=16, state_len=2, stride=5, chunk_size=1200, overlap=120),
     "tiny v4": Shape(release="v4", features=16, state_len=3, stride=5, winlen=9, chunk_size=1200, overlap=120),
     "tiny v4.2": Shape(release="v4.2", features=24, state_len=2, chunk_size=1200, overlap=120),
     "tiny v4.3": Shape(release="v4.3", features=16, state_len=2, chunk_size=1200, overlap=120),
     "tiny sup v4": Shape(release="v4.2", features=16, state_len=2, bottleneck=8, chunk_size=1200, overlap=120),
-    "tiny v6": Shape(release="v6", features=32, state_len=2, lstms=3, inner=8, chunk_size=1200, overlap=120),
+    "tiny v6": Shape(
+        release="v6", features=32, state_len=2, bottleneck=8, lstms=3, inner=8, chunk_size=1200, overlap=120
+    ),
     "tiny sup v5": Shape(
         release="v5", features=32, state_len=2, depth=2, heads=4, window=(7, 8), chunk_size=1920, overlap=192
     ),
@@ -145,7 +147,8 @@ def shape_tensors(shape: Shape, seed: int) -> Tensors:
     last = 4 + shape.lstms
     if shape.bottleneck:
         tensors[f"{last}.linear.weight"] = normal(2.0, shape.bottleneck, F)
-        tensors[f"{last}.linear.bias"] = normal(0.2, shape.bottleneck)
+        if shape.release != "v6":
+            tensors[f"{last}.linear.bias"] = normal(0.2, shape.bottleneck)
         last += 1
     ins = shape.bottleneck or F
     tensors[f"{last}.linear.weight"] = normal(1.3 if shape.release == "v3" else 2.5 if ins < F else 5.0, scores, ins)
@@ -233,12 +236,16 @@ def _listed(shape: Shape) -> list[dict[str, Any]]:
     for index in range(shape.lstms):
         layers.append({"type": "lstm", "size": F, "insize": F, "bias": True, "reverse": 1 - index % 2})
         if shape.inner:
-            layers[-1] |= {"type": "flstm", "inner_dim": shape.inner}
+            layers[-1] |= {"type": "flstm_softout", "inner_dim": shape.inner}
     if shape.bottleneck:
-        layers.append({"type": "linear", "in_features": F, "out_features": shape.bottleneck, "bias": True})
+        layers.append({"type": "linear", "in_features": F, "out_features": shape.bottleneck})
+        layers[-1] |= {"bias": shape.release != "v6"}
     layers.append({"type": "linearcrfencoder", "insize": shape.bottleneck or F, "n_base": BASES})
     layers[-1] |= {"state_len": shape.state_len, "bias": False, "blank_score": 2.0}
-    layers.append({"type": "clamp", "min": -5.0, "max": 5.0})
+    if shape.release == "v6":
+        layers[-1] |= {"activation": "tanh", "scale": 5.0}
+    else:
+        layers.append({"type": "clamp", "min": -5.0, "max": 5.0})
     return layers
 
 

@@ -63,8 +63,8 @@ class Chunker:
     granularity
         Every length is a multiple of this, in samples; None means the stride. Transformers need more.
     ratio
-        Each length is at most this many times the next shorter one. With many lengths less is computed in vain, but
-        more reads are needed to fill a batch of each.
+        Each length is about this many times the next shorter one, or less. With many lengths less is computed in vain,
+        but more reads are needed to fill a batch of each.
     overlap_unit
         The overlap and every start are multiples of this, in samples; None means the stride. It is larger if a
         network's inner time steps are coarser than its output steps.
@@ -126,7 +126,9 @@ class Chunker:
         """Cover the last `rest` samples with chunks of one length; a start may be negative, reaching into the chunk
         before."""
         last = -(-(rest - length) // self._unit) * self._unit
-        return [Piece(start, length) for start in (*range(0, max(last, 0), length - self._overlap), last)]
+        if last <= 0:
+            return [Piece(last, length)]
+        return [Piece(start, length) for start in (*range(0, last, length - self._overlap), last)]
 
 
 def stitch(

@@ -19,10 +19,9 @@ from porestream.models.files.bundle import ModelBundle
 from porestream.models.files.config import ModelConfig, ModelError
 
 ROWS = 16
-"""Rows of a batch on the CPU, the same for every batch."""
+"""Rows of a batch on the CPU, the same for every batch, except for the encoders that want another number."""
 
-_FEWER_ROWS = 8
-_MANY_SCORE_BYTES = 128 << 20
+_MOST_SCORE_BYTES = 256 << 20
 
 
 def cpu_precision(precision: str) -> str:
@@ -39,11 +38,10 @@ def cpu_precision(precision: str) -> str:
 
 
 def cpu_rows(config: ModelConfig) -> int:
-    """Return the rows of a batch on the CPU: the encoder's, or 16, or 8 if the scores of 16 would exceed 128 MiB."""
-    if config.layers.encoder.cpu_rows:
-        return config.layers.encoder.cpu_rows
-    scores = ROWS * config.chunk_size // config.stride * config.score_count
-    return ROWS if scores * torch.float32.itemsize <= _MANY_SCORE_BYTES else _FEWER_ROWS
+    """Return the rows of a batch on the CPU: the encoder's, or 16; half as many where the scores exceed 256 MiB."""
+    rows = config.layers.encoder.cpu_rows or ROWS
+    scores_bytes = config.chunk_size // config.stride * config.score_count * torch.float32.itemsize
+    return rows // 2 if rows > 1 and rows * scores_bytes > _MOST_SCORE_BYTES else rows
 
 
 class CpuRunner:

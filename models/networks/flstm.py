@@ -1,4 +1,4 @@
-"""Low-rank LSTMs ("flstm" in config.toml) with alternating directions, the encoder of hac v6."""
+"""Low-rank LSTMs with alternating directions: `flstm_softout` in config.toml, the encoder of hac v6, and `flstm`."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -8,6 +8,8 @@ from porestream.models.networks.encoder import FLOAT32_BYTES, Encoder, Table
 
 if TYPE_CHECKING:
     from torch import nn
+
+SOFT_OUTPUT = "flstm_softout"
 
 SLAB_STEPS = 16
 """Steps whose gates are computed from the input at once where torch computes the recurrence."""
@@ -19,8 +21,12 @@ _GATES = 4
 class LowRankLstms(Encoder):
     """LSTMs whose weight matrices are products of two narrow ones.
 
-    gates = U_ih (D_ih x) + U_hh (D_hh h) + up_bias_ih, with D of K x C and U of 4 C x K weights. Directories also hold
-    an `up_bias_hh`, which dorado ignores (nn/FLSTMStack.cpp), and so do we.
+    gates = U_ih (D_ih x) + U_hh (D_hh h) + both biases, with D of K x C and U of 4 C x K weights. (dorado's code for
+    GPUs leaves out the second bias, its code for CPUs adds it.)
+
+    `flstm_softout`, the type that ONT publishes, has hard gates: i, f and o are 0.2 x + 0.5 between 0 and 1, g is x
+    between -1 and 1, and only the output has a real tanh. Sources: dorado 2, nn/FLSTMStack.cpp, and slorado, which
+    calls hac@v6.0.0. `flstm`, as dorado 1.4 reads it, has the gates of an ordinary LSTM.
 
     Attributes
     ----------
@@ -28,16 +34,19 @@ class LowRankLstms(Encoder):
         K.
     reverse
         For each LSTM, whether it runs backwards in time.
+    is_hard
+        Whether the gates are hard.
     """
 
     kind = "low-rank lstm"
     upsampling = 1
     max_steps = None
-    cpu_rows = 32  # of 16, fetching the weights would take as long as multiplying
+    cpu_rows = 32  # with 16, fetching the weights takes almost as long as multiplying
 
     width: int
     inner: int
     reverse: tuple[bool, ...]
+    is_hard: bool
 
     @classmethod
     def listed(cls, layers: list[Table], width: int) -> "LowRankLstms":
@@ -50,12 +59,12 @@ class LowRankLstms(Encoder):
         reverse = tuple(index % 2 == 0 for index in range(len(layers)))
         for layer, is_reverse in zip(layers, reverse, strict=True):
             if (whole(layer, "size", width), whole(layer, "insize", width)) != (width, width):
-                raise Unsupported(f"an flstm must be {width} wide, like the last convolution: {layer}")
+                raise Unsupported(f"a low-rank LSTM must be {width} wide, like the last convolution: {layer}")
             if whole(layer, "inner_dim") != inner:
-                raise Unsupported(f"all flstm layers must have the same inner_dim, {inner}: {layer}")
+                raise Unsupported(f"all low-rank LSTMs must have the same inner_dim, {inner}: {layer}")
             if not layer.get("bias", True) or bool(layer.get("reverse", is_reverse)) != is_reverse:
-                raise Unsupported(f"flstm layers must have a bias and alternate, the first one reversed: {layer}")
-        return cls(width, inner, reverse)
+                raise Unsupported(f"low-rank LSTMs must have a bias and alternate, the first one reversed: {layer}")
+        return cls(width, inner, reverse, layers[0]["type"] == SOFT_OUTPUT)
 
     @property
     def layer_count(self) -> int:

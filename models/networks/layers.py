@@ -12,7 +12,7 @@ from typing import Any
 
 from porestream.models.networks.config_values import Unsupported, finite, whole
 from porestream.models.networks.encoder import Encoder
-from porestream.models.networks.flstm import LowRankLstms
+from porestream.models.networks.flstm import SOFT_OUTPUT, LowRankLstms
 from porestream.models.networks.lstm import Lstms
 from porestream.models.networks.transformer import Transformer
 
@@ -21,6 +21,7 @@ _ACTIVATIONS = ("swish", "tanh")
 LISTED: dict[str, Callable[[list[dict[str, Any]], int], Encoder]] = {
     "lstm": Lstms.listed,
     "flstm": LowRankLstms.listed,
+    SOFT_OUTPUT: LowRankLstms.listed,
 }
 """Encoders that v4 and later list layer by layer: maps a layer type to a function of those layers and their width."""
 

@@ -23,12 +23,16 @@ from torch import nn
 _GATES = 4
 _WORD_BYTES = 4  # a float32, or two bf16
 _ALIGNMENT = _CACHE_LINE_BYTES = 64
-_CHUNK_WORDS = 64  # whose weights, 16 KiB, fit in the L1 cache twice
+_CHUNK_WORDS = 64  # their weights take 16 KiB: with the next ones, most of an L1 cache
 _LIMIT = 28.0
 """Largest exponent of e. The sigmoid of -28 is 7e-13, and the product of three such powers still fits in float32."""
 
 _POWERS_OF_2 = (1.0000001, 0.69314694, 0.2402212, 0.05550713, 0.009675541, 0.0013276471)
 """Polynomial for 2^x with |x| <= 1/2, least largest relative error (7.5e-8), fitted by Lawson's algorithm."""
+
+_EXPONENT = 1.5 * 2.0**23 + 127
+"""Added to a number below 2^22, it leaves no fraction: the last bits are the nearest whole number plus the exponent's
+bias."""
 
 _F32, _I8, _I32, _I64, _PTR = ir.FloatType(), ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.PointerType()
 
@@ -62,12 +66,15 @@ class Target:
         Rows of a batch in a block.
     is_bf16
         Whether weights and features are bf16 (sums are always float32), or float32.
+    features
+        LLVM's names of what `cpu` has in addition.
     """
 
     cpu: str
     lanes: int
     rows: int
     is_bf16: bool
+    features: str = ""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -87,7 +94,7 @@ class Target:
 
 AVX512_BF16 = Target("", 16, 4, is_bf16=True)
 AVX512 = Target("", 16, 4, is_bf16=False)
-AVX2 = Target("haswell", 8, 2, is_bf16=False)
+AVX2 = Target("x86-64", 8, 2, is_bf16=False, features="+avx2,+fma")
 
 
 @functools.cache
@@ -234,25 +241,37 @@ class _Code:
             return self.intrinsic("llvm.x86.avx512bf16.dpbf16ps.512", self.f32s, total, *pairs)
         return self.fma(self.b.bitcast(feature, self.f32s), self.b.bitcast(weight, self.f32s), total)
 
+    def between(self, low: float, x: ir.Value, high: float) -> ir.Value:
+        """Limit x; what is not a number stays so, as a bad read must not look like a good one."""
+        x = self.b.select(self.b.fcmp_ordered(">", x, self.number(high)), self.number(high), x)
+        return self.b.select(self.b.fcmp_ordered("<", x, self.number(low)), self.number(low), x)
+
     def exp(self, x: ir.Value, factor: float) -> ir.Value:
         """Return e^(factor x), with the exponent limited to +-28; relative error about 1e-7 near 1."""
-        power = self.b.fmul(x, self.number(factor / math.log(2)))  # of 2
-        limit = self.number(_LIMIT / math.log(2))
-        power = self.float_op("maxnum", self.float_op("minnum", power, limit), self.b.fneg(limit))
-        whole = self.float_op("roundeven", power)
-        rest = self.b.fsub(power, whole)
+        limit = _LIMIT / math.log(2)
+        power = self.between(-limit, self.b.fmul(x, self.number(factor / math.log(2))), limit)  # of 2
+        biased = self.b.fadd(power, self.number(_EXPONENT))  # its last bits are the exponent of the nearest power of 2
+        rest = self.b.fsub(power, self.b.fsub(biased, self.number(_EXPONENT)))
         mantissa: ir.Value = self.number(_POWERS_OF_2[-1])
         for coefficient in reversed(_POWERS_OF_2[:-1]):
             mantissa = self.fma(mantissa, rest, self.number(coefficient))
-        exponent = self.b.shl(self.b.fptosi(whole, self.i32s), self.integer(23))
-        return self.b.bitcast(self.b.add(self.b.bitcast(mantissa, self.i32s), exponent), self.f32s)
+        scale = self.b.bitcast(self.b.shl(self.b.bitcast(biased, self.i32s), self.integer(23)), self.f32s)
+        return self.b.fmul(mantissa, scale)
 
-    def new_state(self, gates_V: Vector, cell: ir.Value) -> tuple[ir.Value, ir.Value]:
+    def new_state(self, gates_V: Vector, cell: ir.Value, is_hard: bool) -> tuple[ir.Value, ir.Value]:
         """Return the cell and the hidden state after a step, from the sums of the gates i, f, g, o.
 
-        cell = sigmoid(f) cell + sigmoid(i) tanh(g); hidden = sigmoid(o) tanh(cell): each over one denominator.
+        cell = sigmoid(f) cell + sigmoid(i) tanh(g); hidden = sigmoid(o) tanh(cell): each over one denominator. Hard
+        gates are piecewise linear instead: sigmoid(x) is 0.2 x + 0.5 between 0 and 1, tanh(x) is x between -1 and 1;
+        the last tanh stays.
         """
         one, b = self.number(1), self.b
+        if is_hard:
+            fifth, half = self.number(0.2), self.number(0.5)
+            i, f, o = (self.between(0, self.fma(gates_V[v], fifth, half), 1) for v in (0, 1, 3))
+            cell = self.fma(f, cell, b.fmul(i, self.between(-1, gates_V[2], 1)))
+            e_c = self.exp(cell, -2)
+            return cell, b.fmul(o, b.fdiv(b.fsub(one, e_c), b.fadd(one, e_c)))
         e_i, e_f, e_g, e_o = (self.exp(gate, -2 if v == 2 else -1) for v, gate in enumerate(gates_V))
         by_i, by_f, by_g, by_o = (b.fadd(one, e) for e in (e_i, e_f, e_g, e_o))
         by_ig = b.fmul(by_i, by_g)
@@ -282,11 +301,14 @@ class Sizes:
         C.
     inner
         K of a low-rank LSTM, padded to whole blocks; 0 for an ordinary LSTM.
+    is_hard
+        Whether gates are piecewise linear (`_Code.new_state`).
     """
 
     rows: int
     width: int
     inner: int
+    is_hard: bool
 
 
 class Recurrence:
@@ -311,10 +333,12 @@ class Recurrence:
         bias: torch.Tensor,
         inner_ih: torch.Tensor | None = None,
         inner_hh: torch.Tensor | None = None,
+        *,
+        is_hard: bool = False,
     ) -> None:
         width, block = len(bias) // _GATES, _GATES * target.lanes
         inner = 0 if inner_ih is None else -(-len(inner_ih) // block) * block
-        self._target, self._sizes = target, Sizes(rows, width, inner)
+        self._target, self._sizes = target, Sizes(rows, width, inner, is_hard)
         self._run = _compiled(target, self._sizes)
         ins = inner or width
         gates = torch.cat(
@@ -343,7 +367,10 @@ class Recurrence:
         x is contiguous, and of the target's dtype.
         """
         sizes = self._sizes
-        assert (*x_TNC.shape[1:], x_TNC.dtype) == (sizes.rows, sizes.width, self._target.dtype)
+        expected = (sizes.rows, sizes.width), self._target.dtype, "cpu", True
+        given = tuple(x_TNC.shape[1:]), x_TNC.dtype, x_TNC.device.type, x_TNC.is_contiguous() and len(x_TNC) > 0
+        if given != expected:  # the code reads memory without looking
+            raise ValueError(f"compiled for (N, C), dtype, device, contiguous = {expected}, not {given}")
         y_TNC = torch.empty_like(x_TNC)
         cells = _aligned(torch.zeros(sizes.rows * sizes.width))
         # The hidden states before the first step, and room for a step's inner features and a block's sums.
@@ -356,7 +383,7 @@ class Recurrence:
 
 
 def _packed(weights_BVLI: torch.Tensor, target: Target) -> torch.Tensor:
-    """Order weights as `_Code.sums` reads them: for each block and word of the input, four vectors of lanes."""
+    """Order weights as `_Code.add_products` reads them: for each block and word of the input, four vectors of lanes."""
     *shape, ins = weights_BVLI.shape
     words = weights_BVLI.reshape(*shape, ins // target.per_word, target.per_word)
     return _aligned(words.permute(0, 3, 1, 2, 4).to(target.dtype))
@@ -376,7 +403,7 @@ def _compiled(target: Target, sizes: Sizes) -> Callable[..., None]:
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     cpu = target.cpu or llvm.get_host_cpu_name()
-    features = "" if target.cpu else llvm.get_host_cpu_features().flatten()
+    features = target.features if target.cpu else llvm.get_host_cpu_features().flatten()
     # 512-bit vectors, where LLVM would rather use two of 256 bits
     features += ",-prefer-256-bit" if target.lanes == AVX512.lanes else ""
     machine = llvm.Target.from_default_triple().create_target_machine(cpu=cpu, features=features.strip(","), opt=3)
@@ -443,7 +470,7 @@ def _module(target: Target, sizes: Sizes) -> ir.Module:
                 own = code.at(sums, code.times(row, block_bytes))
                 place = code.at(own_cells, code.times(row, code.vector_bytes))
                 gates_V = [code.load(code.at(own, v * code.vector_bytes), code.f32s) for v in range(_GATES)]
-                state, features = code.new_state(gates_V, code.load(place, code.f32s))
+                state, features = code.new_state(gates_V, code.load(place, code.f32s), sizes.is_hard)
                 b.store(state, place, align=code.vector_bytes)
                 code.store_features(features, code.at(out, code.times(row, row_bytes)))
     b.ret_void()

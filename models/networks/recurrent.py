@@ -21,14 +21,21 @@ class AlongTime(nn.ModuleList):
     def __init__(self, layers: Iterable[nn.Module], shape: Lstms | LowRankLstms) -> None:
         super().__init__(layers)
         self._width, self._reverse = shape.width, shape.reverse
+        self._is_hard = isinstance(shape, LowRankLstms) and shape.is_hard
         self._compiled: list[Recurrence] = []
 
     def compile_for_cpu(self, rows: int) -> bool:
-        """Compile the recurrence for batches of `rows`, and return whether this processor and these sizes allow it."""
+        """Compile the recurrence for batches of `rows`, and return whether this processor and these sizes allow it.
+
+        If so, nothing else can be computed from then on, because torch's copies of the weights are given up.
+        """
         target = target_of(next(self.parameters()).dtype)
-        if target and Recurrence.fits(target, rows, self._width):
-            self._compiled = [Recurrence(target, rows, *self._weights(layer)) for layer in self]
-        return bool(self._compiled)
+        if target is None or not Recurrence.fits(target, rows, self._width):
+            return False
+        self._compiled = [Recurrence(target, rows, *self._weights(layer), is_hard=self._is_hard) for layer in self]
+        for parameter in self.parameters():
+            parameter.data = parameter.data.new_empty(0)
+        return True
 
     def forward(self, x_NCT: torch.Tensor) -> torch.Tensor:
         """Compute the features of each step, (T, N, C)."""
@@ -69,56 +76,53 @@ class LowRankRecurrent(AlongTime):
     """Low-rank LSTMs. Parameters are named `0.dn_weight_ih` and so on."""
 
     def __init__(self, shape: LowRankLstms) -> None:
-        super().__init__((LowRankLstm(shape.width, shape.inner) for _ in shape.reverse), shape)
+        super().__init__((LowRankLstm(shape) for _ in shape.reverse), shape)
 
     def _weights(self, layer: nn.Module) -> list[torch.Tensor]:
         tensors = dict(layer.named_parameters())
-        names = ("up_weight_ih", "up_weight_hh", "up_bias_ih", "dn_weight_ih", "dn_weight_hh")
-        return [tensors[name] for name in names]
+        bias_G = tensors["up_bias_ih"].float() + tensors["up_bias_hh"].float()
+        down = [tensors["dn_weight_ih"], tensors["dn_weight_hh"]]
+        return [tensors["up_weight_ih"], tensors["up_weight_hh"], bias_G, *down]
 
     def _with_torch(self, layer: nn.Module, x_TNC: torch.Tensor) -> torch.Tensor:
         return layer(x_TNC)  # type: ignore[no-any-return]
 
 
 class LowRankLstm(nn.Module):
-    """One low-rank LSTM; `up_bias_hh` is loaded but not used (see `LowRankLstms`)."""
+    """One low-rank LSTM."""
 
-    def __init__(self, width: int, inner: int) -> None:
+    def __init__(self, shape: LowRankLstms) -> None:
         super().__init__()
+        width, inner, self._is_hard = shape.width, shape.inner, shape.is_hard
         self.dn_weight_ih, self.dn_weight_hh = _parameter(inner, width), _parameter(inner, width)
         self.up_weight_ih, self.up_weight_hh = _parameter(4 * width, inner), _parameter(4 * width, inner)
         self.up_bias_ih, self.up_bias_hh = _parameter(4 * width), _parameter(4 * width)
 
     def forward(self, x_TNC: torch.Tensor) -> torch.Tensor:
-        """Return the hidden states, (T, N, C), forwards in time: two products and one cell a step."""
+        """Return the hidden states, (T, N, C), forwards in time."""
         inner_TNK = functional.linear(x_TNC, self.dn_weight_ih)
-        y_TNC, hidden_NC = torch.empty_like(x_TNC), torch.zeros_like(x_TNC[0])
-        cell_NC = torch.zeros_like(hidden_NC, dtype=_cell_dtype(x_TNC))
-        down_CK, up_KG = self.dn_weight_hh.t(), self.up_weight_hh.t()
+        y_TNC, cell_NC = torch.empty_like(x_TNC), torch.zeros_like(x_TNC[0], dtype=torch.float32)
+        hidden_NC = torch.zeros_like(x_TNC[0])
+        down_CK, up_KG, bias_G = self.dn_weight_hh.t(), self.up_weight_hh.t(), self.up_bias_ih + self.up_bias_hh
         for first in range(0, len(x_TNC), SLAB_STEPS):
-            gates_SNG = functional.linear(inner_TNK[first : first + SLAB_STEPS], self.up_weight_ih, self.up_bias_ih)
-            for step, gates_NG in enumerate(gates_SNG, first):
-                hidden_NC, cell_NC = _next_state(gates_NG, hidden_NC @ down_CK @ up_KG, cell_NC)
-                y_TNC[step] = hidden_NC
+            gates_SNG = functional.linear(inner_TNK[first : first + SLAB_STEPS], self.up_weight_ih, bias_G)
+            for step, of_input_NG in enumerate(gates_SNG, first):
+                gates_NG = torch.addmm(of_input_NG, hidden_NC @ down_CK, up_KG).float()
+                hidden_NC, cell_NC = self._next_state(gates_NG, cell_NC)
+                hidden_NC = y_TNC[step].copy_(hidden_NC)
         return y_TNC
+
+    def _next_state(self, gates_NG: torch.Tensor, cell_NC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the hidden state and the cell after a step, from the gates i, f, g, o, in float32."""
+        i, f, g, o = gates_NG.chunk(4, 1)
+        if self._is_hard:
+            i, f, o = ((gate * 0.2 + 0.5).clamp(0, 1) for gate in (i, f, o))
+            cell_NC = f * cell_NC + i * g.clamp(-1, 1)
+        else:
+            i, f, o = (gate.sigmoid() for gate in (i, f, o))
+            cell_NC = f * cell_NC + i * g.tanh()
+        return o * cell_NC.tanh(), cell_NC
 
 
 def _parameter(*shape: int) -> nn.Parameter:
     return nn.Parameter(torch.empty(shape))
-
-
-def _cell_dtype(x: torch.Tensor) -> torch.dtype:
-    """Return the dtype of the cell: torch's kernel for GPUs wants that of the gates, as dorado's has it."""
-    return x.dtype if x.is_cuda else torch.float32
-
-
-def _next_state(
-    of_input_NG: torch.Tensor, of_hidden_NG: torch.Tensor, cell_NC: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the hidden state and the cell after a step, from the gates' two parts, stacked as i, f, g, o."""
-    if of_input_NG.is_cuda:
-        hidden_NC, cell_NC, _ = torch.ops.aten._thnn_fused_lstm_cell(of_input_NG, of_hidden_NG, cell_NC)
-        return hidden_NC, cell_NC
-    i, f, g, o = (of_input_NG.float() + of_hidden_NG.float()).chunk(4, 1)
-    cell_NC = f.sigmoid() * cell_NC + i.sigmoid() * g.tanh()
-    return (o.sigmoid() * cell_NC.tanh()).to(of_input_NG.dtype), cell_NC

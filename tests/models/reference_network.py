@@ -47,9 +47,20 @@ def lstm(x_TNF: F64, weight_ih: F64, weight_hh: F64, bias: F64, reverse: bool) -
     return y_TNF
 
 
-def low_rank_lstm(x_TNF: F64, down: tuple[F64, F64], up: tuple[F64, F64], bias: F64, reverse: bool) -> F64:
-    """An LSTM whose matrices are U D; dorado ignores the second bias (nn/FLSTMStack.cpp)."""
-    return lstm(x_TNF, up[0] @ down[0], up[1] @ down[1], bias, reverse)
+def low_rank_lstm(x_TNF: F64, down: tuple[F64, F64], up: tuple[F64, F64], bias: F64, reverse: bool, hard: bool) -> F64:
+    """An LSTM whose matrices are U D; with hard gates, sigmoid is 0.2 x + 0.5 and the tanh of g is x, both cut off."""
+    if not hard:
+        return lstm(x_TNF, up[0] @ down[0], up[1] @ down[1], bias, reverse)
+    T, N, F = x_TNF.shape
+    hidden, cell, y_TNF = np.zeros((N, F)), np.zeros((N, F)), np.empty((T, N, F))
+    for t in reversed(range(T)) if reverse else range(T):
+        gates = x_TNF[t] @ down[0].T @ up[0].T + hidden @ down[1].T @ up[1].T + bias
+        i, f, g, o = np.split(gates, 4, axis=1)
+        i, f, o = (np.minimum(np.maximum(0.2 * gate + 0.5, 0), 1) for gate in (i, f, o))
+        cell = f * cell + i * np.minimum(np.maximum(g, -1), 1)
+        hidden = o * np.tanh(cell)
+        y_TNF[t] = hidden
+    return y_TNF
 
 
 def rms_norm(x: F64, weight_F: F64) -> F64:
@@ -133,16 +144,19 @@ def _listed(layers: list[dict[str, Any]], weights: dict[str, F64], x: F64) -> F6
             x = np.clip(x, layer["min"], layer["max"])
         elif kind == "permute":
             x = x.transpose(layer["dims"])
-        elif kind == "flstm":
+        elif kind in ("flstm", "flstm_softout"):
             down, up = (
                 (weights[f"{name}.rnn.{side}_weight_ih"], weights[f"{name}.rnn.{side}_weight_hh"])
                 for side in ("dn", "up")
             )
-            x = low_rank_lstm(x, down, up, weights[f"{name}.rnn.up_bias_ih"], bool(layer["reverse"]))
+            bias = weights[f"{name}.rnn.up_bias_ih"] + weights[f"{name}.rnn.up_bias_hh"]
+            x = low_rank_lstm(x, down, up, bias, bool(layer["reverse"]), kind == "flstm_softout")
         elif kind == "lstm":
             x = _lstm(weights, name, x, bool(layer["reverse"]))
         else:
             x = x @ weights[f"{name}.linear.weight"].T + weights.get(f"{name}.linear.bias", np.zeros(1))
+            if layer.get("activation") == "tanh":
+                x = np.tanh(x) * layer["scale"]
     return x
 
 

@@ -27,15 +27,15 @@ def directory(tmp_path: Path) -> Path:
         ("inner_dim = 8", "inner_dim = 0", "inner_dim = 0"),
         ("inner_dim = 8", "inner_dim = 1000000000", "inner_dim = 1000000000"),
         ("inner_dim = 8\n", "", "'inner_dim' is missing"),
-        ('"flstm"\nsize = 32', '"flstm"\nsize = 16', "an flstm must be 32 wide"),
+        ('softout"\nsize = 32', 'softout"\nsize = 16', "a low-rank LSTM must be 32 wide"),
         ("reverse = 1", "reverse = 0", "alternate, the first one reversed"),
-        ('type = "flstm"', 'type = "lstm"', "lstm and flstm layers cannot be mixed"),
+        ('type = "flstm_softout"', 'type = "lstm"', "lstm and flstm_softout layers cannot be mixed"),
     ],
 )
 def test_a_config_that_does_not_fit_is_refused(directory: Path, old: str, new: str, reason: str) -> None:
     text = (directory / "config.toml").read_text()
     assert old in text
-    (directory / "config.toml").write_text(text.replace(old, new, 1 if "type" in old else -1))
+    (directory / "config.toml").write_text(text.replace(old, new, 1 if "type" in old or "size" in old else -1))
     with pytest.raises(ModelError, match=reason):
         load_bundle(directory)
 
@@ -43,7 +43,7 @@ def test_a_config_that_does_not_fit_is_refused(directory: Path, old: str, new: s
 def test_layers_of_different_inner_widths_are_refused(directory: Path) -> None:
     text = (directory / "config.toml").read_text()
     (directory / "config.toml").write_text(text.replace("inner_dim = 8", "inner_dim = 4", 1))
-    with pytest.raises(ModelError, match="all flstm layers must have the same inner_dim, 4"):
+    with pytest.raises(ModelError, match="all low-rank LSTMs must have the same inner_dim, 4"):
         load_bundle(directory)
 
 
@@ -72,6 +72,18 @@ def test_directions_alternate_where_the_config_does_not_say(directory: Path) -> 
     encoder = load_config(directory).layers.encoder
     assert isinstance(encoder, LowRankLstms)
     assert encoder.reverse == (True, False, True)
+
+
+def test_flstm_has_the_gates_of_an_ordinary_lstm(directory: Path) -> None:
+    """The type that dorado 1.4 knows; ONT publishes flstm_softout."""
+    encoder = load_config(directory).layers.encoder
+    assert isinstance(encoder, LowRankLstms)
+    assert encoder.is_hard
+    text = (directory / "config.toml").read_text()
+    (directory / "config.toml").write_text(text.replace("flstm_softout", "flstm"))
+    encoder = load_config(directory).layers.encoder
+    assert isinstance(encoder, LowRankLstms)
+    assert not encoder.is_hard
 
 
 def test_the_whole_service_calls_with_it(directory: Path, tmp_path: Path) -> None:
