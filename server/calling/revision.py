@@ -1,7 +1,8 @@
 """The number that distinguishes versions with different results."""
 
 CALLING_REVISION = 3
-"""Increased by every commit that changes a byte of any result: bases, qualities, moves, scaling, trimming, alignments.
+"""Increased by every commit that changes a byte of any result: bases, qualities, moves, tags, scaling, trimming,
+alignments.
 
 One revision calls a run from its first read to its last. Versions with the same revision count as the same caller,
 which allows a rollout during runs. tests/server/test_revision.py fails if results change and this number doesn't.

@@ -41,7 +41,7 @@ log = structlog.get_logger()
 MAX_MESSAGE_BYTES = 1 << 20
 _WRITE_TIMEOUT_S = 60.0
 _REVOKED_CHECK_S, _REVOKED_GRACE_S = 5.0, 20.0  # less than a minute in all, with ten seconds for an emptied file
-_MAX_RUN_ID_LENGTH = 256
+MAX_RUN_ID_LENGTH = 256
 _SETTINGS = {field.name for field in fields(reads.CallSettings)}
 _TELL_SAMPLES = 100_000  # report a stream's samples to the front, which counts its bytes, after so many
 _MAX_DETAIL_BYTES = 2000  # takes three times that if not ASCII; a client accepts 8 KiB of status and headers
@@ -199,8 +199,8 @@ class BasecallService(pb_grpc.BasecallServiceServicer):
             raise StreamFault("INVALID_ARGUMENT", f"unknown purpose {opening.purpose}")
         if not opening.run.run_id:
             raise StreamFault("INVALID_ARGUMENT", "open.run.run_id is empty; it is needed to identify results")
-        if len(opening.run.run_id) > _MAX_RUN_ID_LENGTH:
-            raise StreamFault("INVALID_ARGUMENT", f"open.run.run_id is longer than {_MAX_RUN_ID_LENGTH} characters")
+        if len(opening.run.run_id) > MAX_RUN_ID_LENGTH:
+            raise StreamFault("INVALID_ARGUMENT", f"open.run.run_id is longer than {MAX_RUN_ID_LENGTH} characters")
         settings, identity = self._resolve(opening.run, opening.options)
         _check_expected(opening.expected, identity)
         heartbeat_s = seconds(opening.heartbeat_interval) or _DEFAULT_HEARTBEAT_S

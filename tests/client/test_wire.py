@@ -1,6 +1,6 @@
 """Reads over the wire and back: chunks that decode to the signal, results that come back as they were sent."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from datetime import UTC, datetime
 from uuid import UUID
 
@@ -14,6 +14,7 @@ from hypothesis.extra import numpy as hnp
 from pod5.signal_tools import vbz_decompress_signal
 
 from porestream.client import Alignment, CalledPart, CallerIdentity, ReadInfo, ReadResult, ReadStatus, RunInfo
+from porestream.client.opening import StreamOptions
 from porestream.client.reads import ReferenceSequence, ServerInfo, SignalRead
 from porestream.client.wire import (
     CHUNK_SAMPLES,
@@ -25,6 +26,7 @@ from porestream.client.wire import (
     encode_run,
 )
 from porestream.models.files.chemistry import Chemistry
+from porestream.server.reads import CallSettings
 from porestream.v1 import porestream_pb2 as pb
 
 RUN = RunInfo(
@@ -272,3 +274,13 @@ def test_identity_and_server_info() -> None:
         min_chunk_credit_samples=7,
     )
     assert decode_server_info(info) == expected
+
+
+def test_options_travel_by_their_names() -> None:
+    """One that is missing on the way would be dropped without a word."""
+    of_the_stream_alone = {"heartbeat_s", "window_samples", "give_up_s", "credentials"}
+    asked = {field.name for field in fields(StreamOptions)} - of_the_stream_alone
+    sent = set(pb.CallOptions.DESCRIPTOR.fields_by_name) - {"adaptive"}  # decisions are not made yet
+    settings = {field.name for field in fields(CallSettings)}
+    assert asked == sent
+    assert sent - {"allow_chemistry_mismatch"} <= settings  # that one is for the choice of the model

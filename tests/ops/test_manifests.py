@@ -437,7 +437,7 @@ def test_prometheus_rule_keeps_what_rules_say(tmp_path: Path) -> None:
     generator = prometheus_rule()
     assert yaml.safe_load(generator.render(tmp_path))["spec"]["groups"] == groups
     (tmp_path / "c.yml").write_text(yaml.safe_dump({"groups": groups}))
-    with pytest.raises(ValueError, match="one name: a"):
+    with pytest.raises(ValueError, match="have the same name: a"):
         generator.render(tmp_path)
 
 

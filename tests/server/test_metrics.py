@@ -2,6 +2,8 @@
 
 import asyncio
 import re
+import subprocess
+import sys
 from pathlib import Path
 from uuid import UUID
 
@@ -205,6 +207,22 @@ def test_every_pulled_metric_is_there_and_nothing_else(start_server) -> None:  #
     assert set(found) == pulled - missing
     assert found["porestream_device_energy_joules_total"] == {("cuda:0",): 0.0}
     assert found["porestream_tls_certificate_expiry_timestamp_seconds"] == {(): 2e9}
+
+
+def test_counters_with_labels_start_at_0() -> None:
+    """So that the first increase shows; a process of its own, because other tests increase them."""
+    program = """
+from prometheus_client import Counter
+from porestream.server import metrics
+from porestream.server.watch import collector
+collector._expect_labels(["model"])
+counters = [one for one in vars(metrics).values() if isinstance(one, Counter) and one._labelnames]
+print(len(counters), *(one._name for one in counters if not one._metrics))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    count, *without = done.stdout.split()
+    assert int(count) > 10
+    assert without == ["porestream_token_samples_received"]  # names of tokens come from a file
 
 
 def test_counters_agree_with_the_client_to_the_read(start_server) -> None:  # type: ignore[no-untyped-def]
