@@ -76,7 +76,7 @@ class Basecaller:
     bundle
         The model.
     precision
-        "fp32", "bf16", "fp16" (GPU only) or "auto": fp16 on a GPU; on a CPU bf16 if the processor supports it, or else
+        "fp32", "bf16", "fp16" (GPU only) or "auto": fp16 on a GPU; on a CPU bf16 if that is faster, or else
         fp32. (Half precision costs models of the supported formats less than 0.1 points of identity:
         benchmarks/RESULTS.md.)
     cache_dir

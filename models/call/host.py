@@ -25,8 +25,8 @@ def processor_has_bf16() -> bool:
 def bf16_is_faster() -> bool:
     """Return whether this processor multiplies matrices faster in bf16 than in float32.
 
-    Intel's do with AMX only: without it (older ones, and virtual machines that hide it), one of two units multiplies
-    bf16, at half the rate of float32 (benchmarks/RESULTS.md, "Recurrences on a CPU").
+    Of Intel's only those with AMX do. Without it (older ones, and virtual machines that hide it) we measured half the
+    rate of float32 (benchmarks/RESULTS.md, "Recurrences on a CPU").
     """
     if not processor_has_bf16():
         return False

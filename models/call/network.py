@@ -82,7 +82,7 @@ class Network(nn.Module):
         return self.scores(self.encoded(self.convolved(batch_NS)), out_TNC)
 
     def compile_for_cpu(self, rows: int) -> bool:
-        """Compile the LSTMs for batches of `rows` on this CPU; return whether there are any that it is faster for."""
+        """Compile the LSTMs for batches of `rows` on this CPU; return whether that was possible."""
         return isinstance(self.encoder, AlongTime) and self.encoder.compile_for_cpu(rows)
 
     def convolved(self, batch_NS: torch.Tensor) -> torch.Tensor:

@@ -85,7 +85,9 @@ class Pipeline:
         ]
 
     def start(self) -> None:
-        """Start the workers. Returns when each has allocated its memory and made its plans, so that no read waits.
+        """Start the workers. Returns when each has made its plans and taken its buffers.
+
+        On a GPU that is all the memory they will need; on a CPU a batch takes more while it is computed.
 
         Raises
         ------

@@ -31,7 +31,7 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA c
 
 F32 = npt.NDArray[np.float32]
 ROWS = 64
-SHAPES = ("tiny v3", "fast v4.3", "hac v4.3", "tiny sup v5")
+SHAPES = ("tiny v3", "fast v4.3", "hac v4.3", "tiny v6", "tiny sup v5")
 
 
 @pytest.fixture(autouse=True)

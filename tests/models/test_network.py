@@ -53,6 +53,13 @@ def fast(make_bundle: MakeBundle, tmp_path_factory: pytest.TempPathFactory) -> M
     return load_bundle(make_bundle(tmp_path_factory.mktemp("models") / "fast", seed=8, **FAST_SIZES))
 
 
+def production(bundle: ModelBundle, precision: str) -> Network:
+    """The network as a CPU's server has it: with recurrences that are compiled, where this processor has the target."""
+    network = Network(bundle, precision)
+    network.compile_for_cpu(ROWS)
+    return network
+
+
 def squiggle(samples: int, seed: int) -> npt.NDArray[np.float32]:
     """Noisy levels of about nine samples, normalised, as a read has them."""
     rng = np.random.default_rng(seed)
@@ -138,7 +145,7 @@ def company(samples: int) -> dict[str, npt.NDArray[np.float32]]:
 @pytest.mark.parametrize("samples", TINY_LENGTHS)
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_no_row_depends_on_its_place_or_company(tiny: ModelBundle, precision: str, samples: int) -> None:
-    network = Network(tiny, precision)
+    network = production(tiny, precision)
     signal_S = squiggle(samples, 1)
     expected_TC = scores(network, np.tile(signal_S, (ROWS, 1)))[:, 0]
     assert np.isfinite(expected_TC).all()
@@ -155,7 +162,7 @@ def test_no_row_depends_on_its_company_at_the_fast_models_size(fast: ModelBundle
     """Every row index, among rows of all kinds, a few rows looked at in each batch."""
     if precision == "bf16" and samples > 3000 and not processor_has_bf16():
         pytest.skip("this processor does not compute bf16: it would take a minute, and the service does not choose it")
-    network = Network(fast, precision)
+    network = production(fast, precision)
     signal_S = squiggle(samples, 2)
     others = list(company(samples).values())
     expected_TC = None
@@ -174,13 +181,13 @@ def test_no_row_depends_on_its_company_at_the_fast_models_size(fast: ModelBundle
 def test_a_broken_row_stays_broken_alone(tiny: ModelBundle, precision: str) -> None:
     batch = np.stack([squiggle(300, seed) for seed in range(ROWS)])
     batch[3, 100] = np.nan
-    finite_N = np.isfinite(scores(Network(tiny, precision), batch)).all(axis=(0, 2))
+    finite_N = np.isfinite(scores(production(tiny, precision), batch)).all(axis=(0, 2))
     assert finite_N.tolist() == [row != 3 for row in range(ROWS)]
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_threads_compute_the_same_bits(tiny: ModelBundle, precision: str) -> None:
-    network = Network(tiny, precision)
+    network = production(tiny, precision)
     batches = [
         np.stack([squiggle(samples, seed + row) for row in range(ROWS)]) for seed, samples in enumerate([1200, 300])
     ]
@@ -200,4 +207,4 @@ def test_threads_compute_the_same_bits(tiny: ModelBundle, precision: str) -> Non
 def test_two_instances_compute_the_same_bits(tiny: ModelBundle) -> None:
     batch = np.stack([squiggle(300, row) for row in range(ROWS)])
     for precision in PRECISIONS:
-        assert same_bits(scores(Network(tiny, precision), batch), scores(Network(tiny, precision), batch))
+        assert same_bits(scores(production(tiny, precision), batch), scores(production(tiny, precision), batch))

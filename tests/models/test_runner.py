@@ -444,7 +444,9 @@ def test_half_precision_is_for_cards(bundles: dict[str, ModelBundle]) -> None:
 
 def test_fewer_rows_on_the_cpu_where_scores_are_many(tmp_path: Path) -> None:
     many_scores = replace(SHAPES["sup v4"], features=64, bottleneck=0)
-    for number, (shape, rows) in enumerate(((SHAPES["hac v4.3"], 16), (many_scores, 8), (SHAPES["tiny sup v5"], 1))):
+    for number, (shape, rows) in enumerate(
+        ((SHAPES["hac v4.3"], 16), (SHAPES["hac v6"], 32), (many_scores, 8), (SHAPES["tiny sup v5"], 1))
+    ):
         assert cpu_rows(load_config(write_shape(shape, tmp_path / str(number)))) == rows, shape
 
 
