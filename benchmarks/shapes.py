@@ -135,7 +135,7 @@ def shape_tensors(shape: Shape, seed: int) -> Tensors:
         tensors["crf.linear.weight"] = normal(0.4, scores, F)
         return tensors
     for index in range(4, 4 + shape.lstms):
-        for part, gain in (("ih", 3.0 if index == 4 else 4.0), ("hh", 1.0)):
+        for part, gain in (("ih", 3.0 if index == 4 or shape.inner else 4.0), ("hh", 1.0)):
             name = f"{index}.rnn"
             if shape.inner:
                 tensors[f"{name}.dn_weight_{part}"] = normal(1.0, shape.inner, F)
@@ -151,7 +151,8 @@ def shape_tensors(shape: Shape, seed: int) -> Tensors:
             tensors[f"{last}.linear.bias"] = normal(0.2, shape.bottleneck)
         last += 1
     ins = shape.bottleneck or F
-    tensors[f"{last}.linear.weight"] = normal(1.3 if shape.release == "v3" else 2.5 if ins < F else 5.0, scores, ins)
+    gain = {"v3": 1.3, "v6": 0.9}.get(shape.release, 2.5 if ins < F else 5.0)  # tanh and scale come after the first two
+    tensors[f"{last}.linear.weight"] = normal(gain, scores, ins)
     if shape.release == "v3":
         tensors[f"{last}.linear.bias"] = normal(0.1, scores)
     return tensors

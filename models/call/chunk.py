@@ -50,7 +50,7 @@ class Chunker:
     """Chooses a model's chunk lengths and cuts reads into them.
 
     Long reads take chunks of the model's own length. The ends of reads, and short reads, take the shorter ones, down to
-    about 1,000 samples, so that little is computed in vain.
+    about 1,000 samples (or a quarter, if the model's own are short), so that little is computed in vain.
 
     Parameters
     ----------
@@ -100,7 +100,10 @@ class Chunker:
                 f"{granularity}: choose a longer chunk"
             )
         brief = -(-_BRIEF_SAMPLES // granularity) * granularity
-        count = math.ceil(round(math.log(self._long / brief, ratio), 6)) if brief < self._long else 0
+        if 4 * brief > self._long:  # then a quarter, unless that would be little more than overlap
+            quarter = self._long // 4 // granularity * granularity
+            brief = quarter if quarter >= max(2 * self._overlap, 1) else self._long
+        count = math.ceil(round(math.log(self._long / brief, ratio), 6))
         lengths = [self._long * (brief / self._long) ** (index / count) for index in range(1, count)]
         rounded = {self._long, *(-(-int(length) // granularity) * granularity for length in lengths)}
         self.lengths = tuple(sorted(rounded | ({brief} if count else set()), reverse=True))

@@ -85,11 +85,12 @@ class CpuRunner:
         They are reused for every batch, because reallocating scores would fragment the heap.
         """
         buffers = self._buffers
-        if not hasattr(buffers, "batch"):
-            scores = self._longest_samples // self.network.stride * self.rows * self._score_count
+        if not hasattr(buffers, "batch") or buffers.batch.numel() < self.rows * samples:
+            longest = max(samples, self._longest_samples)
+            scores = longest // self.network.stride * self.rows * self._score_count
             # full() writes, so the memory is really there before the first read comes
             buffers.batch, buffers.scores = (
-                torch.full((self.rows * self._longest_samples,), 0.0),
+                torch.full((self.rows * longest,), 0.0),
                 torch.full((scores,), 0.0),
             )
         shape = samples // self.network.stride, self.rows, self._score_count

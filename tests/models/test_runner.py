@@ -33,6 +33,7 @@ from porestream.models.call.network import Network
 from porestream.models.call.runner import Runner
 from porestream.models.files.bundle import ModelBundle, load_bundle
 from porestream.models.files.config import ModelError, load_config
+from porestream.models.networks.recurrent import AlongTime
 
 F32 = npt.NDArray[np.float32]
 CPU = torch.device("cpu")
@@ -45,6 +46,12 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def torch_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU's code runs on the CPU here: bits can be the same only if both compute recurrences with torch."""
+    monkeypatch.setattr(AlongTime, "compile_for_cpu", lambda self, rows: False)
 
 
 @pytest.fixture(scope="module")

@@ -20,8 +20,10 @@ from porestream.cli.main import main
 from porestream.client.client import BasecallClient, SyncBasecallClient
 from porestream.client.opening import StreamOptions
 from porestream.client.reads import ReadInfo, RunInfo, SignalRead
+from porestream.models.call import basecaller
 from porestream.models.call.basecaller import Basecaller
 from porestream.models.files.config import ModelError
+from porestream.models.networks.recurrent import AlongTime
 from porestream.models.private_folder import default_cache_dir
 from porestream.server.settings import Settings, SettingsError, load_settings
 from porestream.server.start import devices
@@ -67,8 +69,11 @@ def card_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_card_calls_as_the_cpu_does_and_says_what_it_is(
-    request: pytest.FixtureRequest, start_server: StartServer, signals: list[np.ndarray]
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, start_server: StartServer, signals: list[np.ndarray]
 ) -> None:
+    """To the bit, where the CPU too takes a GPU's chunk lengths and computes recurrences with torch."""
+    monkeypatch.setattr(basecaller, "MANY_LENGTHS", basecaller.FEW_LENGTHS)
+    monkeypatch.setattr(AlongTime, "compile_for_cpu", lambda self, rows: False)
     expected = call(start_server(precision="fp32", device="cpu").address, signals, 0)
     assert len(expected) == len(signals)
     request.getfixturevalue("card_on_cpu")
