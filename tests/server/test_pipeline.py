@@ -69,7 +69,10 @@ def card_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_card_calls_as_the_cpu_does_and_says_what_it_is(
-    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, start_server: StartServer, signals: list[np.ndarray]
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    start_server: StartServer,
+    signals: list[np.ndarray],
 ) -> None:
     """To the bit, where the CPU too takes a GPU's chunk lengths and computes recurrences with torch."""
     monkeypatch.setattr(basecaller, "MANY_LENGTHS", basecaller.FEW_LENGTHS)
