@@ -77,7 +77,7 @@ def flops_a_sample(layers: Layers, score_count: int) -> dict[str, float]:
 def measure(bundle: ModelBundle, precision: str, batch_NS: torch.Tensor) -> Speeds:
     """Measure each stage: the median of RUNS passes, after one warm-up pass."""
     network = Network(bundle, precision)
-    network.compile_for_cpu(len(batch_NS))
+    network.compile_for_cpu()
     config = bundle.config
     settings = DecodeSettings(
         stay_score=config.stay_score, quality_scale=config.quality_scale, quality_bias=config.quality_bias

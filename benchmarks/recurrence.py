@@ -96,7 +96,7 @@ def rates(case: Case, precision: str, steps: int) -> dict[str, float]:
                 torch.mm(left, right)
 
     runs = {"products": products, "torch": lambda: by_torch(x_NCT)}
-    if compiled.compile_for_cpu(case.rows):
+    if compiled.compile_for_cpu():
         runs["compiled"] = lambda: compiled(x_NCT)
     with torch.inference_mode():
         return {name: steps * case.rows * case.operations / taken for name, taken in medians(runs).items()}

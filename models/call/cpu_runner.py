@@ -57,7 +57,7 @@ class CpuRunner:
                 f"{scores_bytes:,} bytes, more than half of this machine's {host_memory_bytes():,}; use a shorter one"
             )
         self.network = Network(bundle, self.precision)
-        compiled = "-llvm" if self.network.compile_for_cpu(self.rows) else ""  # its sums round differently from torch's
+        compiled = "-llvm" if self.network.compile_for_cpu() else ""  # its sums round differently from torch's
         self.device_class = f"{processor_class(self.precision)}{compiled}{'-gpu-decoder' if decoder else ''}"
         self._decoder = decoder
         self._score_count, self._longest_samples = bundle.config.score_count, bundle.config.chunk_size
@@ -69,7 +69,10 @@ class CpuRunner:
         return "cpu"
 
     def __call__(self, chunks: Iterable[F32], samples: int) -> F32:
-        batch_NM, scores_TNC = self._buffers_of_thread(samples)
+        chunks = list(chunks)
+        group = self.network.row_group
+        rows = -(-max(len(chunks), 1) // group) * group if group > 1 else self.rows
+        batch_NM, scores_TNC = self._buffers_of_thread(samples, rows)
         fill_batch(batch_NM, chunks)
         return self.network(batch_NM, scores_TNC).numpy()  # type: ignore[no-any-return]
 
@@ -79,7 +82,7 @@ class CpuRunner:
         calls = self._decoder(scores_TNC)
         return decoded_rows([np.from_dlpack(array) for array in calls], len(chunks))
 
-    def _buffers_of_thread(self, samples: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def _buffers_of_thread(self, samples: int, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return batch_NM and scores_TNC, parts of what the thread's longest batch takes.
 
         They are reused for every batch, because reallocating scores would fragment the heap.
@@ -93,7 +96,5 @@ class CpuRunner:
                 torch.full((self.rows * longest,), 0.0),
                 torch.full((scores,), 0.0),
             )
-        shape = samples // self.network.stride, self.rows, self._score_count
-        return buffers.batch[: self.rows * samples].view(self.rows, samples), buffers.scores[: math.prod(shape)].view(
-            shape
-        )
+        shape = samples // self.network.stride, rows, self._score_count
+        return buffers.batch[: rows * samples].view(rows, samples), buffers.scores[: math.prod(shape)].view(shape)

@@ -12,6 +12,7 @@ from torch.nn import functional
 from porestream.models.files.bundle import ModelBundle
 from porestream.models.files.tensors import tensor_places
 from porestream.models.networks.layers import Convolution, Layers
+from porestream.models.networks.recurrence import ROWS as ROW_GROUP
 from porestream.models.networks.recurrent import AlongTime
 
 _SLAB_SCORES = 200 * 16 * 256  # a slab of scores stays in the core's cache
@@ -39,6 +40,7 @@ class Network(nn.Module):
         super().__init__()
         config, layers = bundle.config, bundle.config.layers
         self.stride, self._layers = config.stride, layers
+        self.row_group = 1  # rows that a batch has a multiple of
         self.dtype = PRECISIONS[precision]
         # Convolve images one pixel high: unlike 1D, these can have channels last, which is faster and suits the LSTMs.
         self.convs = nn.ModuleList(_conv(layer) for layer in layers.convolutions)
@@ -70,23 +72,39 @@ class Network(nn.Module):
         Parameters
         ----------
         batch_NS
-            float32, normalised signal; S is a multiple of the model's `chunk_unit`.
+            float32, normalised signal; S is a multiple of the model's `chunk_unit`, and N of `row_group`.
         out_TNC
             Tensor for the scores; None makes a new one.
 
         Returns
         -------
         torch.Tensor
-            scores_TNC, float32, contiguous; C = new_state * 4 + dropped_base.
+            scores_TNC, float32; C = new_state * 4 + dropped_base.
         """
         return self.scores(self.encoded(self.convolved(batch_NS)), out_TNC)
 
-    def compile_for_cpu(self, rows: int) -> bool:
-        """Compile the LSTMs for batches of `rows` on this CPU; return whether that was possible."""
-        return isinstance(self.encoder, AlongTime) and self.encoder.compile_for_cpu(rows)
+    def compile_for_cpu(self) -> bool:
+        """Compile the LSTMs for this CPU; return whether there are any, and that was possible.
+
+        Libraries' convolutions and matrix products then have the shape of `row_group` rows, however many rows a batch
+        has: a small batch costs little, and its bits are those of a large one.
+        """
+        if isinstance(self.encoder, AlongTime) and self.encoder.compile_for_cpu():
+            self.row_group = ROW_GROUP
+        return self.row_group > 1
 
     def convolved(self, batch_NS: torch.Tensor) -> torch.Tensor:
-        """Compute the convolutions' features, (N, C, T)."""
+        """Compute the convolutions' features, (T, N, C) if the LSTMs are compiled, or else (N, C, T)."""
+        if self.row_group == 1:
+            return self._convolved(batch_NS)
+        T, N = batch_NS.shape[1] // self._layers.coarse_stride, len(batch_NS)
+        x_TNC = torch.empty(T, N, self._layers.encoder.width, dtype=self.dtype)
+        for row in range(0, N, self.row_group):
+            rows = slice(row, row + self.row_group)
+            x_TNC[:, rows] = self._convolved(batch_NS[rows]).permute(2, 0, 1)
+        return x_TNC
+
+    def _convolved(self, batch_NS: torch.Tensor) -> torch.Tensor:
         x_NC1S = batch_NS[:, None, None, :]
         for conv, layer in zip(self.convs, self._layers.convolutions, strict=True):
             x_NC1S = conv(x_NC1S.to(next(conv.parameters()).dtype))
@@ -95,28 +113,32 @@ class Network(nn.Module):
                 x_NC1S = x_NC1S.clamp_(*layer.limits)
         return x_NC1S[:, :, 0]
 
-    def encoded(self, x_NCT: torch.Tensor) -> torch.Tensor:
-        """Compute the encoder's features, (T, N, C)."""
-        return self.encoder(x_NCT)  # type: ignore[no-any-return]
+    def encoded(self, x: torch.Tensor) -> torch.Tensor:
+        """Compute the encoder's features, (T, N, C), from those of `convolved`."""
+        if self.row_group > 1:
+            return self.encoder.along_time(x)  # type: ignore[no-any-return, operator]
+        return self.encoder(x)  # type: ignore[no-any-return]
 
     def scores(self, x_TNC: torch.Tensor, out_TNC: torch.Tensor | None = None) -> torch.Tensor:
         """Compute the last layers, slab by slab."""
         T, N, C = *x_TNC.shape[:2], self.linear.out_features
         scores_TNC = out_TNC if out_TNC is not None else torch.empty(T, N, C, device=x_TNC.device)
-        layers, steps = self._layers, slab_steps(N, C, x_TNC.device.type)
-        for first in range(0, T, steps):
-            slab = scores_TNC[first : first + steps]
-            # Flatten to a matrix: a batch of one row has odd strides that make torch's product 100 times slower.
-            features = x_TNC[first : first + steps].flatten(0, 1)
-            if self.bottleneck is not None:
-                features = self.bottleneck(features)
-            slab.copy_(self.linear(features).view(slab.shape))
-            if layers.score_tanh:
-                slab.tanh_()
-            if layers.score_scale != 1:
-                slab.mul_(layers.score_scale)
-            if math.isfinite(layers.score_limit):
-                slab.clamp_(-layers.score_limit, layers.score_limit)
+        group = self.row_group if self.row_group > 1 else N
+        layers, steps = self._layers, slab_steps(group, C, x_TNC.device.type)
+        for row in range(0, N, group):
+            for first in range(0, T, steps):
+                slab = scores_TNC[first : first + steps, row : row + group]
+                # Flatten to a matrix: a batch of one row has odd strides that make torch's product 100 times slower.
+                features = x_TNC[first : first + steps, row : row + group].flatten(0, 1)
+                if self.bottleneck is not None:
+                    features = self.bottleneck(features)
+                slab.copy_(self.linear(features).view(slab.shape))
+                if layers.score_tanh:
+                    slab.tanh_()
+                if layers.score_scale != 1:
+                    slab.mul_(layers.score_scale)
+                if math.isfinite(layers.score_limit):
+                    slab.clamp_(-layers.score_limit, layers.score_limit)
         return scores_TNC
 
 

@@ -97,6 +97,10 @@ AVX512 = Target("", 16, 4, is_bf16=False)
 AVX2 = Target("x86-64", 8, 2, is_bf16=False, features="+avx2,+fma")
 
 
+ROWS = 4
+"""A batch has a multiple of this many rows."""
+
+
 @functools.cache
 def target_of(dtype: torch.dtype) -> Target | None:
     """Return the fastest target of this processor for a dtype; None if torch should compute the recurrence."""
@@ -187,7 +191,7 @@ class _Code:
         chunk_words, word_bytes = words // chunks, _GATES * self.vector_bytes
         with self.loop(chunks) as chunk:
             chunk_weights = self.at(weights, self.times(chunk, chunk_words * word_bytes))
-            with self.loop(rows.count // self.target.rows) as group:
+            with self.loop(self.b.udiv(rows.count, _i64(self.target.rows))) as group:
                 own = self.at(sums, self.times(group, self.target.rows * word_bytes))
                 x = self.at(
                     rows.first,
@@ -286,7 +290,7 @@ class Rows:
 
     first: ir.Value
     stride_bytes: int
-    count: int
+    count: ir.Value
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,8 +299,6 @@ class Sizes:
 
     Attributes
     ----------
-    rows
-        N.
     width
         C.
     inner
@@ -305,7 +307,6 @@ class Sizes:
         Whether gates are piecewise linear (`_Code.new_state`).
     """
 
-    rows: int
     width: int
     inner: int
     is_hard: bool
@@ -327,7 +328,6 @@ class Recurrence:
     def __init__(
         self,
         target: Target,
-        rows: int,
         gates_ih: torch.Tensor,
         gates_hh: torch.Tensor,
         bias: torch.Tensor,
@@ -338,7 +338,7 @@ class Recurrence:
     ) -> None:
         width, block = len(bias) // _GATES, _GATES * target.lanes
         inner = 0 if inner_ih is None else -(-len(inner_ih) // block) * block
-        self._target, self._sizes = target, Sizes(rows, width, inner, is_hard)
+        self._target, self._sizes = target, Sizes(width, inner, is_hard)
         self._run = _compiled(target, self._sizes)
         ins = inner or width
         gates = torch.cat(
@@ -357,28 +357,28 @@ class Recurrence:
         ]
 
     @staticmethod
-    def fits(target: Target, rows: int, width: int) -> bool:
-        """Whether a batch of `rows`, and LSTMs of `width`, are a whole number of blocks."""
-        return rows % target.rows == 0 and width % target.lanes == 0
+    def fits(target: Target, width: int) -> bool:
+        """Whether LSTMs of `width` are a whole number of blocks."""
+        return width % target.lanes == 0
 
     def __call__(self, x_TNC: torch.Tensor, reverse: bool) -> torch.Tensor:
         """Return the hidden states, (T, N, C), forwards or backwards in time.
 
-        x is contiguous, and of the target's dtype.
+        x is contiguous, and of the target's dtype; N is a multiple of ROWS.
         """
-        sizes = self._sizes
-        expected = (sizes.rows, sizes.width), self._target.dtype, "cpu", True
-        given = tuple(x_TNC.shape[1:]), x_TNC.dtype, x_TNC.device.type, x_TNC.is_contiguous() and len(x_TNC) > 0
-        if given != expected:  # the code reads memory without looking
-            raise ValueError(f"compiled for (N, C), dtype, device, contiguous = {expected}, not {given}")
+        sizes, target = self._sizes, self._target
+        steps, rows, width = x_TNC.shape
+        given = width, x_TNC.dtype, x_TNC.device.type, rows % ROWS, x_TNC.is_contiguous() and x_TNC.numel() > 0
+        if given != (expected := (sizes.width, target.dtype, "cpu", 0, True)):  # the code reads memory without looking
+            raise ValueError(f"compiled for C, dtype, device, N % {ROWS}, contiguous = {expected}, not {given}")
         y_TNC = torch.empty_like(x_TNC)
-        cells = _aligned(torch.zeros(sizes.rows * sizes.width))
+        cells = _aligned(torch.zeros(rows * width))
         # The hidden states before the first step, and room for a step's inner features and a block's sums.
-        features = sizes.rows * (sizes.width + 2 * sizes.inner)
-        sums_bytes = sizes.rows * _GATES * self._target.lanes * _WORD_BYTES
+        features = rows * (width + 2 * sizes.inner)
+        sums_bytes = rows * _GATES * target.lanes * _WORD_BYTES
         spare = _aligned(torch.zeros(features + sums_bytes // x_TNC.element_size(), dtype=x_TNC.dtype))
         tensors = (x_TNC, y_TNC, spare, cells, self._gates, self._bias, *self._inner)
-        self._run(*(tensor.data_ptr() for tensor in tensors), len(x_TNC), reverse)
+        self._run(*(tensor.data_ptr() for tensor in tensors), steps, rows, reverse)
         return y_TNC
 
 
@@ -414,7 +414,7 @@ def _compiled(target: Target, sizes: Sizes) -> Callable[..., None]:
     builder.getModulePassManager().run(module, builder)
     engine = llvm.create_mcjit_compiler(module, machine)
     engine.finalize_object()
-    arguments = [ctypes.c_void_p] * (8 if sizes.inner else 6) + [ctypes.c_int64] * 2
+    arguments = [ctypes.c_void_p] * (8 if sizes.inner else 6) + [ctypes.c_int64] * 3
     function = ctypes.CFUNCTYPE(None, *arguments)(engine.get_function_address("run"))
     function.engine = engine  # type: ignore[attr-defined]  # which owns the code
     return function
@@ -428,30 +428,30 @@ def _module(target: Target, sizes: Sizes) -> ir.Module:
     """
     module = ir.Module("recurrence")
     pointers = [_PTR] * (8 if sizes.inner else 6)
-    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [*pointers, _I64, _I64]), "run")
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [*pointers, _I64, _I64, _I64]), "run")
     for argument in function.args[: len(pointers)]:
         argument.add_attribute("noalias")
-    x, y, spare, cells, gates, bias, *inner, steps, reverse = function.args
+    x, y, spare, cells, gates, bias, *inner, steps, row_count, reverse = function.args
     b = ir.IRBuilder(function.append_basic_block("entry"))
     code = _Code(b, target)
-    row_bytes, step_bytes = sizes.width * target.item_bytes, sizes.rows * sizes.width * target.item_bytes
+    row_bytes = sizes.width * target.item_bytes
+    step_bytes = b.mul(row_count, _i64(row_bytes))
     gate_words = (sizes.inner or sizes.width) // target.per_word
     block_bytes = _GATES * code.vector_bytes
     is_reverse = b.icmp_signed("!=", reverse, _i64(0))
     last = b.sub(steps, _i64(1))
-    sums = code.at(spare, step_bytes + 2 * sizes.rows * sizes.inner * target.item_bytes)
+    sums = code.at(spare, step_bytes, code.times(row_count, 2 * sizes.inner * target.item_bytes))
     with code.loop(steps) as step:
         time = b.select(is_reverse, b.sub(last, step), step)
         before = b.select(is_reverse, b.add(time, _i64(1)), b.sub(time, _i64(1)))
-        x_now, y_now = (code.at(tensor, code.times(time, step_bytes)) for tensor in (x, y))
-        y_before = code.at(y, code.times(before, step_bytes))
+        x_now, y_now = (code.at(tensor, b.mul(time, step_bytes)) for tensor in (x, y))
+        y_before = code.at(y, b.mul(before, step_bytes))
         hidden = b.select(b.icmp_signed("==", step, _i64(0)), spare, y_before)
-        inputs = [Rows(source, row_bytes, sizes.rows) for source in (x_now, hidden)]
+        inputs = [Rows(source, row_bytes, row_count) for source in (x_now, hidden)]
         if inner:
             inner_bytes = sizes.inner * target.item_bytes
             parts = [
-                Rows(code.at(spare, step_bytes + index * inner_bytes), 2 * inner_bytes, sizes.rows)
-                for index in range(2)
+                Rows(code.at(spare, step_bytes, index * inner_bytes), 2 * inner_bytes, row_count) for index in range(2)
             ]
             for weights, rows, part in zip(inner, inputs, parts, strict=True):
                 _inner_features(code, sizes, weights, rows, part, sums)
@@ -460,13 +460,16 @@ def _module(target: Target, sizes: Sizes) -> ir.Module:
             weights = code.at(gates, code.times(block, 2 * gate_words * block_bytes))
             biases = code.at(bias, code.times(block, block_bytes))
             _start_sums(
-                code, sizes, sums, [code.load(code.at(biases, v * code.vector_bytes), code.f32s) for v in range(_GATES)]
+                code,
+                row_count,
+                sums,
+                [code.load(code.at(biases, v * code.vector_bytes), code.f32s) for v in range(_GATES)],
             )
             for index, rows in enumerate(inputs):
                 code.add_products(sums, code.at(weights, index * gate_words * block_bytes), rows, gate_words)
-            own_cells = code.at(cells, code.times(block, sizes.rows * code.vector_bytes))
+            own_cells = code.at(cells, b.mul(block, code.times(row_count, code.vector_bytes)))
             out = code.at(y_now, code.times(block, target.lanes * target.item_bytes))
-            with code.loop(sizes.rows) as row:
+            with code.loop(row_count) as row:
                 own = code.at(sums, code.times(row, block_bytes))
                 place = code.at(own_cells, code.times(row, code.vector_bytes))
                 gates_V = [code.load(code.at(own, v * code.vector_bytes), code.f32s) for v in range(_GATES)]
@@ -482,19 +485,19 @@ def _inner_features(code: _Code, sizes: Sizes, weights: ir.Value, rows: Rows, ou
     target = code.target
     words = sizes.width // target.per_word
     with code.loop(sizes.inner // (_GATES * target.lanes)) as block:
-        _start_sums(code, sizes, sums, [code.number(0)] * _GATES)
+        _start_sums(code, rows.count, sums, [code.number(0)] * _GATES)
         code.add_products(sums, code.at(weights, code.times(block, words * _GATES * code.vector_bytes)), rows, words)
         block_out = code.at(out.first, code.times(block, _GATES * target.lanes * target.item_bytes))
-        with code.loop(sizes.rows) as row:
+        with code.loop(rows.count) as row:
             for v in range(_GATES):
                 place = code.at(sums, code.times(row, _GATES * code.vector_bytes), v * code.vector_bytes)
                 row_out = code.at(block_out, code.times(row, out.stride_bytes), v * target.lanes * target.item_bytes)
                 code.store_features(code.load(place, code.f32s), row_out)
 
 
-def _start_sums(code: _Code, sizes: Sizes, sums: ir.Value, first_V: Vector) -> None:
+def _start_sums(code: _Code, row_count: ir.Value, sums: ir.Value, first_V: Vector) -> None:
     """Write the loop that sets the sums of all rows of a block."""
-    with code.loop(sizes.rows) as row:
+    with code.loop(row_count) as row:
         for v, first in enumerate(first_V):
             place = code.at(sums, code.times(row, _GATES * code.vector_bytes), v * code.vector_bytes)
             code.b.store(first, place, align=code.vector_bytes)

@@ -24,22 +24,30 @@ class AlongTime(nn.ModuleList):
         self._is_hard = isinstance(shape, LowRankLstms) and shape.is_hard
         self._compiled: list[Recurrence] = []
 
-    def compile_for_cpu(self, rows: int) -> bool:
-        """Compile the recurrence for batches of `rows`, and return whether this processor and these sizes allow it.
+    @property
+    def is_compiled(self) -> bool:
+        """Whether `compile_for_cpu` did it."""
+        return bool(self._compiled)
+
+    def compile_for_cpu(self) -> bool:
+        """Compile the recurrence, and return whether this processor and these sizes allow it.
 
         If so, nothing else can be computed from then on, because torch's copies of the weights are given up.
         """
         target = target_of(next(self.parameters()).dtype)
-        if target is None or not Recurrence.fits(target, rows, self._width):
+        if target is None or not Recurrence.fits(target, self._width):
             return False
-        self._compiled = [Recurrence(target, rows, *self._weights(layer), is_hard=self._is_hard) for layer in self]
+        self._compiled = [Recurrence(target, *self._weights(layer), is_hard=self._is_hard) for layer in self]
         for parameter in self.parameters():
             parameter.data = parameter.data.new_empty(0)
         return True
 
     def forward(self, x_NCT: torch.Tensor) -> torch.Tensor:
         """Compute the features of each step, (T, N, C)."""
-        x_TNC = x_NCT.permute(2, 0, 1).contiguous()
+        return self.along_time(x_NCT.permute(2, 0, 1).contiguous())
+
+    def along_time(self, x_TNC: torch.Tensor) -> torch.Tensor:
+        """Compute the features of each step, (T, N, C); x is contiguous. If compiled, N is a multiple of 4."""
         if self._compiled:
             for reverse, recurrence in zip(self._reverse, self._compiled, strict=True):
                 x_TNC = recurrence(x_TNC, reverse)

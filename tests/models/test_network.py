@@ -56,7 +56,7 @@ def fast(make_bundle: MakeBundle, tmp_path_factory: pytest.TempPathFactory) -> M
 def production(bundle: ModelBundle, precision: str) -> Network:
     """The network as a CPU's server has it: with recurrences that are compiled, where this processor has the target."""
     network = Network(bundle, precision)
-    network.compile_for_cpu(ROWS)
+    network.compile_for_cpu()
     return network
 
 

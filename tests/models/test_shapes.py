@@ -75,7 +75,7 @@ def test_scores_compiled_for_this_processor(tmp_path: Path, name: str) -> None:
     network = Network(load_bundle(write_shape(shape, tmp_path / "model", seed=5)))
     can = torch.cpu.get_capabilities()
     fits = shape.features % (16 if can.get("avx512_f") else 8) == 0
-    assert network.compile_for_cpu(ROWS) == bool(can.get("avx2") and fits)
+    assert network.compile_for_cpu() == bool(can.get("avx2") and fits)
     expected_TNC = reference.reference_scores(shape_config(shape), shape_tensors(shape, 5), batch_NS)
     np.testing.assert_allclose(scores(network, batch_NS), expected_TNC, rtol=0, atol=1e-4)
 

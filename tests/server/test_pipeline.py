@@ -76,7 +76,7 @@ def test_a_card_calls_as_the_cpu_does_and_says_what_it_is(
 ) -> None:
     """To the bit, where the CPU too takes a GPU's chunk lengths and computes recurrences with torch."""
     monkeypatch.setattr(basecaller, "MANY_LENGTHS", basecaller.FEW_LENGTHS)
-    monkeypatch.setattr(AlongTime, "compile_for_cpu", lambda self, rows: False)
+    monkeypatch.setattr(AlongTime, "compile_for_cpu", lambda self: False)
     expected = call(start_server(precision="fp32", device="cpu").address, signals, 0)
     assert len(expected) == len(signals)
     request.getfixturevalue("card_on_cpu")
