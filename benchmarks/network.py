@@ -123,7 +123,7 @@ def batch_of(bundle: ModelBundle, rows: int) -> torch.Tensor:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("shapes", nargs="*", default=NAMES, metavar="SHAPE", help=f"any of: {', '.join(MADE)}")
-    parser.add_argument("--rows", type=int, default=16, help="rows in a batch (default 16)")
+    parser.add_argument("--rows", type=int, default=16, help="rows in a batch, a multiple of 4 (default 16)")
     parser.add_argument("--gemm", type=int, nargs="+", default=(512, 1024, 2048), help="sizes of the matrix products")
     options = parser.parse_args()
     tune_allocator()

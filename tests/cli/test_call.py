@@ -51,7 +51,7 @@ def reads(folder: Path, write_pod5: Callable[..., Path]) -> Path:
 def small_window(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few reads are under way at a time."""
     options = functools.partial(StreamOptions, window_samples=10_000)
-    monkeypatch.setattr("porestream.client.stream.StreamOptions", options)
+    monkeypatch.setattr("porestream.client.opening.StreamOptions", options)
     monkeypatch.setattr("porestream.client.client._AHEAD_READS", 2)
 
 

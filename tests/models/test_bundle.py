@@ -159,7 +159,7 @@ depth = 18
     [
         ("[basecaller]\nchunksize = 5\n", r"no \[encoder\] table"),
         ("encoder = 3\n", "encoder = 3 is not a table"),
-        (V4, "layers of type 'gru' are not supported; known types: .*, lstm, flstm, linear"),
+        (V4, "layers of type 'gru' are not supported; known types: .*, lstm, flstm, flstm_softout, linear"),
         ("[encoder]\nsublayers = 7\n", "sublayers must be a list of tables, each with a type, not 7"),
         (V5, "'conv' is missing"),
         ("model = 'x'\n[encoder]\nstride = 6\n", "model = 'x' is not a table"),
