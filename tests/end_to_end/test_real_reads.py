@@ -19,6 +19,7 @@ import pysam
 import pytest
 from servers import Server
 
+from porestream.client import SyncBasecallClient
 from porestream.client.outputs.output_file import partial_of
 from porestream.client.sources.pod5_source import Pod5Source
 from porestream.client.wire import encode_read
@@ -131,7 +132,7 @@ def test_bf16_costs_no_more_than_a_tenth_of_a_point(shared_data: Path, tmp_path:
             *(folder / "reads.pod5", "--model", shared_data / MODEL, "--reference", folder / "reference.fasta"),
             *("--preset", "map-ont", "-o", bam, "--precision", precision),
         )
-        identities[precision] = mapped_and_identity(bam)[1]
+        identities[precision] = statistics.fmean(identity(record) for record in primaries(bam) if record.is_mapped)
     assert identities["bf16"] >= identities["fp32"] - 0.001
 
 
@@ -330,7 +331,9 @@ def test_memory_stays_in_budget_whatever_clients_do(shared_data: Path, tmp_path:
 
     with Server(tmp_path, "--model", shared_data / MODEL, *flags) as server:
         server.start()
-        alone = server.peak_bytes()  # what models and workers need: they have called their first batches
+        with SyncBasecallClient(server.address) as client:
+            called = len(list(client.call(Pod5Source([shared_data / "klebsiella_r94/reads.pod5"]))))
+        alone = server.peak_bytes()  # what models and workers need for their longest batches
         server.reset_peak()
         counts = asyncio.run(clients())
         peak = server.peak_bytes()
@@ -348,5 +351,5 @@ def test_memory_stays_in_budget_whatever_clients_do(shared_data: Path, tmp_path:
     # and so is whether what one leaves is still there for its next. Measured: up to 45 MiB; 288 MB are sent.
     assert peak <= alone + budget + (64 << 20), f"alone {alone >> 20} MiB, peak {peak >> 20} MiB"
     labels = f'model="{Path(MODEL).name}",priority="standard",status="called"'
-    assert f"porestream_reads_total{{{labels}}} 200.0" in metrics
+    assert f"porestream_reads_total{{{labels}}} {200 + called}.0" in metrics
     assert "porestream_books_imbalance 0.0" in metrics
