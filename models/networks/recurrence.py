@@ -361,17 +361,17 @@ class Recurrence:
         """Whether LSTMs of `width` are a whole number of blocks."""
         return width % target.lanes == 0
 
-    def __call__(self, x_TNC: torch.Tensor, reverse: bool) -> torch.Tensor:
+    def __call__(self, x_TNC: torch.Tensor, reverse: bool, out_TNC: torch.Tensor | None = None) -> torch.Tensor:
         """Return the hidden states, (T, N, C), forwards or backwards in time.
 
-        x is contiguous, and of the target's dtype; N is a multiple of ROWS.
+        x is contiguous, and of the target's dtype; N is a multiple of ROWS. `out_TNC` is like x, or None for a new one.
         """
         sizes, target = self._sizes, self._target
         steps, rows, width = x_TNC.shape
         given = width, x_TNC.dtype, x_TNC.device.type, rows % ROWS, x_TNC.is_contiguous() and x_TNC.numel() > 0
         if given != (expected := (sizes.width, target.dtype, "cpu", 0, True)):  # the code reads memory without looking
             raise ValueError(f"compiled for C, dtype, device, N % {ROWS}, contiguous = {expected}, not {given}")
-        y_TNC = torch.empty_like(x_TNC)
+        y_TNC = torch.empty_like(x_TNC) if out_TNC is None else out_TNC
         cells = _aligned(torch.zeros(rows * width))
         # The hidden states before the first step, and room for a step's inner features and a block's sums.
         features = rows * (width + 2 * sizes.inner)
