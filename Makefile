@@ -66,11 +66,14 @@ demo: setup
 	$(BIN)/porestream demo -o demo
 
 # Tests that start and kill whole servers run alone. PYTEST_ARGS replaces both runs with one that has these arguments.
+# One more than cores, because some tests wait for a clock or a server.
+TEST_PROCESSES = $(shell cores=$$(nproc); echo $$(( cores < 8 ? cores + 1 : 8 )))
+
 test: setup
 ifdef PYTEST_ARGS
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 else
-	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile --ignore tests/end_to_end --ignore tests/ops
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --ignore tests/end_to_end --ignore tests/ops
 	$(BIN)/python -m pytest tests/end_to_end
 endif
 

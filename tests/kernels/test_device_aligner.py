@@ -73,7 +73,7 @@ def check_cigars(reads: list[Read], found: list[list[Alignment]], sequences: dic
             assert (score, edits) == (alignment.score, alignment.edit_distance)
 
 
-@pytest.mark.parametrize(("preset", "count", "seed"), [("map-ont", 300, 1), ("lr:hq", 200, 2)])
+@pytest.mark.parametrize(("preset", "count", "seed"), [("map-ont", 150, 1), ("lr:hq", 100, 2)])
 def test_simulated_reads_are_aligned_as_minimap2_does(tmp_path: Path, preset: str, count: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     sequences = simulated.genome(rng)

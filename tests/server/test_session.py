@@ -203,7 +203,7 @@ streams = st.lists(
 
 
 @given(streams, st.integers(0, 2**32).map(Random))  # not st.randoms: how often it is asked depends on the clock
-@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 def test_no_legal_stream_stalls_and_memory_stays_in_budget(plans, random) -> None:  # type: ignore[no-untyped-def]
     async def simulate() -> None:
         budget = MemoryBudget(12 * MIB, 3)
