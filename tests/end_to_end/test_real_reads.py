@@ -225,10 +225,10 @@ def test_human_reads_are_all_called(killed: Killed, shared_data: Path) -> None:
 
 def test_a_rollout_loses_nothing(shared_data: Path, tmp_path: Path) -> None:
     """SIGTERM amid a run, with a grace too short for all: exit 0; the next server on the address does the rest."""
-    bam = tmp_path / "calls.bam"
+    bam, reads = tmp_path / "calls.bam", 30
     with Server(tmp_path, "--model", shared_data / MODEL, "-t", 1, "--grace-s", 1) as server:
         server.start()
-        options = ["--max-reads", "10", "--server", server.address, "-o", str(bam)]
+        options = ["--max-reads", str(reads), "--server", server.address, "-o", str(bam)]
         command = [*PORESTREAM, "call", str(shared_data / "human_r941/reads.pod5"), *options]
         client = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         while not (partial_of(bam).exists() and partial_of(bam).stat().st_size):
@@ -241,7 +241,7 @@ def test_a_rollout_loses_nothing(shared_data: Path, tmp_path: Path) -> None:
         assert "connection lost, trying again" in messages
         assert server.stop() == 0
     names = collections.Counter(record.query_name for record in primaries(bam))
-    assert len(names) == 10
+    assert len(names) == reads
     assert set(names.values()) == {1}
 
 
