@@ -178,6 +178,19 @@ def test_no_row_depends_on_its_company_at_the_fast_models_size(fast: ModelBundle
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_small_batch_has_the_bits_of_a_large_one(fast: ModelBundle, precision: str) -> None:
+    """A CPU's runner computes only the rows that it has, in groups."""
+    network = production(fast, precision)
+    if network.row_group == 1:
+        pytest.skip("nothing is compiled for this processor and precision: batches always have all rows")
+    batch = np.stack([squiggle(3000, seed) for seed in range(ROWS)])
+    large_TNC = scores(network, batch)
+    for rows in range(network.row_group, ROWS, network.row_group):
+        assert same_bits(scores(network, batch[:rows]), np.ascontiguousarray(large_TNC[:, :rows]))
+        assert same_bits(scores(network, batch[-rows:]), np.ascontiguousarray(large_TNC[:, -rows:]))
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
 def test_a_broken_row_stays_broken_alone(tiny: ModelBundle, precision: str) -> None:
     batch = np.stack([squiggle(300, seed) for seed in range(ROWS)])
     batch[3, 100] = np.nan
