@@ -9,10 +9,12 @@ File format: `INDEX_MAGIC`, the header's length as uint64, its CRC-32 as uint32,
 multiple of 64 bytes.
 """
 
+import contextlib
 import json
 import math
 import os
-import tempfile
+import secrets
+import shutil
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -137,8 +139,7 @@ def build_index(path: Path, reference: Reference, preset: Preset, output: Path, 
     OSError
         The index cannot be written.
     """
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as name:
-        folder = Path(name)
+    with _folder_beside(output) as folder:
         sketch = _Sketch(folder, preset)
         offset = 0
         with pysam.FastxFile(str(path), persist=False) as file:
@@ -165,6 +166,20 @@ def build_index(path: Path, reference: Reference, preset: Preset, output: Path, 
             out.flush()
             os.fsync(out.fileno())
         temporary.replace(output)
+
+
+@contextlib.contextmanager
+def _folder_beside(output: Path) -> Iterator[Path]:
+    """Make a folder of our own, and remove it in the end.
+
+    tempfile's would stay where a signal stops the command between making the folder and noting its name.
+    """
+    folder = output.with_name(f".{output.name}.{secrets.token_hex(8)}")
+    try:
+        folder.mkdir(mode=0o700)
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _frequent(counts_K: npt.NDArray[np.unsignedinteger[Any]], preset: Preset) -> int:
