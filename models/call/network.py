@@ -4,6 +4,7 @@ Dimensions: N rows of a batch, S samples, T time steps (S / stride), C channels 
 """
 
 import math
+import threading
 
 import torch
 from torch import nn
@@ -41,6 +42,7 @@ class Network(nn.Module):
         config, layers = bundle.config, bundle.config.layers
         self.stride, self._layers = config.stride, layers
         self.row_group = 1  # rows that a batch has a multiple of
+        self._memory = threading.local()
         self.dtype = PRECISIONS[precision]
         # Convolve images one pixel high: unlike 1D, these can have channels last, which is faster and suits the LSTMs.
         self.convs = nn.ModuleList(_conv(layer) for layer in layers.convolutions)
@@ -98,7 +100,7 @@ class Network(nn.Module):
         if self.row_group == 1:
             return self._convolved(batch_NS)
         T, N = batch_NS.shape[1] // self._layers.coarse_stride, len(batch_NS)
-        x_TNC = torch.empty(T, N, self._layers.encoder.width, dtype=self.dtype)
+        x_TNC = self._features("x", T, N)
         for row in range(0, N, self.row_group):
             rows = slice(row, row + self.row_group)
             x_TNC[:, rows] = self._convolved(batch_NS[rows]).permute(2, 0, 1)
@@ -116,8 +118,21 @@ class Network(nn.Module):
     def encoded(self, x: torch.Tensor) -> torch.Tensor:
         """Compute the encoder's features, (T, N, C), from those of `convolved`."""
         if self.row_group > 1:
-            return self.encoder.along_time(x)  # type: ignore[no-any-return, operator]
+            spare = self._features("spare", *x.shape[:2])
+            return self.encoder.along_time(x, spare)  # type: ignore[no-any-return, operator]
         return self.encoder(x)  # type: ignore[no-any-return]
+
+    def _features(self, name: str, steps: int, rows: int) -> torch.Tensor:
+        """Return memory for features, (T, N, C), the thread's own and the same for all batches.
+
+        Batches have many lengths and numbers of rows: tensors of so many sizes would fragment the heap.
+        """
+        shape = steps, rows, self._layers.encoder.width
+        buffer = getattr(self._memory, name, None)
+        if buffer is None or buffer.numel() < math.prod(shape):
+            buffer = torch.empty(math.prod(shape), dtype=self.dtype)
+            setattr(self._memory, name, buffer)
+        return buffer[: math.prod(shape)].view(shape)
 
     def scores(self, x_TNC: torch.Tensor, out_TNC: torch.Tensor | None = None) -> torch.Tensor:
         """Compute the last layers, slab by slab."""

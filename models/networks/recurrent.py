@@ -44,20 +44,20 @@ class AlongTime(nn.ModuleList):
 
     def forward(self, x_NCT: torch.Tensor) -> torch.Tensor:
         """Compute the features of each step, (T, N, C)."""
-        return self.along_time(x_NCT.permute(2, 0, 1).contiguous())
-
-    def along_time(self, x_TNC: torch.Tensor) -> torch.Tensor:
-        """Compute the features of each step, (T, N, C); x is contiguous, and is overwritten.
-
-        If compiled, N is a multiple of 4.
-        """
+        x_TNC = x_NCT.permute(2, 0, 1).contiguous()
         if self._compiled:
-            y_TNC = torch.empty_like(x_TNC)  # each layer overwrites what the one before it read
-            for reverse, recurrence in zip(self._reverse, self._compiled, strict=True):
-                x_TNC, y_TNC = recurrence(x_TNC, reverse, y_TNC), x_TNC
-            return x_TNC
+            return self.along_time(x_TNC, torch.empty_like(x_TNC))
         for reverse, layer in zip(self._reverse, self, strict=True):
             x_TNC = self._with_torch(layer, x_TNC.flip(0)).flip(0) if reverse else self._with_torch(layer, x_TNC)
+        return x_TNC
+
+    def along_time(self, x_TNC: torch.Tensor, spare_TNC: torch.Tensor) -> torch.Tensor:
+        """Compute the same with compiled code, in the memory of the arguments, of which it returns one.
+
+        Both are contiguous, and N is a multiple of 4.
+        """
+        for reverse, recurrence in zip(self._reverse, self._compiled, strict=True):
+            x_TNC, spare_TNC = recurrence(x_TNC, reverse, spare_TNC), x_TNC
         return x_TNC
 
     @abstractmethod
