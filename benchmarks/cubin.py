@@ -758,6 +758,12 @@ KERNELS: list[Configuration] = [
         Configuration(source="hits.cu", kernel=kernel, defines=(), block_threads=64)
         for kernel in ("choose_chains", "plan_hits", "list_fills", "unpack", "join_hits", "choose_hits")
     ),
+    *(
+        Configuration(
+            source="gates.cu", kernel="next_states", defines=(f"HARD={hard}", f"PRECISION={name}"), block_threads=256
+        )
+        for hard, name in ((0, "FP16"), (1, "FP16"), (1, "BF16"), (1, "FP32"))
+    ),
 ]
 """All kernels that the service builds."""
 

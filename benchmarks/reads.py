@@ -36,7 +36,7 @@ from porestream.client.stream import Delivery, RunStream
 from porestream.client.wire import EncodedRead, encode_read
 from porestream.models.simulate.sequence import decode, random_bases
 
-LENGTHS = (1_000, 2_500, 5_000, 20_000, 100_000, 10_000_000)
+LENGTHS = (1_000, 1_600, 2_500, 5_000, 20_000, 100_000, 10_000_000)
 STREAMS = (1, 10, 100, 1000)
 LONG = 100_000
 START = 0  # means a call of one short read

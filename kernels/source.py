@@ -78,7 +78,7 @@ class Kernel:
         if not parameter.is_array:
             assert parameter.dtype is not None
             return parameter.dtype.type(value)
-        if parameter.dtype is not None and value.dtype != parameter.dtype:
+        if parameter.dtype is not None and value.dtype not in (parameter.dtype, np.uintp):  # uintp: an address
             raise TypeError(f"{self.name}: {parameter.name} must be {parameter.dtype}, not {value.dtype}")
         return value
 

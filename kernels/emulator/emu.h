@@ -856,6 +856,20 @@ inline unsigned emu_max_f16x2_bits(unsigned a, unsigned b, EMU_HERE) {
     return emu::max2<emu::u16x2>(a, b);
 }
 
+// Conversions from and to fp16, for `cvt.f32.f16` and `cvt.rn.f16.f32`.
+inline float emu_number_of_f16(unsigned short bits) {
+    const unsigned sign = unsigned(bits & 0x8000) << 16, rest = bits & 0x7fff;
+    if (rest < 0x0400) return emu::bits_of<float>(sign | emu::bits_of<unsigned>(float(rest) * 0x1p-24f));
+    return emu::bits_of<float>(sign | ((rest << 13) + (rest < 0x7c00 ? 112u << 23 : 224u << 23)));
+}
+inline unsigned short emu_f16_of_number(float x) {
+    const unsigned bits = emu::bits_of<unsigned>(x), sign = bits >> 16 & 0x8000, rest = bits & 0x7fffffff;
+    if (rest > 0x7f800000) return 0x7fff;
+    if (rest >= 0x477ff000) return sign | 0x7c00;  // 65,520 and more round to infinity
+    if (rest < 0x38800000) return sign | unsigned(rintf(emu::bits_of<float>(rest) * 0x1p24f));  // subnormal
+    return sign | (rest + 0xfff + (rest >> 13 & 1) - (112u << 23)) >> 13;
+}
+
 // ---- Floats: compiled without contraction, so operations with CUDA's explicit rounding are the plain ones ---------
 inline float __fadd_rn(float a, float b) { return a + b; }
 inline float __fsub_rn(float a, float b) { return a - b; }

@@ -17,6 +17,7 @@ from porestream.models.call.network import Network
 from porestream.models.call.runner import F32, BatchDecoder, decoded_rows, fill_batch
 from porestream.models.files.bundle import ModelBundle
 from porestream.models.files.config import ModelError
+from porestream.models.networks.recurrent import LowRankRecurrent, NextStates
 
 
 class CudaRunner:
@@ -38,6 +39,8 @@ class CudaRunner:
         The share of the GPU's free memory that this model may use.
     decoder
         Decodes the scores on the GPU; None means that they are copied to the host.
+    next_states
+        Computes the states of low-rank LSTMs on the GPU in one launch a step; None means that torch does.
 
     Raises
     ------
@@ -54,6 +57,7 @@ class CudaRunner:
         rows: int | None = None,
         share: float = 1.0,
         decoder: BatchDecoder | None = None,
+        next_states: NextStates | None = None,
     ) -> None:
         config = bundle.config
         decode_bytes = decoder.device_bytes if decoder else None
@@ -71,6 +75,10 @@ class CudaRunner:
         try:
             with card.in_order():
                 self.network = Network(bundle, self.precision, encoder_rows=self.rows).to(card.device)
+                if next_states is not None:
+                    assert isinstance(self.network.encoder, LowRankRecurrent)
+                    self.network.encoder.next_states = next_states
+                    self.device_class += "-gpu-gates"
                 # Shorter lengths reuse the longest one's memory; this is safe because the stream runs in order.
                 batch, scores = (torch.zeros(max(size), device=card.device) for size in zip(*sizes, strict=True))
                 size = result_bytes(config, max(lengths), self.rows, decoder is not None)

@@ -5,6 +5,7 @@ Dimensions: N rows of a batch, T time steps, S steps of a slab, C features, K in
 
 from abc import abstractmethod
 from collections.abc import Iterable
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -84,11 +85,26 @@ class Recurrent(AlongTime):
         return layer(x_TNC)[0]  # type: ignore[no-any-return]
 
 
+class NextStates(Protocol):
+    """Computes the cells, and memory's hidden states, after a step; `porestream.kernels.recurrence.gates.LstmGates`."""
+
+    def __call__(
+        self, gates_NG: torch.Tensor, cells_NC: torch.Tensor, hidden_NC: torch.Tensor, is_hard: bool
+    ) -> None: ...
+
+
 class LowRankRecurrent(AlongTime):
-    """Low-rank LSTMs. Parameters are named `0.dn_weight_ih` and so on."""
+    """Low-rank LSTMs. Parameters are named `0.dn_weight_ih` and so on.
+
+    Attributes
+    ----------
+    next_states
+        What computes the states from a step's gates where the recurrence is not compiled; torch unless it is set.
+    """
 
     def __init__(self, shape: LowRankLstms) -> None:
         super().__init__((LowRankLstm(shape) for _ in shape.reverse), shape)
+        self.next_states: NextStates = next_states
 
     def _weights(self, layer: nn.Module) -> list[torch.Tensor]:
         tensors = dict(layer.named_parameters())
@@ -97,7 +113,7 @@ class LowRankRecurrent(AlongTime):
         return [tensors["up_weight_ih"], tensors["up_weight_hh"], bias_G, *down]
 
     def _with_torch(self, layer: nn.Module, x_TNC: torch.Tensor) -> torch.Tensor:
-        return layer(x_TNC)  # type: ignore[no-any-return]
+        return layer(x_TNC, self.next_states)  # type: ignore[no-any-return]
 
 
 class LowRankLstm(nn.Module):
@@ -110,30 +126,32 @@ class LowRankLstm(nn.Module):
         self.up_weight_ih, self.up_weight_hh = _parameter(4 * width, inner), _parameter(4 * width, inner)
         self.up_bias_ih, self.up_bias_hh = _parameter(4 * width), _parameter(4 * width)
 
-    def forward(self, x_TNC: torch.Tensor) -> torch.Tensor:
+    def forward(self, x_TNC: torch.Tensor, next_states: NextStates) -> torch.Tensor:
         """Return the hidden states, (T, N, C), forwards in time."""
         inner_TNK = functional.linear(x_TNC, self.dn_weight_ih)
-        y_TNC, cell_NC = torch.empty_like(x_TNC), torch.zeros_like(x_TNC[0], dtype=torch.float32)
-        hidden_NC = torch.zeros_like(x_TNC[0])
+        y_TNC, cells_NC = torch.empty_like(x_TNC), torch.zeros_like(x_TNC[0], dtype=torch.float32)
+        hidden_NC, inner_NK = torch.zeros_like(x_TNC[0]), torch.empty_like(inner_TNK[0])
         down_CK, up_KG, bias_G = self.dn_weight_hh.t(), self.up_weight_hh.t(), self.up_bias_ih + self.up_bias_hh
         for first in range(0, len(x_TNC), SLAB_STEPS):
             gates_SNG = functional.linear(inner_TNK[first : first + SLAB_STEPS], self.up_weight_ih, bias_G)
-            for step, of_input_NG in enumerate(gates_SNG, first):
-                gates_NG = torch.addmm(of_input_NG, hidden_NC @ down_CK, up_KG).float()
-                hidden_NC, cell_NC = self._next_state(gates_NG, cell_NC)
-                hidden_NC = y_TNC[step].copy_(hidden_NC)
+            for gates_NG, next_hidden_NC in zip(gates_SNG, y_TNC[first : first + SLAB_STEPS], strict=True):
+                gates_NG.addmm_(torch.mm(hidden_NC, down_CK, out=inner_NK), up_KG)
+                next_states(gates_NG, cells_NC, next_hidden_NC, self._is_hard)
+                hidden_NC = next_hidden_NC
         return y_TNC
 
-    def _next_state(self, gates_NG: torch.Tensor, cell_NC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the hidden state and the cell after a step, from the gates i, f, g, o, in float32."""
-        i, f, g, o = gates_NG.chunk(4, 1)
-        if self._is_hard:
-            i, f, o = ((gate * 0.2 + 0.5).clamp(0, 1) for gate in (i, f, o))
-            cell_NC = f * cell_NC + i * g.clamp(-1, 1)
-        else:
-            i, f, o = (gate.sigmoid() for gate in (i, f, o))
-            cell_NC = f * cell_NC + i * g.tanh()
-        return o * cell_NC.tanh(), cell_NC
+
+def next_states(gates_NG: torch.Tensor, cells_NC: torch.Tensor, hidden_NC: torch.Tensor, is_hard: bool) -> None:
+    """Compute the cells and hidden states after a step, in float32, with torch. See `NextStates`."""
+    i, f, g, o = gates_NG.float().chunk(4, 1)
+    if is_hard:
+        i, f, o = ((gate * 0.2 + 0.5).clamp(0, 1) for gate in (i, f, o))
+        g = g.clamp(-1, 1)
+    else:
+        i, f, o = (gate.sigmoid() for gate in (i, f, o))
+        g = g.tanh()
+    cells_NC.mul_(f).add_(i * g)
+    hidden_NC.copy_(o * cells_NC.tanh())
 
 
 def _parameter(*shape: int) -> nn.Parameter:

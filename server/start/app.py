@@ -37,7 +37,7 @@ from porestream.server.edge.rpc import MAX_MESSAGE_BYTES, BasecallService
 from porestream.server.edge.security import Certificate, Tokens
 from porestream.server.engine import Engine
 from porestream.server.settings import Settings, SettingsError
-from porestream.server.start.devices import batch_decoder, keep_device_code, kernel_devices, open_card
+from porestream.server.start.devices import batch_decoder, keep_device_code, kernel_devices, lstm_gates, open_card
 from porestream.server.start.references import load_references, plan_references
 from porestream.server.streams.books import Ledger
 from porestream.server.streams.budget import MemoryBudget
@@ -122,7 +122,8 @@ def load_models(
             )
         share = 1 / (len(directories) - index)
         decoder = batch_decoder(kernels, bundle.config)
-        caller = Basecaller(bundle, settings.precision, cache_dir, card, settings.batch_size, share, decoder)
+        gates = lstm_gates(kernels, bundle.config)
+        caller = Basecaller(bundle, settings.precision, cache_dir, card, settings.batch_size, share, decoder, gates)
         basecallers[bundle.name] = caller
         log.info(
             "model loaded",

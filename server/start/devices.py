@@ -7,9 +7,11 @@ import structlog
 
 from porestream.kernels.decode.crf import MAX_STATE_LEN, CrfDecoder
 from porestream.kernels.device import CardTooOld, Device, find_kernel_device
+from porestream.kernels.recurrence.gates import LstmGates
 from porestream.models.call.basecaller import decode_settings
 from porestream.models.call.card import Card, find_device
 from porestream.models.files.config import ModelConfig
+from porestream.models.networks.flstm import LowRankLstms
 from porestream.models.private_folder import private_cache_dir, private_subfolder
 from porestream.server.settings import Settings, SettingsError
 
@@ -120,3 +122,11 @@ def batch_decoder(device: Device | None, config: ModelConfig) -> CrfDecoder | No
         settings.beam_width,
         settings.beam_cut,
     )
+
+
+def lstm_gates(device: Device | None, config: ModelConfig) -> LstmGates | None:
+    """Return what computes a model's low-rank LSTMs' states on a device; None: torch does, or there are none."""
+    encoder = config.layers.encoder
+    if device is None or not isinstance(encoder, LowRankLstms) or not LstmGates.fits(encoder.width):
+        return None
+    return LstmGates(device)

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pod5
 import pytest
 import torch
+from altered import AlteredDevice
 from decode import made_up_scores
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
@@ -23,7 +24,7 @@ from porestream.kernels.decode.crf import Calls, CrfDecoder, decode_bytes, scan_
 from porestream.kernels.device import EmulatedDevice
 from porestream.kernels.emulator import Schedule, scheduled
 from porestream.kernels.emulator.sanitize import FOUND, Kind, SanitizerMissingError, find_runtime, run_sanitized
-from porestream.kernels.source import Module, read_source
+from porestream.kernels.source import read_source
 from porestream.models.call.decode import Decoded, Decoder, DecodeSettings, NonFiniteScores
 from porestream.models.call.runner import decoded_rows
 
@@ -345,24 +346,6 @@ def test_wrong_arguments() -> None:
 
 
 # Defects are seen
-
-
-@dataclass(frozen=True)
-class AlteredDevice(EmulatedDevice):
-    """Compiles with one passage of the source, at its `place`-th occurrence in a kernel, replaced."""
-
-    kernel: str = ""
-    passage: str = ""
-    place: int = 0
-    by: str = ""
-
-    def compile(self, code: str, options: Any, file: str) -> Module:
-        start = code.index(f"{self.kernel}(") if self.kernel else 0
-        before, *rest = code[start:].split(self.passage)
-        assert len(rest) > self.place, "the source has changed: the test's defect with it"
-        rest.insert(0, before)
-        parts = self.passage.join(rest[: self.place + 1]), self.passage.join(rest[self.place + 1 :])
-        return super().compile(code[:start] + self.by.join(parts), options, file)
 
 
 def passes(device: EmulatedDevice, state_len: int, settings: DecodeSettings, scores_TNC: F32) -> bool:

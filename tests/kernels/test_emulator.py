@@ -715,6 +715,9 @@ INTRINSICS: dict[str, Callable[..., Words]] = {
     "emu_max_f16x2_bits(a & 0x7bff7bff, b & 0x7bff7bff)": lambda a, b: in_halves(np.float16, np.maximum)(
         a & u32(0x7BFF7BFF), b & u32(0x7BFF7BFF)
     ),
+    "__float_as_uint(emu_number_of_f16(a & 0xfbff))": lambda a: (
+        (a & u32(0xFBFF)).astype(u16).view(np.float16).astype(f32).view(u32)
+    ),
     "min((int)a, (int)b)": as_signed(np.minimum),
     "max(a, (int)b)": np.maximum,  # the usual arithmetic conversions: unsigned
     "min(a, b)": np.minimum,
@@ -899,3 +902,16 @@ extern "C" __global__ void copy(const uint4* in, uint4* out) {
     numbers, out = np.arange(256, dtype=u32), np.zeros(256, u32)
     launch(module, "copy", numbers, out, block=(64,))
     assert out.reshape(64, 4).tolist() == numbers.reshape(64, 4)[:, ::-1].tolist()
+
+
+def test_floats_are_rounded_to_fp16_like_numpys() -> None:
+    """Every fp16 number, halfway to the next one, and next to halfway; infinities, and what is not a number."""
+    numbers = np.arange(0x7C00, dtype=u16).view(np.float16).astype(f32)
+    halfway = (numbers[1:] + numbers[:-1]) / 2
+    near = [numbers, halfway, np.nextafter(halfway, f32(0)), np.nextafter(halfway, f32(1e9))]
+    floats = np.concatenate([*near, np.array([65519.9, 65520, 1e38, np.inf, 1e-40, np.nan], f32)])
+    floats = np.concatenate([floats, -floats])
+    with np.errstate(over="ignore"):
+        expected = np.where(np.isnan(floats), 0x7FFF, floats.astype(np.float16).view(u16))
+    found = apply(elementwise({"(float)emu_f16_of_number(a)": np.abs}, "float"), 0, [floats] * 3)
+    np.testing.assert_array_equal(found.astype(u16), expected)

@@ -1,0 +1,1 @@
+"""Computes LSTMs' states on a GPU."""
