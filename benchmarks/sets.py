@@ -8,6 +8,7 @@ from shapes import write_shape
 
 MODEL = "models/dna_r9.4.1_e8.1_fast@v3.4"
 QUICK_SAMPLES = 300_000
+HAC_SAMPLES = 6_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,3 +30,9 @@ def made_up(folder: Path) -> ReadSet:
     model = write_shape("tiny v3", folder / "tiny_fast@v1")
     reads = simulated_run(folder, QUICK_SAMPLES)
     return ReadSet(model, reads, folder / "reference.fasta")
+
+
+def random_hac(folder: Path) -> ReadSet:
+    """Make a hac model with random weights, which calls nonsense at a hac model's speed, and a simulated run."""
+    model = write_shape("hac v4.3", folder / "random_hac@v1", container="bonito")
+    return ReadSet(model, simulated_run(folder, HAC_SAMPLES), folder / "reference.fasta")

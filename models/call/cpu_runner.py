@@ -58,6 +58,7 @@ class CpuRunner:
             )
         self.network = Network(bundle, self.precision)
         compiled = "-llvm" if self.network.compile_for_cpu() else ""  # its sums round differently from torch's
+        self.row_group = self.network.row_group if compiled else self.rows
         self.device_class = f"{processor_class(self.precision)}{compiled}{'-gpu-decoder' if decoder else ''}"
         self._decoder = decoder
         self._score_count, self._longest_samples = bundle.config.score_count, bundle.config.chunk_size
@@ -70,8 +71,7 @@ class CpuRunner:
 
     def __call__(self, chunks: Iterable[F32], samples: int) -> F32:
         chunks = list(chunks)
-        group = self.network.row_group
-        rows = -(-max(len(chunks), 1) // group) * group if group > 1 else self.rows
+        rows = -(-max(len(chunks), 1) // self.row_group) * self.row_group
         batch_NM, scores_TNC = self._buffers_of_thread(samples, rows)
         fill_batch(batch_NM, chunks)
         return self.network(batch_NM, scores_TNC).numpy()  # type: ignore[no-any-return]

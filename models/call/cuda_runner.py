@@ -69,6 +69,7 @@ class CudaRunner:
             self.rows = plan_rows(config, lengths, self.precision, *limits, rows, decode_bytes)
         except ModelError as error:
             raise ModelError(f"{bundle.name} on {card.device}: {error}") from error
+        self.row_group = self.rows
         self.planned_bytes = device_bytes(config, max(lengths), self.precision, self.rows, decode_bytes)
         self.device_class = f"{card.device_class}-{self.rows}rows" + ("-gpu-decoder" if decoder else "")
         sizes = [(self.rows * length, length // config.stride * self.rows * config.score_count) for length in lengths]

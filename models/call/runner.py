@@ -29,7 +29,9 @@ class Runner(Protocol):
     network
         The network itself.
     rows
-        Most chunks in a batch. Every batch is computed with exactly this many rows.
+        Most chunks in a batch.
+    row_group
+        A batch is computed with a multiple of this many rows; `rows` if every batch has all of them.
     precision
         "fp32", "bf16" or "fp16".
     device_class
@@ -39,6 +41,7 @@ class Runner(Protocol):
 
     network: Network
     rows: int
+    row_group: int
     precision: str
     device_class: str
 

@@ -209,6 +209,10 @@ class Scheduler:
     ----------
     batch_rows
         For each model, the number of chunks in a full batch.
+    row_groups
+        For each model, the number of chunks in whose multiples a batch costs time; default: a full batch.
+    workers
+        Workers that compute batches at the same time; they share the last chunks.
     max_delay_s
         How long a chunk may wait for its batch to fill while the workers have nothing else to do. If full batches of
         another length or model keep them busy, it may wait two seconds; LIVE reads within their share never wait longer
@@ -231,9 +235,12 @@ class Scheduler:
         live_share: float = 0.3,
         live_rate_samples_per_s: float = 16e6,
         clock: Callable[[], float] = time.monotonic,
+        row_groups: Mapping[str, int] | None = None,
+        workers: int = 1,
     ) -> None:
         self._batch_rows, self._max_delay_s, self._decoded_limit = batch_rows, max_delay_s, decoded_bytes
         self._live_share, self._live_rate = live_share, live_rate_samples_per_s
+        self._row_groups, self._workers = row_groups or batch_rows, workers
         self._clock = clock
         self._waiting: _Lanes[Job] = _Lanes()
         self._ready: dict[tuple[str, int], _ReadyClass] = {}
@@ -431,7 +438,7 @@ class Scheduler:
         return job
 
     def _pop(self, ready: _ReadyClass, live_first: bool) -> Batch:
-        taken = [ready.tasks.next(live_first).pop() for _ in range(min(ready.rows, len(ready.tasks)))]
+        taken = [ready.tasks.next(live_first).pop() for _ in range(self._share(ready))]
         live_samples = 0
         for task in taken:
             del task.job.ready[task.number]
@@ -439,11 +446,22 @@ class Scheduler:
             self._now[is_live] = max(self._now[is_live], task.key - _handicap(task.job))
             live_samples += is_live * ready.samples
         rest_samples = len(taken) * ready.samples - live_samples
-        if live_samples:
-            # A batch that went out partly filled costs as much as a full one.
-            live_samples += (ready.rows - len(taken)) * ready.samples
+        if live_samples:  # what fills up a group of rows costs as much as chunks do
+            live_samples += -len(taken) % self._row_groups[ready.model] * ready.samples
         self._serve(live_samples, rest_samples)
         return Batch(ready.model, ready.samples, taken)
+
+    def _share(self, ready: _ReadyClass) -> int:
+        """Return how many of the chunks to call at once: a batch, or less if so few are left that workers would idle.
+
+        Not less than two groups of rows: weights are fetched for each batch.
+        """
+        most = min(ready.rows, len(ready.tasks))
+        if self._workers == 1 or self._waiting:
+            return most
+        left_samples = sum(len(other.tasks) * other.samples for other in self._ready.values())
+        share, group = -(-left_samples // (self._workers * ready.samples)), self._row_groups[ready.model]
+        return min(most, max(-(-share // group), 2) * group)
 
     def _serve(self, live_samples: int, rest_samples: int) -> None:
         """Count served samples against LIVE's share; what LIVE gets while nobody else waits doesn't count."""

@@ -82,7 +82,13 @@ def build_engine(settings: Settings) -> Engine:
     aligners = load_references(settings, plans, cache_dir, aligns)
     batch_rows = {name: settings.batch_size or caller.rows for name, caller in basecallers.items()}
     scheduler = Scheduler(
-        batch_rows, settings.batch_delay_s, budget.decoded_bytes, settings.live_share, settings.live_rate
+        batch_rows,
+        settings.batch_delay_s,
+        budget.decoded_bytes,
+        settings.live_share,
+        settings.live_rate,
+        row_groups={name: caller.runner.row_group for name, caller in basecallers.items()},
+        workers=1 if card else settings.worker_count,
     )
     card_use = DeviceUse(str(card.device), 1) if card else None
     pipeline = Pipeline(basecallers, aligners, scheduler, settings.worker_count, card_use)

@@ -82,10 +82,10 @@ jobs = st.lists(
 )
 
 
-@given(jobs, st.sampled_from([1, 7, 16]), st.sampled_from([2_000, 100_000_000]))
+@given(jobs, st.sampled_from([1, 7, 16]), st.sampled_from([2_000, 100_000_000]), st.sampled_from([1, 3]))
 @settings(max_examples=50)
-def test_every_chunk_is_called_once_in_batches_of_one_shape(plans, rows, limit) -> None:  # type: ignore[no-untyped-def]
-    scheduler = Scheduler(rows_each(rows), 0.001, limit)
+def test_every_chunk_is_called_once_in_batches_of_one_shape(plans, rows, limit, workers) -> None:  # type: ignore[no-untyped-def]
+    scheduler = Scheduler(rows_each(rows), 0.001, limit, row_groups=rows_each(2), workers=workers)
     submitted = [job(stream, samples, priority, model) for stream, samples, priority, model in plans]
     for work in submitted:
         scheduler.submit(work)
@@ -102,6 +102,26 @@ def test_every_chunk_is_called_once_in_batches_of_one_shape(plans, rows, limit) 
                 batch.samples,
             )
     assert scheduler.queued_samples() == 0
+
+
+def sizes_of(scheduler: Scheduler, reads: int, chunks: int) -> list[int]:
+    """Submit reads of so many chunks each; how many chunks each batch has."""
+    for number in range(reads):
+        scheduler.submit(job("a", 1080 * chunks + 120, name=number))
+    return [len(batch.tasks) for batch in drain(scheduler, reads)]
+
+
+def test_workers_share_the_last_chunks() -> None:
+    def sizes(workers: int, group: int, reads: int, chunks: int) -> list[int]:
+        scheduler = Scheduler(rows_each(16), 0.001, 1 << 40, row_groups=rows_each(group), workers=workers)
+        return sizes_of(scheduler, reads, chunks)
+
+    assert sizes(1, 4, 1, 36) == [16, 16, 4]  # one at a time, as on a GPU
+    assert sizes(2, 16, 1, 36) == [16, 16, 4]  # a batch always costs 16 rows
+    assert sizes(2, 4, 1, 36) == [16, 12, 8]
+    assert sizes(3, 4, 1, 36) == [12, 8, 8, 8]
+    assert sizes(2, 4, 1, 5) == [5]
+    assert sizes(2, 4, 3, 16)[:1] == [16]  # other reads are still waiting to be prepared
 
 
 def test_streams_share_a_batch_and_get_equal_service() -> None:
