@@ -24,6 +24,8 @@ _GATES = 4
 _WORD_BYTES = 4  # a float32, or two bf16
 _ALIGNMENT = _CACHE_LINE_BYTES = 64
 _CHUNK_WORDS = 64  # their weights take 16 KiB: with the next ones, most of an L1 cache
+_CACHED_BYTES = 1 << 20  # weights that stay in a core's L2 cache
+_SLAB_BYTES = 512 << 10  # sums of a slab, which stay there, too
 _LIMIT = 28.0
 """Largest exponent of e. The sigmoid of -28 is 7e-13, and the product of three such powers still fits in float32."""
 
@@ -198,8 +200,9 @@ class _Code:
                     self.times(chunk, chunk_words * _WORD_BYTES),
                     self.times(group, self.target.rows * rows.stride_bytes),
                 )
-                line = self.b.urem(group, _i64(max(word_bytes // _CACHE_LINE_BYTES, 1)))
-                ahead = self.at(chunk_weights, chunk_words * word_bytes, self.times(line, _CACHE_LINE_BYTES))
+                lines = max(word_bytes // (2 * _CACHE_LINE_BYTES), 1)
+                line = self.b.urem(group, _i64(lines))
+                ahead = self.at(chunk_weights, chunk_words * word_bytes, self.times(line, 2 * _CACHE_LINE_BYTES))
                 self._add_chunk(own, chunk_weights, x, rows.stride_bytes, chunk_words, ahead)
 
     def _add_chunk(
@@ -217,6 +220,7 @@ class _Code:
         offset = self.times(word, _GATES * self.vector_bytes)
         weights_V = [self.load(self.at(weights, offset, v * self.vector_bytes), self.i32s) for v in range(_GATES)]
         self.prefetch(self.at(ahead, offset))
+        self.prefetch(self.at(ahead, offset, 64))
         x_word = self.at(x, self.times(word, _WORD_BYTES))
         new = []
         for r in range(self.target.rows):
@@ -341,11 +345,11 @@ class Recurrence:
         self._target, self._sizes = target, Sizes(width, inner, is_hard)
         self._run = _compiled(target, self._sizes)
         ins = inner or width
-        gates = torch.cat(
-            [nn.functional.pad(weights, (0, ins - weights.shape[1])) for weights in (gates_ih, gates_hh)], 1
-        )
-        by_block = gates.view(_GATES, width // target.lanes, target.lanes, 2 * ins).transpose(0, 1)
-        self._gates = _packed(by_block, target)
+        gates = [nn.functional.pad(weights, (0, ins - weights.shape[1])) for weights in (gates_ih, gates_hh)]
+        self._gates = [
+            _packed(weights.reshape(_GATES, width // target.lanes, target.lanes, ins).transpose(0, 1), target)
+            for weights in gates
+        ]
         self._bias = _aligned(bias.float().view(_GATES, width // target.lanes, target.lanes).transpose(0, 1))
         self._inner = [
             _packed(
@@ -373,13 +377,19 @@ class Recurrence:
             raise ValueError(f"compiled for C, dtype, device, N % {ROWS}, contiguous = {expected}, not {given}")
         y_TNC = torch.empty_like(x_TNC) if out_TNC is None else out_TNC
         cells = _aligned(torch.zeros(rows * width))
-        # The hidden states before the first step, and room for a step's inner features and a block's sums.
-        features = rows * (width + 2 * sizes.inner)
-        sums_bytes = rows * _GATES * target.lanes * _WORD_BYTES
-        spare = _aligned(torch.zeros(features + sums_bytes // x_TNC.element_size(), dtype=x_TNC.dtype))
-        tensors = (x_TNC, y_TNC, spare, cells, self._gates, self._bias, *self._inner)
-        self._run(*(tensor.data_ptr() for tensor in tensors), steps, rows, reverse)
+        slab_steps = self._slab_steps(steps, rows)
+        features = rows * (width + sizes.inner * (1 + slab_steps))
+        sums = slab_steps * rows * _GATES * (width + (target.lanes if sizes.inner else 0))
+        spare = _aligned(torch.zeros(features + sums * _WORD_BYTES // x_TNC.element_size(), dtype=x_TNC.dtype))
+        tensors = (x_TNC, y_TNC, spare, cells, *self._gates, self._bias, *self._inner)
+        self._run(*(tensor.data_ptr() for tensor in tensors), steps, slab_steps, rows, reverse)
         return y_TNC
+
+    def _slab_steps(self, steps: int, rows: int) -> int:
+        """Return how many steps' sums to start at once: more than one if the weights don't stay in a core's cache."""
+        if sum(weights.nbytes for weights in (*self._gates, *self._inner)) < _CACHED_BYTES:
+            return 1
+        return min(steps, max(1, _SLAB_BYTES // (rows * _GATES * self._sizes.width * _WORD_BYTES)))
 
 
 def _packed(weights_BVLI: torch.Tensor, target: Target) -> torch.Tensor:
@@ -414,7 +424,7 @@ def _compiled(target: Target, sizes: Sizes) -> Callable[..., None]:
     builder.getModulePassManager().run(module, builder)
     engine = llvm.create_mcjit_compiler(module, machine)
     engine.finalize_object()
-    arguments = [ctypes.c_void_p] * (8 if sizes.inner else 6) + [ctypes.c_int64] * 3
+    arguments = [ctypes.c_void_p] * (9 if sizes.inner else 7) + [ctypes.c_int64] * 4
     function = ctypes.CFUNCTYPE(None, *arguments)(engine.get_function_address("run"))
     function.engine = engine  # type: ignore[attr-defined]  # which owns the code
     return function
@@ -423,59 +433,79 @@ def _compiled(target: Target, sizes: Sizes) -> Callable[..., None]:
 def _module(target: Target, sizes: Sizes) -> ir.Module:
     """Write the loop over time.
 
-    For each step: the inner features of the input and of the last hidden state, if it is low-rank; then block by block
-    of hidden units, the sums of the gates and the new state.
+    For each slab of steps, block by block of hidden units, the input's part of the gates' sums. Then for each step,
+    block by block, the hidden state's part, and the new state. If the LSTM is low-rank, inner features come first. So
+    the weights of the input, which may not stay in a core's cache, are fetched once for a slab.
     """
     module = ir.Module("recurrence")
-    pointers = [_PTR] * (8 if sizes.inner else 6)
-    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [*pointers, _I64, _I64, _I64]), "run")
+    pointers = [_PTR] * (9 if sizes.inner else 7)
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [*pointers, *[_I64] * 4]), "run")
     for argument in function.args[: len(pointers)]:
         argument.add_attribute("noalias")
-    x, y, spare, cells, gates, bias, *inner, steps, row_count, reverse = function.args
+    x, y, spare, cells, gates_ih, gates_hh, bias, *inner, steps, slab_steps, row_count, reverse = function.args
     b = ir.IRBuilder(function.append_basic_block("entry"))
     code = _Code(b, target)
-    row_bytes = sizes.width * target.item_bytes
+    row_bytes, inner_bytes = sizes.width * target.item_bytes, sizes.inner * target.item_bytes
     step_bytes = b.mul(row_count, _i64(row_bytes))
     gate_words = (sizes.inner or sizes.width) // target.per_word
-    block_bytes = _GATES * code.vector_bytes
+    blocks, block_bytes = sizes.width // target.lanes, _GATES * code.vector_bytes
     is_reverse = b.icmp_signed("!=", reverse, _i64(0))
-    last = b.sub(steps, _i64(1))
-    sums = code.at(spare, step_bytes, code.times(row_count, 2 * sizes.inner * target.item_bytes))
-    with code.loop(steps) as step:
-        time = b.select(is_reverse, b.sub(last, step), step)
-        before = b.select(is_reverse, b.add(time, _i64(1)), b.sub(time, _i64(1)))
-        x_now, y_now = (code.at(tensor, b.mul(time, step_bytes)) for tensor in (x, y))
-        y_before = code.at(y, b.mul(before, step_bytes))
-        hidden = b.select(b.icmp_signed("==", step, _i64(0)), spare, y_before)
-        inputs = [Rows(source, row_bytes, row_count) for source in (x_now, hidden)]
+    slab_rows = b.mul(slab_steps, row_count)
+    # The spare memory: zeros for the hidden states before the first step, inner features of a step and of a slab, the
+    # sums of a block for those, and the sums of all blocks for a slab.
+    step_inner = code.at(spare, step_bytes)
+    slab_inner = code.at(step_inner, code.times(row_count, inner_bytes))
+    inner_sums = code.at(slab_inner, code.times(slab_rows, inner_bytes))
+    sums = code.at(inner_sums, code.times(slab_rows, block_bytes if inner else 0))
+    step_sums_bytes = code.times(row_count, block_bytes)
+
+    def sums_of(block: ir.Value) -> ir.Value:
+        return code.at(sums, b.mul(block, code.times(slab_rows, block_bytes)))
+
+    def weights_of(gates: ir.Value, block: ir.Value) -> ir.Value:
+        return code.at(gates, code.times(block, gate_words * block_bytes))
+
+    slabs = b.udiv(b.add(steps, b.sub(slab_steps, _i64(1))), slab_steps)
+    with code.loop(slabs) as slab:
+        done = b.mul(slab, slab_steps)
+        left = b.sub(steps, done)
+        count = b.select(b.icmp_signed("<", left, slab_steps), left, slab_steps)
+        first = b.select(is_reverse, b.sub(left, count), done)  # the slab's first step in memory
+        rows = Rows(code.at(x, b.mul(first, step_bytes)), row_bytes, b.mul(count, row_count))
         if inner:
-            inner_bytes = sizes.inner * target.item_bytes
-            parts = [
-                Rows(code.at(spare, step_bytes, index * inner_bytes), 2 * inner_bytes, row_count) for index in range(2)
-            ]
-            for weights, rows, part in zip(inner, inputs, parts, strict=True):
-                _inner_features(code, sizes, weights, rows, part, sums)
-            inputs = parts
-        with code.loop(sizes.width // target.lanes) as block:
-            weights = code.at(gates, code.times(block, 2 * gate_words * block_bytes))
+            part = Rows(slab_inner, inner_bytes, rows.count)
+            _inner_features(code, sizes, inner[0], rows, part, inner_sums)
+            rows = part
+        with code.loop(blocks) as block:
             biases = code.at(bias, code.times(block, block_bytes))
-            _start_sums(
-                code,
-                row_count,
-                sums,
-                [code.load(code.at(biases, v * code.vector_bytes), code.f32s) for v in range(_GATES)],
-            )
-            for index, rows in enumerate(inputs):
-                code.add_products(sums, code.at(weights, index * gate_words * block_bytes), rows, gate_words)
-            own_cells = code.at(cells, b.mul(block, code.times(row_count, code.vector_bytes)))
-            out = code.at(y_now, code.times(block, target.lanes * target.item_bytes))
-            with code.loop(row_count) as row:
-                own = code.at(sums, code.times(row, block_bytes))
-                place = code.at(own_cells, code.times(row, code.vector_bytes))
-                gates_V = [code.load(code.at(own, v * code.vector_bytes), code.f32s) for v in range(_GATES)]
-                state, features = code.new_state(gates_V, code.load(place, code.f32s), sizes.is_hard)
-                b.store(state, place, align=code.vector_bytes)
-                code.store_features(features, code.at(out, code.times(row, row_bytes)))
+            biases_V = [code.load(code.at(biases, v * code.vector_bytes), code.f32s) for v in range(_GATES)]
+            _start_sums(code, rows.count, sums_of(block), biases_V)
+            code.add_products(sums_of(block), weights_of(gates_ih, block), rows, gate_words)
+        with code.loop(count) as index:
+            place = b.select(is_reverse, b.sub(b.sub(count, _i64(1)), index), index)  # in the slab
+            time = b.add(first, place)
+            before = b.select(is_reverse, b.add(time, _i64(1)), b.sub(time, _i64(1)))
+            y_now, y_before = (code.at(y, b.mul(one, step_bytes)) for one in (time, before))
+            is_first = b.icmp_signed("==", b.add(done, index), _i64(0))
+            rows = Rows(b.select(is_first, spare, y_before), row_bytes, row_count)
+            if inner:
+                part = Rows(step_inner, inner_bytes, row_count)
+                _inner_features(code, sizes, inner[1], rows, part, inner_sums)
+                rows = part
+            with code.loop(blocks) as block:
+                step_sums = code.at(sums_of(block), b.mul(place, step_sums_bytes))
+                code.add_products(step_sums, weights_of(gates_hh, block), rows, gate_words)
+                own_cells = code.at(cells, b.mul(block, code.times(row_count, code.vector_bytes)))
+                out = code.at(y_now, code.times(block, target.lanes * target.item_bytes))
+                with code.loop(row_count) as row:
+                    own, cell = (
+                        code.at(part, code.times(row, size))
+                        for part, size in ((step_sums, block_bytes), (own_cells, code.vector_bytes))
+                    )
+                    gates_V = [code.load(code.at(own, v * code.vector_bytes), code.f32s) for v in range(_GATES)]
+                    state, features = code.new_state(gates_V, code.load(cell, code.f32s), sizes.is_hard)
+                    b.store(state, cell, align=code.vector_bytes)
+                    code.store_features(features, code.at(out, code.times(row, row_bytes)))
     b.ret_void()
     return module
 

@@ -15,6 +15,7 @@ from reference_network import low_rank_lstm
 from porestream.models.call import host
 from porestream.models.call.cpu_runner import cpu_precision
 from porestream.models.call.network import PRECISIONS
+from porestream.models.networks import recurrence
 from porestream.models.networks.flstm import LowRankLstms
 from porestream.models.networks.recurrence import AVX2, AVX512, AVX512_BF16, Recurrence, Target, target_of
 from porestream.models.networks.recurrent import LowRankRecurrent
@@ -198,3 +199,17 @@ def test_torch_computes_the_same(precision: str, is_hard: bool) -> None:
         states_TN = layers(x_NCT)[:, 0].double()
         if layers.compile_for_cpu():
             torch.testing.assert_close(layers(x_NCT)[:, 0].double(), states_TN, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("inner", [0, 8])
+def test_slabs_change_no_bit(target: Target, inner: int, reverse: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many steps' sums are started at once: one, some, with a rest, or more than there are."""
+    layer = Recurrence(target, *weights(64, inner, seed=8))
+    x_TNC = torch.randn(23, 8, 64, generator=torch.Generator().manual_seed(9)).to(target.dtype)
+    step_by_step = layer(x_TNC, reverse)
+    monkeypatch.setattr(recurrence, "_CACHED_BYTES", 0)
+    for steps in (1, 2, 5, 23, 100):
+        monkeypatch.setattr(recurrence, "_SLAB_BYTES", steps * 8 * 4 * 64 * 4)
+        assert layer._slab_steps(23, 8) == min(steps, 23)
+        assert torch.equal(layer(x_TNC, reverse), step_by_step)
