@@ -288,7 +288,7 @@ def main() -> None:
         print_calls("fast, aligned", used, folder, repeats, *aligned, with_bonito=not arguments.quick)
         print_calls("fast", used, folder, repeats, with_bonito=not arguments.quick)
         if not arguments.quick:
-            print_calls("hac v4.3, random weights", random_hac(folder), folder, repeats, batches=1, with_bonito=True)
+            print_calls("hac v4.3, random weights", random_hac(folder), folder, repeats, batches=1, with_bonito=False)
         engine = in_process_speed(used)
         engine()
         server = Server(used, folder)
