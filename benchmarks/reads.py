@@ -147,7 +147,7 @@ async def stream_cost(server: Server, signals: Sequence[npt.NDArray[np.int16]], 
             done.set()
 
     runs = [RunInfo(run_id=f"run-{number}", sample_rate_hz=5000) for number in range(streams)]
-    opened = [RunStream(server.address, run, options, deliver, MIN_CHUNK_SAMPLES, expected) for run in runs]
+    opened = [RunStream(server.address, run, options, deliver, MIN_CHUNK_SAMPLES, 0, expected) for run in runs]
     tasks = [asyncio.create_task(stream.run()) for stream in opened]
     for number, stream in enumerate(opened):  # one read for each, so that all are open
         await stream.put(_encoded(number, runs[number], signals[0][:1000]))

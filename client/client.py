@@ -209,6 +209,7 @@ class BasecallClient:
                         self.options,
                         deliveries.put_nowait,
                         info.min_chunk_credit_samples,
+                        info.window_samples,
                         self._callers.get(run),
                         info.max_message_bytes,
                         lengths,

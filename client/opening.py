@@ -58,7 +58,8 @@ class StreamOptions:
     heartbeat_s
         Longest silence of either side, 1-30 s.
     window_samples
-        How far to send ahead of stored results, in samples. Each takes about 0.7 bytes of memory, compressed.
+        How far to send ahead of stored results, in samples. Each takes about 0.7 bytes of memory, compressed. None: as
+        far as keeps the server busy, at least 8 million.
     credentials
         Whether to use TLS and a token.
     give_up_s
@@ -76,7 +77,7 @@ class StreamOptions:
     no_trim: bool = False
     allow_chemistry_mismatch: bool = False
     heartbeat_s: float = 5.0
-    window_samples: int = 8_000_000
+    window_samples: int | None = None
     give_up_s: float = 120.0
     credentials: Credentials = PLAINTEXT
 

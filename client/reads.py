@@ -172,7 +172,7 @@ class ReferenceSequence:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerInfo:
-    """What a server has; `models` by name, with their chemistry."""
+    """What a server has; `models` by name, with their chemistry. `window_samples` of signal keep it busy."""
 
     version: str
     device: str
@@ -181,3 +181,4 @@ class ServerInfo:
     max_chunk_samples: int
     max_message_bytes: int
     min_chunk_credit_samples: int
+    window_samples: int

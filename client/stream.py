@@ -39,6 +39,7 @@ log = structlog.get_logger()
 
 _MESSAGE_BYTES = 256 << 10
 _BATCH_BYTES = 64  # of a message, without its chunks
+_LEAST_WINDOW_SAMPLES = 8_000_000  # unless the options say otherwise
 _MIN_WINDOW_SAMPLES = 1024  # a read uses at least this much of the window, so the number of reads is bounded, too
 _FIRST_BACKOFF_S, _MAX_BACKOFF_S = 0.2, 5.0
 _FIRST_WARNING_S, _WARNING_EVERY_S = 60.0, 300.0  # about a server that is up but delivers nothing
@@ -98,6 +99,8 @@ class RunStream:
         Takes each result, in order, with a callback for when it is stored. Must not block.
     min_chunk_credit_samples
         The least credit that a chunk uses (the server's Limits).
+    window_samples
+        How much signal keeps the server busy (its Limits); the options may say otherwise.
     expected
         The caller to require; None: the first one. If a reconnection finds a different one, the stream tries again.
     max_message_bytes
@@ -126,6 +129,7 @@ class RunStream:
         options: StreamOptions,
         deliver: Callable[[Delivery], None],
         min_chunk_credit_samples: int,
+        window_samples: int,
         expected: pb.CallerIdentity | None,
         max_message_bytes: int = 0,
         lengths: Mapping[str, int] | None = None,
@@ -133,6 +137,7 @@ class RunStream:
     ) -> None:
         self._target, self._run_info, self._options, self._deliver = target, run, options, deliver
         self._min_chunk_samples = min_chunk_credit_samples
+        self._window_samples = options.window_samples or max(window_samples, _LEAST_WINDOW_SAMPLES)
         self.caller, self._opened = expected, opened
         self._max_message_bytes, self._lengths = max_message_bytes, lengths
         self._pending: OrderedDict[bytes, EncodedRead] = OrderedDict()  # without a result
@@ -150,7 +155,7 @@ class RunStream:
     async def put(self, read: EncodedRead) -> None:
         """Queue a read for calling; wait while too much is under way."""
         cost = _window_cost(read)
-        while self._window_used and self._window_used + cost > self._options.window_samples:
+        while self._window_used and self._window_used + cost > self._window_samples:
             self._window_free.clear()
             await self._window_free.wait()
         if read.info.read_id.bytes in self._pending:

@@ -195,6 +195,7 @@ def decode_server_info(message: pb.GetServerInfoResponse) -> ServerInfo:
         max_chunk_samples=message.limits.max_chunk_samples,
         max_message_bytes=message.limits.max_message_bytes,
         min_chunk_credit_samples=message.limits.min_chunk_credit_samples,
+        window_samples=message.limits.window_samples,
     )
 
 

@@ -21,5 +21,6 @@ class Engine:
     ledger: Ledger
     max_streams: int
     max_read_samples: int
+    window_samples: int  # of reads without a result, with which one stream can keep the device busy
     scheduler: Scheduler
     max_streams_per_peer: int = 1 << 30

@@ -45,6 +45,13 @@ class Dropped(StrEnum):
     UNWRITABLE = "unwritable"
 
 
+class Row(StrEnum):
+    """What a row of a batch was computed for."""
+
+    CHUNK = "chunk"
+    PADDING = "padding"
+
+
 class Question(Enum):
     """The operator's question that a metric helps to answer."""
 
@@ -79,6 +86,7 @@ LABELS = {
     "connections: total, peer, silent, handshake, headers, preface",
     "token": "the token's name in the token file; empty if it has none",
     "stage": "prepare, basecall, stitch, align; for queues also deliver, acknowledge",
+    "row": "chunk, padding",
     "device": "cpu, cuda:N",
     "preset": "map-ont, lr:hq",
     "reference": "file name of a served reference",
@@ -217,6 +225,13 @@ BATCH_FILL = histogram(
     "Chunks in a batch, as a share of its capacity",
     ["model"],
     (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.999, 1),
+)
+ROW_SAMPLES = counter(
+    "row_samples_total",
+    "samples",
+    _LIMIT,
+    "Samples of the rows that batches were computed with: of chunks, or padding of batches that were not full",
+    ["model", "row"],
 )
 BATCH_STREAMS = histogram(
     "batch_streams", "streams", _LIMIT, "Streams whose chunks share a batch", ["model"], (1, 2, 3, 4, 8, 16, 32, 64)

@@ -32,11 +32,12 @@ def tables(markdown: str) -> dict[str, list[str]]:
 @pytest.mark.parametrize(
     ("script", "arguments", "titles"),
     [
-        ("run.py", ["--quick"], ["| figure | k samples/s |", "| set streamed | server peak, MiB |"]),
+        ("run.py", ["--quick"], ["| reads | network (f)", "| set streamed | server peak, MiB |"]),
         ("alignment.py", ["--count", "4"], ["|  | map-ont | lr:hq |"]),
         ("decode.py", ["--steps", "50", "--rows", "1"], ["| states | k samples/core-s |"]),
         ("network.py", ["tiny v4.3", "--rows", "4", "--gemm", "64"], ["| shape | stage | kFLOP a sample |"]),
         ("recurrence.py", ["--steps", "2"], ["| layer | precision |"]),
+        ("fed.py", ["--quick"], ["| a batch, s | workers |"]),
         ("reads.py", ["--quick"], ["| | samples a read, or open streams |"]),
         ("simulate.py", ["--reads", "3", "--turns", "1"], ["| simulator | M samples/s a core |"]),
         ("sorting.py", ["300"], ["| records | uncompressed, GB |"]),

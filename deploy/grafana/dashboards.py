@@ -519,11 +519,14 @@ DEVICES = Dashboard(
                 recorded=True,
             ),
             Panel(
-                "Batch fill",
+                "Useful rows",
                 "percentunit",
-                "Chunks in a batch, as a share of its capacity. A GPU that is busy with half-empty batches does half "
-                "the work.",
-                _mean("porestream_batch_fill_ratio", "model", "@m"),
+                "Share of the computed rows that were chunks rather than padding. A GPU that is busy with half-empty "
+                "batches does half the work.",
+                {
+                    'sum by (instance) (rate(porestream_row_samples_total{@, row="chunk"}[$__rate_interval])) '
+                    "/ sum by (instance) (rate(porestream_row_samples_total{@}[$__rate_interval]))": "{{instance}}"
+                },
             ),
         ],
         "Host": [

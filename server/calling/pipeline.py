@@ -31,8 +31,10 @@ from porestream.server.metrics import (
     BATCHES_RETRIED,
     READ_LENGTH_BASES,
     READ_MEAN_QSCORE,
+    ROW_SAMPLES,
     STAGE_SECONDS,
     STAGE_WAIT_SECONDS,
+    Row,
 )
 from porestream.server.reads import CalledPart, InputFault, ReadResult, Reason, Stage, Status, Timings
 
@@ -170,24 +172,37 @@ class Pipeline:
 
     def _call(self, batch: Batch) -> None:
         """Basecall one batch, and finish the reads whose last chunk was in it."""
-        rows = self._basecallers[batch.model].rows
+        try:
+            results = self._computed(batch)
+        finally:
+            self._scheduler.computed()
+        for task, result in zip(batch.tasks, results, strict=True):
+            job = task.job
+            if isinstance(result, Exception):
+                self._fail(job, Stage.BASECALL, result)
+                continue
+            job.work.decoded[task.index] = result
+            if self._scheduler.did_one(job):
+                self._finish(job)
+
+    def _computed(self, batch: Batch) -> list[Decoded | Exception]:
+        """Return the result of each chunk, in groups of as many rows as the runner has."""
+        runner = self._basecallers[batch.model].runner
         STAGE_WAIT_SECONDS.labels("basecall").observe(time.monotonic() - min(task.ready_s for task in batch.tasks))
         BATCH_STREAMS.labels(batch.model).observe(len({task.job.stream for task in batch.tasks}))
-        for first in range(0, len(batch.tasks), rows):
-            group = batch.tasks[first : first + rows]
-            BATCH_FILL.labels(batch.model).observe(len(group) / rows)
+        results: list[Decoded | Exception] = []
+        for first in range(0, len(batch.tasks), runner.rows):
+            group = batch.tasks[first : first + runner.rows]
+            BATCH_FILL.labels(batch.model).observe(len(group) / runner.rows)
+            padding = -len(group) % runner.row_group
+            for row, count in ((Row.CHUNK, len(group)), (Row.PADDING, padding)):
+                ROW_SAMPLES.labels(batch.model, row.value).inc(count * batch.samples)
             started_s = time.monotonic()
-            results = self._call_group(batch, group)
-            self.network_device.computed(results)
+            called = self._call_group(batch, group)
+            self.network_device.computed(called)
             STAGE_SECONDS.labels("basecall").observe(time.monotonic() - started_s)
-            for task, result in zip(group, results, strict=True):
-                job = task.job
-                if isinstance(result, Exception):
-                    self._fail(job, Stage.BASECALL, result)
-                    continue
-                job.work.decoded[task.index] = result
-                if self._scheduler.did_one(job):
-                    self._finish(job)
+            results += called
+        return results
 
     def _call_group(self, batch: Batch, tasks: list[Task]) -> list[Decoded | Exception]:
         basecaller = self._basecallers[batch.model]

@@ -15,6 +15,7 @@ Dimensions: N rows of a batch.
 
 import heapq
 import itertools
+import math
 import threading
 import time
 from collections import Counter, OrderedDict
@@ -213,6 +214,9 @@ class Scheduler:
         For each model, the number of chunks in whose multiples a batch costs time; default: a full batch.
     workers
         Workers that compute batches at the same time; they share the last chunks.
+    card_batches
+        Most batches on a GPU at a time, which computes a partial batch in the time of a full one. So a partial one goes
+        only when the GPU has none, or when its chunks have waited for too long. None: there is no GPU.
     max_delay_s
         How long a chunk may wait for its batch to fill while the workers have nothing else to do. If full batches of
         another length or model keep them busy, it may wait two seconds; LIVE reads within their share never wait longer
@@ -237,10 +241,13 @@ class Scheduler:
         clock: Callable[[], float] = time.monotonic,
         row_groups: Mapping[str, int] | None = None,
         workers: int = 1,
+        card_batches: int | None = None,
     ) -> None:
         self._batch_rows, self._max_delay_s, self._decoded_limit = batch_rows, max_delay_s, decoded_bytes
         self._live_share, self._live_rate = live_share, live_rate_samples_per_s
         self._row_groups, self._workers = row_groups or batch_rows, workers
+        self._card_batches = card_batches
+        self._computing = 0  # batches that were taken and not yet computed
         self._clock = clock
         self._waiting: _Lanes[Job] = _Lanes()
         self._ready: dict[tuple[str, int], _ReadyClass] = {}
@@ -283,7 +290,7 @@ class Scheduler:
     def take(self) -> Job | Batch | None:
         """Wait for the next piece of work: a read to prepare or a batch to call; None if closed.
 
-        Whoever takes a read to prepare must call `prepared` or `done` for it.
+        Whoever takes a read to prepare must call `prepared` or `done` for it, and for a batch `computed`.
         """
         with self._changed:
             while not self._closed:
@@ -297,6 +304,13 @@ class Scheduler:
         """Like `take`, but don't block. If there is nothing to do, return for how many seconds; None: indefinitely."""
         with self._changed:
             return None if self._closed else self._next()
+
+    def computed(self) -> None:
+        """Note that a batch is computed, so that a GPU can have another."""
+        with self._changed:
+            self._computing -= 1
+            if self._card_batches is not None:
+                self._changed.notify_all()
 
     def prepared(self, job: Job, pieces: Sequence[Piece]) -> None:
         """Queue the chunks of a prepared read."""
@@ -382,16 +396,19 @@ class Scheduler:
         """Return the next work, or for how long there is none.
 
         A batch that has waited too long goes first; then the full batch or read to prepare with the lowest key; then a
-        partial batch whose delay is over.
+        partial batch whose delay is over. While a GPU has as many batches as it may have, reads are prepared.
         """
         now_s, live_first = self._clock(), self._live_lead < _LIVE_LEAD_SAMPLES
-        filled = [ready for ready in self._ready.values() if ready.tasks]
+        has_room = self._card_batches is None or self._computing < self._card_batches
+        filled = [ready for ready in self._ready.values() if ready.tasks] if has_room else []
         partial = [ready for ready in filled if not ready.is_full]
-        late = min(partial, default=None, key=lambda ready: ready.oldest_s)
+        due_s = math.inf  # when the first of them has waited too long
         for ready in partial:
             is_urgent = live_first and ready.tasks.live
-            if now_s - ready.oldest_s >= (self._max_delay_s if is_urgent else _MAX_OVERTAKEN_S):
+            limit_s = ready.oldest_s + (self._max_delay_s if is_urgent else _MAX_OVERTAKEN_S)
+            if now_s >= limit_s:
                 return self._pop(ready, live_first)
+            due_s = min(due_s, limit_s)
         full = min(
             (ready for ready in filled if ready.is_full), default=None, key=lambda ready: ready.tasks.rank(live_first)
         )
@@ -399,8 +416,11 @@ class Scheduler:
             return self._start(live_first)
         if full:
             return self._pop(full, live_first)
-        if late is None:
+        if not partial:
             return None
+        if self._card_batches is not None and self._computing:
+            return due_s - now_s
+        late = min(partial, key=lambda ready: ready.oldest_s)
         wait_s = late.oldest_s + self._max_delay_s - now_s
         return wait_s if wait_s > 0 else self._pop(late, live_first)
 
@@ -439,6 +459,7 @@ class Scheduler:
 
     def _pop(self, ready: _ReadyClass, live_first: bool) -> Batch:
         taken = [ready.tasks.next(live_first).pop() for _ in range(self._share(ready))]
+        self._computing += 1
         live_samples = 0
         for task in taken:
             del task.job.ready[task.number]

@@ -214,6 +214,7 @@ class BasecallService(pb_grpc.BasecallServiceServicer):
                 self._engine.ledger, opening.run.run_id, settings.model, settings.priority, caller.get().token_name
             ),
             max_read_samples=self._engine.max_read_samples,
+            window_samples=self._engine.window_samples,
             heartbeat_s=heartbeat_s,
             client=caller.get().identity,
         )
@@ -413,6 +414,7 @@ class BasecallService(pb_grpc.BasecallServiceServicer):
                 max_streams=engine.max_streams,
                 max_open_reads=MAX_OPEN_READS,
                 min_chunk_credit_samples=MIN_CHUNK_CREDIT_SAMPLES,
+                window_samples=engine.window_samples,
             ),
         )
 

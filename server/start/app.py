@@ -52,6 +52,7 @@ from porestream.v1 import porestream_pb2_grpc as pb_grpc
 log = structlog.get_logger()
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -2, -3, -8
+_CARD_BATCHES = 2  # one is computed, one waits in the stream or is being copied to the GPU
 _UNOPENED_STREAMS = 64  # calls about to be opened as streams, or refused
 _MAX_METADATA_BYTES = 8 << 10
 _LIVENESS = "liveness"
@@ -89,7 +90,9 @@ def build_engine(settings: Settings) -> Engine:
         settings.live_rate,
         row_groups={name: caller.runner.row_group for name, caller in basecallers.items()},
         workers=1 if card else settings.worker_count,
+        card_batches=_CARD_BATCHES if card else None,
     )
+    largest_batch = max(caller.rows * max(caller.chunker.lengths) for caller in basecallers.values())
     card_use = DeviceUse(str(card.device), 1) if card else None
     pipeline = Pipeline(basecallers, aligners, scheduler, settings.worker_count, card_use)
     pipeline.start()
@@ -103,6 +106,7 @@ def build_engine(settings: Settings) -> Engine:
         ledger=Ledger(),
         max_streams=settings.max_streams,
         max_read_samples=min(settings.max_read_samples, budget.decoded_bytes // 4),
+        window_samples=budget.window_samples(largest_batch if card else 0),
         scheduler=scheduler,
         max_streams_per_peer=settings.max_streams_per_peer or -(-3 * settings.max_streams // 4),
     )

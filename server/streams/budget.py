@@ -13,6 +13,9 @@ from typing import Protocol
 BYTES_PER_CREDIT_SAMPLE = 4
 """Bytes charged for a sample that was granted but not yet received: int16, padded for small chunks' overhead."""
 
+LEAST_WINDOW_SAMPLES = 8_000_000
+"""Signal of reads without a result that every stream may have on the way, memory permitting."""
+
 MAX_CHUNK_SAMPLES = 131_072
 MIN_CHUNK_CREDIT_SAMPLES = 1024
 CHUNK_OVERHEAD_BYTES = 256
@@ -88,6 +91,13 @@ class MemoryBudget:
         self._waiting.pop(account, None)
         self.charge(account, -self._charges[account])
         del self._charges[account]
+
+    def window_samples(self, batch_samples: int) -> int:
+        """Return how much signal a stream may have in reads without a result, so that it can keep a GPU busy alone.
+
+        That is three of the largest batches: one is computed, one waits for that, one is filled.
+        """
+        return max(LEAST_WINDOW_SAMPLES, min(3 * batch_samples, self.signal_bytes // (2 * BYTES_PER_CREDIT_SAMPLE)))
 
     def charge(self, account: Account, change_bytes: int) -> None:
         """Record that the stream holds more or less memory. Streams waiting for memory are woken when some is freed."""

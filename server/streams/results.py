@@ -38,7 +38,7 @@ from porestream.server.streams.session import Output, Results, Session
 log = structlog.get_logger()
 
 MAX_OPEN_READS = 16_384
-_BACKLOG_SAMPLES = 8_000_000  # while a stream's complete reads exceed this, it gets no more credit
+_AHEAD_SHARE = 4  # credit in advance of what was received: a quarter of the window
 _RESULTS_A_MESSAGE = 64
 _RESULT_MESSAGE_BYTES = 1 << 20
 _CALLED = (Status.CALLED, Status.FILTERED)
@@ -84,11 +84,13 @@ class ResultsSession(Session):
         books: StreamBooks,
         *,
         max_read_samples: int,
+        window_samples: int,
         heartbeat_s: float,
         client: Hashable = None,
     ) -> None:
         self.settings, self._orders = settings, orders
         self._max_read_samples = max_read_samples
+        self._window_samples = window_samples  # while the complete reads exceed this, there is no more credit
         self._open: dict[bytes, OpenRead] = {}
         self._refused: set[bytes] = set()  # rejected or sent back, but their end was not received yet
         self._sent_back: set[bytes] = set()  # those of them that the client may send again
@@ -100,7 +102,9 @@ class ResultsSession(Session):
         self._results_s = 0.0  # when results were last sent
         self._aligns = bool(settings.reference)
         self._priority = settings.priority.name.lower()
-        super().__init__(budget, books, heartbeat_s=heartbeat_s, client=client)
+        super().__init__(
+            budget, books, heartbeat_s=heartbeat_s, ahead_samples=window_samples // _AHEAD_SHARE, client=client
+        )
 
     # what the client says
 
@@ -339,7 +343,7 @@ class ResultsSession(Session):
         return bool(self._running or self._unsent)
 
     def _has_enough(self) -> bool:
-        return self._running_samples > _BACKLOG_SAMPLES
+        return self._running_samples > self._window_samples
 
 
 def _check_size(chunk: Chunk) -> None:

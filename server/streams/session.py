@@ -19,7 +19,6 @@ from porestream.server.streams.budget import (
     MemoryBudget,
 )
 
-_WINDOW_SAMPLES = 2_000_000  # credit that a stream gets in advance, memory permitting
 RETRY_S = 0.2  # how often a stream waiting for memory checks whether others must give some up
 
 
@@ -67,9 +66,16 @@ class Session(ABC):
     """
 
     def __init__(
-        self, budget: MemoryBudget, books: StreamBooks, *, heartbeat_s: float, client: Hashable = None
+        self,
+        budget: MemoryBudget,
+        books: StreamBooks,
+        *,
+        heartbeat_s: float,
+        ahead_samples: int,
+        client: Hashable = None,
     ) -> None:
         self._budget, self._books, self._heartbeat_s = budget, books, heartbeat_s
+        self._ahead_samples = ahead_samples  # credit that the stream gets in advance, memory permitting
         self.client = client or self
         self._loop = asyncio.get_running_loop()
         self._credited_s = time.monotonic()  # since when the client has had credit
@@ -280,7 +286,7 @@ class Session(ABC):
         outstanding = self._granted - self._used
         share = self._budget.share_bytes // BYTES_PER_CREDIT_SAMPLE
         # The window grows with use, so that idle streams tie up little memory, and none of the pool.
-        window = min(max(self._used, min(4 * MAX_CHUNK_SAMPLES, share)), _WINDOW_SAMPLES)
+        window = min(max(self._used, min(4 * MAX_CHUNK_SAMPLES, share)), self._ahead_samples)
         if outstanding >= window // 2:
             return
         self._grant(min(window - outstanding, self._room(starving=False)))

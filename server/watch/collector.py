@@ -198,6 +198,8 @@ def _expect_labels(models: list[str]) -> None:
             metrics.ALIGNMENT_IDENTITY,
         ):
             by_model.labels(model)
+        for row in metrics.Row:
+            metrics.ROW_SAMPLES.labels(model, row.value)
 
 
 def _label(priority: Priority) -> str:

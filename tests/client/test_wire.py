@@ -263,6 +263,7 @@ def test_identity_and_server_info() -> None:
     info.limits.max_chunk_samples = 5
     info.limits.max_message_bytes = 6
     info.limits.min_chunk_credit_samples = 7
+    info.limits.window_samples = 8
     models = {"a": Chemistry(), "b": Chemistry()}
     expected = ServerInfo(
         version="1",
@@ -272,6 +273,7 @@ def test_identity_and_server_info() -> None:
         max_chunk_samples=5,
         max_message_bytes=6,
         min_chunk_credit_samples=7,
+        window_samples=8,
     )
     assert decode_server_info(info) == expected
 

@@ -64,6 +64,17 @@ def ended(status: str, bad: str, good: str) -> dict[str, str]:
     }
 
 
+def on_a_gpu(chunks: int, padding: int, busy_s: int) -> dict[str, str]:
+    """Of each 15 s."""
+    rows = {"chunk": chunks, "padding": padding}
+    return {
+        of("porestream_row_samples_total", f'model="m",row="{row}"'): f"0+{count}x160" for row, count in rows.items()
+    } | {
+        of("porestream_device_busy_seconds_total", 'device="cuda:0"'): f"0+{busy_s}x160",
+        of("porestream_device_slots", 'device="cuda:0"'): "1x160",
+    }
+
+
 DAY_S = 86400
 CASES = [
     Case(
@@ -130,6 +141,16 @@ CASES = [
         "20m",
         "Live results of server a:9464 take 29.8s (p99)",
         {"priority": "live"},
+    ),
+    *(
+        Case(
+            "PorestreamBusyNotFull",
+            on_a_gpu(2, 3, busy_s=14),
+            silent,
+            "30m",
+            "The GPU of server a:9464 is busy, but only 40% of what it computes is signal",
+        )
+        for silent in (on_a_gpu(3, 2, busy_s=14), on_a_gpu(2, 3, busy_s=13))
     ),
     Case(
         "PorestreamEventLoopLag",
@@ -297,6 +318,8 @@ def test_recorded_values(tmp_path: Path) -> None:
     series = {
         of("porestream_device_busy_seconds_total", 'device="cpu"'): "0+45x300",
         of("porestream_device_slots", 'device="cpu"'): "4x300",
+        of("porestream_row_samples_total", 'model="m",row="chunk"'): "0+3x300",
+        of("porestream_row_samples_total", 'model="m",row="padding"'): "0+2x300",
         of("porestream_device_energy_joules_total", 'device="cpu"'): "0+3000x300",
         of("porestream_bases_called_total", 'model="m",priority="bulk"'): "0+15000000x300",
         **ended("rejected", "0+1x300", "0+3x300"),
@@ -307,6 +330,7 @@ def test_recorded_values(tmp_path: Path) -> None:
         "instance_device:porestream_device_seconds_per_gigabase:rate1h": ({"device": "cpu"}, 3000),
         "instance_device:porestream_device_joules_per_gigabase:rate1h": ({"device": "cpu"}, 200_000),
         "instance_device:porestream_device_busy:ratio_rate5m": ({"device": "cpu"}, 0.75),
+        "instance:porestream_useful_rows:ratio_rate5m": ({}, 0.6),
         "instance_status:porestream_reads_not_called:ratio_rate15m": ({"status": "rejected"}, 0.25),
         "instance_priority:porestream_read_latency_seconds:p99_rate5m": ({"priority": "bulk"}, 2.98),
         "instance_priority:porestream_credit_stall:ratio_rate5m": ({"priority": "bulk"}, 0.25),

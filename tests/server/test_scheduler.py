@@ -51,6 +51,7 @@ def drain(scheduler: Scheduler, count: int) -> list[Batch]:
             prepare(scheduler, work)
             continue
         batches.append(work)
+        scheduler.computed()
         for task in work.tasks:
             if scheduler.did_one(task.job):
                 assert scheduler.done(task.job)
@@ -82,10 +83,17 @@ jobs = st.lists(
 )
 
 
-@given(jobs, st.sampled_from([1, 7, 16]), st.sampled_from([2_000, 100_000_000]), st.sampled_from([1, 3]))
+@given(
+    jobs,
+    st.sampled_from([1, 7, 16]),
+    st.sampled_from([2_000, 100_000_000]),
+    st.sampled_from([(1, None), (3, None), (1, 2)]),
+)
 @settings(max_examples=50)
-def test_every_chunk_is_called_once_in_batches_of_one_shape(plans, rows, limit, workers) -> None:  # type: ignore[no-untyped-def]
-    scheduler = Scheduler(rows_each(rows), 0.001, limit, row_groups=rows_each(2), workers=workers)
+def test_every_chunk_is_called_once_in_batches_of_one_shape(plans, rows, limit, device) -> None:  # type: ignore[no-untyped-def]
+    workers, card_batches = device
+    groups = rows_each(2 if card_batches is None else rows)
+    scheduler = Scheduler(rows_each(rows), 0.001, limit, row_groups=groups, workers=workers, card_batches=card_batches)
     submitted = [job(stream, samples, priority, model) for stream, samples, priority, model in plans]
     for work in submitted:
         scheduler.submit(work)
@@ -122,6 +130,56 @@ def test_workers_share_the_last_chunks() -> None:
     assert sizes(3, 4, 1, 36) == [12, 8, 8, 8]
     assert sizes(2, 4, 1, 5) == [5]
     assert sizes(2, 4, 3, 16)[:1] == [16]  # other reads are still waiting to be prepared
+
+
+def prepared(scheduler: Scheduler, work: Job) -> None:
+    """Submit and prepare a read."""
+    scheduler.submit(work)
+    taken = scheduler.poll()
+    assert taken is work
+    prepare(scheduler, work)
+
+
+def test_a_gpu_has_two_batches_and_a_partial_one_only_if_it_has_no_other() -> None:
+    clock = Clock()
+    scheduler = Scheduler(rows_each(4), 0.02, 1 << 40, clock=clock, card_batches=2)
+    prepared(scheduler, job("a", 1080 * 14 + 120))  # 14 chunks
+    sizes = [len(batch.tasks) for batch in (scheduler.poll(), scheduler.poll()) if isinstance(batch, Batch)]
+    assert sizes == [4, 4]
+    assert scheduler.poll() is None  # a full one waits, too
+    other = job("b", 1200)
+    scheduler.submit(other)
+    assert scheduler.poll() is other  # meanwhile reads are prepared
+    scheduler.done(other)
+    scheduler.computed()
+    batch = scheduler.poll()
+    assert isinstance(batch, Batch)
+    assert len(batch.tasks) == 4
+    scheduler.computed()
+    clock.now_s += 1.5
+    assert scheduler.poll() == pytest.approx(0.5)  # the GPU has one: the rest waits for more
+    scheduler.computed()
+    batch = scheduler.poll()
+    assert isinstance(batch, Batch)
+    assert len(batch.tasks) == 2
+
+
+def test_a_gpus_partial_batches_do_not_starve() -> None:
+    clock = Clock()
+    scheduler = Scheduler(rows_each(4), 0.02, 1 << 40, clock=clock, card_batches=2)
+    prepared(scheduler, job("a", 1080 * 4 + 120))
+    assert isinstance(scheduler.poll(), Batch)  # is computed for a long time
+    prepared(scheduler, job("a", 1200, name=1))
+    prepared(scheduler, job("live", 1200, Priority.LIVE, model="n", name=2))
+    assert scheduler.poll() == pytest.approx(0.02)
+    clock.now_s += 0.02
+    batch = scheduler.poll()
+    assert isinstance(batch, Batch)
+    assert batch.model == "n"  # LIVE waits no longer than without a GPU
+    scheduler.computed()
+    assert scheduler.poll() == pytest.approx(1.98)
+    clock.now_s += 1.98
+    assert isinstance(scheduler.poll(), Batch)
 
 
 def test_streams_share_a_batch_and_get_equal_service() -> None:

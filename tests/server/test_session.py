@@ -26,6 +26,7 @@ from porestream.server.reads import (
 from porestream.server.streams.books import Books, Ledger, StreamBooks
 from porestream.server.streams.budget import (
     BYTES_PER_CREDIT_SAMPLE,
+    LEAST_WINDOW_SAMPLES,
     MAX_CHUNK_SAMPLES,
     MIN_CHUNK_CREDIT_SAMPLES,
     BudgetError,
@@ -185,6 +186,7 @@ def make_session(
         budget,
         StreamBooks(ledger, "run", SETTINGS.model, SETTINGS.priority),
         max_read_samples=limit,
+        window_samples=LEAST_WINDOW_SAMPLES,
         heartbeat_s=30.0,
         client=client,
     )
@@ -460,6 +462,7 @@ def test_a_silent_client_is_dropped_and_an_idle_one_gets_heartbeats() -> None:
             budget,
             StreamBooks(ledger, "run", SETTINGS.model, SETTINGS.priority),
             max_read_samples=1000,
+            window_samples=LEAST_WINDOW_SAMPLES,
             heartbeat_s=0.05,
         )
         outputs = []

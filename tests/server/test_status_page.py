@@ -140,7 +140,7 @@ def test_keys_stay(made_up: MadeUp) -> None:
 
 def test_every_metric_that_is_shown_is_defined(made_up: MadeUp) -> None:
     """With each metric there, and each counted, nothing is left to say but null or 0: no name has a slip."""
-    label_values = {"priority": "live", "device": "cpu"}
+    label_values = {"priority": "live", "device": "cpu", "row": "chunk"}
     for moment in (1, 2):
         for one in DEFINITIONS:
             metric = made_up(
@@ -208,11 +208,14 @@ def test_devices(made_up: MadeUp) -> None:
     made_up("device_energy_joules_total", device="cpu").inc(7)
     made_up.history.tick()
     made_up("device_busy_seconds_total", device="cpu").inc(60)
+    for row, samples in (("chunk", 3e6), ("padding", 1e6)):
+        made_up("row_samples_total", model="fast", row=row).inc(samples)
     made_up("device_energy_joules_total", device="cpu").inc(3000)
     made_up("bases_called_total", model="fast", priority="live").inc(1_000_000)
     made_up.after(60)
     (device,) = made_up.status()["devices"]
     assert device["busy_ratio_last_minute"] == 0.5
+    assert device["useful_rows_ratio_last_minute"] == 0.75
     assert device["power_watts"] == 50
     assert device["joules_per_gigabase_last_hour"] == pytest.approx(3e6)
     assert (device["up"], device["memory_used_bytes"]) == (None, None)

@@ -493,7 +493,7 @@ class ReferenceSequence(_message.Message):
     def __init__(self, name: _Optional[str] = ..., length: _Optional[int] = ..., md5: _Optional[str] = ...) -> None: ...
 
 class Limits(_message.Message):
-    __slots__ = ("max_message_bytes", "max_chunk_samples", "max_read_samples", "memory_budget_bytes", "max_streams", "max_open_reads", "min_chunk_credit_samples")
+    __slots__ = ("max_message_bytes", "max_chunk_samples", "max_read_samples", "memory_budget_bytes", "max_streams", "max_open_reads", "min_chunk_credit_samples", "window_samples")
     MAX_MESSAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
     MAX_CHUNK_SAMPLES_FIELD_NUMBER: _ClassVar[int]
     MAX_READ_SAMPLES_FIELD_NUMBER: _ClassVar[int]
@@ -501,6 +501,7 @@ class Limits(_message.Message):
     MAX_STREAMS_FIELD_NUMBER: _ClassVar[int]
     MAX_OPEN_READS_FIELD_NUMBER: _ClassVar[int]
     MIN_CHUNK_CREDIT_SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    WINDOW_SAMPLES_FIELD_NUMBER: _ClassVar[int]
     max_message_bytes: int
     max_chunk_samples: int
     max_read_samples: int
@@ -508,7 +509,8 @@ class Limits(_message.Message):
     max_streams: int
     max_open_reads: int
     min_chunk_credit_samples: int
-    def __init__(self, max_message_bytes: _Optional[int] = ..., max_chunk_samples: _Optional[int] = ..., max_read_samples: _Optional[int] = ..., memory_budget_bytes: _Optional[int] = ..., max_streams: _Optional[int] = ..., max_open_reads: _Optional[int] = ..., min_chunk_credit_samples: _Optional[int] = ...) -> None: ...
+    window_samples: int
+    def __init__(self, max_message_bytes: _Optional[int] = ..., max_chunk_samples: _Optional[int] = ..., max_read_samples: _Optional[int] = ..., memory_budget_bytes: _Optional[int] = ..., max_streams: _Optional[int] = ..., max_open_reads: _Optional[int] = ..., min_chunk_credit_samples: _Optional[int] = ..., window_samples: _Optional[int] = ...) -> None: ...
 
 class WatchStatsRequest(_message.Message):
     __slots__ = ("run_id", "interval")

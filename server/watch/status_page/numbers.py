@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from porestream.server.metrics import Row
 from porestream.server.reads import Priority
 from porestream.server.watch.status_page.history import History, Snapshot, increase
 
@@ -215,6 +216,12 @@ def _devices(now: Values) -> list[str]:
     return sorted({labels["device"] for name in names for labels in now.labels(name)})
 
 
+def _useful_rows(span: Span) -> float | None:
+    """Return the share of what networks computed that was chunks, not padding; they run on the GPU if there is one."""
+    chunks, padding = (span.count("row_samples_total", row=row.value) for row in (Row.CHUNK, Row.PADDING))
+    return _ratio(chunks, chunks + padding)
+
+
 def _device(device: str, now: Values, minute: Span, hour: Span) -> Json:
     up = now.total("device_up", device=device)
     slots = now.total("device_slots", device=device) or 0.0
@@ -234,6 +241,7 @@ def _device(device: str, now: Values, minute: Span, hour: Span) -> Json:
         "up": None if up is None else bool(up),
         "slots": slots,
         **{name: None if ratio is None else min(1.0, ratio) for name, ratio in busy.items()},
+        "useful_rows_ratio_last_minute": _useful_rows(minute) if device == _devices(now)[-1] else None,
         "memory_used_bytes": now.total("device_memory_used_bytes", device=device),
         "memory_total_bytes": now.total("device_memory_total_bytes", device=device),
         "utilization_ratio": now.total("device_utilization_ratio", device=device),

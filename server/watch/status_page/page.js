@@ -152,6 +152,7 @@ const devices = (status) => table("Devices", [
   ["State", (row) => row.up == null ? NONE : row.up ? "up" : "down", (row) => row.up == null ? "" : row.up ? "good" : "bad"],
   ["Busy, now", (row) => percent(row.busy_ratio_last_minute, 2)],
   ["Busy, last hour", (row) => percent(row.busy_ratio_last_hour, 2)],
+  ["Useful rows, now", (row) => percent(row.useful_rows_ratio_last_minute, 2)],
   ["Memory", (row) => row.memory_total_bytes == null ? NONE : `${bytes(row.memory_used_bytes)} of ${bytes(row.memory_total_bytes)}`],
   ["Temperature", (row) => row.temperature_celsius == null ? NONE : `${whole(row.temperature_celsius)}${NO_BREAK}°C`],
   ["Power", (row) => scaled(row.power_watts, "W", 1000, SI)],
