@@ -59,8 +59,9 @@ def quantile_scaling(signal_S: npt.NDArray[np.int16], rule: QuantileRule = Quant
     ValueError
         An empty signal.
     """
-    cumulative = np.cumsum(_counts(signal_S))
-    qa, qb = (_LOWEST + _at(cumulative, int(q * (signal_S.size - 1))) for q in (rule.quantile_a, rule.quantile_b))
+    lowest, counts = _counts(signal_S)
+    cumulative = np.cumsum(counts)
+    qa, qb = (lowest + _at(cumulative, int(q * (signal_S.size - 1))) for q in (rule.quantile_a, rule.quantile_b))
     return Scaling(
         max(_MIN_SHIFT, rule.shift_multiplier * (qa + qb)), max(_MIN_SCALE, rule.scale_multiplier * (qb - qa))
     )
@@ -76,12 +77,12 @@ def med_mad_scaling(signal_S: npt.NDArray[np.int16]) -> Scaling:
     ValueError
         An empty signal.
     """
-    counts = _counts(signal_S)
+    lowest, counts = _counts(signal_S)
     middle = (signal_S.size - 1) // 2
     median = _at(np.cumsum(counts), middle)
     deviations = np.abs(np.arange(counts.size) - median)
     mad = _at(np.cumsum(np.bincount(deviations, weights=counts)), middle)
-    return Scaling(float(_LOWEST + median), max(_MIN_SCALE, _MAD_TO_SD * mad))
+    return Scaling(float(lowest + median), max(_MIN_SCALE, _MAD_TO_SD * mad))
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,19 +150,23 @@ def pa_scaling(measured: Measurement, standardisation: Standardisation = Standar
 
 STRATEGIES = ("quantile", "med_mad", "pa")
 
-_LOWEST = -32_768
 _BLOCK_SAMPLES = 1 << 17
 
 
-def _counts(signal_S: npt.NDArray[np.int16]) -> npt.NDArray[np.int64]:
-    """Count the samples with each of the 65,536 values, lowest first; in blocks: bincount takes 8 bytes per sample."""
+def _counts(signal_S: npt.NDArray[np.int16]) -> tuple[int, npt.NDArray[np.int64]]:
+    """Return the lowest value, and how many samples have each value from there to the highest.
+
+    A read has a thousand values or two; all 65,536 would take longer than its samples. In blocks: bincount takes 8
+    bytes per sample.
+    """
     if signal_S.size == 0:
         raise ValueError("cannot scale an empty signal")
-    counts = np.zeros(65_536, np.int64)
+    lowest, highest = int(signal_S.min()), int(signal_S.max())
+    counts = np.zeros(highest - lowest + 1, np.int64)
     for first in range(0, signal_S.size, _BLOCK_SAMPLES):
-        block_S = signal_S[first : first + _BLOCK_SAMPLES].astype(np.int32) - _LOWEST
+        block_S = signal_S[first : first + _BLOCK_SAMPLES].astype(np.int32) - lowest
         counts += np.bincount(block_S, minlength=counts.size)
-    return counts
+    return lowest, counts
 
 
 def _at(cumulative: npt.NDArray[np.int64] | npt.NDArray[np.float64], index: int) -> int:
