@@ -764,6 +764,11 @@ KERNELS: list[Configuration] = [
         )
         for hard, name in ((0, "FP16"), (1, "FP16"), (1, "BF16"), (1, "FP32"))
     ),
+    *(
+        Configuration(source="transformer.cu", kernel=kernel, defines=(f"PRECISION={name}",), block_threads=256)
+        for kernel in ("rotate", "add_norm", "gate_values")
+        for name in ("FP16", "BF16", "FP32")
+    ),
 ]
 """All kernels that the service builds."""
 

@@ -217,9 +217,9 @@ def copies(source: Path, folder: Path, count: int) -> Path:
 def memory(used: ReadSet, folder: Path, times: int) -> list[tuple[int, int, int]]:
     """Return the peak bytes of server and client for the set once, and for the set repeated `times` times."""
     rows = []
-    for count in (1, times):
+    for turn, count in enumerate((1, times)):
         server = Server(used, folder)
-        reads = copies(used.reads, folder / f"reads-{count}", count)
+        reads = copies(used.reads, folder / f"reads-{turn}", count)
         done = subprocess.run(
             [
                 *("/usr/bin/env", "python3", "-c", _PEAK_OF_CHILD),

@@ -16,10 +16,9 @@ from porestream.models.call.cpu_runner import CpuRunner
 from porestream.models.call.cuda_runner import CudaRunner
 from porestream.models.call.decode import Decoded, Decoder, DecodeSettings
 from porestream.models.call.prepare import PreparedRead, prepare
-from porestream.models.call.runner import BatchDecoder, Runner
+from porestream.models.call.runner import BatchDecoder, NetworkPasses, Runner
 from porestream.models.files.bundle import ModelBundle
 from porestream.models.files.config import ModelConfig
-from porestream.models.networks.recurrent import NextStates
 from porestream.models.scale import UNKNOWN, Measurement
 
 
@@ -89,8 +88,8 @@ class Basecaller:
     decoder
         Decodes batches on the device that has their scores, with this model's `decode_settings`. None means that the
         CPU decodes them, row by row.
-    next_states
-        Computes the states of low-rank LSTMs on a GPU; None means that torch does.
+    passes
+        Computes a network's passes between matrix products on a GPU; None means that torch does.
 
     Attributes
     ----------
@@ -112,7 +111,7 @@ class Basecaller:
         rows: int | None = None,
         share: float = 1.0,
         decoder: BatchDecoder | None = None,
-        next_states: NextStates | None = None,
+        passes: NetworkPasses | None = None,
     ) -> None:
         self.bundle, self._card = bundle, card
         config = bundle.config
@@ -125,7 +124,7 @@ class Basecaller:
             MANY_LENGTHS if card is None else FEW_LENGTHS,
         )
         self.runner: Runner = (
-            CudaRunner(bundle, self.chunker.lengths, precision, card, rows, share, decoder, next_states)
+            CudaRunner(bundle, self.chunker.lengths, precision, card, rows, share, decoder, passes)
             if card is not None
             else CpuRunner(bundle, precision, decoder)
         )

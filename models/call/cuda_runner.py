@@ -14,10 +14,11 @@ from porestream.models.call.decode import Decoded
 from porestream.models.call.host import host_memory_bytes
 from porestream.models.call.memory import device_bytes, plan_rows, result_bytes
 from porestream.models.call.network import Network
-from porestream.models.call.runner import F32, BatchDecoder, decoded_rows, fill_batch
+from porestream.models.call.runner import F32, BatchDecoder, NetworkPasses, decoded_rows, fill_batch
 from porestream.models.files.bundle import ModelBundle
 from porestream.models.files.config import ModelError
-from porestream.models.networks.recurrent import LowRankRecurrent, NextStates
+from porestream.models.networks.attention import TransformerEncoder
+from porestream.models.networks.recurrent import LowRankRecurrent
 
 
 class CudaRunner:
@@ -39,8 +40,9 @@ class CudaRunner:
         The share of the GPU's free memory that this model may use.
     decoder
         Decodes the scores on the GPU; None means that they are copied to the host.
-    next_states
-        Computes the states of low-rank LSTMs on the GPU in one launch a step; None means that torch does.
+    passes
+        Computes low-rank LSTMs' and transformers' passes between matrix products on the GPU; None means that torch
+        does.
 
     Raises
     ------
@@ -57,7 +59,7 @@ class CudaRunner:
         rows: int | None = None,
         share: float = 1.0,
         decoder: BatchDecoder | None = None,
-        next_states: NextStates | None = None,
+        passes: NetworkPasses | None = None,
     ) -> None:
         config = bundle.config
         decode_bytes = decoder.device_bytes if decoder else None
@@ -76,10 +78,9 @@ class CudaRunner:
         try:
             with card.in_order():
                 self.network = Network(bundle, self.precision, encoder_rows=self.rows).to(card.device)
-                if next_states is not None:
-                    assert isinstance(self.network.encoder, LowRankRecurrent)
-                    self.network.encoder.next_states = next_states
-                    self.device_class += "-gpu-gates"
+                if passes is not None:
+                    _use(passes, self.network.encoder)
+                    self.device_class += "-gpu-passes"
                 # Shorter lengths reuse the longest one's memory; this is safe because the stream runs in order.
                 batch, scores = (torch.zeros(max(size), device=card.device) for size in zip(*sizes, strict=True))
                 size = result_bytes(config, max(lengths), self.rows, decoder is not None)
@@ -156,6 +157,14 @@ class CudaRunner:
             self._shapes[samples][2]()
             wait = self._card.mark()
         wait()
+
+
+def _use(passes: NetworkPasses, encoder: torch.nn.Module) -> None:
+    if isinstance(encoder, LowRankRecurrent):
+        encoder.next_states = passes.next_states
+    else:
+        assert isinstance(encoder, TransformerEncoder)
+        encoder.passes = passes
 
 
 def _parts(buffer: torch.Tensor, rows: int, steps: int) -> list[torch.Tensor]:

@@ -17,6 +17,7 @@ import torch
 
 from porestream.models.call.decode import Decoded, NonFiniteScores
 from porestream.models.call.network import Network
+from porestream.models.networks.attention import Passes
 
 F32 = npt.NDArray[np.float32]
 
@@ -63,6 +64,15 @@ class Runner(Protocol):
 
         This needs a decoder.
         """
+
+
+class NetworkPasses(Passes, Protocol):
+    """The passes of encoders between their matrix products; `porestream.kernels.network.passes.NetworkPasses` is one."""
+
+    def next_states(
+        self, gates_NG: torch.Tensor, cells_NC: torch.Tensor, hidden_NC: torch.Tensor, is_hard: bool
+    ) -> None:
+        """See `models.networks.recurrent.next_states`."""
 
 
 class BatchDecoder(Protocol):

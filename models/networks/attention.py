@@ -3,6 +3,8 @@
 Dimensions: N rows, T time steps (before upsampling), F features, H heads, D features of a head, B steps of a block.
 """
 
+from typing import Protocol
+
 import torch
 from torch import nn
 from torch.nn import functional
@@ -12,15 +14,59 @@ from porestream.models.networks.transformer import BLOCK_STEPS, Transformer
 _RMS_EPSILON = 1e-5
 
 
+class Passes(Protocol):
+    """The passes over a layer's features between its matrix products. `porestream.kernels.network.passes` has kernels."""
+
+    def rotated(
+        self, qkv_NTF: torch.Tensor, cosines_TD: torch.Tensor, sines_TD: torch.Tensor, heads: int
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return queries and keys, rotated, and values, (N, H, T, D)."""
+
+    def normed(
+        self, added_NTF: torch.Tensor, x_NTF: torch.Tensor, weight_F: torch.Tensor, alpha: float
+    ) -> torch.Tensor:
+        """Return weight * RMSNorm(added + alpha x)."""
+
+    def gated(self, both_NTE: torch.Tensor) -> torch.Tensor:
+        """Return silu(gate) * value, of values and gates side by side."""
+
+
+class TorchPasses:
+    """`Passes` with torch; the sums are float32."""
+
+    def rotated(
+        self, qkv_NTF: torch.Tensor, cosines_TD: torch.Tensor, sines_TD: torch.Tensor, heads: int
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        q_NHTD, k_NHTD, v_NHTD = qkv_NTF.unflatten(2, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+        q_NHTD, k_NHTD = (rotated(part, cosines_TD, sines_TD) for part in (q_NHTD, k_NHTD))
+        return q_NHTD, k_NHTD, v_NHTD
+
+    def normed(
+        self, added_NTF: torch.Tensor, x_NTF: torch.Tensor, weight_F: torch.Tensor, alpha: float
+    ) -> torch.Tensor:
+        total_NTF = added_NTF.float().add_(x_NTF.float(), alpha=alpha)
+        return functional.rms_norm(total_NTF, total_NTF.shape[-1:], weight_F.float(), _RMS_EPSILON).to(x_NTF.dtype)
+
+    def gated(self, both_NTE: torch.Tensor) -> torch.Tensor:
+        value_NTF, gate_NTF = both_NTE.chunk(2, dim=-1)
+        return functional.silu(gate_NTF).mul_(value_NTF)
+
+
 class TransformerEncoder(nn.Module):
     """`depth` layers and the upsampling; parameter names match the published directories.
 
     Computes `rows_at_once` rows together; with one, a layer's activations stay in a core's cache.
+
+    Attributes
+    ----------
+    passes
+        What computes the passes between matrix products; torch unless it is set.
     """
 
     def __init__(self, shape: Transformer, rows_at_once: int) -> None:
         super().__init__()
         self._rows, self._upsampling = rows_at_once, shape.upsampling
+        self.passes: Passes = TorchPasses()
         self.transformer_encoder = nn.ModuleList(TransformerLayer(shape) for _ in range(shape.depth))
         self.upsample = nn.ModuleDict({"linear": nn.Linear(shape.width, shape.upsampling * shape.width)})
 
@@ -29,7 +75,7 @@ class TransformerEncoder(nn.Module):
         done = []
         for part_NTF in x_NFT.transpose(1, 2).split(self._rows):  # type: ignore[no-untyped-call]
             for layer in self.transformer_encoder:
-                part_NTF = layer(part_NTF)
+                part_NTF = layer(part_NTF, self.passes)
             wide_NTF = self.upsample["linear"](part_NTF)
             done.append(wide_NTF.reshape(len(wide_NTF), -1, part_NTF.shape[2]))  # a step's features, then the next's
         return torch.cat(done).transpose(0, 1).contiguous()
@@ -46,9 +92,9 @@ class TransformerLayer(nn.Module):
         self.norm1 = _RMSNorm(shape.width)
         self.norm2 = _RMSNorm(shape.width)
 
-    def forward(self, x_NTF: torch.Tensor) -> torch.Tensor:
-        x_NTF = self.norm1(self.self_attn(x_NTF), x_NTF, self._alpha)
-        return self.norm2(self.ff(x_NTF), x_NTF, self._alpha)  # type: ignore[no-any-return]
+    def forward(self, x_NTF: torch.Tensor, passes: Passes) -> torch.Tensor:
+        x_NTF = passes.normed(self.self_attn(x_NTF, passes), x_NTF, self.norm1.weight, self._alpha)
+        return passes.normed(self.ff(x_NTF, passes), x_NTF, self.norm2.weight, self._alpha)
 
 
 class WindowedAttention(nn.Module):
@@ -63,10 +109,10 @@ class WindowedAttention(nn.Module):
         self.Wqkv = nn.Linear(shape.width, 3 * shape.width, bias=False)
         self.out_proj = nn.Linear(shape.width, shape.width)
 
-    def forward(self, x_NTF: torch.Tensor) -> torch.Tensor:
+    def forward(self, x_NTF: torch.Tensor, passes: Passes) -> torch.Tensor:
         N, T, F = x_NTF.shape
-        q_NHTD, k_NHTD, v_NHTD = self.Wqkv(x_NTF).view(N, T, 3, self._heads, -1).permute(2, 0, 3, 1, 4)
-        q_NHTD, k_NHTD = (rotated(part, self._base) for part in (q_NHTD, k_NHTD))
+        turns = angles(T, F // self._heads, self._base, x_NTF.device)
+        q_NHTD, k_NHTD, v_NHTD = passes.rotated(self.Wqkv(x_NTF), *turns, self._heads)
         back, ahead = self._window
         steps = torch.arange(T, device=x_NTF.device)
         out_NHTD = torch.empty_like(v_NHTD, memory_format=torch.contiguous_format)
@@ -83,16 +129,18 @@ class WindowedAttention(nn.Module):
         return self.out_proj(out_NHTD.transpose(1, 2).reshape(N, T, F))  # type: ignore[no-any-return]
 
 
-def rotated(x_NHTD: torch.Tensor, base: float) -> torch.Tensor:
-    """Apply rotary embedding (Su et al., 2021, arXiv:2104.09864) to the halves of each head's features.
+def angles(steps: int, features: int, base: float, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the cosines and sines of rotary embedding (Su et al., 2021, arXiv:2104.09864), float32, (T, D / 2).
 
-    Features i and i + D / 2 of step t are a point, rotated by t base^(-2 i / D). Computed in float32, returned in x's
-    dtype.
+    Features i and i + D / 2 of step t are a point, rotated by t base^(-2 i / D).
     """
-    T, D = x_NHTD.shape[2:]
-    rates_D = base ** (-torch.arange(0, D, 2, dtype=torch.float64, device=x_NHTD.device) / D)
-    angles_TD = torch.arange(T, dtype=torch.float64, device=x_NHTD.device)[:, None] * rates_D
-    cos_TD, sin_TD = angles_TD.cos().float(), angles_TD.sin().float()
+    rates_D = base ** (-torch.arange(0, features, 2, dtype=torch.float64, device=device) / features)
+    angles_TD = torch.arange(steps, dtype=torch.float64, device=device)[:, None] * rates_D
+    return angles_TD.cos().float(), angles_TD.sin().float()
+
+
+def rotated(x_NHTD: torch.Tensor, cos_TD: torch.Tensor, sin_TD: torch.Tensor) -> torch.Tensor:
+    """Turn the halves of each head's features by `angles`; computed in float32, returned in x's dtype."""
     first, second = x_NHTD.float().chunk(2, dim=-1)
     turned = torch.cat((first * cos_TD - second * sin_TD, first * sin_TD + second * cos_TD), dim=-1)
     return turned.to(x_NHTD.dtype)
@@ -106,16 +154,11 @@ class SwiGLU(nn.Module):
         self.fc1 = nn.Linear(width, 2 * hidden, bias=False)
         self.fc2 = nn.Linear(hidden, width, bias=False)
 
-    def forward(self, x_NTF: torch.Tensor) -> torch.Tensor:
-        y, gate = self.fc1(x_NTF).chunk(2, dim=-1)
-        return self.fc2(functional.silu(gate).mul_(y))  # type: ignore[no-any-return]
+    def forward(self, x_NTF: torch.Tensor, passes: Passes) -> torch.Tensor:
+        return self.fc2(passes.gated(self.fc1(x_NTF)))  # type: ignore[no-any-return]
 
 
 class _RMSNorm(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(width))
-
-    def forward(self, added: torch.Tensor, x: torch.Tensor, alpha: float) -> torch.Tensor:
-        total = added.float().add_(x.float(), alpha=alpha)
-        return functional.rms_norm(total, total.shape[-1:], self.weight.float(), _RMS_EPSILON).to(x.dtype)

@@ -86,7 +86,7 @@ class Recurrent(AlongTime):
 
 
 class NextStates(Protocol):
-    """Computes the cells, and memory's hidden states, after a step; `porestream.kernels.recurrence.gates.LstmGates`."""
+    """Computes the cells, and the hidden states, after a step: `next_states`, or porestream.kernels.network.passes."""
 
     def __call__(
         self, gates_NG: torch.Tensor, cells_NC: torch.Tensor, hidden_NC: torch.Tensor, is_hard: bool

@@ -28,6 +28,7 @@ from porestream.server.calling.read_work import Work
 from porestream.server.reads import CallSettings, OpenRead, Priority, ReadResult
 
 _MAX_OVERTAKEN_S = 2.0
+_CARD_PATIENCE_S = 0.5  # for which an idle GPU waits for a batch to fill, unless reads in it are LIVE
 _LIVE_LEAD_SAMPLES = 200_000  # how far LIVE may be ahead of its share at any time
 _READ_SAMPLES = 2000  # fixed cost of a read, however short, as samples that could be called in that time
 _LIVE_BURST_S = 10.0  # many reads may end at once, so this many seconds' worth of LIVE samples may come in a burst
@@ -218,7 +219,8 @@ class Scheduler:
         Most batches on a GPU at a time, which computes a partial batch in the time of a full one. So a partial one goes
         only when the GPU has none, or when its chunks have waited for too long. None: there is no GPU.
     max_delay_s
-        How long a chunk may wait for its batch to fill while the workers have nothing else to do. If full batches of
+        How long a chunk may wait for its batch to fill while the workers have nothing else to do; on a GPU half a
+        second. If full batches of
         another length or model keep them busy, it may wait two seconds; LIVE reads within their share never wait longer
         than `max_delay_s`.
     decoded_bytes
@@ -418,11 +420,12 @@ class Scheduler:
             return self._pop(full, live_first)
         if not partial:
             return None
-        if self._card_batches is not None and self._computing:
-            return due_s - now_s
         late = min(partial, key=lambda ready: ready.oldest_s)
-        wait_s = late.oldest_s + self._max_delay_s - now_s
-        return wait_s if wait_s > 0 else self._pop(late, live_first)
+        if self._card_batches is None:
+            due_s = late.oldest_s + self._max_delay_s
+        elif not self._computing:
+            due_s = min(due_s, late.oldest_s + _CARD_PATIENCE_S)
+        return due_s - now_s if due_s > now_s else self._pop(late, live_first)
 
     def _keeps_the_rate(self, stream: _Stream, samples: int) -> bool:
         """Return whether a stream may have `samples` more called as LIVE now, and deduct them if so."""

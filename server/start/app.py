@@ -37,7 +37,7 @@ from porestream.server.edge.rpc import MAX_MESSAGE_BYTES, BasecallService
 from porestream.server.edge.security import Certificate, Tokens
 from porestream.server.engine import Engine
 from porestream.server.settings import Settings, SettingsError
-from porestream.server.start.devices import batch_decoder, keep_device_code, kernel_devices, lstm_gates, open_card
+from porestream.server.start.devices import batch_decoder, keep_device_code, kernel_devices, network_passes, open_card
 from porestream.server.start.references import load_references, plan_references
 from porestream.server.streams.books import Ledger
 from porestream.server.streams.budget import MemoryBudget
@@ -132,8 +132,8 @@ def load_models(
             )
         share = 1 / (len(directories) - index)
         decoder = batch_decoder(kernels, bundle.config)
-        gates = lstm_gates(kernels, bundle.config)
-        caller = Basecaller(bundle, settings.precision, cache_dir, card, settings.batch_size, share, decoder, gates)
+        passes = network_passes(kernels, bundle.config)
+        caller = Basecaller(bundle, settings.precision, cache_dir, card, settings.batch_size, share, decoder, passes)
         basecallers[bundle.name] = caller
         log.info(
             "model loaded",

@@ -7,11 +7,12 @@ import structlog
 
 from porestream.kernels.decode.crf import MAX_STATE_LEN, CrfDecoder
 from porestream.kernels.device import CardTooOld, Device, find_kernel_device
-from porestream.kernels.recurrence.gates import LstmGates
+from porestream.kernels.network.passes import NetworkPasses
 from porestream.models.call.basecaller import decode_settings
 from porestream.models.call.card import Card, find_device
 from porestream.models.files.config import ModelConfig
 from porestream.models.networks.flstm import LowRankLstms
+from porestream.models.networks.transformer import Transformer
 from porestream.models.private_folder import private_cache_dir, private_subfolder
 from porestream.server.settings import Settings, SettingsError
 
@@ -124,9 +125,13 @@ def batch_decoder(device: Device | None, config: ModelConfig) -> CrfDecoder | No
     )
 
 
-def lstm_gates(device: Device | None, config: ModelConfig) -> LstmGates | None:
-    """Return what computes a model's low-rank LSTMs' states on a device; None: torch does, or there are none."""
-    encoder = config.layers.encoder
-    if device is None or not isinstance(encoder, LowRankLstms) or not LstmGates.fits(encoder.width):
-        return None
-    return LstmGates(device)
+def network_passes(device: Device | None, config: ModelConfig) -> NetworkPasses | None:
+    """Return what computes a network's passes between matrix products on a device; None: torch does."""
+    match config.layers.encoder:
+        case LowRankLstms(width=width):
+            fits = NetworkPasses.fits_lstm(width)
+        case Transformer(width=width, heads=heads, hidden=hidden):
+            fits = NetworkPasses.fits_transformer(width, heads, hidden)
+        case _:
+            fits = False
+    return NetworkPasses(device) if device is not None and fits else None

@@ -18,7 +18,7 @@ from shapes import CONTAINERS, SHAPES, Shape, shape_config, shape_tensors, write
 from porestream.models.call.cpu_runner import ROWS
 from porestream.models.call.network import Network
 from porestream.models.files.bundle import load_bundle
-from porestream.models.networks.attention import WindowedAttention, rotated
+from porestream.models.networks.attention import WindowedAttention, angles, rotated
 from porestream.models.networks.transformer import Transformer
 
 TINY = [name for name in SHAPES if name.startswith("tiny")]
@@ -140,7 +140,7 @@ def test_batch_norms_are_fused(tmp_path: Path, name: str) -> None:
 
 def test_rotary_embedding() -> None:
     x_NHTD = np.random.default_rng(1).normal(size=(2, 3, 50, 8))
-    computed_NHTD = rotated(torch.from_numpy(x_NHTD).float(), 10_000.0).numpy()
+    computed_NHTD = rotated(torch.from_numpy(x_NHTD).float(), *angles(*x_NHTD.shape[2:], 10_000.0, torch.device("cpu"))).numpy()
     expected_NTHD = reference.rope(x_NHTD.transpose(0, 2, 1, 3))
     np.testing.assert_allclose(computed_NHTD, expected_NTHD.transpose(0, 2, 1, 3), rtol=0, atol=1e-5)
 
@@ -148,7 +148,7 @@ def test_rotary_embedding() -> None:
 def test_rotary_logits_depend_on_distance_alone() -> None:
     """What it is for: q at t and k at s give the same product wherever t - s is the same."""
     q_D, k_D = torch.from_numpy(np.random.default_rng(1).normal(size=(2, 16)))
-    q_TD, k_TD = (rotated(x_D.expand(1, 1, 40, 16), 10_000.0)[0, 0].numpy() for x_D in (q_D, k_D))
+    q_TD, k_TD = (rotated(x_D.expand(1, 1, 40, 16), *angles(40, 16, 10_000.0, x_D.device))[0, 0].numpy() for x_D in (q_D, k_D))
     logits = q_TD @ k_TD.T
     for distance in (-9, 0, 5):
         np.testing.assert_allclose(np.diagonal(logits, distance), logits[20, 20 + distance], rtol=0, atol=1e-4)

@@ -1,8 +1,5 @@
-// A step of an LSTM after its matrix products: the next cells and hidden states, from the gates i, f, g, o.
-//
-// Gates and hidden states have the network's precision, cells are float32, and so is all arithmetic, in the order in
-// which it is written (nothing is fused: --fmad=false). exp is a polynomial, so every GPU and the emulator give the
-// same bits.
+// Features in the network's precision; arithmetic is float32, in the order in which it is written (nothing is fused:
+// --fmad=false), and exp is a polynomial: every GPU and the emulator give the same bits.
 #define FP32 0
 #define FP16 1
 #define BF16 2
@@ -12,7 +9,7 @@
 
 namespace {
 #if PRECISION == FP32
-typedef float4 Four;  // of a feature's values; a thread has four features side by side
+typedef float4 Four;  // features of a row, side by side
 #else
 typedef ushort4 Four;
 #endif
@@ -49,17 +46,6 @@ __device__ __forceinline__ float tanh32(float x)
     return 1.0f - 2.0f / (1.0f + exp32(2.0f * between(-20.0f, x, 20.0f)));
 }
 
-// HARD: as in hac v6.
-__device__ __forceinline__ float gate(float x)
-{
-    return HARD ? between(0.0f, x * 0.2f + 0.5f, 1.0f) : sigmoid(x);
-}
-
-__device__ __forceinline__ float candidate(float x)
-{
-    return HARD ? between(-1.0f, x, 1.0f) : tanh32(x);
-}
-
 __device__ __forceinline__ float number(float value) { return value; }
 
 __device__ __forceinline__ float number(unsigned short bits)
@@ -91,30 +77,4 @@ __device__ __forceinline__ void store(float x, unsigned short* at)
     *at = bits;
 #endif
 }
-
-template <typename Value>
-__device__ __forceinline__ void next(Value i, Value f, Value g, Value o, float* cell, Value* hidden)
-{
-    *cell = gate(number(f)) * *cell + gate(number(i)) * candidate(number(g));
-    store(gate(number(o)) * tanh32(*cell), hidden);
-}
 }  // namespace
-
-// gates: (rows, 4, quarters, 4 features); cells and hidden: (rows, quarters, 4). One thread per `Four` of `hidden`.
-extern "C" __global__ void __launch_bounds__(256) next_states(
-    const Four* __restrict__ gates, float4* __restrict__ cells, Four* __restrict__ hidden, int rows, int quarters)
-{
-    const unsigned place = blockIdx.x * blockDim.x + threadIdx.x;
-    const unsigned row = place / quarters;
-    if (row >= rows) return;
-    const Four* of_row = gates + (long long)row * 4 * quarters + place % quarters;
-    const Four i = of_row[0], f = of_row[quarters], g = of_row[2 * quarters], o = of_row[3 * quarters];
-    float4 cell = cells[place];
-    Four next_hidden;
-    next(i.x, f.x, g.x, o.x, &cell.x, &next_hidden.x);
-    next(i.y, f.y, g.y, o.y, &cell.y, &next_hidden.y);
-    next(i.z, f.z, g.z, o.z, &cell.z, &next_hidden.z);
-    next(i.w, f.w, g.w, o.w, &cell.w, &next_hidden.w);
-    cells[place] = cell;
-    hidden[place] = next_hidden;
-}

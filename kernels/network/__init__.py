@@ -1,0 +1,1 @@
+"""Computes networks' passes between matrix products on a GPU."""

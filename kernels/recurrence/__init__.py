@@ -1,1 +1,0 @@
-"""Computes LSTMs' states on a GPU."""
