@@ -67,7 +67,7 @@ class AbsentRunner:
     def __init__(self, bundle: ModelBundle, lengths: Sequence[int], *given: object) -> None:
         self.network = None
         self.rows = self.row_group = ROWS
-        self.useful_rows = self.computed_rows = 0
+        self.useful_rows = self.computed_rows = 0.0
         (self._card,) = (one for one in given if isinstance(one, AbsentCard))
         self._longest = max(lengths)
         self._buffers = threading.local()
@@ -80,8 +80,8 @@ class AbsentRunner:
         with self._card.lock:
             if AbsentCard.batch_s:
                 time.sleep(AbsentCard.batch_s * samples / self._longest)
-            self.useful_rows += len(chunks)
-            self.computed_rows += ROWS
+            self.useful_rows += len(chunks) * samples / self._longest  # a shorter batch takes less time
+            self.computed_rows += ROWS * samples / self._longest
         return [self._results[samples]] * len(chunks)
 
 

@@ -1,7 +1,7 @@
 """Computes networks' passes between matrix products on the device that has the tensors (gates.cu, transformer.cu).
 
-Tensors are torch's, contiguous, of float32, float16 or bfloat16. Everything goes into the device's stream, in one launch
-each, and CUDA graphs can record it.
+Tensors are torch's, contiguous, of float32, float16 or bfloat16. Everything goes into the device's stream, in one
+launch each, and CUDA graphs can record it.
 
 Dimensions: N rows of a batch, T time steps, C features of an LSTM, G = 4 C gates, F features of a transformer, H heads,
 E = 2 * hidden features of SwiGLU, D features of a head.

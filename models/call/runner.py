@@ -67,7 +67,7 @@ class Runner(Protocol):
 
 
 class NetworkPasses(Passes, Protocol):
-    """The passes of encoders between their matrix products; `porestream.kernels.network.passes.NetworkPasses` is one."""
+    """The passes of encoders between their matrix products; see `porestream.kernels.network.passes.NetworkPasses`."""
 
     def next_states(
         self, gates_NG: torch.Tensor, cells_NC: torch.Tensor, hidden_NC: torch.Tensor, is_hard: bool

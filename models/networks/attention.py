@@ -15,7 +15,7 @@ _RMS_EPSILON = 1e-5
 
 
 class Passes(Protocol):
-    """The passes over a layer's features between its matrix products. `porestream.kernels.network.passes` has kernels."""
+    """The passes over a layer's features between its matrix products: see `porestream.kernels.network.passes`."""
 
     def rotated(
         self, qkv_NTF: torch.Tensor, cosines_TD: torch.Tensor, sines_TD: torch.Tensor, heads: int
@@ -37,7 +37,7 @@ class TorchPasses:
     def rotated(
         self, qkv_NTF: torch.Tensor, cosines_TD: torch.Tensor, sines_TD: torch.Tensor, heads: int
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        q_NHTD, k_NHTD, v_NHTD = qkv_NTF.unflatten(2, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+        q_NHTD, k_NHTD, v_NHTD = qkv_NTF.view(*qkv_NTF.shape[:2], 3, heads, -1).permute(2, 0, 3, 1, 4)
         q_NHTD, k_NHTD = (rotated(part, cosines_TD, sines_TD) for part in (q_NHTD, k_NHTD))
         return q_NHTD, k_NHTD, v_NHTD
 

@@ -18,7 +18,7 @@ from shapes import CONTAINERS, SHAPES, Shape, shape_config, shape_tensors, write
 from porestream.models.call.cpu_runner import ROWS
 from porestream.models.call.network import Network
 from porestream.models.files.bundle import load_bundle
-from porestream.models.networks.attention import WindowedAttention, angles, rotated
+from porestream.models.networks.attention import TorchPasses, WindowedAttention, angles, rotated
 from porestream.models.networks.transformer import Transformer
 
 TINY = [name for name in SHAPES if name.startswith("tiny")]
@@ -140,7 +140,8 @@ def test_batch_norms_are_fused(tmp_path: Path, name: str) -> None:
 
 def test_rotary_embedding() -> None:
     x_NHTD = np.random.default_rng(1).normal(size=(2, 3, 50, 8))
-    computed_NHTD = rotated(torch.from_numpy(x_NHTD).float(), *angles(*x_NHTD.shape[2:], 10_000.0, torch.device("cpu"))).numpy()
+    turns = angles(50, 8, 10_000.0, torch.device("cpu"))
+    computed_NHTD = rotated(torch.from_numpy(x_NHTD).float(), *turns).numpy()
     expected_NTHD = reference.rope(x_NHTD.transpose(0, 2, 1, 3))
     np.testing.assert_allclose(computed_NHTD, expected_NTHD.transpose(0, 2, 1, 3), rtol=0, atol=1e-5)
 
@@ -148,7 +149,8 @@ def test_rotary_embedding() -> None:
 def test_rotary_logits_depend_on_distance_alone() -> None:
     """What it is for: q at t and k at s give the same product wherever t - s is the same."""
     q_D, k_D = torch.from_numpy(np.random.default_rng(1).normal(size=(2, 16)))
-    q_TD, k_TD = (rotated(x_D.expand(1, 1, 40, 16), *angles(40, 16, 10_000.0, x_D.device))[0, 0].numpy() for x_D in (q_D, k_D))
+    turns = angles(40, 16, 10_000.0, q_D.device)
+    q_TD, k_TD = (rotated(x_D.expand(1, 1, 40, 16), *turns)[0, 0].numpy() for x_D in (q_D, k_D))
     logits = q_TD @ k_TD.T
     for distance in (-9, 0, 5):
         np.testing.assert_allclose(np.diagonal(logits, distance), logits[20, 20 + distance], rtol=0, atol=1e-4)
@@ -169,7 +171,8 @@ def test_attention_sees_its_window_and_nothing_else(changed: int) -> None:
     other_NTF = x_NTF.clone()
     other_NTF[:, changed] += 1
     with torch.inference_mode():
-        same_T = (layer(x_NTF) == layer(other_NTF)).all(dim=2)[0].numpy()
+        before_NTF, after_NTF = (layer(one_NTF, TorchPasses()) for one_NTF in (x_NTF, other_NTF))
+        same_T = (before_NTF == after_NTF).all(dim=2)[0].numpy()
     steps = np.arange(T)
     seen_T = (changed >= steps - window[0]) & (changed <= steps + window[1])
     assert same_T.tolist() == (~seen_T).tolist()
