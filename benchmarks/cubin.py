@@ -24,7 +24,7 @@ import networkx
 from cuda.bindings import nvrtc
 from cuda.pathfinder import find_nvidia_binary_utility
 
-from porestream.kernels.source import OPTIONS, path_of
+from porestream.kernels.source import FOLDER, OPTIONS, path_of
 
 CUPY_OPTIONS = ("-ftz=true", "--device-as-default-execution-space")
 """What CuPy adds to a RawModule's options (cupy/cuda/compiler.py, 13.6 to 14.2)."""
@@ -41,7 +41,7 @@ class SassError(RuntimeError):
 
 
 def compile_cubin(
-    source: str, name: str, arch: int, options: Sequence[str] = OPTIONS, headers: Path | None = None
+    source: str, name: str, arch: int, options: Sequence[str] = OPTIONS, headers: Sequence[Path] = ()
 ) -> bytes:
     """Compile `source` for one architecture, with line numbers, which do not change the machine code.
 
@@ -54,7 +54,7 @@ def compile_cubin(
     options
         NVRTC options, such as "-DR=4"; CuPy's are added.
     headers
-        Folder with the files that the source includes.
+        Folders with the files that the source includes.
 
     Raises
     ------
@@ -62,8 +62,7 @@ def compile_cubin(
         The source does not compile; the message has NVRTC's log.
     """
     given = [f"-arch=sm_{arch}", *options, *CUPY_OPTIONS, "-lineinfo"]
-    if headers is not None:
-        given.append(f"-I{headers}")
+    given += [f"-I{folder}" for folder in headers]
     program = _checked(nvrtc.nvrtcCreateProgram(source.encode(), name.encode(), 0, [], []))
     try:
         (status,) = nvrtc.nvrtcCompileProgram(program, len(given), [option.encode() for option in given])
@@ -697,7 +696,8 @@ class Configuration:
 @functools.cache
 def _compiled(path: Path, defines: tuple[str, ...], arch: int) -> bytes:
     options = (*OPTIONS, *(f"-D{define}" for define in defines))
-    return compile_cubin(path.read_text(), path.name, arch, options, path.parent)
+    folders = [path.parent, *(folder for folder in FOLDER.iterdir() if folder.is_dir())]
+    return compile_cubin(path.read_text(), path.name, arch, options, folders)
 
 
 KERNELS: list[Configuration] = [
@@ -760,14 +760,13 @@ KERNELS: list[Configuration] = [
     ),
     *(
         Configuration(
-            source="gates.cu", kernel="next_states", defines=(f"HARD={hard}", f"PRECISION={name}"), block_threads=256
+            source="gates.cu", kernel="next_states", defines=(f"HARD={hard}", "PRECISION=FP16"), block_threads=256
         )
-        for hard, name in ((0, "FP16"), (1, "FP16"), (1, "BF16"), (1, "FP32"))
+        for hard in (0, 1)
     ),
     *(
-        Configuration(source="transformer.cu", kernel=kernel, defines=(f"PRECISION={name}",), block_threads=256)
+        Configuration(source="transformer.cu", kernel=kernel, defines=("PRECISION=FP16",), block_threads=256)
         for kernel in ("rotate", "add_norm", "gate_values")
-        for name in ("FP16", "BF16", "FP32")
     ),
 ]
 """All kernels that the service builds."""

@@ -7,6 +7,8 @@
 //
 // Everything that decides bases and moves is plain IEEE arithmetic in the CPU's order (nothing is fused: --fmad=false),
 // so both are the same to the bit. Qualities come from sums in float32, where the CPU's are in float64.
+#include "exp32.cuh"
+
 #ifndef STATE_LEN
 #define STATE_LEN 3
 #endif
@@ -26,23 +28,6 @@ constexpr float BEST_QUALITY = 50.0f;
 typedef unsigned char u8;
 typedef unsigned short u16;
 typedef unsigned long long u64;
-
-// e to the power x for |x| < 87 (decode_kernels.exp32: Cody and Waite 1980, and a Taylor polynomial).
-__device__ __forceinline__ float exp32(float x)
-{
-    const float shifted = x * 1.44269504f + 12582912.0f;
-    const float n = shifted - 12582912.0f;
-    float r = x - n * 0.693359375f;
-    r = r - n * -2.12194440e-4f;
-    float p = 1.0f / 720;
-    p = p * r + 1.0f / 120;
-    p = p * r + 1.0f / 24;
-    p = p * r + 1.0f / 6;
-    p = p * r + 0.5f;
-    p = p * r + 1.0f;
-    p = p * r + 1.0f;
-    return p * __int_as_float((int)((unsigned)(__float_as_int(shifted) + 127) << 23));
-}
 
 __device__ __forceinline__ float weight_of(float score)
 {

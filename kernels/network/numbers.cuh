@@ -1,5 +1,7 @@
 // Features in the network's precision; arithmetic is float32, in the order in which it is written (nothing is fused:
 // --fmad=false), and exp is a polynomial: every GPU and the emulator give the same bits.
+#include "exp32.cuh"
+
 #define FP32 0
 #define FP16 1
 #define BF16 2
@@ -13,23 +15,6 @@ typedef float4 Four;  // features of a row, side by side
 #else
 typedef ushort4 Four;
 #endif
-
-// e to the power x for |x| < 87, as in crf.cu.
-__device__ __forceinline__ float exp32(float x)
-{
-    const float shifted = x * 1.44269504f + 12582912.0f;
-    const float n = shifted - 12582912.0f;
-    float r = x - n * 0.693359375f;
-    r = r - n * -2.12194440e-4f;
-    float p = 1.0f / 720;
-    p = p * r + 1.0f / 120;
-    p = p * r + 1.0f / 24;
-    p = p * r + 1.0f / 6;
-    p = p * r + 0.5f;
-    p = p * r + 1.0f;
-    p = p * r + 1.0f;
-    return p * __int_as_float((int)((unsigned)(__float_as_int(shifted) + 127) << 23));
-}
 
 __device__ __forceinline__ float between(float least, float x, float most)
 {

@@ -141,9 +141,9 @@ def test_errors_of_the_compiler_have_file_and_line(tmp_path: Path) -> None:
         cubin.compile_cubin(source, "k.cu", 90)
     (tmp_path / "h.cuh").write_text("#define WIDTH 3 +\n")
     with pytest.raises(CompileError, match=r"k\.cu\(2\): error: .*expression"):
-        cubin.compile_cubin(source, "k.cu", 90, headers=tmp_path)
+        cubin.compile_cubin(source, "k.cu", 90, headers=[tmp_path])
     (tmp_path / "h.cuh").write_text("#define WIDTH 3\n")
-    assert cubin.compile_cubin(source, "k.cu", 90, headers=tmp_path).startswith(b"\x7fELF")
+    assert cubin.compile_cubin(source, "k.cu", 90, headers=[tmp_path]).startswith(b"\x7fELF")
 
 
 def assemble(text: str) -> list[Instruction]:
