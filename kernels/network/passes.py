@@ -19,7 +19,7 @@ _WARP = 32
 _FOUR = 4  # features that a thread loads at once
 _PRECISIONS = {"torch.float32": "FP32", "torch.float16": "FP16", "torch.bfloat16": "BF16"}
 _WARP_FEATURES = _WARP * _FOUR
-_MAX_NORM_FEATURES = 2048  # more would not fit in a warp's registers
+_MAX_NORM_FEATURES = 2048  # a lane keeps 64 of them in registers
 
 
 class NetworkPasses:

@@ -200,9 +200,8 @@ class _Code:
                     self.times(chunk, chunk_words * _WORD_BYTES),
                     self.times(group, self.target.rows * rows.stride_bytes),
                 )
-                lines = max(word_bytes // (2 * _CACHE_LINE_BYTES), 1)
-                line = self.b.urem(group, _i64(lines))
-                ahead = self.at(chunk_weights, chunk_words * word_bytes, self.times(line, 2 * _CACHE_LINE_BYTES))
+                line = self.b.urem(group, _i64(max(word_bytes // _CACHE_LINE_BYTES, 1)))
+                ahead = self.at(chunk_weights, chunk_words * word_bytes, self.times(line, _CACHE_LINE_BYTES))
                 self._add_chunk(own, chunk_weights, x, rows.stride_bytes, chunk_words, ahead)
 
     def _add_chunk(
@@ -220,7 +219,6 @@ class _Code:
         offset = self.times(word, _GATES * self.vector_bytes)
         weights_V = [self.load(self.at(weights, offset, v * self.vector_bytes), self.i32s) for v in range(_GATES)]
         self.prefetch(self.at(ahead, offset))
-        self.prefetch(self.at(ahead, offset, 64))
         x_word = self.at(x, self.times(word, _WORD_BYTES))
         new = []
         for r in range(self.target.rows):
