@@ -12,14 +12,16 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 DATA ?= ../shared/data
 # gpu-check has its own environment, with PyPI's torch, which includes CUDA (or from GPU_INDEX), and CuPy for CUDA 12 or 13.
 GPU_VENV ?= .gpu-venv
+GPU_KIT ?= gpu-kit
 GPU_INDEX ?=
 CUDA ?= 13
 
-.PHONY: help system setup demo test ops-check ops-system lint format bench compare-bonito compare-remora attack chaos soak record-calling gpu-check docs stubs lock clean
+.PHONY: help system setup demo test test-long ops-check ops-system lint format bench compare-bonito compare-remora attack chaos soak record-calling gpu-kit gpu-check docs stubs lock clean
 
 help:
 	@echo 'make demo            install, then simulate a small run, call and align it, and compare with the truth'
 	@echo 'make test            install, then run the tests'
+	@echo 'make test-long       faults by the hundred, thousands of reads, attacks, benchmarks in brief; part of .ci/run'
 	@echo 'make ops-check       test metrics, rules, dashboards, status page, image and manifests with a real Prometheus and browser'
 	@echo 'make lint            run ruff and mypy, and check Markdown, spelling, the import rules and the wire contract'
 	@echo 'make format          format code and Markdown'
@@ -30,7 +32,8 @@ help:
 	@echo 'make chaos           inject 1,000 random faults while calling; check for lost or duplicate reads and correct counts'
 	@echo 'make soak            call for an hour over connections that keep breaking; check that memory does not grow'
 	@echo 'make record-calling  record the digests for a new calling revision'
-	@echo 'make gpu-check       on a machine with an NVIDIA GPU: run the GPU tests, compare kernels and bases, measure speed'
+	@echo 'make gpu-kit         make the folder with which benchmarks/gpu_first.py checks a GPU, without a network if need be'
+	@echo 'make gpu-check       on a machine with an NVIDIA GPU: make the kit, then compare kernels, networks and bases; measure'
 	@echo 'make docs            generate docs/use/cli.md, docs/operate/metrics.md, the dashboards and the PrometheusRule from code'
 	@echo 'make stubs           generate the stubs of the wire contract'
 	@echo 'make lock            pin the newest versions that pyproject.toml allows'
@@ -73,9 +76,13 @@ test: setup
 ifdef PYTEST_ARGS
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 else
-	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --ignore tests/end_to_end --ignore tests/ops
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --ignore tests/end_to_end --ignore tests/long --ignore tests/ops
 	$(BIN)/python -m pytest tests/end_to_end
 endif
+
+# What takes long: faults by the hundred, thousands of reads, attacks, each benchmark's quick form, the GPU's rehearsal.
+test-long: setup
+	$(BIN)/python -m pytest tests/long
 
 # What an ops team works with, tested with a real Prometheus, browser and manifests. `make test` needs none of these.
 ops-check: setup ops-system
@@ -140,13 +147,19 @@ soak: setup
 record-calling: setup
 	RECORD_CALLING=1 $(BIN)/python -m pytest -n0 tests/server/test_revision.py tests/cli/test_demo.py
 
+# What benchmarks/gpu_first.py compares a GPU with. WHEELS=python3.12: also wheels for that Python, for a GPU's machine
+# without a network.
+gpu-kit: setup
+	$(BIN)/python benchmarks/gpu_kit.py $(GPU_KIT) $(if $(WHEELS),--wheels $(WHEELS))
+
 gpu-check:
 	@nvidia-smi -L >/dev/null 2>&1 || { \
 		echo 'nvidia-smi finds no GPU. On a machine with one, gpu-check installs PyTorch with CUDA into $(GPU_VENV),' >&2; \
-		echo 'runs tests/gpu, compares kernels with the emulator and bases with the CPU, measures samples/s, decoded bases/s' >&2; \
-		echo 'and GCUPS, and writes gpu-report.md.' >&2; exit 2; }
+		echo 'makes a kit of golden results on the CPU, and runs all steps of benchmarks/gpu_first.py: kernels, networks,' >&2; \
+		echo 'aligner, calls and their speed, compute-sanitizer, real reads, tests/gpu; report: gpu-report.md.' >&2; exit 2; }
 	$(MAKE) $(GPU_VENV)/.ready
-	$(GPU_VENV)/bin/python benchmarks/gpu_check.py --data $(DATA) --output gpu-report.md
+	$(GPU_VENV)/bin/python benchmarks/gpu_kit.py $(GPU_KIT)
+	$(GPU_VENV)/bin/python benchmarks/gpu_first.py --kit $(GPU_KIT) --all --data $(DATA)
 
 $(GPU_VENV)/.ready: pyproject.toml requirements.lock | system
 	$(PYTHON) -m venv $(GPU_VENV)

@@ -16,13 +16,14 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import networkx
 from cuda.bindings import nvrtc
 from cuda.pathfinder import find_nvidia_binary_utility
+from kernel_forms import FORMS, Form
 
 from porestream.kernels.source import FOLDER, OPTIONS, path_of
 
@@ -648,32 +649,8 @@ def estimate(path: Counter[str], units: float, unit: str, card: Card) -> Estimat
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Configuration:
-    """A kernel as it is built and launched.
-
-    Attributes
-    ----------
-    source
-        Its file, relative to the kernels' folder or absolute.
-    defines
-        Macro definitions such as "R=4".
-    units
-        How many units a lane computes on the longest path through one iteration of the marked loop, as compiled: give
-        it for `#pragma unroll 1` or a loop that is not unrolled. None if no loop is marked.
-    """
-
-    source: str
-    kernel: str
-    defines: tuple[str, ...]
-    block_threads: int
-    dynamic_shared_bytes: int = 0
-    units: float | None = None
-    unit: str = "cell"
-
-    @property
-    def name(self) -> str:
-        """Name of the kernel and its definitions, for tables and tests."""
-        return " ".join([self.kernel, *self.defines])
+class Configuration(Form):
+    """A form of a kernel, and its machine code."""
 
     def compile(self, arch: int) -> bytes:
         """Return the machine code; raises CompileError."""
@@ -700,75 +677,7 @@ def _compiled(path: Path, defines: tuple[str, ...], arch: int) -> bytes:
     return compile_cubin(path.read_text(), path.name, arch, options, folders)
 
 
-KERNELS: list[Configuration] = [
-    *(
-        Configuration(
-            source="extend.cu",
-            kernel="extend",
-            defines=(f"GROUPS={groups}", f"PACKED={packed}"),
-            block_threads=128,
-            units=16 * groups,
-        )
-        for groups, packed in ((1, 1), (2, 1), (3, 1), (1, 0), (2, 0))
-    ),
-    *(
-        Configuration(
-            source="fill.cu",
-            kernel="fill",
-            defines=(f"MANY={many}", f"PACKED={packed}"),
-            block_threads=threads,
-            units=16,
-        )
-        for many, packed, threads in ((0, 1, 128), (1, 1, 512), (0, 0, 128), (1, 0, 512))
-    ),
-    Configuration(source="extend.cu", kernel="extend_traceback", defines=("GROUPS=1", "PACKED=1"), block_threads=64),
-    Configuration(source="fill.cu", kernel="fill_traceback", defines=("MANY=0", "PACKED=1"), block_threads=64),
-    Configuration(source="pack.cu", kernel="pack_bases", defines=(), block_threads=128),
-    *(
-        Configuration(
-            source="crf.cu",
-            kernel=kernel,
-            defines=(f"STATE_LEN={state_len}",),
-            block_threads=threads,
-            units=rows and rows / threads,
-            unit="step",
-        )
-        for state_len in (3, 4, 5)
-        for kernel, threads, rows in (  # rows: of a batch, that a block handles in a time step
-            ("crf_backward", max(WARP, 4 ** (state_len - 1)), max(1, WARP // 4 ** (state_len - 1))),
-            ("crf_beam", 128, 4),
-            ("crf_errors", max(WARP, 4 ** (state_len - 1)), max(1, WARP // 4 ** (state_len - 1))),
-            ("crf_call", 128, None),
-        )
-    ),
-    *(
-        Configuration(source="sketch.cu", kernel=kernel, defines=(f"K={k}", f"W={w}"), block_threads=threads)
-        for k, w in ((15, 10), (19, 19))
-        for kernel, threads in (("sketch", 256), ("describe_minimizers", 128))
-    ),
-    *(
-        Configuration(source="seeds.cu", kernel=kernel, defines=("KEY=u16",), block_threads=128)
-        for kernel in ("look_up", "select_seeds", "expand")
-    ),
-    *(
-        Configuration(source="chain.cu", kernel=kernel, defines=(), block_threads=threads)
-        for kernel, threads in (("chain", 32), ("chain_far", 32), ("backtrack", 128))
-    ),
-    *(
-        Configuration(source="hits.cu", kernel=kernel, defines=(), block_threads=64)
-        for kernel in ("choose_chains", "plan_hits", "list_fills", "unpack", "join_hits", "choose_hits")
-    ),
-    *(
-        Configuration(
-            source="gates.cu", kernel="next_states", defines=(f"HARD={hard}", "PRECISION=FP16"), block_threads=256
-        )
-        for hard in (0, 1)
-    ),
-    *(
-        Configuration(source="transformer.cu", kernel=kernel, defines=("PRECISION=FP16",), block_threads=256)
-        for kernel in ("rotate", "add_norm", "gate_values")
-    ),
-]
+KERNELS = [Configuration(**asdict(form)) for form in FORMS]
 """All kernels that the service builds."""
 
 

@@ -5,7 +5,8 @@
     python benchmarks/kernel_check.py --device emulated --small   the same steps without a GPU
 
 The emulator runs each source on the CPU; tests/kernels check it against NumPy, minimap2 and the CPU's decoder. Results
-must be the same, except that base qualities may differ by 1. Exit codes: 0 the same, 1 different.
+must be the same, except that base and mapping qualities may differ by 1, and half floats in their last place. Exit
+codes: 0 the same, 1 different.
 
 Dimensions: T time steps, N rows of a batch.
 """
@@ -14,14 +15,16 @@ import argparse
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import simulated_reads
+import torch
 from decode import made_up_scores
 
 from porestream.kernels.align.aligner import PRESETS, load_reference
@@ -30,27 +33,40 @@ from porestream.kernels.align.extend import Extender
 from porestream.kernels.align.fasta import read_fasta
 from porestream.kernels.align.fill import Filler
 from porestream.kernels.align.index import build_index, load_index
-from porestream.kernels.align.mmi import Preset
 from porestream.kernels.align.pack import Pieces
 from porestream.kernels.align.tasks import Alignments
 from porestream.kernels.decode.crf import CrfDecoder
 from porestream.kernels.device import Device, EmulatedDevice, find_kernel_device
+from porestream.kernels.network.passes import NetworkPasses
 
 STAY_SCORE = 2.0
 STRIDE = 6  # samples per time step, for the decoding speeds
 BATCH_BYTES = 4 << 30
 RUNS = 5
 U8 = npt.NDArray[np.uint8]
-Arrays = list[npt.NDArray[np.generic]]
+Arrays = list[npt.NDArray[Any]]
+Inputs = Mapping[str, npt.NDArray[Any]]
+Pass = Callable[[Device, Inputs], Arrays]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """Something to compute on a device."""
+    """Something to compute on a device.
+
+    Attributes
+    ----------
+    inputs
+        Makes the inputs, always the same.
+    compute
+        Computes the results from them.
+    tolerance
+        How far the last of the results may be off: integers, or half floats in their last place.
+    """
 
     name: str
-    compute: Callable[[Device], Arrays]
-    tolerance: int = 0  # for the last array
+    inputs: Callable[[], Inputs]
+    compute: Callable[[Device, Inputs], Arrays]
+    tolerance: int = 0
 
 
 def mutated(bases: U8, errors: float, rng: np.random.Generator) -> U8:
@@ -86,64 +102,106 @@ def arrays(found: Alignments) -> Arrays:
 
 
 def cases(small: bool) -> Iterator[Case]:
-    """Yield cases for every kernel, in all its forms."""
-    for state_len in (3, 4, 5):
-        scores_TNC = made_up_scores(40 if small else 600, 5 if small else 33, state_len)
-
-        def decode(device: Device, state_len: int = state_len, scores: npt.NDArray[np.float32] = scores_TNC) -> Arrays:
-            with device.in_order():
-                on_device = device.xp.asarray(scores)
-            calls = CrfDecoder(device, state_len, STAY_SCORE)(on_device)
-            letters, qualities, moves, counts = (device.to_host(array) for array in calls)
-            beyond = np.arange(letters.shape[1]) >= counts[:, None]
-            letters[beyond], qualities[beyond] = 0, 0
-            return [letters, moves, counts, qualities]
-
-        yield Case(f"decode, {4**state_len} states", decode, tolerance=1)
-    for packed in (True, False):
-        form = "15-bit" if packed else "32-bit"
-        for band in (250, 500, 751) if packed else (250, 500):
-            for to_ends in (False, True):
-                query, target = pairs(6 if small else 64, 200 if small else 3000, 0.1, band)
-
-                def extend(
-                    device: Device,
-                    query: Pieces = query,
-                    target: Pieces = target,
-                    band: int = band,
-                    to_ends: bool = to_ends,
-                    packed: bool = packed,
-                ) -> Arrays:
-                    extender = Extender(device, BATCH_BYTES, packed=packed)
-                    return arrays(extender(query, target, band=band, zdrop=400, end_bonus=10, to_ends=to_ends))
-
-                yield Case(f"extend {'to both ends' if to_ends else 'with z-drop'}, band {band}, {form}", extend)
-        for bases in (100, 300) if small else (200, 1000, 4000):
-            query, target = pairs(3 if bases > 500 or small else 64, bases, 0.1, bases)
-
-            def fill(device: Device, query: Pieces = query, target: Pieces = target, packed: bool = packed) -> Arrays:
-                return arrays(Filler(device, BATCH_BYTES, packed=packed)(query, target))
-
-            yield Case(f"fill, up to {bases} bases, {form}", fill)
-    for preset in PRESETS.values():
-
-        def align(device: Device, preset: Preset = preset) -> Arrays:
-            return aligned(device, preset, 8 if small else 100)
-
-        yield Case(f"align, {preset.name}", align, tolerance=1)
+    """Yield cases for every kernel, in all its forms; the small ones are for compute-sanitizer and rehearsals."""
+    for state_len, steps, rows in ((3, 500, 18), (4, 300, 9), (5, 120, 6)):
+        yield Case(
+            name=f"decode, {4**state_len} states",
+            inputs=partial(_scores, 40 if small else steps, 5 if small else rows, state_len),
+            compute=partial(_decoded, state_len),
+            tolerance=1,
+        )
+    for band in (250, 500, 751):
+        for to_ends in (False, True):
+            yield Case(
+                name=f"extend {'to both ends' if to_ends else 'with z-drop'}, band {band}",
+                inputs=partial(_pairs, *((6, 200) if small else (64, 3000)), seed=band),
+                compute=partial(_extended, band, to_ends),
+            )
+    for bases in (100, 300) if small else (200, 1000, 4000):
+        yield Case(
+            name=f"fill, up to {bases} bases",
+            inputs=partial(_pairs, 3 if bases > 500 or small else 64, bases, seed=bases),
+            compute=_filled,
+        )
+    for name in PRESETS:
+        yield Case(
+            name=f"align, {name}",
+            inputs=partial(_genome_and_reads, 8 if small else 100),
+            compute=partial(_aligned, name),
+            tolerance=1,
+        )
+    rows = 3 if small else 13
+    for is_hard in (False, True):
+        yield Case(
+            name=f"LSTM states, {'hard' if is_hard else 'exact'}",
+            inputs=partial(_halves, gates=(rows, 4 * 1024), cells=(rows, 1024)),
+            compute=partial(_next_states, is_hard),
+            tolerance=1,
+        )
+    passes: dict[str, tuple[Pass, dict[str, tuple[int, ...]]]] = {
+        "rotary": (_rotated, {"qkv": (rows, 9, 3 * 512)}),
+        "norm": (_normed, {"added": (rows, 9, 512), "x": (rows, 9, 512), "weight": (512,)}),
+        "SwiGLU": (_gated, {"both": (rows, 9, 2 * 2048)}),
+    }
+    for name, (compute, sizes) in passes.items():
+        yield Case(name=f"transformer, {name}", inputs=partial(_halves, **sizes), compute=compute, tolerance=1)
 
 
-def aligned(device: Device, preset: Preset, count: int) -> Arrays:
-    """Align reads from a made-up genome through all steps; the last array is the mapping qualities."""
+def _scores(steps: int, rows: int, state_len: int) -> Inputs:
+    """In steps of 1/24, so that a byte holds one."""
+    return {"scores": np.round(24 * made_up_scores(steps, rows, state_len)).astype(np.int8)}
+
+
+def _decoded(state_len: int, device: Device, inputs: Inputs) -> Arrays:
+    with device.in_order():
+        scores_TNC = device.xp.asarray(inputs["scores"].astype(np.float32) / 24)
+    calls = CrfDecoder(device, state_len, STAY_SCORE)(scores_TNC)
+    letters, qualities, moves, counts = (device.to_host(array) for array in calls)
+    beyond = np.arange(letters.shape[1]) >= counts[:, None]
+    letters[beyond], qualities[beyond] = 0, 0
+    return [letters, moves, counts, qualities]
+
+
+def _pairs(count: int, bases: int, seed: int) -> Inputs:
+    named = zip(("query", "target"), pairs(count, bases, 0.1, seed), strict=True)
+    return {f"{name} {part}": array for name, pieces in named
+            for part, array in (("codes", pieces.codes), ("lengths", pieces.length_N))}  # fmt: skip
+
+
+def _pieces(inputs: Inputs) -> tuple[Pieces, Pieces]:
+    query, target = (
+        Pieces.of(np.split(inputs[f"{name} codes"][:-1], np.cumsum(inputs[f"{name} lengths"])[:-1]))
+        for name in ("query", "target")
+    )
+    return query, target
+
+
+def _extended(band: int, to_ends: bool, device: Device, inputs: Inputs) -> Arrays:
+    extender = Extender(device, BATCH_BYTES)
+    return arrays(extender(*_pieces(inputs), band=band, zdrop=400, end_bonus=10, to_ends=to_ends))
+
+
+def _filled(device: Device, inputs: Inputs) -> Arrays:
+    return arrays(Filler(device, BATCH_BYTES)(*_pieces(inputs)))
+
+
+def _genome_and_reads(count: int) -> Inputs:
     rng = np.random.default_rng(1)
     sequences = simulated_reads.genome(rng, 60_000)
-    reads = simulated_reads.reads(rng, sequences, count, longest=3000)
+    reads = [bases for _, bases in simulated_reads.reads(rng, sequences, count, longest=3000)]
+    return {"genome": np.array(" ".join(sequences)), "reads": np.array(" ".join(reads))}
+
+
+def _aligned(preset: str, device: Device, inputs: Inputs) -> Arrays:
+    """Align reads through all steps; the last array is the mapping qualities."""
     with tempfile.TemporaryDirectory() as name:
         fasta = Path(name) / "genome.fa"
+        sequences = str(inputs["genome"]).split()
         fasta.write_text("".join(f">c{number}\n{bases}\n" for number, bases in enumerate(sequences)))
-        build_index(fasta, read_fasta(fasta), preset, Path(name) / "index")
-        minimap2 = load_reference(fasta, preset=preset.name, cache_dir=None, threads=1, all_anchors=True)
+        build_index(fasta, read_fasta(fasta), PRESETS[preset], Path(name) / "index")
+        minimap2 = load_reference(fasta, preset=preset, cache_dir=None, threads=1, all_anchors=True)
         aligner = DeviceAligner(device, load_index(Path(name) / "index"), minimap2)
+        reads = [(f"read-{number}", bases) for number, bases in enumerate(str(inputs["reads"]).split())]
         found = aligner.align_batch(reads, md=False)
     each = [alignment for alignments in found for alignment in alignments or []]
     places = [(a.flag, a.reference_start, a.reference_end, a.score, a.edit_distance) for a in each]
@@ -155,20 +213,79 @@ def aligned(device: Device, preset: Preset, count: int) -> Arrays:
     ]
 
 
+def _halves(**sizes: tuple[int, ...]) -> Inputs:
+    """Half floats, from tiny ones to such that every function saturates."""
+    rng = np.random.default_rng(1)
+    return {name: (3 * rng.standard_normal(size)).astype(np.float16) for name, size in sizes.items()}
+
+
+def _tensors(device: Device, inputs: Inputs) -> dict[str, torch.Tensor]:
+    place = "cpu" if device.name == "emulated" else device.name
+    tensors = {name: torch.from_numpy(array.copy()).to(place) for name, array in inputs.items()}
+    if place != "cpu":
+        torch.cuda.synchronize()  # the kernels run in a stream of their own
+    return tensors
+
+
+def _on_host(device: Device, tensor: torch.Tensor) -> npt.NDArray[np.float16]:
+    if tensor.is_cuda:
+        torch.cuda.synchronize()
+    return tensor.cpu().numpy()
+
+
+def _next_states(is_hard: bool, device: Device, inputs: Inputs) -> Arrays:
+    tensors = _tensors(device, inputs)
+    hidden_NC, cells_NC = torch.zeros_like(tensors["cells"]), tensors["cells"].float()
+    NetworkPasses(device).next_states(tensors["gates"], cells_NC, hidden_NC, is_hard)
+    return [_on_host(device, torch.cat([cells_NC.half(), hidden_NC]))]
+
+
+def _rotated(device: Device, inputs: Inputs) -> Arrays:
+    qkv_NTF = _tensors(device, inputs)["qkv"]
+    angles_TD = torch.arange(9)[:, None] / 10.0 ** torch.arange(32)
+    NetworkPasses(device).rotated(qkv_NTF, angles_TD.cos().to(qkv_NTF.device), angles_TD.sin().to(qkv_NTF.device), 8)
+    return [_on_host(device, qkv_NTF)]
+
+
+def _normed(device: Device, inputs: Inputs) -> Arrays:
+    tensors = _tensors(device, inputs)
+    return [_on_host(device, NetworkPasses(device).normed(tensors["added"], tensors["x"], tensors["weight"], 2.5))]
+
+
+def _gated(device: Device, inputs: Inputs) -> Arrays:
+    return [_on_host(device, NetworkPasses(device).gated(_tensors(device, inputs)["both"]))]
+
+
+def difference(case: Case, ours: Arrays, theirs: Arrays) -> str | None:
+    """Return what differs; None if nothing does, or only as much as the case tolerates."""
+    for place, (our, their) in enumerate(zip(ours, theirs, strict=True)):
+        tolerance = case.tolerance if place == len(ours) - 1 else 0
+        if our.shape != their.shape:
+            return f"array {place} has the shape {our.shape}, not {their.shape}"
+        off = np.abs(_ordered(our) - _ordered(their))
+        if off.max(initial=0) > tolerance:
+            return (
+                f"array {place}: {np.count_nonzero(off > tolerance):,} of {off.size:,} differ, by up to {off.max():,}"
+            )
+    return None
+
+
+def _ordered(array: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    """Return integers whose differences count the steps between the values."""
+    if array.dtype != np.float16:
+        return array.astype(np.int64)
+    bits = array.view(np.int16).astype(np.int64)
+    return np.where(bits < 0, -(bits & 0x7FFF), bits)
+
+
 def differences(device: Device, small: bool = False) -> list[str]:
     """Return what differs from the emulator in each case; empty if nothing does."""
     emulator = EmulatedDevice(arch=80 if device.arch >= 90 else 90)  # takes the other path, if there are two
     found = []
     for case in cases(small):
-        ours, theirs = case.compute(device), case.compute(emulator)
-        for place, (our, their) in enumerate(zip(ours, theirs, strict=True)):
-            tolerance = case.tolerance if place == len(ours) - 1 else 0
-            if (
-                our.shape != their.shape
-                or np.abs(our.astype(np.int64) - their.astype(np.int64)).max(initial=0) > tolerance
-            ):
-                found.append(f"{case.name}: array {place} differs")
-                break
+        inputs = case.inputs()
+        differs = difference(case, case.compute(device, inputs), case.compute(emulator, inputs))
+        found += [f"{case.name}: {differs}"] if differs else []
     return found
 
 

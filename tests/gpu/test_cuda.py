@@ -13,11 +13,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from gpu_check import compare
+from gpu_steps.bases import compare
 from shapes import write_shape
 
 from porestream.client.sources.pod5_source import Pod5Source
-from porestream.models.call import runner as module
+from porestream.models.call import cuda_runner as module
 from porestream.models.call.card import Card, find_device
 from porestream.models.call.chunk import Chunker
 from porestream.models.call.cpu_runner import CpuRunner
@@ -179,7 +179,7 @@ def test_cupy_works_in_the_same_stream(card: Card, bundles: dict[str, ModelBundl
 
 
 def test_bases_are_the_cpus(card: Card, simulated_run: Path) -> None:
-    found = compare("simulated", BUNDLED, Pod5Source([simulated_run / "run_35.pod5"], 20), card)
+    found = compare(BUNDLED, Pod5Source([simulated_run / "run_35.pod5"], 20), card)
     assert found.reads == 20
     assert found.bases > 20_000
     assert found.agreement > 0.995

@@ -1,6 +1,6 @@
 """The benchmarks that need nobody else's programs come to their tables: each in its quickest form, as a user runs it.
 
-No figure is looked at. compare_bonito.py, compare_remora.py and compare_ksw2.py need their peers, gpu_check.py and
+No figure is looked at. compare_bonito.py, compare_remora.py and compare_ksw2.py need their peers, gpu_first.py and
 cubin.py have tests of their own.
 """
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 NUMBER = re.compile(r"\d")
 
 
