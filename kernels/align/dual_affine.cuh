@@ -8,14 +8,10 @@
 // STEP. So H never falls along a diagonal and needs no floor, and with minimap2's scores, extending a short gap costs
 // nothing.
 //
-// PACKED: two cells per register, 15 bits each. Sums are plain 32-bit additions, which carry nothing from one cell to
-// the next. The maximum of both halves is one instruction: DPX on sm_90 and later, or else the maximum of half floats,
+// A register holds two cells, 15 bits each. Sums are plain 32-bit additions, which carry nothing from one cell to the
+// next. The maximum of both halves is one instruction: DPX on sm_90 and later, or else the maximum of half floats,
 // which sort positive integers up to 0x7bff correctly. Scores are shifted down now and then; Scoring.fits_packed in
-// kernels/align/tasks.py says when 15 bits are enough.
-// Not PACKED: one cell per register.
-#ifndef PACKED
-#define PACKED 1
-#endif
+// kernels/align/tasks.py says when 15 bits are enough, and scores that need more are refused.
 #ifndef MATCH
 #define MATCH 2
 #define MISMATCH 4
@@ -41,11 +37,11 @@ namespace {
 static_assert(MATCH == MISMATCH - 2 * AMBIGUOUS && MISMATCH % 2 == 0, "a cell's score must be a multiple of STEP");
 constexpr int DRIFT = MISMATCH / 2, STEP = MISMATCH - AMBIGUOUS;
 constexpr unsigned ALL = 0xffffffffu;
-constexpr unsigned ONE = PACKED ? 0x00010001u : 1u;         // 1 in each cell of a register
-constexpr int WORDS = PACKED ? 4 : 8;                       // registers per group of eight cells
-constexpr unsigned HALF = PACKED ? 0x7fffu : 0x7fffffffu;   // the sign bit of HALF + x is set if x > 0
+constexpr unsigned ONE = 0x00010001u;                       // 1 in each cell of a register
+constexpr int WORDS = 4;                                    // registers per group of eight cells
+constexpr unsigned HALF = 0x7fffu;                          // the sign bit of HALF + x is set if x > 0
 constexpr int FLOOR = 64 + OPEN1 + EXTEND1 + OPEN2 + EXTEND2;  // for cells nothing leads to; gaps opened there stay > 0
-constexpr int TARGET = PACKED ? 20000 : 1 << 28;            // where scores begin, and are brought back to
+constexpr int TARGET = 20000;                               // where scores begin, and are brought back to
 constexpr int INTERVAL = 256;                               // steps between bringing scores back
 constexpr unsigned ROW_OUTSIDE = 0x88888888u, COLUMN_OUTSIDE = 0x99999999u;  // match nothing, not even each other
 
@@ -53,9 +49,7 @@ typedef unsigned char u8;
 
 __device__ __forceinline__ unsigned most(unsigned a, unsigned b)
 {
-#if !PACKED
-    return max(a, b);
-#elif ARCH >= 900
+#if ARCH >= 900
     return __vmaxu2(a, b);
 #elif defined(__CUDA_EMU__)
     return emu_max_f16x2_bits(a, b);
@@ -68,7 +62,7 @@ __device__ __forceinline__ unsigned most(unsigned a, unsigned b)
 
 __device__ __forceinline__ unsigned most_of_five(unsigned a, unsigned b, unsigned c, unsigned d, unsigned e)
 {
-#if PACKED && ARCH >= 900
+#if ARCH >= 900
     return __vimax3_u16x2(__vimax3_u16x2(a, b, c), d, e);
 #else
     return most(most(most(a, b), most(c, d)), e);
@@ -80,7 +74,7 @@ template <int cost>
 __device__ __forceinline__ unsigned most_after(unsigned a, unsigned b)
 {
     if (cost == 0) return most(a, b);
-#if PACKED && ARCH >= 900
+#if ARCH >= 900
     return __viaddmax_u16x2(a, (unsigned)(-cost & 0xffff) * ONE, b);
 #else
     return most(a - (unsigned)cost * ONE, b);
@@ -90,7 +84,6 @@ __device__ __forceinline__ unsigned most_after(unsigned a, unsigned b)
 // Shifts a register of two cells by one cell: the high cell of `before`, then the low one of `own`.
 __device__ __forceinline__ unsigned join(unsigned before, unsigned own) { return __funnelshift_l(before, own, 16); }
 
-#if PACKED
 // Returns a byte for each sign, 0xff if it is set: those of a's low and high cell, then those of b's.
 __device__ __forceinline__ unsigned signs(unsigned a, unsigned b)
 {
@@ -102,7 +95,6 @@ __device__ __forceinline__ unsigned signs(unsigned a, unsigned b)
     return bytes;
 #endif
 }
-#endif
 
 // Compares eight pairs of bases: a nibble is 2 if they match, 1 if one of them is ambiguous (4), and 0 otherwise.
 __device__ __forceinline__ unsigned compare(unsigned rows, unsigned columns)
@@ -121,7 +113,6 @@ struct Directions {
 
     __device__ __forceinline__ Directions() : word{0, 0} {}
 
-#if PACKED
     // Bytes 0 and 1 hold the first four bits of the low and the high cell, bytes 2 and 3 the other four. Registers 0
     // and 1 of a group share a word, and so do 2 and 3.
     __device__ __forceinline__ void add(int w, const unsigned (&came)[4], const unsigned (&extends)[4])
@@ -129,27 +120,13 @@ struct Directions {
 #pragma unroll
         for (int k = 0; k < 4; ++k) word[w >> 1] |= signs(came[k], extends[k]) & 0x01010101u << (k + 4 * (w & 1));
     }
-#else
-    // One byte per cell; the first of four cells is in the highest byte.
-    __device__ __forceinline__ void add(int w, const unsigned (&came)[4], const unsigned (&extends)[4])
-    {
-#pragma unroll
-        for (int k = 0; k < 4; ++k) word[w >> 2] = __funnelshift_l(extends[3 - k], word[w >> 2], 1);
-#pragma unroll
-        for (int k = 0; k < 4; ++k) word[w >> 2] = __funnelshift_l(came[3 - k], word[w >> 2], 1);
-    }
-#endif
 };
 
 // Returns a cell's four bits for where H came from and, above them, its four for extension.
 __device__ __forceinline__ unsigned direction_of(const unsigned* words, int cell)
 {
-#if PACKED
     const unsigned shifted = words[cell >> 1 & 1] >> (8 * (cell >> 2) + 4 * (cell & 1));
     return (shifted & 15) | (shifted >> 12 & 0xf0);
-#else
-    return words[cell >> 2] >> 8 * (3 - (cell & 3)) & 0xff;
-#endif
 }
 
 // Updates one register of cells: h is the diagonal's H and becomes the cells' own; e and f are the neighbours' and
@@ -180,13 +157,13 @@ __device__ __forceinline__ unsigned score_of(unsigned compared, int w)
 // Returns the largest of a register's cells.
 __device__ __forceinline__ unsigned largest(unsigned word)
 {
-    return PACKED ? max(word & 0xffffu, word >> 16) : word;
+    return max(word & 0xffffu, word >> 16);
 }
 
 // Returns cell 0 to 7 of a group.
 __device__ __forceinline__ unsigned cell_of(const unsigned* words, int cell)
 {
-    return PACKED ? words[cell & 3] >> 16 * (cell >> 2) & 0xffffu : words[cell];
+    return words[cell & 3] >> 16 * (cell >> 2) & 0xffffu;
 }
 
 // Lowers every cell by `by`, but not below FLOOR.

@@ -26,15 +26,15 @@ struct Band {
 __device__ __forceinline__ unsigned left_of(const unsigned (&of)[N], int w, unsigned beyond)
 {
     const int r = w % WORDS;
-    if (!PACKED || r > 0) return w > 0 ? of[w > 0 ? w - 1 : 0] : beyond;
-    return join(w > 0 ? of[w > 0 ? w - 1 : 0] : beyond, of[w + WORDS - 1]);
+    const unsigned before = w > 0 ? of[w > 0 ? w - 1 : 0] : beyond;
+    return r > 0 ? before : join(before, of[w + WORDS - 1]);
 }
 
 __device__ __forceinline__ unsigned right_of(const unsigned (&of)[N], int w, unsigned beyond)
 {
     const int r = w % WORDS;
     const unsigned next = w + 1 < N ? of[w + 1 < N ? w + 1 : 0] : beyond;
-    return !PACKED || r < WORDS - 1 ? next : join(of[w - r], next);
+    return r < WORDS - 1 ? next : join(of[w - r], next);
 }
 
 template <int PARITY>
@@ -137,18 +137,14 @@ __device__ __forceinline__ void inside(const unsigned (&h)[N], unsigned (&masked
 #pragma unroll
     for (int w = 0; w < N; ++w) {
         const int c = w / WORDS * 8 + w % WORDS;
-        if (!PACKED)
-            masked[w] = i0 - c <= task.rows && j0 + c <= task.columns ? h[w] : FLOOR;
-        else {
-            const unsigned low = i0 - c <= task.rows && j0 + c <= task.columns ? 0xffffu : 0u;
-            const unsigned high = i0 - c - 4 <= task.rows && j0 + c + 4 <= task.columns ? 0xffff0000u : 0u;
-            masked[w] = (h[w] & (low | high)) | (FLOOR * ONE & ~(low | high));
-        }
+        const unsigned low = i0 - c <= task.rows && j0 + c <= task.columns ? 0xffffu : 0u;
+        const unsigned high = i0 - c - 4 <= task.rows && j0 + c + 4 <= task.columns ? 0xffff0000u : 0u;
+        masked[w] = (h[w] & (low | high)) | (FLOOR * ONE & ~(low | high));
     }
 }
 }  // namespace
 
-extern "C" __global__ void __launch_bounds__(32 * WARPS, PACKED ? (GROUPS == 1 ? 4 : GROUPS == 2 ? 3 : 2) : GROUPS == 1 ? 3 : 2) extend(
+extern "C" __global__ void __launch_bounds__(32 * WARPS, GROUPS == 1 ? 4 : GROUPS == 2 ? 3 : 2) extend(
     const Task* __restrict__ tasks, Result* __restrict__ results, const unsigned* __restrict__ bases,
     unsigned* __restrict__ directions, int count, int zdrop)
 {
@@ -169,8 +165,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, PACKED ? (GROUPS == 1 ?
             band.h[side][w] = band.e1[side][w] = band.e2[side][w] = band.f1[side][w] = band.f2[side][w] = FLOOR * ONE;
 #pragma unroll
     for (int c = 0; c < R; ++c)  // where both sequences begin: as if something had matched before
-        band.h[0][c / 8 * WORDS + (PACKED ? c % 4 : c % 8)] +=
-            (d0 + 2 * c == 0 ? TARGET - FLOOR : 0u) << (PACKED ? 16 * (c % 8 / 4) : 0);
+        band.h[0][c / 8 * WORDS + c % 4] += (d0 + 2 * c == 0 ? TARGET - FLOOR : 0u) << 16 * (c % 8 / 4);
     int row_word = (-(d0 / 2) + 7) >> 3, column_word = (d0 / 2) >> 3;
 #pragma unroll
     for (int g = 0; g < GROUPS; ++g) {
@@ -227,7 +222,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, PACKED ? (GROUPS == 1 ?
         band.next_rows = band.later_rows, band.next_columns = band.later_columns;                                          \
         band.later_rows = bases_at(row_bases, row_words, ++row_word, ROW_OUTSIDE);                                         \
         band.later_columns = bases_at(column_bases, column_words, ++column_word, COLUMN_OUTSIDE);                          \
-        if (PACKED && !(a & (INTERVAL - 1))) {                                                                             \
+        if (!(a & (INTERVAL - 1))) {                                                                                       \
             const unsigned now = largest_of(band.h[1]);                                                                    \
             const int by = (int)now - TARGET;                                                                              \
             if (by > 0) {                                                                                                  \

@@ -45,8 +45,6 @@ class Extender:
         Device memory for one batch.
     scoring
         Scores of bases and gaps.
-    packed
-        Whether to pack two cells into a register if their scores fit. The results are the same either way.
 
     Notes
     -----
@@ -54,8 +52,8 @@ class Extender:
     possible in both directions, as in minimap2 (align.c, KSW_EZ_RIGHT).
     """
 
-    def __init__(self, device: Device, memory_bytes: int, scoring: Scoring = MINIMAP2, *, packed: bool = True) -> None:
-        self.device, self.memory_bytes, self.scoring, self._packed = device, memory_bytes, scoring, packed
+    def __init__(self, device: Device, memory_bytes: int, scoring: Scoring = MINIMAP2) -> None:
+        self.device, self.memory_bytes, self.scoring = device, memory_bytes, scoring
 
     def __call__(
         self,
@@ -88,11 +86,13 @@ class Extender:
         Raises
         ------
         ValueError
-            The band is negative or too wide, or there are not as many queries as targets.
+            The band is negative or too wide, the scores need more than 15 bits in it, or there are not as many queries
+            as targets.
         MemoryError
             A task does not fit into `memory_bytes`.
         """
         layout, groups_N = self._layout(query, target, np.asarray(band, np.int32), to_ends)
+        self.scoring.check_fits(int(groups_N.max(initial=0)) * _GROUP_DIAGONALS // 2)
         limit = _ANY_DROP if zdrop < 0 else zdrop
         return align_all(
             self.device,
@@ -145,8 +145,7 @@ class Extender:
         cigars: Array,
         count: int,
     ) -> None:
-        packed = self._packed and self.scoring.fits_packed(groups * _GROUP_DIAGONALS // 2)
-        macros = self.scoring.macros() | {"GROUPS": groups, "PACKED": int(packed)}
+        macros = self.scoring.macros() | {"GROUPS": groups}
         align, walk = (load(self.device, "extend.cu", name, **macros) for name in ("extend", "extend_traceback"))
         both = {"tasks": tasks, "results": results, "directions": directions, "count": count}
         align(-(-count // _WARPS), _WARP * _WARPS, **both, bases=bases, zdrop=zdrop)

@@ -23,8 +23,7 @@ struct Rows {
 // Word w of an array after each row has taken the value of the row above; `above` comes from the previous lane.
 __device__ __forceinline__ unsigned above_of(const unsigned (&of)[N], int w, unsigned above)
 {
-    if (w > 0) return of[w > 0 ? w - 1 : 0];
-    return PACKED ? join(above, of[N - 1]) : above;
+    return w > 0 ? of[w > 0 ? w - 1 : 0] : join(above, of[N - 1]);
 }
 
 // Computes one anti-diagonal; PARITY is its number's parity. `above` is from the previous warp's last row: H two steps
@@ -54,7 +53,7 @@ __device__ __forceinline__ void step(Rows& rows, int lane, const unsigned (&abov
 }
 }  // namespace
 
-extern "C" __global__ void __launch_bounds__(32 * MOST_WARPS, MANY ? 1 : PACKED ? 7 : 5) fill(
+extern "C" __global__ void __launch_bounds__(32 * MOST_WARPS, MANY ? 1 : 7) fill(
     const Task* __restrict__ tasks, Result* __restrict__ results, const unsigned* __restrict__ bases,
     unsigned* __restrict__ directions, int count)
 {
@@ -76,8 +75,9 @@ extern "C" __global__ void __launch_bounds__(32 * MOST_WARPS, MANY ? 1 : PACKED 
     rows.columns = bases_at(column_bases, column_words, word, COLUMN_OUTSIDE);
     rows.next_columns = bases_at(column_bases, column_words, ++word, COLUMN_OUTSIDE);
     rows.later_columns = bases_at(column_bases, column_words, ++word, COLUMN_OUTSIDE);
-    // There is nothing above row 0, but row 0 and column 0 begin as if something had matched before.
-    unsigned above[3] = {warp == 0 ? (TARGET << (PACKED ? 16 : 0)) | (PACKED ? FLOOR : 0) : FLOOR * ONE, FLOOR * ONE, FLOOR * ONE};
+    // There is nothing above row 0, but row 0 and column 0 begin as if something had matched before (in the high cell,
+    // which `join` takes).
+    unsigned above[3] = {warp == 0 ? TARGET << 16 | FLOOR : FLOOR * ONE, FLOOR * ONE, FLOOR * ONE};
     unsigned next_above = FLOOR * ONE;
     if (MANY) {
         if (lane < 6) edges[lane / 3][warp][lane % 3] = FLOOR * ONE;
@@ -113,7 +113,7 @@ extern "C" __global__ void __launch_bounds__(32 * MOST_WARPS, MANY ? 1 : PACKED 
             rows.next_columns = rows.later_columns;
             rows.later_columns = bases_at(column_bases, column_words, ++word, COLUMN_OUTSIDE);
         }
-        if (PACKED && !(a & (INTERVAL - 1))) {
+        if (!(a & (INTERVAL - 1))) {
             unsigned now = rows.h[1][0];
 #pragma unroll
             for (int w = 1; w < N; ++w) now = most(now, rows.h[1][w]);

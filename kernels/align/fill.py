@@ -35,8 +35,8 @@ class Filler:
     lies along the rows, so that a 15 kb deletion in a read only costs 15 kb of columns.
     """
 
-    def __init__(self, device: Device, memory_bytes: int, scoring: Scoring = MINIMAP2, *, packed: bool = True) -> None:
-        self.device, self.memory_bytes, self.scoring, self._packed = device, memory_bytes, scoring, packed
+    def __init__(self, device: Device, memory_bytes: int, scoring: Scoring = MINIMAP2) -> None:
+        self.device, self.memory_bytes, self.scoring = device, memory_bytes, scoring
 
     def __call__(self, query: Pieces, target: Pieces) -> Alignments:
         """Align each task's query to its target; gaps are placed as far left as possible, in the pieces' order.
@@ -44,7 +44,8 @@ class Filler:
         Raises
         ------
         ValueError
-            The shorter sequence of a task has more than `MAX_ROWS` bases, or there are not as many queries as targets.
+            The shorter sequence of a task has more than `MAX_ROWS` bases, the scores need more than 15 bits for so
+            many, or there are not as many queries as targets.
         MemoryError
             A task does not fit into `memory_bytes`.
         """
@@ -56,6 +57,7 @@ class Filler:
             longest = int(rows_N.max())
             raise ValueError(f"the shorter sequence of a task has {longest:,} bases; the limit is {MAX_ROWS:,}")
         warps_N = rows_N // _WARP_ROWS + 1
+        self.scoring.check_fits(int(warps_N.max(initial=0)) * _WARP_ROWS)
         layout = Layout(
             query=query,
             target=target,
@@ -70,8 +72,7 @@ class Filler:
     def _launch(
         self, warps: int, tasks: Array, results: Array, bases: Array, directions: Array, cigars: Array, count: int
     ) -> None:
-        packed = self._packed and self.scoring.fits_packed(warps * _WARP_ROWS)
-        macros = self.scoring.macros() | {"MANY": int(warps > 1), "PACKED": int(packed)}
+        macros = self.scoring.macros() | {"MANY": int(warps > 1)}
         align, walk = (load(self.device, "fill.cu", name, **macros) for name in ("fill", "fill_traceback"))
         both = {"tasks": tasks, "results": results, "directions": directions, "count": count}
         blocks = count if warps > 1 else -(-count // _WARPS)

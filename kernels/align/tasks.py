@@ -82,6 +82,11 @@ class Scoring:
         rise, gap_rise = _INTERVAL * (self.match + drift), _INTERVAL * max(0, drift - self.extend2)
         return floor + gap_rise + spread < _TARGET and _TARGET + rise <= _LARGEST
 
+    def check_fits(self, cells: int) -> None:
+        """Raise ValueError unless `fits_packed`."""
+        if not self.fits_packed(cells):
+            raise ValueError(f"{self} needs more than the kernels' 15 bits for an anti-diagonal of {cells:,} cells")
+
 
 MINIMAP2 = Scoring()
 

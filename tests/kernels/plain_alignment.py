@@ -5,6 +5,7 @@ first i and j bases.
 """
 
 from dataclasses import dataclass
+from itertools import groupby
 
 import numba
 import numpy as np
@@ -151,6 +152,68 @@ def extended_in_band(
     costs = (scoring.open1, scoring.extend1, scoring.open2, scoring.extend2)
     *best, corner = _in_band(query, target, first, width, *scores, *costs, zdrop, end_bonus)
     return Extended(*best), corner
+
+
+KINDS = "MDIdi"
+"""What an alignment may end in: a match or mismatch, a deletion or an insertion; small if at the long gaps' cost."""
+
+
+@numba.njit
+def _fill_ways(  # type: ignore[no-untyped-def]
+    ways, query, target, first, width, match, mismatch, ambiguous, open1, extend1, open2, extend2, last
+):
+    rows, columns = len(query), len(target)
+    H = np.full(width + 1, NOTHING, np.int64)  # by diagonal, of the row above; nothing lies beyond the band
+    F1, F2 = H.copy(), H.copy()
+    for i in range(rows + 1):
+        h = e1 = e2 = NOTHING
+        for k in range(max(0, -first - i), min(width, columns - first - i + 1)):
+            j = i + first + k
+            diagonal = NOTHING
+            if i > 0 and j > 0:
+                left, right = query[i - 1], target[j - 1]
+                score = -ambiguous if left > 3 or right > 3 else match if left == right else -mismatch
+                diagonal = H[k] + score
+            e1, e2 = max(h - open1, e1) - extend1, max(h - open2, e2) - extend2
+            f1, f2 = max(H[k + 1] - open1, F1[k + 1]) - extend1, max(H[k + 1] - open2, F2[k + 1]) - extend2
+            h = 0 if i == j == 0 else max(diagonal, e1, f1, e2, f2)
+            for kind, value in enumerate((diagonal, e1, f1, e2, f2)):
+                ways[i, k] |= (value == h) << kind
+            for kind, gap, opened in ((1, e1, h - open1), (2, f1, h - open1), (3, e2, h - open2), (4, f2, h - open2)):
+                ways[i, k] |= (gap > opened or (last and gap == opened)) << (8 + kind)
+            H[k], F1[k], F2[k] = h, f1, f2
+
+
+def best_cigar(
+    query: U8,
+    target: U8,
+    first: int,
+    width: int,
+    scoring: Scoring = MINIMAP2,
+    *,
+    end: tuple[int, int],
+    order: str = KINDS,
+    last: bool = False,
+) -> list[int]:
+    """The CIGAR of the best alignment of the first `end` bases, in a band as for `extended_in_band`.
+
+    From the end on, of equally good ways it takes the first in `order`, and a gap that could as well begin as go on
+    begins. With `last` it takes the last, and the gap goes on (ksw2.h, KSW_EZ_RIGHT).
+    """
+    scores = (scoring.match, scoring.mismatch, scoring.ambiguous)
+    costs = (scoring.open1, scoring.extend1, scoring.open2, scoring.extend2)
+    # by row and diagonal: bit k for where H may come from, bit 8 + k for a gap that goes on (KINDS)
+    ways = np.zeros((len(query) + 1, width), np.uint16)
+    _fill_ways(ways, query, target, first, width, *scores, *costs, last)
+    operations: list[int] = []
+    (i, j), kind = end, "M"
+    while i > 0 or j > 0:
+        way = int(ways[i, j - i - first])
+        if kind == "M" or not way >> (8 + KINDS.index(kind)) & 1:
+            kind = next(kind for kind in (order[::-1] if last else order) if way >> KINDS.index(kind) & 1)
+        i, j = i - (kind in "MIi"), j - (kind in "MDd")
+        operations.append("MID".index(kind.upper()))
+    return [len(list(run)) << 4 | operation for operation, run in groupby(reversed(operations))]
 
 
 def gaps_that_could_stand_further_left(

@@ -128,11 +128,11 @@ def test_a_card_works_in_the_stream_and_the_memory_that_it_is_given(cupy: StandI
 
 def test_each_source_is_compiled_once_a_device_and_configuration(cupy: StandIn) -> None:
     for device in (CudaDevice(index=0), CudaDevice(index=0), CudaDevice(index=1)):
-        for packed in (0, 1):
+        for many in (0, 1):
             for kernel in ("fill", "fill_traceback"):
-                source.load(device, "fill.cu", kernel, PACKED=packed, MANY=0)
+                source.load(device, "fill.cu", kernel, MANY=many)
     compiled = [options for what, options in cupy.done if what == "compile"]
-    assert compiled == [(*source.OPTIONS, "-DMANY=0", f"-DPACKED={packed}") for packed in (0, 1)] * 2
+    assert compiled == [(*source.OPTIONS, f"-DMANY={many}") for many in (0, 1)] * 2
 
 
 def test_a_source_that_does_not_compile_is_named_with_the_way_out(cupy: StandIn) -> None:

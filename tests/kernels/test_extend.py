@@ -13,6 +13,7 @@ from kernel_check import mutated
 from plain_alignment import (
     NOTHING,
     Extended,
+    best_cigar,
     extended,
     extended_in_band,
     gaps_that_could_stand_further_left,
@@ -32,8 +33,8 @@ from porestream.kernels.emulator.sanitize import FOUND, run_sanitized
 U8 = npt.NDArray[np.uint8]
 Task = tuple[U8, U8]
 BYTES = 1 << 30
-FORMS = [(90, True), (80, True), (90, False)]
-"""Architecture and 15-bit form; the 32-bit form is the same on all."""
+ARCHES = [90, 80]
+"""With DPX and without."""
 
 
 def bases(rng: np.random.Generator, count: int) -> U8:
@@ -91,7 +92,7 @@ def plain(task: Task, band: int, scoring: Scoring = MINIMAP2) -> npt.NDArray[np.
 def check(
     found: Alignments, tasks: Sequence[Task], band: int, zdrop: int = -1, bonus: int = -1, scoring: Scoring = MINIMAP2
 ) -> None:
-    """Each task ends where the plain programme does, with a CIGAR worth its score."""
+    """Each task ends where the plain programme does, with its CIGAR."""
     for number, task in enumerate(tasks):
         expected = extended(plain(task, band, scoring), zdrop, bonus, scoring.extend2)
         ours = Extended(
@@ -101,8 +102,14 @@ def check(
             bool(found.dropped_N[number]),
         )
         assert ours == expected, (number, len(task[0]), len(task[1]))
-        rescored = score_cigar(*task, found.cigar_of(number), scoring)
-        assert rescored == (expected.score, expected.query, expected.target), number
+        check_cigar(found, number, task, band, scoring)
+
+
+def check_cigar(found: Alignments, number: int, task: Task, band: int, scoring: Scoring) -> None:
+    """It is the plain programme's, and worth the score."""
+    cigar, end = found.cigar_of(number), (int(found.query_N[number]), int(found.target_N[number]))
+    assert score_cigar(*task, cigar, scoring) == (found.score_N[number], *end), number
+    assert cigar.tolist() == best_cigar(*task, *band_of(task, band), scoring, end=end), number
 
 
 def check_ends(found: Alignments, tasks: Sequence[Task], band: int, scoring: Scoring = MINIMAP2) -> None:
@@ -112,19 +119,20 @@ def check_ends(found: Alignments, tasks: Sequence[Task], band: int, scoring: Sco
             assert found.score_N[number] == NOT_REACHED
             assert len(found.cigar_of(number)) == 0
         else:
-            assert found.score_N[number] == expected, number
-            assert score_cigar(*task, found.cigar_of(number), scoring) == (expected, len(task[0]), len(task[1]))
+            ours = int(found.score_N[number]), int(found.query_N[number]), int(found.target_N[number])
+            assert ours == (expected, len(task[0]), len(task[1])), number
+            check_cigar(found, number, task, band, scoring)
 
 
 def same(left: Alignments, right: Alignments) -> bool:
     return all(np.array_equal(getattr(left, name), getattr(right, name)) for name in Alignments.__slots__)
 
 
-@pytest.mark.parametrize(("arch", "packed"), FORMS)
+@pytest.mark.parametrize("arch", ARCHES)
 @pytest.mark.parametrize("schedule", Schedule)
-def test_best_ends_and_drops(arch: int, packed: bool, schedule: Schedule) -> None:
+def test_best_ends_and_drops(arch: int, schedule: Schedule) -> None:
     tasks = many_tasks(int(schedule), 32, 160)
-    extender = Extender(EmulatedDevice(arch), BYTES, packed=packed)
+    extender = Extender(EmulatedDevice(arch), BYTES)
     with scheduled(schedule, 7):
         for zdrop in (-1, 15, 60):
             check(extender(*pieces(tasks), band=300, zdrop=zdrop), tasks, 300, zdrop)
@@ -140,9 +148,15 @@ def test_any_tasks(seed: int, band: int, zdrop: int, bonus: int) -> None:
     extender = Extender(EmulatedDevice(90 if seed % 2 else 80), BYTES)
     found = extender(*pieces(tasks), band=band, zdrop=zdrop, end_bonus=bonus)
     check(found, tasks, band, zdrop, bonus)
-    wide = Extender(EmulatedDevice(), BYTES, packed=band > 500)(*pieces(tasks), band=band, zdrop=zdrop, end_bonus=bonus)
-    assert same(found, wide)
     check_ends(extender(*pieces(tasks), band=band, to_ends=True), tasks, band)
+    turned = [(query[::-1].copy(), target[::-1].copy()) for query, target in tasks]
+    backwards = extender(*pieces(turned, backwards=True), band=band, zdrop=zdrop, end_bonus=bonus)
+    for name in ("score_N", "query_N", "target_N", "dropped_N"):
+        assert np.array_equal(getattr(backwards, name), getattr(found, name)), name
+    for number, task in enumerate(tasks):
+        end = int(found.query_N[number]), int(found.target_N[number])
+        expected = best_cigar(*task, *band_of(task, band), end=end, last=True)
+        assert backwards.cigar_of(number).tolist() == expected[::-1], number
 
 
 @pytest.mark.parametrize("band", [5, 100, 255, 500, 751, WIDEST_BAND])
@@ -159,18 +173,13 @@ def test_bands(band: int) -> None:
 
 
 def test_long_tasks_are_brought_back_into_15_bits_many_times() -> None:
-    """20 kb that match and 20 kb of gaps and mismatches, against the 32-bit form; the former against its score too."""
+    """20 kb that match, 20 kb of gaps and mismatches, and 6 kb of nothing alike."""
     rng = np.random.default_rng(2)
     alike = bases(rng, 20_000)
     tasks = [(alike, alike.copy()), related(rng, 20_000, 0.1), (bases(rng, 6_000), bases(rng, 6_000))]
-    packed, wide = (Extender(EmulatedDevice(), BYTES, packed=packed) for packed in (True, False))
-    for to_ends in (True, False):
-        found = packed(*pieces(tasks), band=250, to_ends=to_ends)
-        assert same(found, wide(*pieces(tasks), band=250, to_ends=to_ends))
-        assert found.score_N[0] == 40_000
-        assert found.cigar_of(0).tolist() == [20_000 << 4]
-        taken = int(found.score_N[1]), int(found.query_N[1]), int(found.target_N[1])
-        assert score_cigar(*tasks[1], found.cigar_of(1)) == taken
+    found = check_long(Extender(EmulatedDevice(), BYTES), tasks, 250, -1)
+    assert found.score_N[0] == 40_000
+    assert found.cigar_of(0).tolist() == [20_000 << 4]
     assert found.score_N[1] > 20_000
 
 
@@ -183,23 +192,24 @@ def test_a_read_of_100_kb() -> None:
     assert found.query_N[0] > 99_900
 
 
-def check_long(extender: Extender, tasks: Sequence[Task], band: int, zdrop: int, bonus: int = -1) -> None:
-    """As `check` and `check_ends`, without a whole matrix."""
+def check_long(extender: Extender, tasks: Sequence[Task], band: int, zdrop: int, bonus: int = -1) -> Alignments:
+    """As `check` and `check_ends`, without a whole matrix. Returns the best alignments."""
     best = extender(*pieces(tasks), band=band, zdrop=zdrop, end_bonus=bonus)
     ends = extender(*pieces(tasks), band=band, to_ends=True)
     for number, task in enumerate(tasks):
         expected, corner = extended_in_band(*task, *band_of(task, band), zdrop, bonus, extender.scoring)
         taken = int(best.score_N[number]), int(best.query_N[number]), int(best.target_N[number])
         assert Extended(*taken, bool(best.dropped_N[number])) == expected, number
-        assert score_cigar(*task, best.cigar_of(number), extender.scoring) == taken, number
+        check_cigar(best, number, task, band, extender.scoring)
         if expected.dropped:
             corner = extended_in_band(*task, *band_of(task, band), scoring=extender.scoring)[1]
         if corner < NOTHING // 2:
             assert ends.score_N[number] == NOT_REACHED
         else:
-            whole = corner, len(task[0]), len(task[1])
-            assert ends.score_N[number] == corner, number
-            assert score_cigar(*task, ends.cigar_of(number), extender.scoring) == whole, number
+            ours = int(ends.score_N[number]), int(ends.query_N[number]), int(ends.target_N[number])
+            assert ours == (corner, len(task[0]), len(task[1])), number
+            check_cigar(ends, number, task, band, extender.scoring)
+    return best
 
 
 @given(seed=st.integers(0, 2**32), first=st.integers(-60, 0), zdrop=st.integers(-1, 60), bonus=st.integers(-1, 40))
@@ -213,11 +223,11 @@ def test_the_two_plain_programmes_agree(seed: int, first: int, zdrop: int, bonus
         assert found.dropped or (corner == H[-1, -1] if corner > NOTHING // 2 else H[-1, -1] < NOTHING // 2)
 
 
-@pytest.mark.parametrize(("arch", "packed"), FORMS)
-def test_long_tasks_end_where_the_plain_programme_does(arch: int, packed: bool) -> None:
+@pytest.mark.parametrize("arch", ARCHES)
+def test_long_tasks_end_where_the_plain_programme_does(arch: int) -> None:
     """With one, two and three groups of cells a lane; scores are brought back up to 150 times."""
     rng = np.random.default_rng(11)
-    extender = Extender(EmulatedDevice(arch), BYTES, packed=packed)
+    extender = Extender(EmulatedDevice(arch), BYTES)
     check_long(extender, [related(rng, 20_000, 0.1), (bases(rng, 4_000), bases(rng, 4_000))], 250, 400)
     query, target = related(rng, 5_000, 0.1)
     tasks = [(query, np.delete(target, range(2_000, 2_600))), (np.delete(query, range(2_000, 2_300)), target)]
@@ -225,12 +235,12 @@ def test_long_tasks_end_where_the_plain_programme_does(arch: int, packed: bool) 
         check_long(extender, tasks, band, 400, 20)
 
 
-@pytest.mark.parametrize(("arch", "packed"), FORMS)
+@pytest.mark.parametrize("arch", ARCHES)
 @pytest.mark.parametrize("schedule", Schedule)
-def test_every_width_in_every_schedule(arch: int, packed: bool, schedule: Schedule) -> None:
+def test_every_width_in_every_schedule(arch: int, schedule: Schedule) -> None:
     rng = np.random.default_rng(12)
     tasks = [related(rng, 800, 0.1), related(rng, 780, 0.3), (bases(rng, 800), bases(rng, 790)), related(rng, 9, 0.1)]
-    extender = Extender(EmulatedDevice(arch), BYTES, packed=packed)
+    extender = Extender(EmulatedDevice(arch), BYTES)
     with scheduled(schedule, 3):
         for band in (200, 400, WIDEST_BAND):
             check_long(extender, tasks, band, 100, 10)
@@ -269,11 +279,9 @@ def test_no_gap_could_stand_further_left(backwards: bool) -> None:
         target = np.concatenate([target[:15], repeat, target[15:]])
         query = mutated(target, 0.1, rng)
         tasks.append((np.delete(query, range(18, 18 + number % 9)), target))
-    for packed in (True, False):
-        extender = Extender(EmulatedDevice(), BYTES, packed=packed)
-        found = extender(*pieces(tasks, backwards=backwards), band=400, to_ends=True)
-        for number, task in enumerate(tasks):
-            assert gaps_that_could_stand_further_left(*task, found.cigar_of(number)) == 0, number
+    found = Extender(EmulatedDevice(), BYTES)(*pieces(tasks, backwards=backwards), band=400, to_ends=True)
+    for number, task in enumerate(tasks):
+        assert gaps_that_could_stand_further_left(*task, found.cigar_of(number)) == 0, number
 
 
 @pytest.mark.parametrize("complement", [False, True])
@@ -316,17 +324,14 @@ def test_gaps_stand_left_whichever_way_it_goes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("scoring", "packed"),
+    "scoring",
     [
-        (Scoring(match=4, mismatch=6, ambiguous=1, open1=6, extend1=3, open2=30, extend2=2), True),
-        (Scoring(match=2, mismatch=2, ambiguous=0, open1=3, extend1=1, open2=3, extend2=1), True),
-        (Scoring(match=6, mismatch=8, ambiguous=1, open1=5, extend1=5, open2=60, extend2=1), True),
-        (Scoring(match=18, mismatch=20, ambiguous=1, open1=30, extend1=25, open2=300, extend2=20), False),
-        (Scoring(match=2, mismatch=4, ambiguous=1, open1=4, extend1=2, open2=25_000, extend2=1), False),
+        Scoring(match=4, mismatch=6, ambiguous=1, open1=6, extend1=3, open2=30, extend2=2),
+        Scoring(match=2, mismatch=2, ambiguous=0, open1=3, extend1=1, open2=3, extend2=1),
+        Scoring(match=6, mismatch=8, ambiguous=1, open1=5, extend1=5, open2=60, extend2=1),
     ],
 )
-def test_other_scores(scoring: Scoring, packed: bool) -> None:
-    assert scoring.fits_packed(512) == packed
+def test_other_scores(scoring: Scoring) -> None:
     tasks = many_tasks(6, 24, 200)
     extender = Extender(EmulatedDevice(80), BYTES, scoring)
     check(extender(*pieces(tasks), band=400, zdrop=80), tasks, 400, 80, scoring=scoring)
@@ -338,6 +343,18 @@ def test_scores_that_the_kernels_do_not_have_are_refused() -> None:
     for values in ((2, 4, 0), (1, 5, 2), (3, 5, 1, 4, 1, 3, 2)):
         with pytest.raises(ValueError, match=r"the kernels need match|open2 must be at least open1"):
             Scoring(**dict(zip(names, values, strict=False)))
+
+
+def test_scores_that_need_more_than_15_bits_are_refused() -> None:
+    """By the widest band of a call: what a narrow one holds may be too much for a wide one."""
+    tasks = [(np.zeros(1_000, np.uint8),) * 2] * 2
+    extender = Extender(EmulatedDevice(), BYTES, Scoring(open2=8_301))
+    with pytest.raises(ValueError, match=r"open2=8301.* needs more than the kernels' 15 bits .* of 768 cells"):
+        extender(*pieces(tasks), band=np.array([200, WIDEST_BAND], np.int32))
+    assert extender(*pieces(tasks), band=200).score_N.tolist() == [2_000, 2_000]
+    for scoring in (Scoring(match=32, mismatch=32, ambiguous=0), Scoring(open2=25_000)):
+        with pytest.raises(ValueError, match=r"Scoring\(match=.* needs more than the kernels' 15 bits .* of 256 cells"):
+            Extender(EmulatedDevice(), BYTES, scoring)(*pieces(tasks), band=5)
 
 
 @given(seed=st.integers(0, 2**32))
@@ -413,7 +430,7 @@ DEFECTS = [
     ),
     ("const bool right = task.flags & RIGHT,", "const bool right = false,"),
     ("level -= by;", ""),
-    ("if (PACKED && !(a & (INTERVAL - 1))) {", "if (false) {"),
+    ("if (!(a & (INTERVAL - 1))) {", "if (false) {"),
     ("STEP = MISMATCH - AMBIGUOUS;", "STEP = MISMATCH - AMBIGUOUS - 1;"),
     ("if (!(a & 15)) {", "if (!(a & 31)) {"),
     ("score - score_now > zdrop + shift * EXTEND2", "score - score_now > zdrop"),
@@ -487,11 +504,11 @@ def test_sanitizers_are_silent(kind: str) -> None:
     assert "done" in done.stdout
 
 
-@pytest.mark.parametrize(("kind", "packed"), [("address", True), ("address", False), ("thread", True)])
-def test_sanitizers_are_silent_in_the_widest_band_and_many_warps(kind: str, packed: bool) -> None:
-    """Three groups of cells a lane, three warps a task; lanes take the same turns in 32 bits."""
+@pytest.mark.parametrize("kind", ["address", "thread"])
+def test_sanitizers_are_silent_in_the_widest_band_and_many_warps(kind: str) -> None:
+    """Three groups of cells a lane, three warps a task."""
     script = SANITIZED.replace("(1, 7, 8, 9, 100, 300)", "(700,)").replace("(20, 760)", "(760,)")
-    done = run_sanitized(kind, script.replace("1 << 28)", f"1 << 28, packed={packed})").format(kind=kind))
+    done = run_sanitized(kind, script.format(kind=kind))
     assert done.returncode == 0, done.stderr[-3000:]
     assert "done" in done.stdout
 
