@@ -9,9 +9,9 @@ import google_crc32c
 import numpy as np
 import numpy.typing as npt
 import zstandard
-from pod5.signal_tools import vbz_decompress_signal
 
 from porestream.kernels.align.aligner import Alignment
+from porestream.server.vbz import decode_vbz
 
 # Far beyond any instrument's values, but small enough that everything computed from them is finite.
 _MAX_OFFSET_ADC = _MAX_OPEN_PORE_PA = 1e6
@@ -137,10 +137,9 @@ def _decode_vbz(signal: bytes, sample_count: int) -> npt.NDArray[np.int16]:
             raise InputFault(
                 Reason.UNDECODABLE, f"undecodable VBZ: the frame's size does not fit {sample_count} samples"
             )
-        samples: npt.NDArray[np.int16] = vbz_decompress_signal(np.frombuffer(signal, np.uint8), sample_count)
+        return decode_vbz(signal, sample_count)
     except (zstandard.ZstdError, RuntimeError, ValueError) as error:
         raise InputFault(Reason.UNDECODABLE, f"undecodable VBZ: {error}") from error
-    return samples
 
 
 def max_encoded_bytes(sample_count: int) -> int:

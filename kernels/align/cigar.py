@@ -85,6 +85,49 @@ def describe(cigar: Cigar, query: U8, target: U8, scoring: Scoring = MINIMAP2, *
     )
 
 
+def figures_of_hits(
+    cigars: Cigar,
+    first_H: npt.NDArray[np.int64],
+    operations_H: npt.NDArray[np.int32],
+    matches_H: npt.NDArray[np.int32],
+    columns_H: npt.NDArray[np.int32],
+    scoring: Scoring = MINIMAP2,
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    """Compute AS, NM and de of many alignments (H) without ambiguous bases, as `describe` does, but from counts.
+
+    Parameters
+    ----------
+    cigars
+        A pool of CIGARs of M, I and D.
+    first_H, operations_H
+        Where each alignment's CIGAR begins in it, and how many operations it has, at least one.
+    matches_H, columns_H
+        Equal bases, and columns: bases aligned, inserted or deleted.
+
+    Returns
+    -------
+    tuple
+        score_H, edit_distance_H and divergence_H.
+    """
+    ends_H = np.cumsum(operations_H, dtype=np.int64)
+    starts_H = ends_H - operations_H
+    own = cigars[np.arange(ends_H[-1] if len(ends_H) else 0) + np.repeat(first_H - starts_H, operations_H)]
+    length = (own >> 4).astype(np.int64)
+    is_gap = (own & 15) != M
+
+    def of_each(values: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        return np.add.reduceat(values, starts_H) if len(starts_H) else values
+
+    gap_bases_H = of_each(np.where(is_gap, length, 0))
+    gaps_H = of_each(is_gap.astype(np.int64))
+    costs_H = of_each(np.where(is_gap, scoring.gap_costs(length), 0))
+    aligned_H = columns_H.astype(np.int64) - gap_bases_H
+    matches = matches_H.astype(np.int64)
+    score_H = matches * scoring.match - (aligned_H - matches) * scoring.mismatch - costs_H
+    events_H = np.maximum(aligned_H + gaps_H, 1)
+    return score_H, columns_H - matches, 1 - matches / events_H
+
+
 def _md(cigar: Cigar, query_C: U8, target_C: U8, operations_C: npt.NDArray[np.uint32]) -> str:
     """Return SAM's MD: counts of equal bases, with the target's letters at mismatches and, after ^, in deletions."""
     letters = _LETTERS[target_C].tobytes().decode()

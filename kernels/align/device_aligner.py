@@ -7,13 +7,14 @@ import contextlib
 import threading
 from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 
 from porestream.kernels.align.aligner import REVERSE, SECONDARY, SUPPLEMENTARY, Alignment, MappyAligner
 from porestream.kernels.align.chain import find_chains, without_too_much_work
-from porestream.kernels.align.cigar import S, describe
+from porestream.kernels.align.cigar import S, describe, figures_of_hits
 from porestream.kernels.align.fasta import Reference
 from porestream.kernels.align.hits import REVERSE as ON_REVERSE
 from porestream.kernels.align.hits import Failure, HitAligner, Hits, read_hash
@@ -31,6 +32,7 @@ BYTES_A_BASE = 64
 anchors (a quarter as many if few are repeats, 130 bytes each with sorting and chaining), and the bases themselves. A
 batch of more repetitive reads does not fit, and is split in half."""
 U8 = npt.NDArray[np.uint8]
+_HIT_FIELDS = ("id", "parent", "flags", "sequence", "qs", "qe", "rs", "re", "mapq", "cigar", "operations", "ambiguous")
 
 
 class DeviceAligner:
@@ -122,11 +124,12 @@ class DeviceAligner:
             self._batch(codes, hashes, numbers[:half], found, md)
             self._batch(codes, hashes, numbers[half:], found, md)
             return
-        for place, number in enumerate(numbers.tolist()):
-            if hits.failed[place]:
-                self.fallbacks[Failure(hits.failed[place])] += 1
+        alignments = alignments_of(hits, [codes[number] for number in numbers], self._index, md)
+        for number, failed, of_read in zip(numbers.tolist(), hits.failed.tolist(), alignments, strict=True):
+            if failed:
+                self.fallbacks[Failure(failed)] += 1
             else:
-                found[number] = self._alignments(hits, place, codes[number], md)
+                found[number] = of_read
 
     def _hits_of(self, codes: list[U8], hashes: npt.NDArray[np.uint32]) -> Hits:
         device, preset = self._device, self._index.preset
@@ -141,34 +144,61 @@ class DeviceAligner:
         failed = np.where(device.to_host(too_much), Failure.WORK, Failure.NONE).astype(np.uint8)
         return self._hits(reads, hashes, anchors, chains, failed)
 
-    def _alignments(self, hits: Hits, read: int, codes: U8, md: bool) -> list[Alignment]:
+
+def alignments_of(hits: Hits, codes: Sequence[U8], index: Index, md: bool) -> list[list[Alignment]]:
+    """Describe each read's hits, from the device's counts where they suffice; of failed reads none.
+
+    Parameters
+    ----------
+    hits, codes
+        The hits, and the codes of each read's bases.
+    index
+        The reference.
+    md
+        Whether MD is wanted.
+    """
+    counts = np.diff(hits.first)
+    hit = hits.hit[np.repeat(hits.failed == Failure.NONE, counts)]
+    ends = np.cumsum(np.where(hits.failed == Failure.NONE, counts, 0)).tolist()
+    figures = figures_of_hits(hits.cigars, hit["cigar"], hit["operations"], hit["matches"], hit["columns"])
+    names = [sequence.name for sequence in index.reference.sequences]
+    # Lists of Python's own numbers: taking fields of single structs costs more than all the rest.
+    fields = [hit[name].tolist() for name in _HIT_FIELDS]
+    hits_of_all = [*zip(*fields, *(column.tolist() for column in figures), strict=True)]
+    found = []
+    for read, (begin, end) in enumerate(pairwise([0, *ends])):
         alignments: list[Alignment] = []
-        for hit in hits.hit[hits.first[read] : hits.first[read + 1]]:
-            reverse = bool(hit["flags"] & ON_REVERSE)
-            flag = (0 if not alignments else SUPPLEMENTARY) if hit["id"] == hit["parent"] else SECONDARY
+        for one in hits_of_all[begin:end]:
+            number, parent, flags, sequence, qs, qe, rs, re, mapq, place, operations, ambiguous, *counted = one
+            reverse = bool(flags & ON_REVERSE)
+            flag = (0 if not alignments else SUPPLEMENTARY) if number == parent else SECONDARY
             flag |= REVERSE if reverse else 0
-            query = codes[hit["qs"] : hit["qe"]]
-            clips = [int(hit["qs"]), len(codes) - int(hit["qe"])]
-            if reverse:
-                query = np.where(query < 4, 3 - query, query)[::-1]
-                clips.reverse()
-            first = int(self._index.offset[hit["sequence"]])
-            target = self._index.codes(first + int(hit["rs"]), first + int(hit["re"]))
-            cigar = hits.cigars[hit["cigar"] : hit["cigar"] + hit["operations"]]
-            figures = describe(cigar, query, target, md=md)
-            before, after = (np.array([clip << 4 | S] if clip else [], np.uint32) for clip in clips)
+            cigar = hits.cigars[place : place + operations]
+            text = ""
+            if md or ambiguous:
+                query = codes[read][qs:qe]
+                query = np.where(query < 4, 3 - query, query)[::-1] if reverse else query
+                first = int(index.offset[sequence])
+                described = describe(cigar, query, index.codes(first + rs, first + re), md=md)
+                counted, text = [described.score, described.edit_distance, described.divergence], described.md
+            clips = [qs, len(codes[read]) - qe]
+            before, after = (
+                np.array([clip << 4 | S] if clip else [], np.uint32) for clip in (clips[::-1] if reverse else clips)
+            )
+            score, edit_distance, divergence = counted
             alignments.append(
                 Alignment(
                     flag=flag,
-                    reference_name=self.reference.sequences[hit["sequence"]].name,
-                    reference_start=int(hit["rs"]),
-                    reference_end=int(hit["re"]),
-                    mapping_quality=int(hit["mapq"]),
+                    reference_name=names[sequence],
+                    reference_start=rs,
+                    reference_end=re,
+                    mapping_quality=mapq,
                     cigar=np.concatenate([before, cigar, after]),
-                    score=figures.score,
-                    edit_distance=figures.edit_distance,
-                    md=figures.md,
-                    divergence=figures.divergence,
+                    score=score,
+                    edit_distance=edit_distance,
+                    md=text,
+                    divergence=divergence,
                 )
             )
-        return alignments
+        found.append(alignments)
+    return found

@@ -154,8 +154,8 @@ def stitch(
     """
     bases, qualities, moves = [], [], []
     for (bases_B, qualities_B, moves_T), (low, high) in zip(chunks, plan.kept_steps(), strict=True):
-        first = int(moves_T[:low].sum())
-        last = first + int(moves_T[low:high].sum())
+        first = np.count_nonzero(moves_T[:low])
+        last = first + np.count_nonzero(moves_T[low:high])
         bases.append(bases_B[first:last])
         qualities.append(qualities_B[first:last])
         moves.append(moves_T[low:high])

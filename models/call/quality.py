@@ -3,6 +3,8 @@
 import numpy as np
 import numpy.typing as npt
 
+_ERRORS = 10.0 ** (np.arange(256) / -10.0)
+
 
 def mean_qscore(qualities_B: npt.NDArray[np.uint8], start: int = 60) -> float:
     """Return the mean error probability of the bases as a Phred score, clipped to 1-50.
@@ -13,5 +15,5 @@ def mean_qscore(qualities_B: npt.NDArray[np.uint8], start: int = 60) -> float:
     if qualities_B.size == 0:
         return 0.0
     counted = qualities_B[start:] if qualities_B.size > start else qualities_B
-    error = np.mean(10.0 ** (counted.astype(np.float64) / -10.0))
+    error = np.mean(_ERRORS[counted])
     return float(np.clip(-10.0 * np.log10(error), 1.0, 50.0))

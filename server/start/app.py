@@ -41,6 +41,7 @@ from porestream.server.start.devices import batch_decoder, keep_device_code, ker
 from porestream.server.start.references import load_references, plan_references
 from porestream.server.streams.books import Ledger
 from porestream.server.streams.budget import MemoryBudget
+from porestream.server.vbz import compile_decoder
 from porestream.server.watch.collector import ServerCollector
 from porestream.server.watch.energy import find_meters
 from porestream.server.watch.monitor import Monitor
@@ -76,6 +77,8 @@ def build_engine(settings: Settings) -> Engine:
     if settings.device != "cpu":
         keep_device_code(cache_dir)
     card = open_card(settings)
+    if card is not None:
+        compile_decoder(cache_dir)
     decodes, aligns = kernel_devices(settings, card)
     names = [directory.name for directory in models_to_serve(settings.model, settings.models_dir)[0]]
     plans = plan_references(settings, names, cache_dir, aligns, card)  # first: models get the GPU memory that is left

@@ -1,12 +1,14 @@
 """What CIGARs say: against examples by hand, minimap2's own figures, and pysam's reading of MD."""
 
+from random import Random
+
 import mappy
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from porestream.kernels.align.cigar import D, I, M, describe, joined
+from porestream.kernels.align.cigar import D, I, M, S, describe, figures_of_hits, joined
 from porestream.kernels.align.pack import encode_bases
 
 Cigar = list[tuple[int, int]]
@@ -82,3 +84,30 @@ def test_joined_cigars_say_the_same(cigar: Cigar, parts: int) -> None:
 def test_cigars_that_do_not_fit_are_refused(cigar: Cigar, why: str) -> None:
     with pytest.raises(ValueError, match=why):
         describe(encoded(cigar), encode_bases("ACGT"), encode_bases("ACGT"))
+
+
+_BLOCK = st.tuples(st.integers(1, 40), st.sampled_from([M, I, D]))
+
+
+@given(st.lists(st.tuples(st.lists(_BLOCK, min_size=1, max_size=8), st.integers(0, 5)), max_size=6), st.randoms())
+def test_figures_from_counts_are_those_from_sequences(made: list[tuple[Cigar, int]], random: Random) -> None:
+    """Of CIGARs in any order in their pool, with something between them."""
+    pool, first, matches, columns, expected = [], [], [], [], []
+    for cigar, spare in made:
+        pool += [7 << 4 | S] * spare
+        first.append(len(pool))
+        pool += encoded(cigar).tolist()
+        query, target = (
+            np.array([random.randrange(4) for _ in range(sum(n for n, op in cigar if op in takes))], np.uint8)
+            for takes in ((M, I), (M, D))
+        )
+        found = describe(encoded(cigar), query, target, md=False)
+        columns.append(sum(n for n, _ in cigar))
+        matches.append(columns[-1] - found.edit_distance)
+        expected.append((found.score, found.edit_distance, found.divergence))
+    order = random.sample(range(len(made)), len(made))
+    counts = (
+        np.array([values[k] for k in order], np.int32) for values in ([len(c) for c, _ in made], matches, columns)
+    )
+    figures = figures_of_hits(np.array(pool, np.uint32), np.array([first[k] for k in order], np.int64), *counts)
+    assert [*zip(*(column.tolist() for column in figures), strict=True)] == [expected[k] for k in order]

@@ -37,6 +37,7 @@ def tables(markdown: str) -> dict[str, list[str]]:
         ("decode.py", ["--steps", "50", "--rows", "1"], ["| states | k samples/core-s |"]),
         ("network.py", ["tiny v4.3", "--rows", "4", "--gemm", "64"], ["| shape | stage | kFLOP a sample |"]),
         ("recurrence.py", ["--steps", "2"], ["| layer | precision |"]),
+        ("beside.py", ["--quick"], ["| us a read |"]),
         ("fed.py", ["--quick"], ["| a batch, s | workers |"]),
         ("reads.py", ["--quick"], ["| | samples a read, or open streams |"]),
         ("simulate.py", ["--reads", "3", "--turns", "1"], ["| simulator | M samples/s a core |"]),
