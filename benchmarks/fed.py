@@ -114,12 +114,20 @@ def serve(model: Path, address: str, workers: int, batch_s: float) -> None:
         return engines[0]
 
     app.build_engine = build
-    asyncio.run(app.serve(settings, lambda _address: None))
+    began_s = 0.0
+
+    def listening(_address: str) -> None:
+        nonlocal began_s
+        began_s = time.process_time()
+
+    asyncio.run(app.serve(settings, listening))
     books = engines[0].ledger.server
     (runner,) = (caller.runner for caller in engines[0].basecallers.values())
     assert isinstance(runner, AbsentRunner)
     filled = runner.useful_rows / max(1, runner.computed_rows)
-    print(json.dumps({"filled": filled, "received": books.received, "called": books.called}), flush=True)
+    cpu_s = time.process_time() - began_s
+    report = {"filled": filled, "received": books.received, "called": books.called, "cpu_s": cpu_s}
+    print(json.dumps(report), flush=True)
 
 
 class _NoDecoder:
@@ -145,6 +153,7 @@ class Fed:
     samples_per_s: float
     filled: float
     reads: int
+    cpu_us: float  # of the server, per read
     live_ms: float  # 99th percentile of a live read's time, sent to stored
 
 
@@ -264,7 +273,8 @@ def measure(case: Case, folder: Path, seconds: float) -> Fed:
     report = json.loads(out.splitlines()[-1])
     if not report["received"] == report["called"] == reads:
         raise SystemExit(f"{reads} reads got a result, and the server's books say {report}")
-    return Fed(samples_per_s=samples_per_s, filled=report["filled"], reads=reads, live_ms=live_ms)
+    return Fed(samples_per_s=samples_per_s, filled=report["filled"], reads=reads,
+               cpu_us=1e6 * report["cpu_s"] / reads, live_ms=live_ms)  # fmt: skip
 
 
 CASES = [
@@ -279,16 +289,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one case")
     parser.add_argument("--seconds", type=float, default=20.0, help="of each case")
+    parser.add_argument("--case", action="append", type=int, metavar="N", help="only these cases, counted from 0")
     parser.add_argument("--serve", nargs=4, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.serve:
         model, address, workers, batch_s = arguments.serve
         serve(Path(model), address, int(workers), float(batch_s))
         return
-    print("| a batch, s | workers | reads | clients | M samples/s | of the GPU's | rows filled | live p99, ms |")
-    print("| --- " * 8 + "|")
+    chosen = [CASES[number] for number in arguments.case] if arguments.case else CASES
+    columns = "a batch, s|workers|reads|clients|M samples/s|of the GPU's|rows filled|server CPU a read, us|live p99, ms"
+    print(f"| {columns.replace('|', ' | ')} |")
+    print("| --- " * 9 + "|")
     with tempfile.TemporaryDirectory() as name:
-        for case in [Case(batch_s=0.05, workers=2)] if arguments.quick else CASES:
+        for case in [Case(batch_s=0.05, workers=2)] if arguments.quick else chosen:
             fed = measure(case, Path(name), 6.0 if arguments.quick else arguments.seconds)
             if arguments.quick and fed.filled < 0.3:
                 raise SystemExit(f"only {fed.filled:.0%} of the rows had chunks")
@@ -296,7 +309,7 @@ def main() -> None:
             share = f"{fed.samples_per_s / possible:.0%} of {possible / 1e6:,.0f}" if possible else ""
             live = f"{fed.live_ms:,.0f}" if case.live else ""
             cells = [case.batch_s, case.workers, case.reads, case.clients, f"{fed.samples_per_s / 1e6:.1f}", share]
-            print(f"| {' | '.join(map(str, cells))} | {fed.filled:.0%} | {live} |", flush=True)
+            print(f"| {' | '.join(map(str, cells))} | {fed.filled:.0%} | {fed.cpu_us:,.0f} | {live} |", flush=True)
 
 
 if __name__ == "__main__":

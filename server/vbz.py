@@ -71,21 +71,21 @@ def unpack(unpacked_B: npt.NDArray[np.uint8], samples_S: npt.NDArray[np.int16]) 
         twos += (bits + (bits >> 4)) & 0x0F
     if unpacked_B.size != controls + count + twos:
         return False
-    place, value = np.int64(controls), np.uint32(0)
+    place, value = controls, np.uint32(0)
     for block in range(controls - 1):  # never the last byte, so that one more byte can always be read
-        bits = np.int64(unpacked_B[block])
+        bits = int(unpacked_B[block])
         for number in range(8):
-            has_two = bits >> number & 1
-            coded = np.uint32(unpacked_B[place]) | np.uint32(unpacked_B[place + 1]) << 8 & np.uint32(-has_two)
-            place += 1 + has_two
+            two = bits >> number & 1
+            coded = np.uint32(unpacked_B[place]) | np.uint32(unpacked_B[place + 1]) << 8 & np.uint32(-two)
+            place += 1 + two
             value += (coded >> 1) ^ (np.uint32(0) - (coded & 1))
             samples_S[8 * block + number] = np.int16(value & 0xFFFF)
     for number in range(8 * max(controls - 1, 0), count):
-        has_two = np.int64(unpacked_B[number >> 3] >> (number & 7) & 1)
+        two = int(unpacked_B[number >> 3]) >> (number & 7) & 1
         coded = np.uint32(unpacked_B[place])
-        if has_two:
+        if two:
             coded |= np.uint32(unpacked_B[place + 1]) << 8
-        place += 1 + has_two
+        place += 1 + two
         value += (coded >> 1) ^ (np.uint32(0) - (coded & 1))
         samples_S[number] = np.int16(value & 0xFFFF)
     return True

@@ -40,6 +40,10 @@ from porestream.server.reads import CalledPart, InputFault, ReadResult, Reason, 
 
 log = structlog.get_logger()
 
+# Looked up once: finding a metric's child takes as long as using it.
+_SECONDS = {stage: STAGE_SECONDS.labels(stage) for stage in ("prepare", "basecall", "stitch", "align")}
+_WAIT_SECONDS = {stage: STAGE_WAIT_SECONDS.labels(stage) for stage in ("prepare", "basecall")}
+
 
 class Pipeline:
     """Calls and aligns submitted reads, and delivers each result from a worker's thread.
@@ -72,6 +76,8 @@ class Pipeline:
         card: DeviceUse | None = None,
     ) -> None:
         self._basecallers, self._aligners, self._scheduler = basecallers, aligners, scheduler
+        of_reads = READ_MEAN_QSCORE, READ_LENGTH_BASES, ALIGNMENT_IDENTITY
+        self._of_reads = {model: [metric.labels(model) for metric in of_reads] for model in basecallers}
         self._warm = threading.Barrier(workers + 1)
         self._failure: Exception | None = None  # of the first worker that failed to warm up
         self._cpu, self._card = DeviceUse("cpu", workers), card
@@ -152,7 +158,7 @@ class Pipeline:
     def _prepare(self, job: Job) -> None:
         """Decode and scale the signal, and plan its chunks."""
         job.work.started_s = time.monotonic()
-        STAGE_WAIT_SECONDS.labels("prepare").observe(job.work.started_s - job.submitted_s)
+        _WAIT_SECONDS["prepare"].observe(job.work.started_s - job.submitted_s)
         try:
             signal_S = job.read.take_signal()
             basecaller = self._basecallers[job.settings.model]
@@ -167,7 +173,7 @@ class Pipeline:
             log.exception("read failed", stage="prepare", read_id=job.read.name)
             self._fail(job, Stage.PREPARE, error)
         else:
-            STAGE_SECONDS.labels("prepare").observe(time.monotonic() - job.work.started_s)
+            _SECONDS["prepare"].observe(time.monotonic() - job.work.started_s)
             self._scheduler.prepared(job, prepared.plan.pieces)
 
     def _call(self, batch: Batch) -> None:
@@ -188,7 +194,7 @@ class Pipeline:
     def _computed(self, batch: Batch) -> list[Decoded | Exception]:
         """Return the result of each chunk, in groups of as many rows as the runner has."""
         runner = self._basecallers[batch.model].runner
-        STAGE_WAIT_SECONDS.labels("basecall").observe(time.monotonic() - min(task.ready_s for task in batch.tasks))
+        _WAIT_SECONDS["basecall"].observe(time.monotonic() - min(task.ready_s for task in batch.tasks))
         BATCH_STREAMS.labels(batch.model).observe(len({task.job.stream for task in batch.tasks}))
         results: list[Decoded | Exception] = []
         for first in range(0, len(batch.tasks), runner.rows):
@@ -200,7 +206,7 @@ class Pipeline:
             started_s = time.monotonic()
             called = self._call_group(batch, group)
             self.network_device.computed(called)
-            STAGE_SECONDS.labels("basecall").observe(time.monotonic() - started_s)
+            _SECONDS["basecall"].observe(time.monotonic() - started_s)
             results += called
         return results
 
@@ -230,7 +236,7 @@ class Pipeline:
             self._fail(job, Stage.STITCH, error)
             return
         work.stitched_s = time.monotonic()
-        STAGE_SECONDS.labels("stitch").observe(work.stitched_s - called_s)
+        _SECONDS["stitch"].observe(work.stitched_s - called_s)
         work.alignments = [[] for _ in work.parts]
         aligner = self._aligners.get((job.settings.reference, job.settings.preset))
         if aligner is None or not work.parts:
@@ -254,7 +260,7 @@ class Pipeline:
         except Exception as error:  # one part's failure must not end the worker either
             log.exception("read failed", stage="align", read_id=job.read.name)
             alignments = error
-        STAGE_SECONDS.labels("align").observe(time.monotonic() - began_s)
+        _SECONDS["align"].observe(time.monotonic() - began_s)
         self._aligned(part, alignments)
 
     def _aligned(self, part: ToAlign, alignments: list[Alignment] | Exception) -> None:
@@ -312,10 +318,11 @@ class Pipeline:
         )
         if self._scheduler.done(job):
             for part in parts:
-                READ_MEAN_QSCORE.labels(settings.model).observe(part.mean_qscore)
-                READ_LENGTH_BASES.labels(settings.model).observe(len(part.sequence))
+                qscore, length, identity = self._of_reads[settings.model]
+                qscore.observe(part.mean_qscore)
+                length.observe(len(part.sequence))
                 if part.alignments:
-                    ALIGNMENT_IDENTITY.labels(settings.model).observe(_identity(part.alignments[0]))
+                    identity.observe(_identity(part.alignments[0]))
             job.deliver(job, result)
 
     def _fail(self, job: Job, stage: Stage, error: Exception) -> None:

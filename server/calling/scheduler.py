@@ -298,6 +298,7 @@ class Scheduler:
             while not self._closed:
                 work = self._next()
                 if isinstance(work, Job | Batch):
+                    self._changed.notify()  # another worker, in case there is more; all would come for nothing
                     return work
                 self._changed.wait(work)
             return None
@@ -312,7 +313,7 @@ class Scheduler:
         with self._changed:
             self._computing -= 1
             if self._card_batches is not None:
-                self._changed.notify_all()
+                self._changed.notify()
 
     def prepared(self, job: Job, pieces: Sequence[Piece]) -> None:
         """Queue the chunks of a prepared read."""
@@ -329,7 +330,7 @@ class Scheduler:
                 task = Task(key=key, number=next(self._numbers), index=index, job=job, ready_s=ready_s)
                 self._ready[place].tasks.of(job.is_live).push(key, task.number, task)
                 job.ready[task.number] = place
-            self._changed.notify_all()
+            self._changed.notify()
 
     def expect(self, job: Job, parts: int) -> None:
         """Set how many parts of the read will be aligned; `did_one` then counts them."""
@@ -357,7 +358,7 @@ class Scheduler:
             if not flow.jobs:
                 self._leave(job)
             if self._waiting:
-                self._changed.notify_all()
+                self._changed.notify()
             return True
 
     def cancel(self, stream: Hashable) -> None:

@@ -96,6 +96,8 @@ class ResultsSession(Session):
         self._sent_back: set[bytes] = set()  # those of them that the client may send again
         self._running: dict[Job, int] = {}  # complete reads and the bytes they are charged for
         self._running_samples = 0
+        self._delivered: deque[tuple[Job, ReadResult]] = deque()  # results on their way to the event loop
+        self._is_told = False  # whether the event loop will take them
         self._unsent: deque[tuple[ReadResult, int, float]] = deque()  # with bytes charged, and when the read completed
         self._unacknowledged: deque[tuple[Status, bool]] = deque()
         self._sent_seq = self._acknowledged_seq = 0
@@ -238,8 +240,17 @@ class ResultsSession(Session):
         self._orders.submit(job)
 
     def _deliver(self, job: Job, result: ReadResult) -> None:
-        """Pass a result to the event loop. Called from a worker's thread."""
-        self._loop.call_soon_threadsafe(self._finished, job, result)
+        """Pass a result to the event loop. Called from workers' threads; they wake it once for all that waits."""
+        self._delivered.append((job, result))
+        if not self._is_told:
+            self._is_told = True
+            self._loop.call_soon_threadsafe(self._take_delivered)
+
+    def _take_delivered(self) -> None:
+        self._is_told = False  # first: what is appended from now on is told again
+        while self._delivered:
+            self._finished(*self._delivered.popleft())
+        self.extend_credit()
 
     def _finished(self, job: Job, result: ReadResult) -> None:
         held = self._running.pop(job, None)
@@ -248,7 +259,6 @@ class ResultsSession(Session):
         self._running_samples -= job.read.samples
         self._books.finish(result)
         self._emit(result, held, job.submitted_s)
-        self.extend_credit()
 
     def _reject(self, read: OpenRead, reason: Reason, detail: str) -> None:
         log.info("read rejected", read_id=read.name, reason=reason.value, detail=detail)
