@@ -55,9 +55,12 @@ class Pipeline:
     scheduler
         Provides the work.
     workers
-        Number of threads.
+        How many cores to use, with a thread each.
     card
         Tracks the use of the networks' GPU; None: they run on the CPU.
+    waiting
+        More threads, for as many will be waiting for the GPU. Without them two workers would do nothing else, and live
+        reads would wait for both.
 
     Attributes
     ----------
@@ -74,11 +77,12 @@ class Pipeline:
         scheduler: Scheduler,
         workers: int,
         card: DeviceUse | None = None,
+        waiting: int = 0,
     ) -> None:
         self._basecallers, self._aligners, self._scheduler = basecallers, aligners, scheduler
         of_reads = READ_MEAN_QSCORE, READ_LENGTH_BASES, ALIGNMENT_IDENTITY
         self._of_reads = {model: [metric.labels(model) for metric in of_reads] for model in basecallers}
-        self._warm = threading.Barrier(workers + 1)
+        self._warm = threading.Barrier(workers + waiting + 1)
         self._failure: Exception | None = None  # of the first worker that failed to warm up
         self._cpu, self._card = DeviceUse("cpu", workers), card
         self.devices = [self._cpu, *([card] if card else [])]
@@ -89,7 +93,8 @@ class Pipeline:
             if isinstance(aligner, DeviceAligner)
         }
         self._threads = [
-            threading.Thread(target=self._work, name=f"worker-{number}", daemon=True) for number in range(workers)
+            threading.Thread(target=self._work, args=[number == 0], name=f"worker-{number}", daemon=True)
+            for number in range(workers + waiting)
         ]
 
     def start(self) -> None:
@@ -123,12 +128,14 @@ class Pipeline:
         for queue in self.align_queues.values():
             queue.close()
 
-    def _work(self) -> None:
+    def _work(self, is_first: bool) -> None:
         torch.set_num_threads(1)
         try:
             for longest in (False, True):  # longest last: one-time setup is done before memory use peaks
                 for basecaller in self._basecallers.values():
                     lengths = basecaller.warm_up_lengths
+                    if not is_first:  # the device is ready for all lengths; a worker's buffers are, after any
+                        lengths = lengths[-1:]
                     basecaller.warm_up(lengths[:1] if longest else lengths[1:])
                 self._warm.wait()
         except threading.BrokenBarrierError:  # another worker failed

@@ -37,7 +37,14 @@ from porestream.server.edge.rpc import MAX_MESSAGE_BYTES, BasecallService
 from porestream.server.edge.security import Certificate, Tokens
 from porestream.server.engine import Engine
 from porestream.server.settings import Settings, SettingsError
-from porestream.server.start.devices import batch_decoder, keep_device_code, kernel_devices, network_passes, open_card
+from porestream.server.start.devices import (
+    CARD_BATCHES,
+    batch_decoder,
+    keep_device_code,
+    kernel_devices,
+    network_passes,
+    open_card,
+)
 from porestream.server.start.references import load_references, plan_references
 from porestream.server.streams.books import Ledger
 from porestream.server.streams.budget import MemoryBudget
@@ -53,7 +60,6 @@ from porestream.v1 import porestream_pb2_grpc as pb_grpc
 log = structlog.get_logger()
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -2, -3, -8
-_CARD_BATCHES = 2  # one is computed, one waits in the stream or is being copied to the GPU
 _UNOPENED_STREAMS = 64  # calls about to be opened as streams, or refused
 _MAX_METADATA_BYTES = 8 << 10
 _LIVENESS = "liveness"
@@ -93,11 +99,11 @@ def build_engine(settings: Settings) -> Engine:
         settings.live_rate,
         row_groups={name: caller.runner.row_group for name, caller in basecallers.items()},
         workers=1 if card else settings.worker_count,
-        card_batches=_CARD_BATCHES if card else None,
+        card_batches=CARD_BATCHES if card else None,
     )
     largest_batch = max(caller.rows * max(caller.chunker.lengths) for caller in basecallers.values())
     card_use = DeviceUse(str(card.device), 1) if card else None
-    pipeline = Pipeline(basecallers, aligners, scheduler, settings.worker_count, card_use)
+    pipeline = Pipeline(basecallers, aligners, scheduler, settings.worker_count, card_use, CARD_BATCHES if card else 0)
     pipeline.start()
     gc.collect()
     gc.freeze()  # a full collection over everything torch loads would stop every worker for a while

@@ -18,6 +18,9 @@ from porestream.server.settings import Settings, SettingsError
 
 log = structlog.get_logger()
 
+CARD_BATCHES = 2
+"""Batches that a GPU may have at a time: one is computed, one waits in the stream or is being copied to it."""
+
 
 def keep_device_code(cache_dir: Path) -> None:
     """Make CuPy and the driver cache compiled code where nobody else can put any: both load it unchecked.
@@ -47,7 +50,7 @@ def open_card(settings: Settings) -> Card | None:
         There is no such GPU.
     """
     device = find_device("cpu" if settings.device == "emulated" else settings.device)
-    return Card(device, settings.worker_count) if device.type == "cuda" else None
+    return Card(device, settings.worker_count + CARD_BATCHES) if device.type == "cuda" else None
 
 
 def kernel_device(device: str, card: Card | None) -> Device | None:
