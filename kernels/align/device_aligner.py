@@ -24,8 +24,9 @@ from porestream.kernels.align.seeds import IndexOnDevice, find_anchors
 from porestream.kernels.align.sketch import Reads, sketch
 from porestream.kernels.device import Device
 
-MEMORY_BYTES = 256 << 20
-"""Device memory for the base-level alignment tasks that run at once."""
+LEAST_TASK_BYTES, MOST_TASK_BYTES = 256 << 20, 2 << 30
+"""Device memory for the base-level alignment tasks that run at once: 256 MiB hold some 2,000 of 10 kb reads, while an
+H100 has room for 3,700 warps of theirs, and each round of them costs two waits for the host."""
 BATCH_BASES = 50_000_000
 BYTES_A_BASE = 64
 """Device memory that a batch takes per base, besides its tasks: minimizers (a fifth as many as bases, 55 bytes each),
@@ -48,13 +49,22 @@ class DeviceAligner:
         Aligns reads that the device cannot.
     batch_bases
         Bases per batch.
+    task_bytes
+        Device memory for the base-level alignment tasks that run at once.
     """
 
-    def __init__(self, device: Device, index: Index, fallback: MappyAligner, batch_bases: int = BATCH_BASES) -> None:
+    def __init__(
+        self,
+        device: Device,
+        index: Index,
+        fallback: MappyAligner,
+        batch_bases: int = BATCH_BASES,
+        task_bytes: int = LEAST_TASK_BYTES,
+    ) -> None:
         self.batch_bases = batch_bases
         self._device, self._index, self._fallback = device, index, fallback
         self._on_device = IndexOnDevice(device, index)
-        self._hits = HitAligner(device, self._on_device, MEMORY_BYTES)
+        self._hits = HitAligner(device, self._on_device, task_bytes)
         self._lock = threading.Lock()  # one batch at a time, because memory is planned for one
         self.fallbacks: Counter[Failure] = Counter()  # reads that minimap2 aligned instead
 

@@ -34,7 +34,9 @@ Done = Callable[[ToAlign, Result], None]
 
 
 class AlignQueue:
-    """An aligner's queue and its two threads: one aligns batches, one the reads that the device cannot align.
+    """An aligner's queue and its threads: one aligns batches, `cores` the reads that the device cannot align.
+
+    If those come faster than minimap2 aligns them, the batches wait for it, so that memory stays bounded.
 
     Parameters
     ----------
@@ -46,21 +48,29 @@ class AlignQueue:
         Called from the threads with a read and its alignments, or the error.
     use
         Tracks when the aligner's device is busy; None: the CPU emulates a device.
+    cores
+        Most reads that minimap2 aligns at once.
     """
 
     def __init__(
-        self, aligner: DeviceAligner, is_wanted: Callable[[Job], bool], done: Done, use: DeviceUse | None
+        self,
+        aligner: DeviceAligner,
+        is_wanted: Callable[[Job], bool],
+        done: Done,
+        use: DeviceUse | None,
+        cores: int = 1,
     ) -> None:
         self._aligner, self._is_wanted, self._done, self._use = aligner, is_wanted, done, use
         self._changed = threading.Condition()
         self._waiting: list[tuple[float, int, ToAlign]] = []  # a heap: live reads first, then in order
         self._numbers = itertools.count()
         self._elsewhere: deque[ToAlign] = deque()
+        self._elsewhere_bases = 0
         self._closed = False
         name = aligner.reference.name
         self._threads = [
             threading.Thread(target=work, name=f"{what} {name}", daemon=True)
-            for work, what in ((self._run, "aligner"), (self._run_elsewhere, "aligner elsewhere"))
+            for work, what in ((self._run, "aligner"), *[(self._run_elsewhere, "aligner elsewhere")] * cores)
         ]
 
     def start(self) -> None:
@@ -82,7 +92,7 @@ class AlignQueue:
             self._elsewhere.clear()
             self._changed.notify_all()
         if self._threads[0].is_alive():
-            self._threads[0].join()  # the other thread may work for hours; it ends with the process
+            self._threads[0].join()  # the others may work for hours; they end with the process
 
     def __len__(self) -> int:
         """Number of queued reads."""
@@ -120,12 +130,19 @@ class AlignQueue:
             for read, result in zip(batch, results, strict=True):
                 STAGE_SECONDS.labels("align").observe(each_s)
                 if result is None:
-                    with self._changed:
-                        self._elsewhere.append(read)
-                        self._changed.notify_all()
+                    self._put_elsewhere(read)
                 else:
                     self._deliver(read, result)
             del batch, read, results, result  # otherwise an idle thread would keep its last reads in memory
+
+    def _put_elsewhere(self, read: ToAlign) -> None:
+        """Leave a read to minimap2; wait while it has a batch's worth of bases to align."""
+        with self._changed:
+            while self._elsewhere_bases > self._aligner.batch_bases and not self._closed:
+                self._changed.wait()
+            self._elsewhere.append(read)
+            self._elsewhere_bases += len(read.sequence)
+            self._changed.notify_all()
 
     def _run_elsewhere(self) -> None:
         while True:
@@ -135,6 +152,8 @@ class AlignQueue:
                 if self._closed:
                     return
                 read = self._elsewhere.popleft()
+                self._elsewhere_bases -= len(read.sequence)
+                self._changed.notify_all()
             if self._is_wanted(read.job):
                 result: Result
                 try:

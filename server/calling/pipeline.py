@@ -88,7 +88,7 @@ class Pipeline:
         self.devices = [self._cpu, *([card] if card else [])]
         self.network_device = card or self._cpu
         self.align_queues = {
-            key: AlignQueue(aligner, scheduler.is_wanted, self._aligned, card)
+            key: AlignQueue(aligner, scheduler.is_wanted, self._aligned, card, workers)
             for key, aligner in aligners.items()
             if isinstance(aligner, DeviceAligner)
         }

@@ -14,7 +14,13 @@ import structlog
 import torch
 
 from porestream.kernels.align.aligner import PRESETS, Aligner, MappyAligner, load_reference, preset_for_model
-from porestream.kernels.align.device_aligner import BATCH_BASES, BYTES_A_BASE, MEMORY_BYTES, DeviceAligner
+from porestream.kernels.align.device_aligner import (
+    BATCH_BASES,
+    BYTES_A_BASE,
+    LEAST_TASK_BYTES,
+    MOST_TASK_BYTES,
+    DeviceAligner,
+)
 from porestream.kernels.align.fasta import ReferenceFileError, first_bytes, read_fasta
 from porestream.kernels.align.index import Index, build_index, index_beside, index_name, load_index
 from porestream.kernels.align.mmi import MAGIC as MMI_MAGIC
@@ -24,6 +30,7 @@ from porestream.server.settings import Settings, SettingsError
 
 log = structlog.get_logger()
 
+_TASK_SHARE = 32  # of the free memory
 _LEAST_BATCH_BASES = 1_000_000
 
 
@@ -35,12 +42,13 @@ class Plan:
     preset: str
     index: Index | None
     batch_bases: int = BATCH_BASES
+    task_bytes: int = LEAST_TASK_BYTES
 
     @property
     def device_bytes(self) -> int:
         """Device memory needed, in bytes."""
         index_bytes = self.index.device_bytes if self.index else 0
-        return index_bytes + MEMORY_BYTES + self.batch_bases * BYTES_A_BASE
+        return index_bytes + self.task_bytes + self.batch_bases * BYTES_A_BASE
 
 
 def plan_references(
@@ -79,7 +87,8 @@ def plan_references(
         return plans
     free = int(torch.cuda.mem_get_info(card.device)[0])
     index_bytes = sum(index.device_bytes for index in indexes)
-    fixed = index_bytes + MEMORY_BYTES * len(indexes)
+    task_bytes = min(max(LEAST_TASK_BYTES, free // _TASK_SHARE // len(indexes)), MOST_TASK_BYTES)
+    fixed = index_bytes + task_bytes * len(indexes)
     bases = min(BATCH_BASES, (free - fixed) // 4 // BYTES_A_BASE // len(indexes))
     if bases < _LEAST_BATCH_BASES:
         raise SettingsError(
@@ -95,7 +104,7 @@ def plan_references(
         models_bytes=free - card.reserved_bytes,
         batch_bases=bases,
     )
-    return [Plan(path=plan.path, preset=plan.preset, index=plan.index, batch_bases=bases) for plan in plans]
+    return [replace(plan, batch_bases=bases, task_bytes=task_bytes) for plan in plans]
 
 
 def _index(path: Path, preset: str, settings: Settings, cache_dir: Path) -> Index | None:
@@ -166,7 +175,7 @@ def load_references(
         aligner: Aligner = minimap2
         if plan.index is not None and device is not None:
             on = replace(device, limit_bytes=plan.device_bytes) if isinstance(device, CudaDevice) else device
-            aligner = DeviceAligner(on, plan.index, minimap2, plan.batch_bases)
+            aligner = DeviceAligner(on, plan.index, minimap2, plan.batch_bases, plan.task_bytes)
             aligner.warm_up()
         key = (aligner.reference.name, plan.preset)
         if key in aligners:

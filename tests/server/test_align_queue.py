@@ -171,3 +171,56 @@ def test_an_idle_queue_ends(started: bool) -> None:
     if started:
         queue.start()
     queue.close()
+
+
+@dataclass
+class AllHard(FakeAligner):
+    """The device aligns nothing; counts how many reads minimap2 has at once."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    now: int = 0
+    most: int = 0
+
+    def align_batch(self, reads: list[tuple[str, str]], *, md: bool) -> list[list[Alignment] | None]:
+        self.batches.append([name for name, _ in reads])
+        return [None] * len(reads)
+
+    def align_elsewhere(self, name: str, sequence: str, *, md: bool) -> list[Alignment]:
+        with self.lock:
+            self.now += 1
+            self.most = max(self.most, self.now)
+        assert self.elsewhere.wait(20)
+        with self.lock:
+            self.now -= 1
+        return []
+
+
+def test_what_the_device_leaves_is_aligned_on_all_cores_and_is_bounded() -> None:
+    aligner = AllHard(batch_bases=100)
+    found: list[str] = []
+    queue = AlignQueue(aligner, lambda _: True, lambda one, _: found.append(one.job.read.name), None, cores=3)  # type: ignore[arg-type]
+    queue.start()
+    for number in range(60):
+        queue.put(read(str(number)))
+    while aligner.now < 3 or queue._elsewhere_bases <= 100:
+        time.sleep(0.001)
+    held = len(queue._elsewhere)  # three are being aligned, eleven wait; the batches wait for these
+    assert held == 11
+    aligner.elsewhere.set()
+    while len(found) < 60:
+        time.sleep(0.001)
+    queue.close()
+    assert aligner.most == 3
+    assert sorted(found, key=int) == [str(number) for number in range(60)]
+
+
+def test_a_queue_that_waits_for_minimap2_closes() -> None:
+    aligner = AllHard(batch_bases=20)
+    queue = AlignQueue(aligner, lambda _: True, lambda *_: None, None)  # type: ignore[arg-type]
+    queue.start()
+    for number in range(10):
+        queue.put(read(str(number)))
+    while queue._elsewhere_bases <= 20:
+        time.sleep(0.001)
+    queue.close()
+    aligner.elsewhere.set()

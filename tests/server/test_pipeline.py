@@ -110,9 +110,7 @@ def test_without_a_card_cuda_is_refused(monkeypatch: pytest.MonkeyPatch, tiny_mo
         load_settings({"device": "gpu"}, None)
 
 
-def test_one_worker_warms_up_every_length_and_the_others_one(
-    monkeypatch: pytest.MonkeyPatch, tiny_model: Path
-) -> None:
+def test_one_worker_warms_up_every_length_and_the_others_one(monkeypatch: pytest.MonkeyPatch, tiny_model: Path) -> None:
     """On a GPU: it is the same for all workers, and each worker's buffers are for the longest whatever comes first."""
     warmed: list[tuple[str, int]] = []
     call = Basecaller.call

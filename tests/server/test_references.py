@@ -11,7 +11,13 @@ import torch
 from structlog.testing import capture_logs
 
 from porestream.kernels.align.aligner import PRESETS, MappyAligner, load_reference
-from porestream.kernels.align.device_aligner import BATCH_BASES, BYTES_A_BASE, MEMORY_BYTES, DeviceAligner
+from porestream.kernels.align.device_aligner import (
+    BATCH_BASES,
+    BYTES_A_BASE,
+    LEAST_TASK_BYTES,
+    MOST_TASK_BYTES,
+    DeviceAligner,
+)
 from porestream.kernels.align.fasta import ReferenceFileError, read_fasta
 from porestream.kernels.align.index import build_index
 from porestream.kernels.device import EmulatedDevice
@@ -102,9 +108,11 @@ def test_a_mmi_is_no_index_for_a_card(fasta: Path, tmp_path: Path) -> None:
         plan_references(settings(mmi, "gpu"), MODELS, tmp_path / "cache", DEVICE, None)
 
 
-@pytest.mark.parametrize(("free", "bases"), [(80 << 30, BATCH_BASES), (2 << 30, 7_340_000)])
+@pytest.mark.parametrize(
+    ("free", "bases", "task_bytes"), [(80 << 30, BATCH_BASES, MOST_TASK_BYTES), (2 << 30, 7_340_000, LEAST_TASK_BYTES)]
+)
 def test_a_card_keeps_room_for_the_index_and_a_batch(
-    fasta: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, bases: int
+    fasta: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, bases: int, task_bytes: int
 ) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free, free))
     card: Any = SimpleNamespace(device="cuda:0", stream=object(), reserved_bytes=0)
@@ -112,7 +120,7 @@ def test_a_card_keeps_room_for_the_index_and_a_batch(
         (plan,) = plan_references(settings(fasta, "gpu"), MODELS, tmp_path / "cache", DEVICE, card)
     assert plan.index is not None
     assert plan.batch_bases == pytest.approx(bases, rel=0.01)
-    assert card.reserved_bytes == plan.index.device_bytes + MEMORY_BYTES + plan.batch_bases * BYTES_A_BASE
+    assert card.reserved_bytes == plan.index.device_bytes + task_bytes + plan.batch_bases * BYTES_A_BASE
     (planned,) = [one for one in said if one["event"] == "card planned"]
     assert planned["free_bytes"] == free
     assert planned["models_bytes"] == free - planned["index_bytes"] - planned["alignment_bytes"]
