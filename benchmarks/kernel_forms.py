@@ -51,12 +51,12 @@ FORMS = [
         Form(
             source="crf.cu",
             kernel=kernel,
-            defines=(f"STATE_LEN={state_len}",),
+            defines=(f"PRECISION={precision}", f"STATE_LEN={state_len}"),
             block_threads=threads,
             units=rows and rows / threads,
             unit="step",
         )
-        for state_len in (3, 4, 5)
+        for precision, state_len in (("FP16", 3), ("FP16", 4), ("FP16", 5), ("FP32", 4))
         for kernel, threads, rows in (  # rows: of a batch, that a block handles in a time step
             ("crf_backward", max(WARP, 4 ** (state_len - 1)), max(1, WARP // 4 ** (state_len - 1))),
             ("crf_beam", 128, 4),
@@ -64,6 +64,7 @@ FORMS = [
             ("crf_call", 128, None),
         )
     ),
+    Form(source="scores.cu", kernel="finish_scores", defines=("PRECISION=FP16",), block_threads=256),
     *(
         Form(source="sketch.cu", kernel=kernel, defines=(f"K={k}", f"W={w}"), block_threads=threads)
         for k, w in ((15, 10), (19, 19))

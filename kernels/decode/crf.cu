@@ -1,13 +1,13 @@
 // Decodes CRF scores to bases, qualities and moves: models/call/decode_kernels.py on a GPU, operation by operation.
 //
-// A state is STATE_LEN bases; there are S states. Scores are float32 (T, N, 4 S), ordered new state * 4 + dropped base.
+// A state is STATE_LEN bases; there are S states. Scores are float32 or halves (T, N, 4 S), ordered new state * 4 + dropped base.
 // The scans use Q = S / 4 threads per row: thread u has the four states k * Q + u, which drop their first base k to
 // become one of the four states 4 u + b, so its 16 scores of a step are contiguous. The beam search uses one warp per
 // row, and one lane per hypothesis.
 //
 // Everything that decides bases and moves is plain IEEE arithmetic in the CPU's order (nothing is fused: --fmad=false),
 // so both are the same to the bit. Qualities come from sums in float32, where the CPU's are in float64.
-#include "exp32.cuh"
+#include "numbers.cuh"
 
 #ifndef STATE_LEN
 #define STATE_LEN 3
@@ -28,6 +28,12 @@ constexpr float BEST_QUALITY = 50.0f;
 typedef unsigned char u8;
 typedef unsigned short u16;
 typedef unsigned long long u64;
+
+#if PRECISION == FP32
+typedef float Score;
+#else
+typedef unsigned short Score;
+#endif
 
 __device__ __forceinline__ float weight_of(float score)
 {
@@ -61,13 +67,13 @@ __device__ __forceinline__ float sum_in_pairs(float own, const float* shared)
 
 // Loads thread u's 16 scores of a step: weights[b][k] is for state k Q + u to state 4 u + b. Returns whether all are
 // finite.
-__device__ __forceinline__ bool load_weights(const float4* scores, float (&weights)[4][4])
+__device__ __forceinline__ bool load_weights(const Four* scores, float (&weights)[4][4])
 {
     unsigned largest = 0;
 #pragma unroll
     for (int b = 0; b < 4; ++b) {
-        const float4 four = __ldg(scores + b);
-        const float values[4] = {four.x, four.y, four.z, four.w};
+        const Four four = __ldg(scores + b);
+        const float values[4] = {number(four.x), number(four.y), number(four.z), number(four.w)};
 #pragma unroll
         for (int k = 0; k < 4; ++k) {
             largest = max(largest, __float_as_uint(values[k]) & 0x7fffffffu);
@@ -121,7 +127,7 @@ __device__ __forceinline__ int rank_of(const unsigned (&ballots)[5], int c, int 
 // Computes backward probabilities (T + 1, N, S), at each border up to a factor; status[row] |= 1 if a score is not
 // finite.
 extern "C" __global__ void __launch_bounds__(THREADS) crf_backward(
-    const float* __restrict__ scores, float* __restrict__ backward, int* __restrict__ status, int T, int N, float stay)
+    const Score* __restrict__ scores, float* __restrict__ backward, int* __restrict__ status, int T, int N, float stay)
 {
     __shared__ __align__(16) float after[2][ROWS][S];
     __shared__ float sums[2][THREADS];
@@ -135,7 +141,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) crf_backward(
     row_sync();
     for (int t = T - 1, side = 0; t >= 0; --t, side ^= 1) {  // cubin: main loop
         float weights[4][4];
-        finite &= load_weights((const float4*)(scores + ((size_t)t * N + at.row) * 4 * S) + 4 * at.u, weights);
+        finite &= load_weights((const Four*)(scores + ((size_t)t * N + at.row) * 4 * S) + 4 * at.u, weights);
         if (t < T - 1) total = sum_in_pairs(total, sums[side ^ 1]);
         const float scale = 1.0f / total;
         const float4 next = *(const float4*)&after[side][at.in_block][4 * at.u];
@@ -159,7 +165,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) crf_backward(
 // Beam search guided by the backward probabilities. path (N, T): bit 2 is set if a block moves, bits 0-1 are its base.
 // first[row]: the state after the first block. `back` (T, N, WIDTH) is workspace. Rows with a status are skipped.
 extern "C" __global__ void __launch_bounds__(32 * BEAM_WARPS) crf_beam(
-    const float* __restrict__ scores, const float* __restrict__ backward, const int* __restrict__ status,
+    const Score* __restrict__ scores, const float* __restrict__ backward, const int* __restrict__ status,
     u16* __restrict__ back, u8* __restrict__ path, int* __restrict__ first, int T, int N, int width, float stay, float cut)
 {
     __shared__ __align__(16) float all_values[BEAM_WARPS][4 * WIDTH];
@@ -207,7 +213,7 @@ extern "C" __global__ void __launch_bounds__(32 * BEAM_WARPS) crf_beam(
     __syncwarp();
 
     for (int t = 0; t < T; ++t) {  // cubin: main loop
-        const float* step = scores + ((size_t)t * N + row) * 4 * S;
+        const Score* step = scores + ((size_t)t * N + row) * 4 * S;
         const float* guide = backward + ((size_t)(t + 1) * N + row) * S;
         const bool alive = lane < count;
         const int shifted = (4 * state & (S - 1)), dropped = state / Q;
@@ -216,7 +222,7 @@ extern "C" __global__ void __launch_bounds__(32 * BEAM_WARPS) crf_beam(
         const float guides[4] = {ahead.x, ahead.y, ahead.z, ahead.w};
 #pragma unroll
         for (int b = 0; b < 4; ++b)
-            value[b] = alive ? weight * (weight_of(__ldg(step + 4 * (shifted + b) + dropped)) * guides[b]) : -1.0f;
+            value[b] = alive ? weight * (weight_of(number(__ldg(step + 4 * (shifted + b) + dropped))) * guides[b]) : -1.0f;
         *(float4*)(values + 4 * lane) = make_float4(value[0], value[1], value[2], value[3]);
         int origin = -1;  // where the beam has this lane's sequence without its last base
         for (int o = 0; o < count; ++o)
@@ -304,7 +310,7 @@ extern "C" __global__ void __launch_bounds__(32 * BEAM_WARPS) crf_beam(
 // Computes errors (N, T): for each block of the path, the probability that its state is neither the called one nor one
 // of its neighbours.
 extern "C" __global__ void __launch_bounds__(THREADS) crf_errors(
-    const float* __restrict__ scores, const float* __restrict__ backward, const int* __restrict__ status,
+    const Score* __restrict__ scores, const float* __restrict__ backward, const int* __restrict__ status,
     const u8* __restrict__ path, const int* __restrict__ first, float* __restrict__ errors, int T, int N, float stay)
 {
     __shared__ __align__(16) float before[2][ROWS][S];
@@ -329,7 +335,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) crf_errors(
             state = t == 0 ? first[at.row] : link & 4 ? (4 * state & (S - 1)) | (link & 3) : state;
         }
         float weights[4][4];
-        load_weights((const float4*)(scores + ((size_t)t * N + at.row) * 4 * S) + 4 * at.u, weights);
+        load_weights((const Four*)(scores + ((size_t)t * N + at.row) * 4 * S) + 4 * at.u, weights);
         const float scale = 1.0f / total;
         const float4 guide = __ldg((const float4*)(backward + ((size_t)(t + 1) * N + at.row) * S) + at.u);
         const float guides[4] = {guide.x, guide.y, guide.z, guide.w};

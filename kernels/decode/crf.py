@@ -16,7 +16,9 @@ MAX_BEAM_WIDTH = 32
 MAX_STATE_LEN = 5
 _WARP = 32
 _BEAM_ROWS = 4  # rows per block of crf_beam and crf_call: BEAM_WARPS
-_FILE = "crf.cu"
+_THREADS = 256
+_FILE, _KERNELS = "crf.cu", ("crf_backward", "crf_beam", "crf_errors", "crf_call")
+_PRECISIONS = {"float32": "FP32", "float16": "FP16"}
 
 
 class Calls(NamedTuple):
@@ -66,10 +68,7 @@ class CrfDecoder:
         self.device, self.states = device, 4**state_len
         self._stay, self._width, self._cut = math.exp(stay_score), beam_width, 1.0 / beam_cut
         self._scale, self._bias = quality_scale, quality_bias
-        names = ("crf_backward", "crf_beam", "crf_errors", "crf_call")
-        self._backward, self._beam, self._errors, self._call = (
-            load(device, _FILE, name, STATE_LEN=state_len) for name in names
-        )
+        self._state_len = state_len
 
     def __call__(self, scores_TNC: Any, into: Sequence[Any] | None = None) -> Calls:
         """Decode a batch, in the order of the device's stream.
@@ -77,8 +76,8 @@ class CrfDecoder:
         Parameters
         ----------
         scores_TNC
-            Transition scores as for `models.call.decode.Decoder`, on this device: a torch tensor or any other array
-            that supports DLPack. They are not copied.
+            Transition scores as for `models.call.decode.Decoder`, float32 or float16, on this device: a torch tensor or
+            any other array that supports DLPack. They are not copied. Halves give what the same values in float32 do.
         into
             Arrays or tensors on this device for the four fields of `Calls`; None allocates them.
 
@@ -92,8 +91,14 @@ class CrfDecoder:
             scores_TNC = device.array(scores_TNC)
             if scores_TNC.ndim != 3 or scores_TNC.shape[2] != 4 * self.states or 0 in scores_TNC.shape:
                 raise ValueError(f"scores must be (T, N, {4 * self.states}) and not empty, not {scores_TNC.shape}")
-            if scores_TNC.dtype != np.float32 or not scores_TNC.flags.c_contiguous:
-                raise ValueError(f"scores must be C-contiguous float32, not {scores_TNC.dtype}, {scores_TNC.strides}")
+            precision = _PRECISIONS.get(str(scores_TNC.dtype))
+            if precision is None or not scores_TNC.flags.c_contiguous:
+                raise ValueError(
+                    f"scores must be C-contiguous float32 or float16, not {scores_TNC.dtype}, {scores_TNC.strides}"
+                )
+            backward, beam, errors, call = (
+                load(device, _FILE, name, STATE_LEN=self._state_len, PRECISION=precision) for name in _KERNELS
+            )
             T, N, _ = scores_TNC.shape
             backward_TNS = xp.empty((T + 1, N, self.states), np.float32)
             back_TNW = xp.empty((T, N, MAX_BEAM_WIDTH), np.uint16)
@@ -114,10 +119,10 @@ class CrfDecoder:
             sizes: dict[str, Any] = {"T": T, "N": N, "status": status_N}
             scored = sizes | {"scores": scores_TNC, "backward": backward_TNS, "stay": self._stay}
             found = {"path": path_NT, "first": first_N}
-            self._backward(*scan, **scored)
-            self._beam(*warps, **scored, **found, back=back_TNW, width=self._width, cut=self._cut)
-            self._errors(*scan, **scored, **found, errors=errors_NT)
-            self._call(
+            backward(*scan, **scored)
+            beam(*warps, **scored, **found, back=back_TNW, width=self._width, cut=self._cut)
+            errors(*scan, **scored, **found, errors=errors_NT)
+            call(
                 *warps,
                 **sizes,
                 **found,
@@ -130,6 +135,30 @@ class CrfDecoder:
                 bias=self._bias,
             )
         return calls
+
+    def finish_scores(self, scores_TNC: Any, is_tanh: bool, scale: float, limit: float) -> None:
+        """Replace what a network's last matrix product gives by scores: x or tanh(x), times `scale`, within +-`limit`.
+
+        Parameters
+        ----------
+        scores_TNC
+            A contiguous torch tensor of float16 on this device, a multiple of 4 in size. It is computed in float32.
+
+        Raises
+        ------
+        ValueError
+            The tensor is not as described.
+        """
+        count = scores_TNC.numel()
+        if str(scores_TNC.dtype) != "torch.float16" or not scores_TNC.is_contiguous() or count % 4 or not count:
+            raise ValueError(
+                f"scores must be contiguous torch.float16, in fours, not {scores_TNC.dtype} {tuple(scores_TNC.shape)}"
+            )
+        with self.device.in_order():
+            finish = load(self.device, "scores.cu", "finish_scores", PRECISION="FP16")
+            # An address, because DLPack might make one stream wait for another, which a graph cannot record.
+            values = {"is_tanh": int(is_tanh), "scale": scale, "limit": limit, "fours": count // 4}
+            finish(-(-count // 4 // _THREADS), _THREADS, scores=np.uintp(scores_TNC.data_ptr()), **values)
 
     def device_bytes(self, steps: int, rows: int) -> int:
         """Return the device memory that a batch takes besides its scores: workspace and results."""

@@ -19,7 +19,7 @@ _lock = threading.Lock()
 
 
 def compile_cached(function: Callable[..., Any], signature: Any, cache_dir: Path | None = None) -> Callable[..., Any]:
-    """Compile for one signature (numba's, or its text), or load the code that an earlier process compiled. It runs without the GIL.
+    """Compile for one signature (numba's, or its text), or load what was compiled before. It runs without the GIL.
 
     If no cache directory is given, the default one is used; if it is not writable, a temporary one for this process.
     Code goes into `numba` in its `private_cache_dir` (private_folder.py), which only this user can enter. numba reads

@@ -12,7 +12,7 @@ import torch
 from porestream.models.call.card import Card, first_line
 from porestream.models.call.decode import Decoded
 from porestream.models.call.host import host_memory_bytes
-from porestream.models.call.memory import device_bytes, plan_rows, result_bytes
+from porestream.models.call.memory import device_bytes, half_scores, plan_rows, result_bytes
 from porestream.models.call.network import Network
 from porestream.models.call.runner import F32, BatchDecoder, NetworkPasses, decoded_rows, fill_batch
 from porestream.models.files.bundle import ModelBundle
@@ -23,6 +23,8 @@ from porestream.models.networks.recurrent import LowRankRecurrent
 
 class CudaRunner:
     """A network on a GPU: one CUDA graph per chunk length, with copies through pinned memory before and after.
+
+    In fp16 with a decoder, scores are halves too, rounded once more: they take most of the memory traffic.
 
     Parameters
     ----------
@@ -73,6 +75,7 @@ class CudaRunner:
             raise ModelError(f"{bundle.name} on {card.device}: {error}") from error
         self.row_group = self.rows
         self.planned_bytes = device_bytes(config, max(lengths), self.precision, self.rows, decode_bytes)
+        are_half = decoder is not None and half_scores(self.precision)
         self.device_class = f"{card.device_class}-{self.rows}rows" + ("-gpu-decoder" if decoder else "")
         sizes = [(self.rows * length, length // config.stride * self.rows * config.score_count) for length in lengths]
         try:
@@ -81,8 +84,15 @@ class CudaRunner:
                 if passes is not None:
                     _use(passes, self.network.encoder)
                     self.device_class += "-gpu-passes"
+                if are_half and decoder is not None:
+                    self.network.finish_scores = decoder.finish_scores
+                    self.device_class += "-half-scores"
                 # Shorter lengths reuse the longest one's memory; this is safe because the stream runs in order.
-                batch, scores = (torch.zeros(max(size), device=card.device) for size in zip(*sizes, strict=True))
+                dtypes = torch.float32, torch.float16 if are_half else torch.float32
+                batch, scores = (
+                    torch.zeros(max(size), dtype=dtype, device=card.device)
+                    for size, dtype in zip(zip(*sizes, strict=True), dtypes, strict=True)
+                )
                 size = result_bytes(config, max(lengths), self.rows, decoder is not None)
                 self._calls = torch.zeros(size, dtype=torch.uint8, device=card.device) if decoder else None
             self._shapes = self._recorded(batch, scores, lengths, config.score_count)

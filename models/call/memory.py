@@ -88,7 +88,9 @@ def device_bytes(
     config: ModelConfig, samples: int, precision: str, rows: int, decode_bytes: DecodeBytes | None = None
 ) -> int:
     """Return the peak GPU memory of a network and its decoder while computing chunks of `samples`, weights included."""
-    in_batch = tensor_bytes(config, samples, precision, rows) + rows * _workspace_bytes(config, samples, precision)
+    in_batch = tensor_bytes(config, samples, precision, rows, decode_bytes is not None) + rows * _workspace_bytes(
+        config, samples, precision
+    )
     if decode_bytes is not None:
         in_batch += decode_bytes(_steps(config, samples), rows)
     return _LIBRARIES_BYTES + 2 * weight_bytes(config, precision) + math.ceil(_FRAGMENTATION * in_batch)
@@ -114,17 +116,27 @@ def weight_bytes(config: ModelConfig, precision: str) -> int:
     return sum(math.prod(shape) for shape in tensor_shapes(config).values()) * _size(precision)
 
 
-def tensor_bytes(config: ModelConfig, samples: int, precision: str, rows: int) -> int:
-    """Return the peak size of a batch's tensors, including its signal and scores.
+def half_scores(precision: str) -> bool:
+    """Whether the scores that a GPU decodes are halves: bf16's eight bits would be too few."""
+    return precision == "fp16"
+
+
+def tensor_bytes(config: ModelConfig, samples: int, precision: str, rows: int, decoded: bool = False) -> int:
+    """Return the peak size of a batch's tensors, including its signal and scores, which may be `decoded` on the GPU.
 
     This follows models/call/network.py and the encoder's module, with all rows at once: a tensor lives as long as
     something refers to it.
     """
     T, size = _steps(config, samples), _size(precision)
-    static = (samples + T * config.score_count) * _FLOAT32
+    are_half = decoded and half_scores(precision)
+    static = samples * _FLOAT32 + T * config.score_count * (size if are_half else _FLOAT32)
     inner = config.layers.encoder.tensor_bytes(_coarse_steps(config, samples), rows, size)
     steps = min(T, slab_steps(rows, config.score_count, "cuda"))
-    last = rows * (config.layers.encoder.width * T + steps * (config.score_count + config.layers.bottleneck)) * size
+    last = (
+        rows
+        * (config.layers.encoder.width * T + steps * (config.score_count * (not are_half) + config.layers.bottleneck))
+        * size
+    )
     return rows * static + max(rows * _convolution_bytes(config, samples, precision), inner, last)
 
 

@@ -5,6 +5,7 @@ Dimensions: N rows of a batch, S samples, T time steps (S / stride), C channels 
 
 import math
 import threading
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -17,7 +18,7 @@ from porestream.models.networks.recurrence import ROWS as ROW_GROUP
 from porestream.models.networks.recurrent import AlongTime
 
 _SLAB_SCORES = 200 * 16 * 256  # a slab of scores stays in the core's cache
-_CUDA_SLAB_SCORES = 1 << 25  # keeps a GPU busy; in half precision 64 MiB
+_CUDA_SLAB_SCORES = 1 << 22  # stays in a GPU's L2 cache: in half precision 8 MiB
 _MANY_CHANNELS = 64
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -35,7 +36,15 @@ class Network(nn.Module):
         many channels. Small ones before it are always float32: they see the signal's full range and cost little.
     encoder_rows
         Rows that a transformer computes at once.
+
+    Attributes
+    ----------
+    finish_scores
+        Makes scores of the last matrix product in half precision, in place: `BatchDecoder.finish_scores`. Needed if
+        scores are wanted in half precision.
     """
+
+    finish_scores: Callable[[torch.Tensor, bool, float, float], None] | None = None
 
     def __init__(self, bundle: ModelBundle, precision: str = "fp32", encoder_rows: int = 1) -> None:
         super().__init__()
@@ -76,12 +85,12 @@ class Network(nn.Module):
         batch_NS
             float32, normalised signal; S is a multiple of the model's `chunk_unit`, and N of `row_group`.
         out_TNC
-            Tensor for the scores; None makes a new one.
+            Tensor for the scores, float32, or float16 if the network computes in that; None makes a new one of float32.
 
         Returns
         -------
         torch.Tensor
-            scores_TNC, float32; C = new_state * 4 + dropped_base.
+            scores_TNC; C = new_state * 4 + dropped_base.
         """
         return self.scores(self.encoded(self.convolved(batch_NS)), out_TNC)
 
@@ -147,6 +156,9 @@ class Network(nn.Module):
                 features = x_TNC[first : first + steps, row : row + group].flatten(0, 1)
                 if self.bottleneck is not None:
                     features = self.bottleneck(features)
+                if slab.dtype == self.dtype != torch.float32:
+                    self._half_scores(features, slab)
+                    continue
                 slab.copy_(self.linear(features).view(slab.shape))
                 if layers.score_tanh:
                     slab.tanh_()
@@ -155,6 +167,18 @@ class Network(nn.Module):
                 if math.isfinite(layers.score_limit):
                     slab.clamp_(-layers.score_limit, layers.score_limit)
         return scores_TNC
+
+    def _half_scores(self, features: torch.Tensor, slab: torch.Tensor) -> None:
+        """Compute a slab of scores where they stay, in one product and one pass."""
+        assert self.finish_scores is not None
+        weight, bias, layers = self.linear.weight.t(), self.linear.bias, self._layers
+        flat = slab.view(-1, slab.shape[-1])
+        if bias is None:
+            torch.mm(features, weight, out=flat)
+        else:
+            torch.addmm(bias, features, weight, out=flat)
+        if layers.score_tanh or layers.score_scale != 1 or math.isfinite(layers.score_limit):
+            self.finish_scores(slab, layers.score_tanh, layers.score_scale, layers.score_limit)
 
 
 def convolution_dtypes(layers: Layers, dtype: torch.dtype) -> list[torch.dtype]:

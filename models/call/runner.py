@@ -84,6 +84,9 @@ class BatchDecoder(Protocol):
         The arrays support DLPack. If `into` is given, the results are written to those arrays.
         """
 
+    def finish_scores(self, scores_TNC: torch.Tensor, is_tanh: bool, scale: float, limit: float) -> None:
+        """Make scores of a network's last matrix product in half precision, in place; see `Layers.score_tanh`."""
+
     def device_bytes(self, steps: int, rows: int) -> int:
         """Return the device memory that decoding a batch takes, besides its scores."""
 

@@ -3,6 +3,7 @@
 Dimensions: T time steps, N rows of a batch, C transition scores, S states.
 """
 
+import math
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -113,6 +114,39 @@ def test_scores_as_a_network_makes_them(state_len: int) -> None:
     T, N = 70, 5  # more than a block's rows of each kernel
     called = check(made_up_scores(T, N, state_len), state_len)
     assert sum(len(row.bases_B) for row in called if row is not None) > T * N // 4
+
+
+@pytest.mark.parametrize("state_len", [1, 2, 3, 4, 5])
+def test_halves_give_what_the_same_values_do(state_len: int) -> None:
+    """To the last bit, qualities too; and what is not finite in halves is refused."""
+    halves_TNC = made_up_scores(33, 5, state_len).astype(np.float16)
+    halves_TNC[3, 1, 2], halves_TNC[7, 3, 5] = np.inf, np.nan
+    decoder = crf_decoder(state_len, DecodeSettings())
+    found, expected = decoder(halves_TNC), decoder(halves_TNC.astype(np.float32))
+    assert found.counts_N.tolist() == expected.counts_N.tolist()
+    assert [count < 0 for count in found.counts_N] == [False, True, False, True, False]
+    for row, count in enumerate(found.counts_N.tolist()):
+        for ours, theirs in zip(found[:3], expected[:3], strict=True):
+            assert ours[row, : max(count, 0)].tobytes() == theirs[row, : max(count, 0)].tobytes()
+    check(halves_TNC.astype(np.float32), state_len)
+
+
+@pytest.mark.parametrize(("is_tanh", "scale", "limit"), [(True, 5.0, INFINITY), (False, 1.0, 5.0), (False, 2.5, 40.0)])
+def test_scores_are_finished_in_one_pass(is_tanh: bool, scale: float, limit: float) -> None:
+    exact = torch.linspace(-9, 9, 4 * 501).reshape(1, 501, 4).half()
+    exact[0, 0, :3] = torch.tensor([INFINITY, -INFINITY, math.nan])
+    found = exact.clone()
+    crf_decoder(1, DecodeSettings()).finish_scores(found, is_tanh, scale, limit)
+    x = exact.double()
+    expected = ((x.tanh() if is_tanh else x) * scale).clamp(-limit, limit)
+    torch.testing.assert_close(found.double(), expected, rtol=2**-11, atol=1e-6, equal_nan=True)
+
+
+def test_what_is_no_half_is_not_finished() -> None:
+    decoder = crf_decoder(1, DecodeSettings())
+    for odd in (torch.zeros(4), torch.zeros(3).half(), torch.zeros(0).half(), torch.zeros(8).half()[::2]):
+        with pytest.raises(ValueError, match=r"scores must be contiguous torch\.float16, in fours"):
+            decoder.finish_scores(odd, True, 1.0, 1.0)
 
 
 @pytest.mark.parametrize("state_len", [1, 2, 3, 4, 5])

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_iter
 from porestream.models.call.memory import (
     MAX_ROWS,
     device_bytes,
+    half_scores,
     pinned_bytes,
     plan_rows,
     result_bytes,
@@ -93,21 +94,26 @@ def configs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ModelConfig]:
 
 
 @pytest.mark.parametrize("rows", [1, 4])
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("name", MEASURED)
 def test_the_formula_is_what_lives_in_a_forward_pass(tmp_path: Path, name: str, precision: str, rows: int) -> None:
     bundle = load_bundle(write_shape(MEASURED[name], tmp_path / "model"))
     config = bundle.config
     network = Network(bundle, precision, encoder_rows=rows)
+    network.finish_scores = lambda *_: None
+    are_half = half_scores(precision)
     samples = config.chunk_size // config.chunk_unit * config.chunk_unit
     batch_NS = torch.zeros(rows, samples)
-    scores_TNC = torch.zeros(samples // config.stride, rows, config.score_count)
+    scores_TNC = torch.zeros(
+        samples // config.stride, rows, config.score_count, dtype=torch.float16 if are_half else torch.float32
+    )
     with LiveBytes(network) as live:
         batch_NS.zero_()
         scores_TNC.zero_()
         network(batch_NS, scores_TNC)
     assert live.peak > 1.2 * (batch_NS.nbytes + scores_TNC.nbytes)
-    assert live.peak <= tensor_bytes(config, samples, precision, rows) <= (1.35 if rows == 1 else 1.1) * live.peak
+    planned = tensor_bytes(config, samples, precision, rows, decoded=are_half)
+    assert live.peak <= planned <= (1.35 if rows == 1 else 1.1) * live.peak
 
 
 def test_weights_are_those_of_the_network(tmp_path: Path) -> None:
@@ -178,23 +184,26 @@ def test_decoding_on_the_card_takes_its_memory_and_spares_the_hosts(configs: dic
         asked.append((steps, rows))
         return steps * rows * 1000
 
-    needed = device_bytes(config, 12_000, "fp16", 64)
+    needed = device_bytes(config, 12_000, "bf16", 64)
     assert asked == []
-    decoding = device_bytes(config, 12_000, "fp16", 64, decode_bytes)
+    decoding = device_bytes(config, 12_000, "bf16", 64, decode_bytes)
     assert asked == [(2000, 64)]
     assert 0 <= decoding - needed - 1.1 * 2000 * 64 * 1000 <= 1  # a tenth for the allocator, rounded up
+    # In fp16, scores that are decoded there are halves.
+    saved = decoding - device_bytes(config, 12_000, "fp16", 64, decode_bytes)
+    assert saved >= 1.1 * 2000 * 64 * 1024 * 2
     # A card that holds exactly 64 rows of the network holds fewer with what decodes them.
-    assert plan_rows(config, [12_000, 3_000], "fp16", needed, 1 << 50, 4) == 64
-    assert plan_rows(config, [12_000, 3_000], "fp16", needed, 1 << 50, 4, None, decode_bytes) == 48
-    assert plan_rows(config, [12_000, 3_000], "fp16", decoding, 1 << 50, 4, None, decode_bytes) == 64
+    assert plan_rows(config, [12_000, 3_000], "bf16", needed, 1 << 50, 4) == 64
+    assert plan_rows(config, [12_000, 3_000], "bf16", needed, 1 << 50, 4, None, decode_bytes) == 48
+    assert plan_rows(config, [12_000, 3_000], "bf16", decoding, 1 << 50, 4, None, decode_bytes) == 64
     # A host that pins few rows' scores pins the calls of many.
     host = 4 * pinned_bytes(config, 12_000, 64)
-    assert plan_rows(config, [12_000], "fp16", 640 * GIB, host, 4) == 64
-    assert plan_rows(config, [12_000], "fp16", 640 * GIB, host, 4, None, decode_bytes) == MAX_ROWS
+    assert plan_rows(config, [12_000], "bf16", 640 * GIB, host, 4) == 64
+    assert plan_rows(config, [12_000], "bf16", 640 * GIB, host, 4, None, decode_bytes) == MAX_ROWS
     with pytest.raises(ModelError, match=r"512 chunks needs .* of GPU memory"):
-        plan_rows(config, [12_000], "fp16", decoding, 1 << 50, 4, 512, decode_bytes)
+        plan_rows(config, [12_000], "bf16", decoding, 1 << 50, 4, 512, decode_bytes)
     with pytest.raises(ModelError, match=r"64 chunks needs .* pinned memory for 64 threads"):
-        plan_rows(config, [12_000], "fp16", decoding, 64 << 20, 64, 64, decode_bytes)
+        plan_rows(config, [12_000], "bf16", decoding, 64 << 20, 64, 64, decode_bytes)
 
 
 def test_what_does_not_fit_is_refused_with_figures_and_a_way_out(configs: dict[str, ModelConfig]) -> None:

@@ -214,6 +214,34 @@ def test_what_is_decoded_on_a_card_takes_little_of_the_host(bundles: dict[str, M
     assert cpu.device_class == f"{CpuRunner(bundle, 'fp32').device_class}-gpu-decoder"
 
 
+class HalfCard(HostCard):
+    """Computes in half precision as a GPU does, however slowly."""
+
+    def precision(self, asked: str) -> str:
+        return "fp16"
+
+
+@pytest.mark.parametrize("name", ["tiny v3", "tiny v4", "tiny v4.3", "tiny sup v4", "tiny v6"])
+def test_what_a_card_decodes_in_fp16_are_halves(tmp_path: Path, name: str) -> None:
+    """The scores are the runner's without a decoder, rounded once more, and bases what the CPU calls of just those."""
+    bundle = load_bundle(write_shape(name, tmp_path / "model"))
+    samples = bundle.config.chunk_size
+    decoder = kernels_for(bundle)
+    decoded = CudaRunner(bundle, [samples], "auto", HalfCard(), 2, decoder=decoder)
+    plain = CudaRunner(bundle, [samples], "auto", HalfCard(), 2)
+    assert decoded.device_class == f"{plain.device_class}-gpu-decoder-half-scores"
+    assert decoded.planned_bytes != plain.planned_bytes
+    batch = chunks(2, samples)
+    found = decoded.call(batch, samples)
+    halves_TNC = decoded._shapes[samples][1]
+    assert halves_TNC.dtype == torch.float16
+    exact_TNC = torch.from_numpy(plain(batch, samples))
+    torch.testing.assert_close(halves_TNC.float(), exact_TNC, rtol=2**-10, atol=1e-3)
+    on_cpu = Decoder(bundle.config.state_len, decode_settings(bundle.config))
+    whole_TNC = np.ascontiguousarray(halves_TNC.float().numpy())
+    assert same_calls(found, [on_cpu(whole_TNC, row) for row in range(2)])
+
+
 def test_a_basecaller_calls_the_same_with_either_decoder(bundles: dict[str, ModelBundle]) -> None:
     bundle = bundles["tiny v4.3"]
     signal_S = np.random.default_rng(3).normal(500, 60, 4000).astype(np.int16)
@@ -358,11 +386,15 @@ def test_decoding_is_in_the_order_of_the_cards_stream(
             counts_N.fill_(1)
             return into
 
+        def finish_scores(self, scores_TNC: torch.Tensor, is_tanh: bool, scale: float, limit: float) -> None:
+            assert cuda.inside
+            assert (scores_TNC.dtype, is_tanh, scale) == (torch.float16, True, 5.0)
+
         def device_bytes(self, steps: int, rows: int) -> int:
             return steps * rows
 
     runner = CudaRunner(bundles["tiny v3"], LENGTHS, "auto", card, rows=16, decoder=WrittenDown())
-    assert runner.device_class == "sm_90-16rows-gpu-decoder"
+    assert runner.device_class == "sm_90-16rows-gpu-decoder-half-scores"
     assert "decode" not in cuda.log  # it is no part of the graph: its memory is its own
     cuda.log.clear()
     copy = torch.Tensor.copy_
