@@ -110,6 +110,13 @@ def cases(small: bool) -> Iterator[Case]:
             compute=partial(_decoded, state_len),
             tolerance=1,
         )
+    yield Case(
+        name="decode, halves",
+        inputs=partial(_scores, 40, 5, 4),
+        compute=partial(_decoded, 4, dtype=np.float16),
+        tolerance=1,
+    )
+    yield Case(name="scores finished", inputs=partial(_halves, scores=(40, 5, 256)), compute=_finished, tolerance=1)
     for band in (250, 500, 751):
         for to_ends in (False, True):
             yield Case(
@@ -152,9 +159,15 @@ def _scores(steps: int, rows: int, state_len: int) -> Inputs:
     return {"scores": np.round(24 * made_up_scores(steps, rows, state_len)).astype(np.int8)}
 
 
-def _decoded(state_len: int, device: Device, inputs: Inputs) -> Arrays:
+def _finished(device: Device, inputs: Inputs) -> Arrays:
+    scores_TNC = _tensors(device, inputs)["scores"]
+    CrfDecoder(device, 3, STAY_SCORE).finish_scores(scores_TNC, True, 5.0, 4.5)
+    return [_on_host(device, scores_TNC)]
+
+
+def _decoded(state_len: int, device: Device, inputs: Inputs, dtype: type[np.floating[Any]] = np.float32) -> Arrays:
     with device.in_order():
-        scores_TNC = device.xp.asarray(inputs["scores"].astype(np.float32) / 24)
+        scores_TNC = device.xp.asarray((inputs["scores"].astype(np.float32) / 24).astype(dtype))
     calls = CrfDecoder(device, state_len, STAY_SCORE)(scores_TNC)
     letters, qualities, moves, counts = (device.to_host(array) for array in calls)
     beyond = np.arange(letters.shape[1]) >= counts[:, None]

@@ -18,6 +18,7 @@ from gpu_steps.common import RUNS, arguments, say
 from gpu_steps.opened import kernels_of, open_card
 from porestream.models.call.basecaller import Basecaller
 from porestream.models.call.card import Card
+from porestream.models.call.memory import half_scores
 from porestream.models.call.network import Network
 from porestream.models.files.bundle import load_bundle
 from porestream.models.networks.attention import TransformerEncoder
@@ -67,7 +68,12 @@ def measure(name: str, card: Card, rows: int, folder: Path, profiled: bool) -> N
         batch_NM = few_NM.repeat(-(-rows // len(few_NM)), 1)[:rows].to(card.device)
         x_NCT = network.convolved(batch_NM)
         x_TNC = network.encoded(x_NCT)
-        scores_TNC = network.scores(x_TNC)
+        if decoder is not None and half_scores(card.precision("auto")):
+            network.finish_scores = decoder.finish_scores
+        dtype = torch.float16 if network.finish_scores else torch.float32
+        steps = samples // bundle.config.stride
+        scores_TNC = torch.empty(steps, rows, bundle.config.score_count, dtype=dtype, device=card.device)
+        network.scores(x_TNC, scores_TNC)
         stages: dict[str, Callable[[], Any]] = {
             "convolutions": lambda: network.convolved(batch_NM),
             "encoder": lambda: network.encoded(x_NCT),
