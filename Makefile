@@ -16,7 +16,7 @@ GPU_KIT ?= gpu-kit
 GPU_INDEX ?=
 CUDA ?= 13
 
-.PHONY: help system setup demo test test-long ops-check ops-system lint format bench compare-bonito compare-remora attack chaos soak record-calling gpu-kit gpu-check docs stubs lock clean
+.PHONY: help system setup demo test test-long ops-check ops-system lint format bench compare-bonito compare-readfish compare-remora attack chaos soak record-calling gpu-kit gpu-check docs stubs lock clean
 
 help:
 	@echo 'make demo            install, then simulate a small run, call and align it, and compare with the truth'
@@ -27,6 +27,7 @@ help:
 	@echo 'make format          format code and Markdown'
 	@echo 'make bench           measure speed and memory, and print Markdown tables'
 	@echo "make compare-bonito  compare scores and speed with bonito's own modules, in a separate environment"
+	@echo "make compare-readfish  compare decisions of adaptive sampling with readfish's own, in a separate environment"
 	@echo "make compare-remora  check that Remora can read our move tables, in a separate environment"
 	@echo 'make attack          attack a server with hostile peers and measure an honest stream, memory and health checks'
 	@echo 'make chaos           inject 1,000 random faults while calling; check for lost or duplicate reads and correct counts'
@@ -126,6 +127,13 @@ bench: setup
 
 compare-bonito: setup
 	PYTHON=$(PYTHON) TORCH_VERSION=$(TORCH_VERSION) $(BIN)/python benchmarks/compare_bonito.py --data $(DATA)
+
+# readfish itself, without ONT's client library, in an environment of its own.
+compare-readfish: setup
+	[ -x .readfish-venv/bin/python ] || { $(PYTHON) -m venv .readfish-venv; \
+		.readfish-venv/bin/pip install -q cattrs rtoml attrs numpy packaging more-itertools 'minknow-api>=6.2,<7'; \
+		.readfish-venv/bin/pip install -q --no-deps readfish==2024.3.0 readfish-summarise; }
+	$(BIN)/python benchmarks/compare_readfish.py --python .readfish-venv/bin/python $(ARGS)
 
 compare-remora: setup
 	PYTHON=$(PYTHON) TORCH_VERSION=$(TORCH_VERSION) $(BIN)/python benchmarks/compare_remora.py --record --data $(DATA)

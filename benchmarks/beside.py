@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -102,7 +103,7 @@ def parts_of(samples: int) -> list[tuple[str, Callable[[], object], bool | None]
 
     def fill() -> None:
         for row, piece in enumerate(pieces):
-            fill_batch(batches[piece.samples][row : row + 1], [prepared.chunk(piece.start, piece.samples)])
+            fill_batch(batches[piece.samples][row : row + 1], [partial(prepared.write_chunk, piece.start)])
 
     steps = [piece.samples // config.stride for piece in pieces]
     longest = max(steps)

@@ -35,7 +35,7 @@ from porestream.client.stream import Delivery, RunStream
 from porestream.client.wire import EncodedRead, encode_read
 from porestream.models.call import basecaller
 from porestream.models.call.decode import Decoded
-from porestream.models.call.runner import F32, fill_batch
+from porestream.models.call.runner import Chunk, fill_batch
 from porestream.models.files.bundle import ModelBundle
 from porestream.server.engine import Engine
 from porestream.server.settings import Settings
@@ -73,7 +73,7 @@ class AbsentRunner:
         self._buffers = threading.local()
         self._results = {samples: made_up_result(samples) for samples in lengths}
 
-    def call(self, chunks: Sequence[F32], samples: int) -> list[Decoded | ValueError]:
+    def call(self, chunks: Sequence[Chunk], samples: int) -> list[Decoded | ValueError]:
         if not hasattr(self._buffers, "batch"):
             self._buffers.batch = torch.zeros(ROWS * self._longest)
         fill_batch(self._buffers.batch[: ROWS * samples].view(ROWS, samples), chunks)

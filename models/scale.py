@@ -26,12 +26,12 @@ class Scaling:
     shift: float
     scale: float
 
-    def apply(self, signal_S: npt.NDArray[np.int16]) -> npt.NDArray[np.float32]:
-        """Return the normalised signal, float32."""
-        normalised_S = signal_S.astype(np.float32)
-        normalised_S -= np.float32(self.shift)
-        normalised_S *= np.float32(1.0 / self.scale)
-        return normalised_S
+    def apply(
+        self, signal_S: npt.NDArray[np.int16], out_S: npt.NDArray[np.float32] | None = None
+    ) -> npt.NDArray[np.float32]:
+        """Return the normalised signal, float32, in `out_S` if that is given."""
+        normalised_S = np.subtract(signal_S, np.float32(self.shift), out=out_S, dtype=np.float32)
+        return np.multiply(normalised_S, np.float32(1.0 / self.scale), out=normalised_S)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

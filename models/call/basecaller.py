@@ -5,6 +5,7 @@ Dimensions: N rows of a batch, S samples as measured, M samples at the model's r
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -151,9 +152,10 @@ class Basecaller:
         list
             For each chunk the result, or the error if it could not be called (scores that are not finite).
         """
+        rows = [partial(read.write_chunk, start) for read, start in chunks]
         if self._decoder is None:
-            return self.runner.call([read.chunk(start, samples) for read, start in chunks], samples)
-        scores_TNC = self.runner((read.chunk(start, samples) for read, start in chunks), samples)
+            return self.runner.call(rows, samples)
+        scores_TNC = self.runner(rows, samples)
         called: list[Decoded | ValueError] = []
         for row in range(len(chunks)):
             try:

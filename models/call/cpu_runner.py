@@ -14,7 +14,7 @@ from porestream.models.call.decode import Decoded
 from porestream.models.call.host import bf16_is_faster, host_memory_bytes, processor_class
 from porestream.models.call.memory import result_bytes
 from porestream.models.call.network import Network
-from porestream.models.call.runner import F32, BatchDecoder, decoded_rows, fill_batch
+from porestream.models.call.runner import F32, BatchDecoder, Chunk, decoded_rows, fill_batch
 from porestream.models.files.bundle import ModelBundle
 from porestream.models.files.config import ModelConfig, ModelError
 
@@ -69,14 +69,14 @@ class CpuRunner:
         """See `Runner`."""
         return "cpu"
 
-    def __call__(self, chunks: Iterable[F32], samples: int) -> F32:
+    def __call__(self, chunks: Iterable[Chunk], samples: int) -> F32:
         chunks = list(chunks)
         rows = -(-max(len(chunks), 1) // self.row_group) * self.row_group
         batch_NM, scores_TNC = self._buffers_of_thread(samples, rows)
         fill_batch(batch_NM, chunks)
         return self.network(batch_NM, scores_TNC).numpy()  # type: ignore[no-any-return]
 
-    def call(self, chunks: Sequence[F32], samples: int) -> list[Decoded | ValueError]:
+    def call(self, chunks: Sequence[Chunk], samples: int) -> list[Decoded | ValueError]:
         assert self._decoder is not None
         scores_TNC = np.ascontiguousarray(self(chunks, samples)[:, : len(chunks)])  # empty rows cost as much to decode
         calls = self._decoder(scores_TNC)

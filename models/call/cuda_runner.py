@@ -14,7 +14,7 @@ from porestream.models.call.decode import Decoded
 from porestream.models.call.host import host_memory_bytes
 from porestream.models.call.memory import device_bytes, half_scores, plan_rows, result_bytes
 from porestream.models.call.network import Network
-from porestream.models.call.runner import F32, BatchDecoder, NetworkPasses, decoded_rows, fill_batch
+from porestream.models.call.runner import F32, BatchDecoder, Chunk, NetworkPasses, decoded_rows, fill_batch
 from porestream.models.files.bundle import ModelBundle
 from porestream.models.files.config import ModelError
 from porestream.models.networks.attention import TransformerEncoder
@@ -130,21 +130,21 @@ class CudaRunner:
         """See `Runner`."""
         return self._card.device_name
 
-    def __call__(self, chunks: Iterable[F32], samples: int) -> F32:
+    def __call__(self, chunks: Iterable[Chunk], samples: int) -> F32:
         if self._decoder is not None:
             raise ValueError("this runner decodes on the GPU, so it cannot return scores: use `call`")
         scores_TNC = self._shapes[samples][1]
         host = self._computed(chunks, samples, scores_TNC.flatten().view(torch.uint8))
         return host.view(torch.float32).view_as(scores_TNC).numpy()
 
-    def call(self, chunks: Sequence[F32], samples: int) -> list[Decoded | ValueError]:
+    def call(self, chunks: Sequence[Chunk], samples: int) -> list[Decoded | ValueError]:
         assert self._calls is not None
         steps = self._shapes[samples][1].shape[0]
         size = sum(part.nbytes for part in _parts(self._calls, self.rows, steps))
         host = self._computed(chunks, samples, self._calls[:size])
         return decoded_rows([part.numpy() for part in _parts(host, self.rows, steps)], len(chunks))
 
-    def _computed(self, chunks: Iterable[F32], samples: int, results: torch.Tensor) -> torch.Tensor:
+    def _computed(self, chunks: Iterable[Chunk], samples: int, results: torch.Tensor) -> torch.Tensor:
         """Compute a batch and copy `results`, bytes on the GPU, into the calling thread's buffer."""
         batch_NM, scores_TNC, compute = self._shapes[samples]
         host_batch, host_results = self._card.host_buffers()

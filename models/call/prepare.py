@@ -67,7 +67,15 @@ class PreparedRead:
             first = int(positions_M[0])
             near_S = self.scaling.apply(self.signal_S[first : int(positions_M[-1]) + 2])
             chunk_M = np.interp(positions_M - first, np.arange(near_S.size), near_S).astype(np.float32)
-        return chunk_M if chunk_M.size == samples else np.resize(chunk_M, samples)
+        return chunk_M if chunk_M.size == samples else _repeated(chunk_M, samples)
+
+    def write_chunk(self, start: int, out_M: npt.NDArray[np.float32]) -> None:
+        """Write what `chunk` returns into a row of a batch."""
+        part_S = self.signal_S[start : start + out_M.size]
+        if self.step == 1 and part_S.size == out_M.size:
+            self.scaling.apply(part_S, out_M)
+        else:
+            out_M[:] = self.chunk(start, out_M.size)
 
     def measured_moves(self, moves_T: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.uint8], int]:
         """Convert moves to measured samples; return them with their stride, the measured samples per move.
@@ -82,6 +90,18 @@ class PreparedRead:
         ratio = self.plan.stride * self.step / stride
         measured_T[np.flatnonzero(moves_T) * ratio.numerator // ratio.denominator] = 1
         return measured_T, stride
+
+
+def _repeated(chunk_M: npt.NDArray[np.float32], samples: int) -> npt.NDArray[np.float32]:
+    """Return so many samples, the chunk again and again: `np.resize` in a tenth of its time."""
+    out_M = np.empty(samples, np.float32)
+    done = chunk_M.size
+    out_M[:done] = chunk_M
+    while done < samples:
+        more = min(done, samples - done)
+        out_M[done : done + more] = out_M[:more]
+        done += more
+    return out_M
 
 
 def prepare(

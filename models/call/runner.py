@@ -8,7 +8,7 @@ chunk's scores do not depend on how full its batch was.
 Dimensions: N rows of a batch, M samples at the model's rate, T time steps, C transition scores.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,6 +20,8 @@ from porestream.models.call.network import Network
 from porestream.models.networks.attention import Passes
 
 F32 = npt.NDArray[np.float32]
+Chunk = F32 | Callable[[F32], None]
+"""A chunk of normalised signal, or what writes it into a row."""
 
 
 class Runner(Protocol):
@@ -50,7 +52,7 @@ class Runner(Protocol):
     def device_name(self) -> str:
         """Human-readable device name: "cpu", "cuda:NVIDIA H100 80GB HBM3"."""
 
-    def __call__(self, chunks: Iterable[F32], samples: int) -> F32:
+    def __call__(self, chunks: Iterable[Chunk], samples: int) -> F32:
         """Compute the scores of at most `rows` chunks of `samples` samples each; on a GPU, only without a decoder.
 
         Returns
@@ -59,7 +61,7 @@ class Runner(Protocol):
             scores_TNC of all rows, float32, contiguous; the calling thread's next call overwrites it.
         """
 
-    def call(self, chunks: Sequence[F32], samples: int) -> list[Decoded | ValueError]:
+    def call(self, chunks: Sequence[Chunk], samples: int) -> list[Decoded | ValueError]:
         """Call at most `rows` chunks, decoding on the device; return each chunk's result, or the error.
 
         This needs a decoder.
@@ -104,9 +106,12 @@ def decoded_rows(calls: Sequence[npt.NDArray[Any]], rows: int) -> list[Decoded |
     return called
 
 
-def fill_batch(batch_NM: torch.Tensor, chunks: Iterable[F32]) -> None:
-    """Copy chunks into the first rows, and zero the rest."""
-    count = 0
-    for count, chunk_M in enumerate(chunks, 1):
-        batch_NM[count - 1] = torch.from_numpy(chunk_M)
-    batch_NM[count:] = 0.0
+def fill_batch(batch_NM: torch.Tensor, chunks: Iterable[Chunk]) -> None:
+    """Write chunks into the first rows, and zero the rest."""
+    rows_NM, count = batch_NM.numpy(), 0
+    for count, chunk in enumerate(chunks, 1):
+        if callable(chunk):
+            chunk(rows_NM[count - 1])
+        else:
+            rows_NM[count - 1] = chunk
+    rows_NM[count:] = 0.0

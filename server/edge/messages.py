@@ -219,6 +219,5 @@ def seconds(value: Duration) -> float:
 
 
 def _duration(value_s: float) -> Duration:
-    found = Duration()
-    found.FromNanoseconds(int(value_s * 1e9))
-    return found
+    whole_s, nanoseconds = divmod(int(value_s * 1e9), 1_000_000_000)
+    return Duration(seconds=whole_s, nanos=nanoseconds)

@@ -108,7 +108,7 @@ class MemoryBudget:
         if borrowed:
             self._borrowers[account] = borrowed
         self._lent_bytes += borrowed - before
-        if change_bytes < 0:
+        if change_bytes < 0 and self._waiting:
             self._tell_waiting()
 
     def _tell_waiting(self) -> None:

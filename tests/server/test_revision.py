@@ -96,11 +96,13 @@ def made_up_scores(chunk_M: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
 
 
 def made_up_network(
-    runner: CpuRunner, chunks: Iterable[npt.NDArray[np.float32]], samples: int
+    runner: CpuRunner, chunks: Iterable[Callable[[npt.NDArray[np.float32]], None]], samples: int
 ) -> npt.NDArray[np.float32]:
     """In the place of `CpuRunner.__call__`: scores_TNC."""
     scores_TNC = np.zeros((samples // STRIDE, runner.rows, 4 ** (STATE_LEN + 1)), np.float32)
-    for row, chunk_M in enumerate(chunks):
+    for row, write in enumerate(chunks):
+        chunk_M = np.empty(samples, np.float32)
+        write(chunk_M)
         scores_TNC[:, row] = made_up_scores(chunk_M)
     return scores_TNC
 
