@@ -45,6 +45,9 @@ class CudaRunner:
     passes
         Computes low-rank LSTMs' and transformers' passes between matrix products on the GPU; None means that torch
         does.
+    small
+        More shapes to capture, (rows, samples), no larger than the others: for calls that promise no bytes, as those
+        of open reads, where a whole batch would come too late.
 
     Raises
     ------
@@ -62,6 +65,7 @@ class CudaRunner:
         share: float = 1.0,
         decoder: BatchDecoder | None = None,
         passes: NetworkPasses | None = None,
+        small: Sequence[tuple[int, int]] = (),
     ) -> None:
         config = bundle.config
         decode_bytes = decoder.device_bytes if decoder else None
@@ -77,7 +81,10 @@ class CudaRunner:
         self.planned_bytes = device_bytes(config, max(lengths), self.precision, self.rows, decode_bytes)
         are_half = decoder is not None and half_scores(self.precision)
         self.device_class = f"{card.device_class}-{self.rows}rows" + ("-gpu-decoder" if decoder else "")
-        sizes = [(self.rows * length, length // config.stride * self.rows * config.score_count) for length in lengths]
+        shapes = [*((self.rows, length) for length in lengths), *small]
+        if any(rows * length > self.rows * max(lengths) for rows, length in small):
+            raise ValueError(f"small shapes {small} must be no larger than {self.rows} x {max(lengths)} samples")
+        sizes = [(rows * length, length // config.stride * rows * config.score_count) for rows, length in shapes]
         try:
             with card.in_order():
                 self.network = Network(bundle, self.precision, encoder_rows=self.rows).to(card.device)
@@ -87,7 +94,7 @@ class CudaRunner:
                 if are_half and decoder is not None:
                     self.network.finish_scores = decoder.finish_scores
                     self.device_class += "-half-scores"
-                # Shorter lengths reuse the longest one's memory; this is safe because the stream runs in order.
+                # All shapes use the largest one's memory; this is safe because the stream runs in order.
                 dtypes = torch.float32, torch.float16 if are_half else torch.float32
                 batch, scores = (
                     torch.zeros(max(size), dtype=dtype, device=card.device)
@@ -95,7 +102,7 @@ class CudaRunner:
                 )
                 size = result_bytes(config, max(lengths), self.rows, decoder is not None)
                 self._calls = torch.zeros(size, dtype=torch.uint8, device=card.device) if decoder else None
-            self._shapes = self._recorded(batch, scores, lengths, config.score_count)
+            self._shapes = self._recorded(batch, scores, shapes, config.score_count)
         except torch.OutOfMemoryError as error:
             raise ModelError(
                 f"{bundle.name} on {card.device}: out of GPU memory: {self.rows} rows were expected to take at most "
@@ -109,20 +116,20 @@ class CudaRunner:
         card.reserve(self.rows * max(lengths) * torch.float32.itemsize, size)
 
     def _recorded(
-        self, batch: torch.Tensor, scores: torch.Tensor, lengths: Sequence[int], score_count: int
-    ) -> dict[int, tuple[torch.Tensor, torch.Tensor, Callable[[], object]]]:
-        """Map each chunk length to batch_NM and scores_TNC, views of the buffers, and the function computing them."""
+        self, batch: torch.Tensor, scores: torch.Tensor, shapes: Sequence[tuple[int, int]], score_count: int
+    ) -> dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor, Callable[[], object]]]:
+        """Map each shape (rows, samples) to batch_NM and scores_TNC, views of the buffers, and what computes them."""
         parts = {}
-        for length in sorted(lengths, reverse=True):
-            shape = length // self.network.stride, self.rows, score_count
-            batch_NM = batch[: self.rows * length].view(self.rows, length)
+        for rows, length in sorted(set(shapes), key=math.prod, reverse=True):
+            shape = length // self.network.stride, rows, score_count
+            batch_NM = batch[: rows * length].view(rows, length)
             scores_TNC = scores[: math.prod(shape)].view(shape)
-            parts[length] = batch_NM, scores_TNC, partial(self.network, batch_NM, scores_TNC)
+            parts[rows, length] = batch_NM, scores_TNC, partial(self.network, batch_NM, scores_TNC)
         for _, _, compute in parts.values():
             self._card.warm_up(compute)
         return {
-            length: (batch_NM, scores_TNC, self._card.recorded(compute))
-            for length, (batch_NM, scores_TNC, compute) in parts.items()
+            shape: (batch_NM, scores_TNC, self._card.recorded(compute))
+            for shape, (batch_NM, scores_TNC, compute) in parts.items()
         }
 
     @property
@@ -133,20 +140,22 @@ class CudaRunner:
     def __call__(self, chunks: Iterable[Chunk], samples: int) -> F32:
         if self._decoder is not None:
             raise ValueError("this runner decodes on the GPU, so it cannot return scores: use `call`")
-        scores_TNC = self._shapes[samples][1]
-        host = self._computed(chunks, samples, scores_TNC.flatten().view(torch.uint8))
+        scores_TNC = self._shapes[self.rows, samples][1]
+        host = self._computed(chunks, self.rows, samples, scores_TNC.flatten().view(torch.uint8))
         return host.view(torch.float32).view_as(scores_TNC).numpy()
 
-    def call(self, chunks: Sequence[Chunk], samples: int) -> list[Decoded | ValueError]:
+    def call(self, chunks: Sequence[Chunk], samples: int, rows: int | None = None) -> list[Decoded | ValueError]:
+        """See `Runner`; `rows` chooses one of the `small` shapes."""
         assert self._calls is not None
-        steps = self._shapes[samples][1].shape[0]
-        size = sum(part.nbytes for part in _parts(self._calls, self.rows, steps))
-        host = self._computed(chunks, samples, self._calls[:size])
-        return decoded_rows([part.numpy() for part in _parts(host, self.rows, steps)], len(chunks))
+        rows = self.rows if rows is None else rows
+        steps = self._shapes[rows, samples][1].shape[0]
+        size = sum(part.nbytes for part in _parts(self._calls, rows, steps))
+        host = self._computed(chunks, rows, samples, self._calls[:size])
+        return decoded_rows([part.numpy() for part in _parts(host, rows, steps)], len(chunks))
 
-    def _computed(self, chunks: Iterable[Chunk], samples: int, results: torch.Tensor) -> torch.Tensor:
+    def _computed(self, chunks: Iterable[Chunk], rows: int, samples: int, results: torch.Tensor) -> torch.Tensor:
         """Compute a batch and copy `results`, bytes on the GPU, into the calling thread's buffer."""
-        batch_NM, scores_TNC, compute = self._shapes[samples]
+        batch_NM, scores_TNC, compute = self._shapes[rows, samples]
         host_batch, host_results = self._card.host_buffers()
         host_NM = host_batch[: batch_NM.nbytes].view(torch.float32).view_as(batch_NM)
         host_results = host_results[: results.numel()]
@@ -155,7 +164,7 @@ class CudaRunner:
             batch_NM.copy_(host_NM, non_blocking=True)
             compute()
             if self._decoder is not None and self._calls is not None:
-                self._decoder(scores_TNC, _parts(self._calls, self.rows, len(scores_TNC)))
+                self._decoder(scores_TNC, _parts(self._calls, rows, len(scores_TNC)))
             host_results.copy_(results, non_blocking=True)
             wait = self._card.mark()
         wait()
@@ -164,7 +173,7 @@ class CudaRunner:
     def compute_only(self, samples: int) -> None:
         """Compute the last batch again, without copies; for benchmarks."""
         with self._card.lock, self._card.in_order():
-            self._shapes[samples][2]()
+            self._shapes[self.rows, samples][2]()
             wait = self._card.mark()
         wait()
 

@@ -233,13 +233,33 @@ def test_what_a_card_decodes_in_fp16_are_halves(tmp_path: Path, name: str) -> No
     assert decoded.planned_bytes != plain.planned_bytes
     batch = chunks(2, samples)
     found = decoded.call(batch, samples)
-    halves_TNC = decoded._shapes[samples][1]
+    halves_TNC = decoded._shapes[2, samples][1]
     assert halves_TNC.dtype == torch.float16
     exact_TNC = torch.from_numpy(plain(batch, samples))
     torch.testing.assert_close(halves_TNC.float(), exact_TNC, rtol=2**-10, atol=1e-3)
     on_cpu = Decoder(bundle.config.state_len, decode_settings(bundle.config))
     whole_TNC = np.ascontiguousarray(halves_TNC.float().numpy())
     assert same_calls(found, [on_cpu(whole_TNC, row) for row in range(2)])
+
+
+def test_small_shapes_are_called_in_the_same_memory(bundles: dict[str, ModelBundle]) -> None:
+    """In turns with the whole batches, and with the bases that these give (fp32, where a row's sums hardly differ)."""
+    bundle = bundles["tiny v3"]
+    card = HostCard()
+    small = [(4, 1200), (2, 300)]
+    runner = CudaRunner(bundle, LENGTHS, "fp32", card, 16, decoder=kernels_for(bundle), small=small)
+    plain = CudaRunner(bundle, LENGTHS, "fp32", HostCard(), 16, decoder=kernels_for(bundle))
+    assert runner.device_class == plain.device_class
+    assert runner.planned_bytes == plain.planned_bytes
+    for rows, samples in (*small, *small[::-1]):
+        batch = chunks(rows, samples)
+        whole = runner.call(batch, samples)
+        assert same_calls(runner.call(batch, samples, rows=rows), whole)
+        assert same_calls(runner.call(batch[:1], samples, rows=rows), whole[:1])
+    with pytest.raises(KeyError):
+        runner.call(chunks(4, 300), 300, rows=4)
+    with pytest.raises(ValueError, match="must be no larger than 16 x 1200 samples"):
+        CudaRunner(bundle, LENGTHS, "fp32", card, 16, decoder=kernels_for(bundle), small=[(32, 1200)])
 
 
 def test_a_basecaller_calls_the_same_with_either_decoder(bundles: dict[str, ModelBundle]) -> None:
