@@ -18,9 +18,11 @@ from shapes import write_shape
 
 from porestream.kernels.align.aligner import Alignment
 from porestream.models.call.basecaller import Basecaller, decode_settings
+from porestream.models.call.chunk import Chunker
 from porestream.models.call.decode import Decoder
 from porestream.models.call.runner import F32
 from porestream.models.files.bundle import load_bundle
+from porestream.models.files.config import ModelConfig
 
 ROWS = 16
 EVERY_STEP = 100
@@ -70,6 +72,12 @@ def chunks(samples: int, rows: int = ROWS) -> list[F32]:
     return [*np.ascontiguousarray(levels_NM.astype(np.float32) / 16384 - 2 + noise_NM / 2, np.float32)]
 
 
+def longest_chunk(config: ModelConfig) -> int:
+    """Return the samples of a model's longest chunks."""
+    chunker = Chunker(config.chunk_size, config.overlap, config.stride, config.chunk_unit, config.coarse_stride)
+    return chunker.lengths[0]
+
+
 def kept_steps(scores_TNC: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Return the steps of which the scores are kept."""
     return np.concatenate([scores_TNC[::EVERY_STEP], scores_TNC[-1:]])
@@ -80,7 +88,7 @@ def network_result(shape: str, folder: Path) -> NetworkResult:
     bundle = load_bundle(write_shape(shape, folder))
     caller = Basecaller(bundle, "fp32")
     decoder = Decoder(bundle.config.state_len, decode_settings(bundle.config))
-    samples = caller.chunker.lengths[0]
+    samples = longest_chunk(bundle.config)
     kept, bases = [], []
     for batch in (chunks(samples)[first : first + caller.rows] for first in range(0, ROWS, caller.rows)):
         scores_TNC = caller.runner(batch, samples)[:, : len(batch)]

@@ -47,7 +47,7 @@ STEPS = [
     Step("networks", 120),
     Step("aligner", 60),
     Step("parts", 90),
-    Step("calls", 120),
+    Step("calls", 200),
     Step("speeds", 45),
     Step("sanitizer", 60),
     Step("bases", 300),

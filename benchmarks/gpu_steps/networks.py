@@ -8,7 +8,7 @@ from pathlib import Path
 
 import edlib
 import numpy as np
-from golden import NetworkResult, chunks, kept_steps, load_network
+from golden import NetworkResult, chunks, kept_steps, load_network, longest_chunk
 from shapes import write_shape
 
 from gpu_steps.common import arguments, median_s, say
@@ -35,7 +35,7 @@ def agreement(ours: list[str], theirs: list[str]) -> float:
 
 def check_scores(name: str, bundle: ModelBundle, cards: tuple[Card, Card], expected: NetworkResult, rows: int) -> None:
     """Compare the scores of a graph, of single launches, and of the golden result; then again with our kernels."""
-    samples = Basecaller(bundle, "fp32").chunker.lengths[0]
+    samples = longest_chunk(bundle.config)
     batch = chunks(samples)
     found = {}
     for kind, card, passes in (

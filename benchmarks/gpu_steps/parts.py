@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from golden import chunks
+from golden import chunks, longest_chunk
 from shapes import write_shape
 
 from gpu_steps.common import RUNS, arguments, say
 from gpu_steps.opened import kernels_of, open_card
-from porestream.models.call.basecaller import Basecaller
 from porestream.models.call.card import Card
 from porestream.models.call.memory import half_scores
 from porestream.models.call.network import Network
@@ -53,7 +52,7 @@ def device_ms(card: Card, work: Callable[[], object]) -> float:
 def measure(name: str, card: Card, rows: int, folder: Path, profiled: bool) -> None:
     """Time the parts of one network at one number of rows."""
     bundle = load_bundle(folder)
-    samples = Basecaller(bundle, "fp32").chunker.lengths[0]
+    samples = longest_chunk(bundle.config)
     device = kernels_of(card)
     decoder = batch_decoder(device, bundle.config)
     passes = network_passes(device, bundle.config)
