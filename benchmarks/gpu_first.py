@@ -84,9 +84,15 @@ def run_step(step: Step, options: argparse.Namespace, report: TextIO) -> bool:
     command += ["--small"] if options.small else []
     folders = [str(BENCHMARKS), str(options.work / "site"), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(folders)}
-    with tempfile.TemporaryFile("w+") as errors:
+    with tempfile.TemporaryFile("w+", errors="replace") as errors:
         process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment, start_new_session=True
+            command,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            errors="replace",
+            env=environment,
+            start_new_session=True,
         )
         limit_s = step.limit_s * options.patience
         timer = threading.Timer(limit_s, _kill, [process])
@@ -98,7 +104,7 @@ def run_step(step: Step, options: argparse.Namespace, report: TextIO) -> bool:
                     fact = json.loads(line)
                 except ValueError:
                     fact = {"what": "said", "said": line.rstrip()}
-                add(fact if isinstance(fact, dict) else {"what": "said", "said": fact})
+                add(fact if isinstance(fact, dict) and "what" in fact else {"what": "said", "said": fact})
             code = process.wait()
         finally:
             timed_out = not timer.is_alive()
@@ -123,7 +129,7 @@ def _kill(process: subprocess.Popen[str]) -> None:
 
 
 def _line(fact: Fact) -> str:
-    mark = {True: "ok ", False: "BAD", None: "   "}[fact.get("ok")]
+    mark = "ok " if fact.get("ok") is True else "BAD" if fact.get("ok") is False else "   "
     rest = " ".join(f"{key}={value}" for key, value in fact.items() if key not in ("step", "what", "ok", "at_s"))
     return f"{mark} {fact['step']:<10} {fact['at_s']:>6} {fact['what']}: {rest}"
 
@@ -142,7 +148,7 @@ def table(facts: Iterable[Fact]) -> str:
 
 
 def _row(fact: Fact) -> str:
-    ok = {True: "yes", False: "**no**", None: ""}[fact.get("ok")]
+    ok = "yes" if fact.get("ok") is True else "**no**" if fact.get("ok") is False else ""
     rest = ", ".join(
         f"{key} {_said(value)}" for key, value in fact.items() if key not in ("step", "what", "ok", "at_s")
     )

@@ -31,6 +31,7 @@ from porestream.kernels.device import find_kernel_device
 from porestream.models.simulate.sequence import decode, random_bases
 
 ROOT = Path(__file__).resolve().parent.parent
+TITLE = "A kit for benchmarks/gpu_first.py"
 LARGEST_BYTES = 64 << 20
 """Of the kit and the repository together."""
 PLATFORMS = (
@@ -138,12 +139,12 @@ def main() -> None:
     kit: Path = options.kit
     marker = kit / "README.txt"
     if kit.exists():
-        if any(kit.iterdir()) and not marker.is_file():
+        if any(kit.iterdir()) and not (marker.is_file() and marker.read_text(errors="replace").startswith(TITLE)):
             raise SystemExit(f"{kit} is not empty and is not a kit; name another folder")
         shutil.rmtree(kit)
     kit.mkdir(parents=True)
     marker.write_text(
-        "A kit for benchmarks/gpu_first.py of the repository that made it: python benchmarks/gpu_first.py --kit THIS\n"
+        f"{TITLE} of the repository that made it: python benchmarks/gpu_first.py --kit THIS\n"
         f"Assumed to be on the GPU's machine: {', '.join(ASSUMED)}.\n"
         f"Wheels in the kit, if there are any: {', '.join(CARRIED)}.\n"
     )

@@ -16,6 +16,7 @@ from porestream.client.flow_cell import divide
 ACTIONS = ("unblock", "stop_receiving", "proceed")
 DECISIONS = ("single_on", "single_off", "multi_on", "multi_off", "no_map", "no_seq")
 MOST_INTERVALS = 1_000_000
+MOST_COORDINATE = 1 << 40
 _TOP = {"split_axis", "caller_settings", "mapper_settings", "regions", "barcodes"}
 _CHUNKS = {"min_chunks": 1, "max_chunks": 2}
 _BEYOND = {"below_min_chunks": "proceed", "above_max_chunks": "unblock"}
@@ -205,11 +206,11 @@ def _targets(value: object, errors: list[str], folder: Path) -> list[Target]:
     if not isinstance(value, str):
         errors.append(f"targets are {value!r}; they must be a list of texts or the path of a BED or CSV file")
         return []
-    path = Path(value) if Path(value).is_file() else folder / value
     try:
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        errors.append(f"cannot read the targets {path}: {error}")
+        path = Path(value) if Path(value).is_file() else folder / value
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a name that no file can have
+        errors.append(f"cannot read the targets {value[:200]!r}: {error}")
         return []
     is_bed = ".bed" in [suffix.lower() for suffix in path.suffixes]
     if is_bed:
@@ -221,16 +222,20 @@ def _targets(value: object, errors: list[str], folder: Path) -> list[Target]:
 def _parsed(rows: Iterable[tuple[int, list[str]]], is_bed: bool, place: str, errors: list[str]) -> list[Target]:
     """Parse rows: contig, or contig, start, end and strand; in BED there are name and score before the strand."""
     found: list[Target] = []
-    for number, row in rows:
-        if not row or row == [""]:
-            continue
-        try:
-            found += _target(row, is_bed)
-        except ValueError as error:
-            errors.append(f"{place} {number}: {error}")
-        if len(found) > MOST_INTERVALS:
-            errors.append(f"{place} {number}: there are more than {MOST_INTERVALS:,} targets")
-            return []
+    number = 0
+    try:
+        for number, row in rows:
+            if not row or row == [""]:
+                continue
+            try:
+                found += _target(row, is_bed)
+            except ValueError as error:
+                errors.append(f"{place} {number}: {error}")
+            if len(found) > MOST_INTERVALS:
+                errors.append(f"{place} {number}: there are more than {MOST_INTERVALS:,} targets")
+                return []
+    except csv.Error as error:
+        errors.append(f"{place} {number + 1}: {error}")
     return found
 
 
@@ -253,6 +258,8 @@ def _target(row: list[str], is_bed: bool) -> list[Target]:
         raise ValueError(f"strand {strand!r} must be +, - or .")
     if start > end:
         raise ValueError(f"start {start:,} is after end {end:,}")
+    if start < 0 or end > MOST_COORDINATE:
+        raise ValueError(f"{start:,} to {end:,} is on no contig")
     return [Target(contig, start, end, one) for one in _STRANDS[strand]]
 
 

@@ -61,8 +61,8 @@ def divide(channels: int, parts: int, axis: int = 1) -> list[list[int]]:
         The parts would not be equal.
     """
     places_RC = layout(channels)
-    if axis not in (0, 1):
-        raise ValueError(f"split_axis is {axis}; it must be 0 (rows) or 1 (columns)")
+    if type(axis) is not int or axis not in (0, 1):  # not true, not 1.0
+        raise ValueError(f"split_axis is {axis!r}; it must be 0 (rows) or 1 (columns)")
     if parts < 1 or places_RC.shape[axis] % parts:
         along = ("rows", "columns")[axis]
         raise ValueError(

@@ -48,7 +48,7 @@ def decode_vbz(signal: bytes, sample_count: int) -> npt.NDArray[np.int16]:
         return samples_S
     if not hasattr(_of_thread, "zstd"):
         _of_thread.zstd = zstandard.ZstdDecompressor()  # making one takes a fifth as long as a chunk
-    unpacked_B = np.frombuffer(_of_thread.zstd.decompress(signal), np.uint8)
+    unpacked_B = np.frombuffer(_of_thread.zstd.decompress(signal, allow_extra_data=False), np.uint8)
     samples_S = np.empty(sample_count, np.int16)
     if not _compiled(unpacked_B, samples_S):
         raise ValueError(f"{unpacked_B.size} bytes cannot be {sample_count} samples")

@@ -82,7 +82,7 @@ class CudaRunner:
         are_half = decoder is not None and half_scores(self.precision)
         self.device_class = f"{card.device_class}-{self.rows}rows" + ("-gpu-decoder" if decoder else "")
         shapes = [*((self.rows, length) for length in lengths), *small]
-        if any(rows * length > self.rows * max(lengths) for rows, length in small):
+        if any(rows > self.rows or length > max(lengths) for rows, length in small):
             raise ValueError(f"small shapes {small} must be no larger than {self.rows} x {max(lengths)} samples")
         sizes = [(rows * length, length // config.stride * rows * config.score_count) for rows, length in shapes]
         try:

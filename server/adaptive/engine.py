@@ -84,7 +84,7 @@ class Decided:
     evaluations
         How often the read has been evaluated, this time included.
     previous_action
-        The last final action on the channel, of an earlier read; None: there was none.
+        The last final action on the channel, of this read or an earlier one; None: there was none.
     is_overridden
         Whether something else than the condition decided: the first read's or duplex's rule, or the dry run.
     """
@@ -114,7 +114,8 @@ class Decider:
     conditions
         The condition of each channel.
     joined_midway
-        Whether sequencing had begun before: then each channel's first read is kept, for nobody knows how long it is.
+        Whether sequencing had begun before: then a channel's first evaluation keeps the read, for nobody knows how long
+        it is.
     dry_run
         Eject nothing.
     duplex

@@ -18,6 +18,8 @@ from porestream.server.metrics import STAGE_SECONDS, STAGE_WAIT_SECONDS
 
 log = structlog.get_logger()
 
+_LOOK_AGAIN_S = 1.0  # how often to look whether reads that wait for minimap2 are still wanted
+
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class ToAlign:
@@ -61,7 +63,8 @@ class AlignQueue:
         cores: int = 1,
     ) -> None:
         self._aligner, self._is_wanted, self._done, self._use = aligner, is_wanted, done, use
-        self._changed = threading.Condition()
+        lock = threading.Lock()  # of both queues; a condition for each that waits, so that nobody is woken for nothing
+        self._changed, self._left, self._room = (threading.Condition(lock) for _ in range(3))
         self._waiting: list[tuple[float, int, ToAlign]] = []  # a heap: live reads first, then in order
         self._numbers = itertools.count()
         self._elsewhere: deque[ToAlign] = deque()
@@ -82,7 +85,7 @@ class AlignQueue:
         """Queue a part to align."""
         with self._changed:
             heapq.heappush(self._waiting, (read.job.settings.priority.value, next(self._numbers), read))
-            self._changed.notify_all()
+            self._changed.notify()
 
     def close(self) -> None:
         """Stop after the current batch; queued reads are dropped."""
@@ -90,7 +93,8 @@ class AlignQueue:
             self._closed = True
             self._waiting.clear()
             self._elsewhere.clear()
-            self._changed.notify_all()
+            for condition in (self._changed, self._left, self._room):
+                condition.notify_all()
         if self._threads[0].is_alive():
             self._threads[0].join()  # the others may work for hours; they end with the process
 
@@ -127,33 +131,44 @@ class AlignQueue:
             if self._use:
                 self._use.clock.leave()
             each_s = (time.monotonic() - started_s) / len(batch)
+            left = []
             for read, result in zip(batch, results, strict=True):
                 STAGE_SECONDS.labels("align").observe(each_s)
                 if result is None:
-                    self._put_elsewhere(read)
+                    left.append(read)
                 else:
                     self._deliver(read, result)
-            del batch, read, results, result  # otherwise an idle thread would keep its last reads in memory
+            for read in left:  # last, because this may have to wait
+                self._put_elsewhere(read)
+            del batch, left, read, results, result  # otherwise an idle thread would keep its last reads in memory
 
     def _put_elsewhere(self, read: ToAlign) -> None:
-        """Leave a read to minimap2; wait while it has a batch's worth of bases to align."""
-        with self._changed:
+        """Leave a read to minimap2; wait while it has a batch's worth of bases to align that are still wanted."""
+        with self._room:
             while self._elsewhere_bases > self._aligner.batch_bases and not self._closed:
-                self._changed.wait()
+                self._room.wait(_LOOK_AGAIN_S)
+                self._drop_unwanted()
             self._elsewhere.append(read)
             self._elsewhere_bases += len(read.sequence)
-            self._changed.notify_all()
+            self._left.notify()
+
+    def _drop_unwanted(self) -> None:
+        """Forget reads whose streams have gone: nobody says so."""
+        wanted = [read for read in self._elsewhere if self._is_wanted(read.job)]
+        if len(wanted) < len(self._elsewhere):
+            self._elsewhere = deque(wanted)
+            self._elsewhere_bases = sum(len(read.sequence) for read in wanted)
 
     def _run_elsewhere(self) -> None:
         while True:
-            with self._changed:
+            with self._left:
                 while not self._elsewhere and not self._closed:
-                    self._changed.wait()
+                    self._left.wait()
                 if self._closed:
                     return
                 read = self._elsewhere.popleft()
                 self._elsewhere_bases -= len(read.sequence)
-                self._changed.notify_all()
+                self._room.notify()
             if self._is_wanted(read.job):
                 result: Result
                 try:

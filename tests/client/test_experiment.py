@@ -79,11 +79,19 @@ def test_a_toml_of_readfish(tmp_path: Path) -> None:
         ('"chr2,100,200,+"', '"chr2,100,200,?"', "targets, number 2: strand '?' must be +, - or ."),
         ('"chr2,100,200,+"', '"chr2,300,200,+"', "targets, number 2: start 300 is after end 200"),
         ('"chr2,100,200,+"', '"chr2,a,200,+"', "targets, number 2: start 'a' and end '200' must be numbers"),
+        ('"chr2,100,200,+"', '"chr2,-100,200,+"', "targets, number 2: -100 to 200 is on no contig"),
+        ('"chr2,100,200,+"', f'"chr2,100,{10**20},+"', "is on no contig"),
+        ("split_axis = 1", "split_axis = 1.0", "split_axis is 1.0; it must be 0"),
+        ("split_axis = 1", "split_axis = true", "split_axis is True; it must be 0"),
+        ('"targets.bed"', '"chr1,1,2,+' + "x" * 5000 + '"', "cannot read the targets 'chr1,1,2,+xxx"),
+        ('"targets.bed"', '"a\\u0000b"', "cannot read the targets"),
+        ('"targets.bed"', '"long.csv"', "long.csv, line 1: field larger than field limit"),
         ("[[regions]]", "[[region]]", "no [[regions]]"),
     ],
 )
 def test_what_is_wrong_is_named_with_its_place(tmp_path: Path, before: str, after: str, said: str) -> None:
     assert before in TOML
+    (tmp_path / "long.csv").write_text("A" * 200_000)
     path = written(tmp_path, TOML.replace(before, after))
     with pytest.raises(ExperimentError) as caught:
         load_experiment(path, 512)

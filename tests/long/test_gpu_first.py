@@ -81,7 +81,8 @@ def odd_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "crashes": "os.kill(os.getpid(), signal.SIGSEGV)",
         "raises": "raise MemoryError('of the GPU')",
         "hangs": "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\ntime.sleep(600)",
-        "chats": "print('a library says hello')\nprint('[1]')",
+        "chats": "print('a library says hello')\nprint('[1]')\nprint('{}')\n"
+        "say('odd', ok='no')\nsys.stdout.buffer.write(b'\\xff\\n')",
         "works": "say('one', ok=True, figure=3)",
     }.items():
         (package / f"{name}.py").write_text(f"{started}{text}\n")
@@ -126,6 +127,7 @@ def test_without_a_kit_it_says_how_to_make_one(tmp_path: Path, capsys: pytest.Ca
 
 def test_a_folder_that_is_no_kit_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "thesis.tex").write_text("all of it")
+    (tmp_path / "README.txt").write_text("of the thesis")
     monkeypatch.setattr(sys, "argv", ["gpu_kit.py", str(tmp_path)])
     with pytest.raises(SystemExit, match="is not empty and is not a kit"):
         gpu_kit.main()

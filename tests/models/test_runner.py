@@ -360,7 +360,7 @@ def test_what_is_asked_of_cuda(monkeypatch: pytest.MonkeyPatch, bundles: dict[st
     runner = CudaRunner(bundles["tiny v3"], LENGTHS, "auto", card, rows=16)
     warmed, captured = ["kernels"] * 3 + ["synchronize"], ["capture", "kernels", "captured"]
     assert cuda.log == warmed * 2 + captured * 2  # both lengths before the first's memory stays taken
-    assert list(runner._shapes) == sorted(LENGTHS, reverse=True)
+    assert list(runner._shapes) == [(16, length) for length in sorted(LENGTHS, reverse=True)]
     assert (runner.precision, runner.device_class) == ("fp16", "sm_90-16rows")
     cuda.log.clear()
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from porestream.kernels.align.aligner import Alignment
+from porestream.server.calling import align_queue
 from porestream.server.calling.align_queue import AlignQueue, ToAlign
 from porestream.server.calling.device_use import DeviceUse
 from porestream.server.reads import Priority
@@ -224,3 +225,44 @@ def test_a_queue_that_waits_for_minimap2_closes() -> None:
         time.sleep(0.001)
     queue.close()
     aligner.elsewhere.set()
+
+
+def test_reads_whose_stream_has_gone_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(align_queue, "_LOOK_AGAIN_S", 0.01)
+    aligner, gone, found = AllHard(batch_bases=20), threading.Event(), list[str]()
+    queue = AlignQueue(
+        aligner,  # type: ignore[arg-type]
+        lambda job: not (gone.is_set() and int(job.read.name) < 9),
+        lambda one, _: found.append(one.job.read.name),
+        None,
+    )
+    queue.start()
+    for number in range(10):
+        queue.put(read(str(number)))
+    while queue._elsewhere_bases <= 20:
+        time.sleep(0.001)
+    gone.set()
+    while "9" not in [one.job.read.name for one in [*queue._elsewhere]]:  # although minimap2 still has the first
+        time.sleep(0.001)
+    aligner.elsewhere.set()
+    while "9" not in found:
+        time.sleep(0.001)
+    queue.close()
+
+
+def test_what_the_device_aligned_does_not_wait_for_minimap2() -> None:
+    class Mixed(AllHard):
+        def align_batch(self, reads: list[tuple[str, str]], *, md: bool) -> list[list[Alignment] | None]:
+            return [[] if name.endswith("9") else None for name, _ in reads]
+
+    aligner, found = Mixed(batch_bases=100), list[str]()
+    queue = AlignQueue(aligner, lambda _: True, lambda one, _: found.append(one.job.read.name), None)  # type: ignore[arg-type]
+    for number in range(20):  # two batches; minimap2 has room for the first and a part of the second
+        queue.put(read(str(number)))
+    queue.start()
+    while found != ["9", "19"]:
+        time.sleep(0.001)
+    aligner.elsewhere.set()
+    while len(found) < 20:
+        time.sleep(0.001)
+    queue.close()

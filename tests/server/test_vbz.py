@@ -65,5 +65,7 @@ def test_a_damaged_chunk_is_read_as_pod5_reads_it(seed: int) -> None:
 
 
 def test_what_is_not_zstd_is_refused() -> None:
-    with pytest.raises(zstandard.ZstdError):
-        vbz.decode_vbz(b"not zstd", 3)
+    whole = vbz_compress_signal(np.arange(3, dtype=np.int16)).tobytes()
+    for wrong in (b"not zstd", whole + b"x", whole + whole, whole[:-1]):
+        with pytest.raises(zstandard.ZstdError):
+            vbz.decode_vbz(wrong, 3)
