@@ -138,7 +138,10 @@ def table(facts: Iterable[Fact]) -> str:
     """Return what was found as Markdown, what is not as it should be first."""
     found = [fact for fact in facts if fact["what"] != "done"]
     bad = [fact for fact in found if fact.get("ok") is False]
-    lines = [f"{len(bad)} of {sum('ok' in fact for fact in found)} checks are not as they should be.", ""]
+    lines = [
+        f"{len(bad)} of {sum(isinstance(fact.get('ok'), bool) for fact in found)} checks are not as they should be.",
+        "",
+    ]
     for title, part in (("What is wrong", bad), ("All", found)):
         if part:
             lines += [f"## {title}", "", "| step | what | ok | found |", "| --- | --- | --- | --- |"]
