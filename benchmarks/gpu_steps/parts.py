@@ -17,11 +17,10 @@ from shapes import write_shape
 from gpu_steps.common import RUNS, arguments, say
 from gpu_steps.opened import kernels_of, open_card
 from porestream.models.call.card import Card
+from porestream.models.call.cuda_runner import use_passes
 from porestream.models.call.memory import half_scores
 from porestream.models.call.network import Network
 from porestream.models.files.bundle import load_bundle
-from porestream.models.networks.attention import TransformerEncoder
-from porestream.models.networks.recurrent import LowRankRecurrent
 from porestream.server.start.devices import batch_decoder, network_passes
 
 SHAPES = ("hac v4.3", "sup v5", "fast v4.3", "hac v6")
@@ -60,10 +59,7 @@ def measure(name: str, card: Card, rows: int, folder: Path, profiled: bool) -> N
     with torch.inference_mode(), card.in_order():
         network = Network(bundle, card.precision("auto"), encoder_rows=rows).to(card.device)
         if passes is not None:
-            if isinstance(network.encoder, LowRankRecurrent):
-                network.encoder.next_states = passes.next_states
-            elif isinstance(network.encoder, TransformerEncoder):
-                network.encoder.passes = passes
+            use_passes(passes, network.encoder)
         batch_NM = few_NM.repeat(-(-rows // len(few_NM)), 1)[:rows].to(card.device)
         x_NCT = network.convolved(batch_NM)
         x_TNC = network.encoded(x_NCT)

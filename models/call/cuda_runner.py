@@ -89,7 +89,7 @@ class CudaRunner:
             with card.in_order():
                 self.network = Network(bundle, self.precision, encoder_rows=self.rows).to(card.device)
                 if passes is not None:
-                    _use(passes, self.network.encoder)
+                    use_passes(passes, self.network.encoder)
                     self.device_class += "-gpu-passes"
                 if are_half and decoder is not None:
                     self.network.finish_scores = decoder.finish_scores
@@ -178,7 +178,8 @@ class CudaRunner:
         wait()
 
 
-def _use(passes: NetworkPasses, encoder: torch.nn.Module) -> None:
+def use_passes(passes: NetworkPasses, encoder: torch.nn.Module) -> None:
+    """Make an encoder of low-rank LSTMs or a transformer compute with these passes."""
     if isinstance(encoder, LowRankRecurrent):
         encoder.next_states = passes.next_states
     else:

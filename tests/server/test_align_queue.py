@@ -196,13 +196,20 @@ class AllHard(FakeAligner):
         return []
 
 
+def fill_up(queue: AlignQueue, count: int, room_bases: int) -> None:
+    """Start, and put in so many reads that the batches wait for minimap2."""
+    queue.start()
+    for number in range(count):
+        queue.put(read(str(number)))
+    while queue._elsewhere_bases <= room_bases:
+        time.sleep(0.001)
+
+
 def test_what_the_device_leaves_is_aligned_on_all_cores_and_is_bounded() -> None:
     aligner = AllHard(batch_bases=100)
     found: list[str] = []
     queue = AlignQueue(aligner, lambda _: True, lambda one, _: found.append(one.job.read.name), None, cores=3)  # type: ignore[arg-type]
-    queue.start()
-    for number in range(60):
-        queue.put(read(str(number)))
+    fill_up(queue, 60, 100)
     while aligner.now < 3 or queue._elsewhere_bases <= 100:
         time.sleep(0.001)
     held = len(queue._elsewhere)  # three are being aligned, eleven wait; the batches wait for these
@@ -218,11 +225,7 @@ def test_what_the_device_leaves_is_aligned_on_all_cores_and_is_bounded() -> None
 def test_a_queue_that_waits_for_minimap2_closes() -> None:
     aligner = AllHard(batch_bases=20)
     queue = AlignQueue(aligner, lambda _: True, lambda *_: None, None)  # type: ignore[arg-type]
-    queue.start()
-    for number in range(10):
-        queue.put(read(str(number)))
-    while queue._elsewhere_bases <= 20:
-        time.sleep(0.001)
+    fill_up(queue, 10, 20)
     queue.close()
     aligner.elsewhere.set()
 
@@ -236,11 +239,7 @@ def test_reads_whose_stream_has_gone_make_room(monkeypatch: pytest.MonkeyPatch) 
         lambda one, _: found.append(one.job.read.name),
         None,
     )
-    queue.start()
-    for number in range(10):
-        queue.put(read(str(number)))
-    while queue._elsewhere_bases <= 20:
-        time.sleep(0.001)
+    fill_up(queue, 10, 20)
     gone.set()
     while "9" not in [one.job.read.name for one in [*queue._elsewhere]]:  # although minimap2 still has the first
         time.sleep(0.001)
